@@ -1,0 +1,1 @@
+"""The mathematics: types, patch grid, matching, prompts, masks. Knows torch and numpy only."""

@@ -1,0 +1,143 @@
+"""The values that pass between layers: plain frozen dataclasses over numpy arrays.
+
+Frames: `(H, W)` is the image at its natural size; pixel (x, y) covers [x, x+1) x [y, y+1), x to the right, y down.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+"""(H, W, 3) uint8 RGB."""
+Mask = NDArray[np.bool_]
+"""(H, W) bool."""
+Arrays = dict[str, NDArray[np.generic]]
+"""Named arrays, as safetensors stores them."""
+
+
+def _no_points() -> NDArray[np.float32]:
+    return np.zeros((0, 2), np.float32)
+
+
+def _no_boxes() -> NDArray[np.float32]:
+    return np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Scribble:
+    """What a user drew for one label on one image.
+
+    Attributes:
+        size_hw: natural size of the image.
+        positive_xy: (N, 2) float32, px: points on the object.
+        negative_xy: (M, 2) float32, px: points off the object.
+        boxes_xyxy: (B, 4) float32, px: boxes around one object each.
+        positive_strokes: (H, W) bool or None: pixels painted on the object.
+        negative_strokes: (H, W) bool or None: pixels painted off the object.
+    """
+
+    size_hw: tuple[int, int]
+    positive_xy: NDArray[np.float32] = field(default_factory=_no_points)
+    negative_xy: NDArray[np.float32] = field(default_factory=_no_points)
+    boxes_xyxy: NDArray[np.float32] = field(default_factory=_no_boxes)
+    positive_strokes: Mask | None = None
+    negative_strokes: Mask | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing positive was drawn: negatives alone mark no object."""
+        has_strokes = self.positive_strokes is not None and bool(self.positive_strokes.any())
+        return not (len(self.positive_xy) or len(self.boxes_xyxy) or has_strokes)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredMask:
+    """A mask and how good it is believed to be.
+
+    Attributes:
+        mask: (H, W) bool at the image's natural size.
+        score: expected IoU in [0, 1].
+    """
+
+    mask: Mask
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMask:
+    """One region of a segmentation: a label, its mask at natural size, its score (expected IoU in [0, 1])."""
+
+    label: str
+    mask: Mask
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """All that the models keep of one image: what the feature cache stores, what matching and segmenting need.
+
+    Attributes:
+        size_hw: natural size of the image.
+        features: (H_p, W_p, D) float16: the feature map, each patch of unit length.
+        embedding: the segmenter's own arrays (SAM: its image embedding; lite: the image at working size).
+        signature: of the models that made it.
+    """
+
+    size_hw: tuple[int, int]
+    features: NDArray[np.float16]
+    embedding: Mapping[str, NDArray[np.generic]]
+    signature: str
+
+    def to_arrays(self) -> Arrays:
+        """The same as named arrays, for safetensors."""
+        arrays: Arrays = {"size_hw": np.array(self.size_hw, np.int64), "features": self.features}
+        arrays.update({f"embedding.{name}": array for name, array in self.embedding.items()})
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, signature: str) -> "EncodedImage":
+        """Inverse of `to_arrays`.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        height, width = (int(side) for side in arrays["size_hw"])
+        embedding = {
+            name.removeprefix("embedding."): array for name, array in arrays.items() if name.startswith("embedding.")
+        }
+        return cls((height, width), arrays["features"].astype(np.float16, copy=False), embedding, signature)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The patches of one reference image as seen for one label.
+
+    Attributes:
+        features: (R, D) float16: patch features of unit length, of all views of the reference.
+        inside: (R,) float16 in [0, 1]: how much of a patch the label's mask covers.
+        known: (R,) float16 in [0, 1]: 0 where nothing is known of a patch that is not inside (an unmarked look-alike).
+        signature: of the models that made the features.
+    """
+
+    features: NDArray[np.float16]
+    inside: NDArray[np.float16]
+    known: NDArray[np.float16]
+    signature: str
+
+    def to_arrays(self) -> Arrays:
+        """The same as named arrays, for safetensors."""
+        return {"features": self.features, "inside": self.inside, "known": self.known}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, signature: str) -> "Reference":
+        """Inverse of `to_arrays`.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        features, inside, known = (
+            arrays[name].astype(np.float16, copy=False) for name in ("features", "inside", "known")
+        )
+        return cls(features, inside, known, signature)

@@ -1,0 +1,36 @@
+"""Every error that this project raises on purpose, named by whose problem it is.
+
+A message says what was expected, what came and what to do. `service.py` holds the one table from class to HTTP status.
+"""
+
+
+class SoftmatcherError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class BadInputError(SoftmatcherError):
+    """The request, image, annotation or label config cannot be used as it is: its sender has to change it."""
+
+
+class NotFoundError(SoftmatcherError):
+    """A project, task, annotation or image does not exist (any more)."""
+
+
+class ConfigurationError(SoftmatcherError):
+    """A setting is missing or wrong: the operator has to change it."""
+
+
+class LabelStudioError(SoftmatcherError):
+    """Label Studio (or an image host) refused: wrong token, no permission, an answer nobody expected."""
+
+
+class LabelStudioUnavailableError(LabelStudioError):
+    """Label Studio (or an image host) did not answer, or answered 429 or 5xx: worth another try later."""
+
+
+class ModelUnavailableError(SoftmatcherError):
+    """A model cannot be loaded, or is still loading: weights missing, wrong or unreadable."""
+
+
+class QueueUnavailableError(SoftmatcherError):
+    """Redis or Valkey did not answer."""

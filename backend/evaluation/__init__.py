@@ -1,0 +1,1 @@
+"""Data sets and metrics: how good the masks are."""

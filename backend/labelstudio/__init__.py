@@ -1,0 +1,1 @@
+"""What Label Studio speaks: label configs, regions, image addresses, its API."""
