@@ -1,0 +1,142 @@
+"""Every setting of the backend: the only reader of the environment."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from backend.errors import ConfigurationError
+
+
+def _alias(name: str) -> AliasChoices:
+    """Names that are not ours (Label Studio's, Redis', the database's) carry no prefix."""
+    return AliasChoices(name)
+
+
+class Settings(BaseSettings):
+    """Built once by `load_settings`, frozen, passed down. Field descriptions are the README's settings table."""
+
+    model_config = SettingsConfigDict(env_prefix="SOFTMATCHER_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    label_studio_url: str = Field(
+        "http://127.0.0.1:8080",
+        validation_alias=_alias("LABEL_STUDIO_URL"),
+        description="Address of Label Studio as the backend reaches it.",
+    )
+    label_studio_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=_alias("LABEL_STUDIO_API_KEY"),
+        description="Legacy token or personal access token. Without it the token that Label Studio sends on connecting "
+        "is used, which works only where legacy tokens are enabled.",
+    )
+    redis_url: str | None = Field(
+        None,
+        validation_alias=_alias("REDIS_URL"),
+        description="Redis or Valkey for the job queue. `up` and `demo` start an embedded Valkey without it.",
+    )
+    database_url: str | None = Field(
+        None,
+        validation_alias=_alias("DATABASE_URL"),
+        description="SQLAlchemy address of the store. Default: SQLite in the data folder.",
+    )
+    host: str = Field("127.0.0.1", description="Address that the service binds to.")
+    port: int = Field(9090, ge=0, le=65535, description="Port of the service.")
+    public_url: str | None = Field(
+        None, description="Address of the service as Label Studio reaches it, if a proxy changes it on the way."
+    )
+    data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
+    profile: str = Field("lite", description="Which models: `lite` needs no download.")
+    matcher: Literal["posterior", "softmatcher"] = Field(
+        "posterior",
+        description="Score map: foreground posterior, or the paper's exact Softmatcher. A project's extra params "
+        '`{"matcher": ...}` go before it.',
+    )
+    background_labels: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset({"background"}),
+        description="Labels that mean «not the object», comma-separated, whatever their case.",
+    )
+    mask_tags: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Names of BrushLabels controls whose strokes are finished masks, not scribbles; comma-separated.",
+    )
+    complete_annotations: bool = Field(
+        False, description="True if annotators mark every object of an image: all else is then background."
+    )
+    predict_budget_s: float = Field(
+        60.0, gt=0, le=95, description="Seconds after which a batch /predict answers and hands the rest to the queue."
+    )
+    reference_wait_s: float = Field(
+        2.0, ge=0, le=10, description="Seconds that the prediction of one task waits for an annotation just submitted."
+    )
+    cache_mb: float = Field(2048.0, ge=0, description="Bound of the feature cache on disk, MB.")
+    max_image_mb: float = Field(100.0, gt=0, description="Largest image file that is downloaded, MB.")
+    max_image_mpx: float = Field(120.0, gt=0, description="Largest image that is decoded, megapixels.")
+    download_timeout_s: float = Field(20.0, gt=0, description="Time for one image download, seconds.")
+    allowed_image_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Hosts other than Label Studio that images may come from, `host` or `host:port`, comma-separated.",
+    )
+    basic_auth_user: str | None = Field(None, description="User that Label Studio has to name (basic auth).")
+    basic_auth_pass: SecretStr | None = Field(None, description="Password that goes with it.")
+    service_threads: int = Field(8, ge=2, le=64, description="Requests that the service answers at a time.")
+    torch_threads: int = Field(0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
+
+    @field_validator("background_labels", "mask_tags", "allowed_image_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return frozenset(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("label_studio_url", "public_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError(f"expected an address that begins with http:// or https://, got {value!r}")
+        return None if value is None else value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check_auth(self) -> "Settings":
+        if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
+            raise ValueError("SOFTMATCHER_BASIC_AUTH_USER and SOFTMATCHER_BASIC_AUTH_PASS go together: set both")
+        return self
+
+    @property
+    def store_url(self) -> str:
+        """SQLAlchemy address of the store."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'softmatcher.db').resolve()}"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the feature cache."""
+        return self.data_dir / "features"
+
+
+def environment_name(field: str) -> str:
+    """The environment variable of a field."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"SOFTMATCHER_{field.upper()}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; `overrides` (by field name) go before it.
+
+    Raises:
+        ConfigurationError: a value is missing or wrong; names the variable, never its value if that is a secret.
+    """
+    by_variable = {
+        environment_name(field) if Settings.model_fields[field].validation_alias else field: value
+        for field, value in overrides.items()
+        if value is not None
+    }
+    try:
+        return Settings(**by_variable)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_input=False, include_url=False):
+            location = str(problem["loc"][0]) if problem["loc"] else ""
+            name = environment_name(location) if location in Settings.model_fields else location
+            problems.append(f"{name}: {problem['msg']}" if name else str(problem["msg"]))
+        raise ConfigurationError("settings: " + "; ".join(problems)) from None
