@@ -34,3 +34,7 @@ class ModelUnavailableError(SoftmatcherError):
 
 class QueueUnavailableError(SoftmatcherError):
     """Redis or Valkey did not answer."""
+
+
+class StoreUnavailableError(SoftmatcherError):
+    """The database is locked, full, read-only, damaged or does not answer: worth another try once that is mended."""
