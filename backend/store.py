@@ -380,7 +380,7 @@ class Store:
 
         Returns:
             False, and nothing is changed, if the store knows a newer state: the annotation updated later, or it or its
-            task deleted within the last hour.
+            task deleted within the last hour and after `updated_at`.
 
         Raises:
             NotFoundError: the project is not in the store (any more).
@@ -518,7 +518,12 @@ class Store:
     def _is_superseded(
         self, connection: sa.Connection, annotation: AnnotationRecord, updated_us: int, now: float
     ) -> bool:
-        deleted = (_tombstones.c.project_key == annotation.project_key) & (_tombstones.c.deleted_at > now - TOMBSTONE_S)
+        # Updated after it was deleted: it lives, as a skipped annotation does that is submitted after all.
+        deleted = (
+            (_tombstones.c.project_key == annotation.project_key)
+            & (_tombstones.c.deleted_at > now - TOMBSTONE_S)
+            & (_tombstones.c.deleted_at >= updated_us / 1e6)
+        )
         gone = sa.or_(
             (_tombstones.c.kind == "annotation") & (_tombstones.c.item_id == annotation.annotation_id),
             (_tombstones.c.kind == "task") & (_tombstones.c.item_id == annotation.task_id),
@@ -618,7 +623,7 @@ def _set_up_postgresql(connection: Any, _record: object) -> None:
 
 
 def _ask_for_binary(_connection: sa.Connection, cursor: Any, *_statement: object) -> None:
-    # As text, PostgreSQL sends a blob as hexadecimal digits, which takes five times as long to read.
+    # As text, PostgreSQL sends a blob as hexadecimal digits, which takes twice as long to read.
     cursor.format = 1
 
 
