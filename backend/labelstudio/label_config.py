@@ -1,0 +1,227 @@
+"""What a project's label config offers: images, brushes, and the prompts (key points, rectangles) that mark for them.
+
+The config is read with defusedxml, not with label_studio_sdk's LabelInterface: that import costs 0.5 s and 45 MB
+(jsonschema, pydantic models of every tag) for three tags, expands XML entities and knows no clear error for a labeler.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import ElementTree
+from defusedxml.common import DefusedXmlException
+
+from backend.errors import BadInputError
+
+PromptKind = Literal["keypoint", "rectangle"]
+
+SNIPPET = """<View>
+  <Image name="image" value="$image"/>
+  <BrushLabels name="brush" toName="image"><Label value="Object"/></BrushLabels>
+  <KeyPointLabels name="point" toName="image" smart="true"><Label value="Object"/></KeyPointLabels>
+</View>"""
+"""The smallest label config that does the whole job: for error messages."""
+
+_PROMPT_TAGS: dict[str, PromptKind] = {"keypointlabels": "keypoint", "rectanglelabels": "rectangle"}
+
+
+@dataclass(frozen=True)
+class ImageTag:
+    """An <Image>: `name` is what regions call `to_name`; its address is at `task_key` ("image", "a.b[0]")."""
+
+    name: str
+    task_key: str
+
+    def address(self, task_data: Mapping[str, object]) -> str:
+        """The image's address in a task's data.
+
+        Raises:
+            BadInputError: the task has no such key, or no text there.
+        """
+        found: object = task_data.get(self.task_key)
+        if found is None:
+            found = _at_path(task_data, self.task_key)
+        if not isinstance(found, str) or not found.strip():
+            raise BadInputError(
+                f"task data must have the image's address as text under {self.task_key!r} (<Image name={self.name!r} "
+                f"value='${self.task_key}'>), got {type(found).__name__} there and the keys {sorted(task_data)}: "
+                "import the task again with that key, or change the label config"
+            )
+        return found.strip()
+
+
+@dataclass(frozen=True)
+class BrushControl:
+    """A <BrushLabels> for one image. `labels` are the names that results carry: a label's alias, or else its value."""
+
+    name: str
+    to_name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptControl:
+    """A <KeyPointLabels> or <RectangleLabels> for one image."""
+
+    kind: PromptKind
+    name: str
+    to_name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """The parts of a label config that this backend works with.
+
+    Attributes:
+        images: all <Image> tags, in the config's order.
+        brushes: all <BrushLabels>, one entry for each image that one is for.
+        prompts: all <KeyPointLabels> and <RectangleLabels>, likewise.
+        label_names: for each control's name, value or alias of a label -> the name that results carry.
+    """
+
+    images: tuple[ImageTag, ...]
+    brushes: tuple[BrushControl, ...]
+    prompts: tuple[PromptControl, ...]
+    label_names: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that masks can be made for (those of all brushes), in the config's order, each once."""
+        return tuple(dict.fromkeys(label for brush in self.brushes for label in brush.labels))
+
+    def brush_for(self, to_name: str, label: str) -> BrushControl:
+        """The first brush on image `to_name` that has `label`.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        on_image = [brush for brush in self.brushes if brush.to_name == to_name]
+        for brush in on_image:
+            if label in brush.labels:
+                return brush
+        raise BadInputError(
+            f"label {label!r} needs a <BrushLabels toName={to_name!r}> that has it, got brushes with "
+            f"{sorted({name for brush in on_image for name in brush.labels})}: add <Label value={label!r}/> to the "
+            f"<BrushLabels> of image {to_name!r} in the label config"
+        )
+
+    def image(self, to_name: str) -> ImageTag:
+        """The <Image> of that name.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        for image in self.images:
+            if image.name == to_name:
+                return image
+        raise BadInputError(
+            f"{to_name!r} must be the name of an <Image> of the label config, got one of "
+            f"{[image.name for image in self.images]}: make toName and the Image's name the same"
+        )
+
+    def task_key(self, to_name: str) -> str:
+        """Where task data has the address of image `to_name`.
+
+        Raises:
+            BadInputError: there is no such image.
+        """
+        return self.image(to_name).task_key
+
+
+def parse_label_config(xml: str) -> LabelConfig:
+    """Read a label config.
+
+    Tags are matched without regard to case, as Label Studio's editor does. Entities and document types are refused.
+
+    Raises:
+        BadInputError: not XML; no <Image> with one address (valueList, several pages, is not); no <BrushLabels> with
+            labels on such an image. The message ends with a config to paste.
+    """
+    tags = [(element.tag.lower(), element) for element in _parse_xml(xml).iter() if isinstance(element.tag, str)]
+    images, unusable = _read_images([element for tag, element in tags if tag == "image"])
+    names = [image.name for image in images]
+    brushes: list[BrushControl] = []
+    prompts: list[PromptControl] = []
+    label_names: dict[str, dict[str, str]] = {}
+    reasons: list[str] = []
+    for tag, element in tags:
+        if tag != "brushlabels" and tag not in _PROMPT_TAGS:
+            continue
+        name, written = element.get("name", ""), _label_names(element)
+        label_names[name], labels = written, tuple(dict.fromkeys(written.values()))
+        for to_name in _targets(element):
+            if to_name not in names:
+                reasons.append(f"<{element.tag} toName={to_name!r}>: {unusable.get(to_name, 'no such <Image>')}")
+            elif not labels:
+                reasons.append(f"<{element.tag} toName={to_name!r}> without any <Label>")
+            elif tag == "brushlabels":
+                brushes.append(BrushControl(name, to_name, labels))
+            else:
+                prompts.append(PromptControl(_PROMPT_TAGS[tag], name, to_name, labels))
+    if not images:
+        raise _bad_config("an <Image name=... value='$...'>", "; ".join(unusable.values()) or "none")
+    if not brushes:
+        raise _bad_config(f"a <BrushLabels> with labels for image {' or '.join(names)}", "; ".join(reasons) or "none")
+    return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names)
+
+
+def _parse_xml(xml: str) -> Element:
+    try:
+        root: Element = ElementTree.fromstring(xml, forbid_dtd=True)
+    except ParseError as error:
+        raise _bad_config("valid XML", f"an error at line {error.position[0]}: {error}") from error
+    except DefusedXmlException as error:
+        raise _bad_config("plain XML without document type and entities", type(error).__name__) from error
+    except ValueError as error:  # an encoding declaration that does not fit, a null character
+        raise _bad_config("valid XML", str(error)) from error
+    return root
+
+
+def _read_images(elements: Sequence[Element]) -> tuple[list[ImageTag], dict[str, str]]:
+    images: list[ImageTag] = []
+    unusable: dict[str, str] = {}
+    for element in elements:
+        name, value = element.get("name", ""), element.get("value", "")
+        if element.get("valueList") or element.get("valuelist"):
+            unusable[name] = f"image {name!r} has valueList, several pages: make each page a task of its own"
+        elif name and value.startswith("$") and len(value) > 1:
+            images.append(ImageTag(name, value[1:]))
+        else:
+            unusable[name] = f"<Image name={name!r} value={value!r}> needs a name and a value like '$image'"
+    return images, unusable
+
+
+def _targets(element: Element) -> list[str]:
+    text = element.get("toName") or element.get("toname") or ""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _label_names(control: Element) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for element in control.iter():
+        if isinstance(element.tag, str) and element.tag.lower() == "label":
+            value, alias = element.get("value"), element.get("alias")
+            for written in (value, alias):
+                if written:
+                    names.setdefault(written, alias or written)
+    return names
+
+
+def _at_path(data: object, path: str) -> object:
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, Sequence) and not isinstance(data, str) and part.isdigit() and int(part) < len(data):
+            data = data[int(part)]
+        else:
+            return None
+    return data
+
+
+def _bad_config(expected: str, got: str) -> BadInputError:
+    return BadInputError(
+        f"the project's label config must have {expected}, got {got}. Change it in Settings > Labeling Interface, "
+        f"for example to:\n{SNIPPET}"
+    )
