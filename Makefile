@@ -1,0 +1,63 @@
+# make demo [ONCE=1]   the main job for real: Label Studio, backend, worker, a sample project
+# make test            everything that CI runs
+# make up [WORKERS=n]  service, workers and queue for a Label Studio that is already there
+# make check           ruff, mypy, import-linter
+# make clean           what was installed and built; data/ is kept
+PYTHON ?= python3
+WORKERS ?= 1
+ONCE ?=
+
+LABEL_STUDIO_VERSION := 1.23.2
+BIN := .venv/bin
+PIP := -m pip --disable-pip-version-check
+
+.PHONY: demo test up check clean install
+.DEFAULT_GOAL := test
+
+demo: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
+	@exec $(BIN)/python -m backend demo $(if $(filter-out 0 no false,$(ONCE)),--once)
+
+up: .venv/installed
+	@exec $(BIN)/python -m backend up --workers $(WORKERS)
+
+# Fast tests first: they say in seconds what the end-to-end tests say in minutes.
+test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
+	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m e2e
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
+
+clean:
+	rm -rf .venv .venv-label-studio build dist artifacts *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find backend tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); say: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	@echo "Installing the backend into .venv: PyTorch is large, this takes 2 to 10 minutes the first time."
+	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --editable .
+	@touch $@
+
+# label-studio-ml 1.0.9 pins Flask 1.1 and Werkzeug 2.0, which have known vulnerabilities and are not needed to import
+# it: without its dependencies, for the adapter alone (backend/model.py).
+.venv/installed-dev: .venv/installed
+	@echo "Installing what the tests need into .venv."
+	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --editable '.[dev]' colorama appdirs lxml
+	$(BIN)/python $(PIP) install --no-deps label-studio-ml==1.0.9 label-studio-tools==0.0.4
+	@touch $@
+
+.venv-label-studio/installed-$(LABEL_STUDIO_VERSION):
+	@echo "Installing Label Studio $(LABEL_STUDIO_VERSION) into .venv-label-studio: 1 to 3 minutes."
+	$(PYTHON) -m venv .venv-label-studio
+	.venv-label-studio/bin/python $(PIP) install --progress-bar $(if $(CI),off,on) label-studio==$(LABEL_STUDIO_VERSION)
+	@touch $@

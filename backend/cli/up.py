@@ -1,0 +1,127 @@
+"""`up`: service, workers and queue for a Label Studio that is already there, kept running."""
+
+import os
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
+from backend.errors import ConfigurationError
+from backend.settings import Settings, load_settings
+
+SERVICE = "service"
+# A model may have to be read from a slow disk, and PyTorch imported on a busy machine.
+START_S = 180
+RESTARTS_A_MINUTE = 5
+
+
+def up(workers: int) -> None:
+    """Run until Ctrl-C. Logs go to the data folder.
+
+    Args:
+        workers: how many worker processes.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or the port is taken.
+        ProcessFailedError: something did not come up.
+    """
+    console = Console(highlight=False)
+    settings = load_settings()
+    port = _own_port(settings)
+    with signals_as_interrupt(), ExitStack() as stack:
+        try:
+            # The queue's folder is given back after its process has ended.
+            queue = stack.enter_context(ExitStack())
+            processes = stack.enter_context(ProcessGroup(settings.data_dir / "logs"))
+            with console.status("Starting queue, service and workers ..."):
+                redis_url = settings.redis_url
+                if redis_url is None:
+                    valkey = EmbeddedValkey(processes, settings.data_dir / "valkey")
+                    queue.callback(valkey.close)
+                    redis_url = valkey.url
+                environment = os.environ | {"REDIS_URL": redis_url, "SOFTMATCHER_PORT": str(port)}
+                start_backend(processes, environment, _local_url(settings, port), workers)
+            _say_how_to_connect(console, settings, port, redis_url, workers)
+            keep_running(processes, console)
+        except KeyboardInterrupt:
+            console.print("Ending service, workers and queue ...")
+
+
+def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: str, workers: int = 1) -> None:
+    """Start service and workers, and wait until the service answers.
+
+    Args:
+        processes: where they run, as `service`, `worker-1`, `worker-2`, ...
+        environment: theirs, with REDIS_URL.
+        url: of the service, as it is reached from here.
+        workers: how many.
+
+    Raises:
+        ProcessFailedError: one did not come up.
+    """
+    backend = [sys.executable, "-m", "backend"]
+    # A traceback of a process that is killed must not be lost in a buffer.
+    environment = {**environment, "PYTHONUNBUFFERED": "1"}
+    processes.start(SERVICE, [*backend, "serve"], environment)
+    for number in range(1, workers + 1):
+        processes.start(f"worker-{number}", [*backend, "work"], environment)
+    processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S)
+
+
+def keep_running(processes: ProcessGroup, console: Console) -> None:
+    """Start again what ends, at most five times a minute each; returns never, Ctrl-C leaves it."""
+    restarts: dict[str, deque[float]] = defaultdict(deque)
+    while True:
+        time.sleep(0.5)
+        for child in processes.ended():
+            times = restarts[child.name]
+            now = time.monotonic()
+            while times and now - times[0] > 60:
+                times.popleft()
+            # 0, 1, 2, 4, 8 seconds after the last one; the sixth waits until the first is a minute old.
+            pause_s = 2.0 ** (len(times) - 1) if times else 0.0
+            if len(times) >= RESTARTS_A_MINUTE or (times and now - times[-1] < pause_s):
+                continue
+            times.append(now)
+            console.print(
+                f"[yellow]{child.name} ended with code {child.exit_code}, starting it again "
+                f"({len(times)} of at most {RESTARTS_A_MINUTE} a minute). The end of {child.log_path}:[/yellow]"
+            )
+            console.print(child.last_lines(5), markup=False)
+            processes.restart(child.name)
+
+
+def _own_port(settings: Settings) -> int:
+    if settings.port == 0:
+        return free_port()
+    if settings.host in (LOOPBACK, "localhost", "0.0.0.0") and free_port(settings.port) != settings.port:  # noqa: S104
+        raise ConfigurationError(
+            f"port {settings.port} is taken by another program; set SOFTMATCHER_PORT to a free one"
+        )
+    return settings.port
+
+
+def _local_url(settings: Settings, port: int) -> str:
+    is_any = settings.host in ("0.0.0.0", "::", "")  # noqa: S104
+    return f"http://{LOOPBACK if is_any else settings.host}:{port}"
+
+
+def _say_how_to_connect(console: Console, settings: Settings, port: int, redis_url: str, workers: int) -> None:
+    address = settings.public_url or _local_url(settings, port)
+    console.print(f"[bold]Softmatcher is up[/bold] at {address}  ({workers} worker{'s' if workers > 1 else ''})")
+    console.print(
+        f"  Label Studio  {settings.label_studio_url}" + ("" if settings.label_studio_api_key else " (no token)")
+    )
+    console.print(f"  queue         {redis_url}")
+    console.print(f"  logs          {settings.data_dir / 'logs'}")
+    console.print(
+        "\nTo connect a project: in Label Studio, Settings > Model > Connect Model, the address above, switch on "
+        "«Interactive preannotations».\nIf Label Studio refuses the address (403), start it with "
+        "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.\n"
+        "Is something wrong? `python -m backend doctor`. Ctrl-C ends everything.\n",
+        markup=False,
+    )
