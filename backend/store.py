@@ -578,7 +578,7 @@ class Store:
 def _parse_url(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         parsed = None
     scheme = parsed.drivername.partition("+")[0] if parsed is not None else ""
     if parsed is not None and scheme == "sqlite" and parsed.database and not parsed.database.startswith((":", "file:")):

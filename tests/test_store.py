@@ -1,0 +1,676 @@
+"""The store on real SQLite files, and on PostgreSQL where SOFTMATCHER_TEST_POSTGRES_URL names a database to use."""
+
+import itertools
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from backend import store as store_module
+from backend.core.types import Reference
+from backend.errors import BadInputError, ConfigurationError, NotFoundError, StoreUnavailableError
+from backend.store import AnnotationRecord, NewReference, Store, StoredReference, pack_mask, unpack_mask
+
+KEY = "1.1795365244"
+OTHER_KEY = "2.1795365300"
+SIGNATURE = "models-a"
+POSTGRES = "SOFTMATCHER_TEST_POSTGRES_URL"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/store.db"
+        return
+    server = os.environ.get(POSTGRES)
+    if not server:
+        pytest.skip(f"{POSTGRES} is not set")
+    schema = f"softmatcher_test_{uuid.uuid4().hex}"
+    admin = sa.create_engine(sa.make_url(server).set(drivername="postgresql+psycopg"))
+    with admin.begin() as connection:
+        connection.execute(sa.schema.CreateSchema(schema))
+    yield sa.make_url(server).update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(False)
+    with admin.begin() as connection:
+        connection.execute(sa.schema.DropSchema(schema, cascade=True))
+    admin.dispose()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    """A store with two projects and nothing else."""
+    with closing(Store(url)) as store:
+        store.create_tables()
+        store.save_project(KEY)
+        store.save_project(OTHER_KEY)
+        yield store
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/store.db"
+
+
+def annotation(annotation_id: int = 1, **changes: object) -> AnnotationRecord:
+    made = AnnotationRecord(KEY, annotation_id, 10 + annotation_id, "2026-11-22T10:00:00.000001Z", SIGNATURE, "content")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def new_reference(seed: int = 0, *, label: str = "leaf", signature: str = SIGNATURE) -> NewReference:
+    rng = np.random.default_rng(seed)
+    features, inside, known = (rng.random(shape).astype(np.float16) for shape in ((6, 4), 6, 6))
+    reference = Reference(features, inside, known, signature)
+    return NewReference(label, "image", f"{seed:064x}", rng.random((7, 9)) > 0.5, reference)
+
+
+def stored(store: Store, key: str = KEY, labels: Sequence[str] | None = None) -> list[StoredReference]:
+    return store.references(key, labels=labels, signature=SIGNATURE)
+
+
+def digest(store: Store, labels: Sequence[str] | None = None) -> str:
+    return store.references_digest(KEY, labels, SIGNATURE)
+
+
+def change_blob(store: Store, column: str, content: bytes, label: str) -> None:
+    table = store_module._references
+    with store._write() as connection:
+        connection.execute(sa.update(table).where(table.c.label == label).values({column: content}))
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+
+
+class TestProjects:
+    def test_none_leaves_a_field_as_it_is(self, store: Store) -> None:
+        told = {"a": [1, {"b": None}], "ü": 0.5}
+        store.save_project(KEY, title="Leaves", label_config="<View/>", settings=told, setup_token="t1")
+        store.save_project(KEY, needs_reconcile=True)
+        project = store.project(KEY)
+        assert project is not None
+        assert (project.project_id, project.title, project.label_config) == (1, "Leaves", "<View/>")
+        assert (project.settings, project.setup_token, project.needs_reconcile) == (told, "t1", True)
+        assert store.save_project(KEY, needs_reconcile=False, settings={}).settings == {}
+        assert store.project(KEY).needs_reconcile is False  # type: ignore[union-attr]
+
+    def test_the_token_is_not_in_the_repr(self, store: Store) -> None:
+        project = store.save_project(KEY, setup_token="very-secret")
+        assert project.setup_token == "very-secret"
+        assert "very-secret" not in repr(project)
+        assert "very-secret" not in str(project)
+
+    def test_unknown_projects_are_none(self, store: Store) -> None:
+        assert store.project("9.9") is None
+        assert store.project_by_id(9) is None
+
+    def test_an_id_given_anew_drops_the_old_project_with_all_its_rows(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference()])
+        store.mark_pending(KEY, 5)
+        newer = "1.1795369999"
+        store.save_project(newer, title="anew")
+        assert [project.key for project in store.projects()] == [newer, OTHER_KEY]
+        assert store.project_by_id(1).key == newer  # type: ignore[union-attr]
+        assert stored(store) == []
+        assert store.annotations(KEY) == []
+        assert not store.has_pending(KEY, 60)
+
+    def test_a_late_message_of_an_older_project_drops_nothing(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference()])
+        store.save_project("1.1600000000")
+        assert len(stored(store)) == 1
+        assert store.project_by_id(1).key == KEY  # type: ignore[union-attr]
+
+    def test_dropping_leaves_other_projects_alone(self, store: Store) -> None:
+        store.replace_references(annotation(project_key=OTHER_KEY), [new_reference()])
+        store.drop_project(KEY)
+        store.drop_project(KEY)
+        assert store.count_references() == {OTHER_KEY: 1}
+
+    @pytest.mark.parametrize("key", ["", "1", "1.", ".5", "a.5", "1.5.6", "-1.5", "1.1e9", "\u0661.5"])
+    def test_a_key_of_another_form_is_refused(self, store: Store, key: str) -> None:
+        with pytest.raises(BadInputError, match="unix time of creation"):
+            store.save_project(key)
+
+
+class TestReferences:
+    def test_come_back_as_they_were_given(self, store: Store) -> None:
+        new = new_reference(3)
+        assert store.replace_references(annotation(), [new])
+        (found,) = stored(store)
+        assert (found.project_key, found.annotation_id, found.task_id) == (KEY, 1, 11)
+        assert (found.label, found.image_tag, found.image_sha256) == ("leaf", "image", new.image_sha256)
+        assert (found.size_hw, found.digest, found.mask.dtype) == ((7, 9), new.digest, np.bool_)
+        assert np.array_equal(found.mask, new.mask)
+        assert found.reference is not None
+        assert found.reference.signature == SIGNATURE
+        for name, array in new.reference.to_arrays().items():
+            assert np.array_equal(found.reference.to_arrays()[name], array)
+
+    def test_masks_can_be_had_without_features(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference(1), new_reference(2, label="stem")])
+        found = store.references(KEY, labels=None, signature=SIGNATURE, with_features=False)
+        assert [one.reference for one in found] == [None, None]
+        assert [one.label for one in store.reference_masks(KEY)] == ["leaf", "stem"]
+        assert [one.label for one in store.reference_masks(KEY, labels=["stem"])] == ["stem"]
+
+    def test_labels_and_signature_select(self, store: Store) -> None:
+        store.replace_references(annotation(1), [new_reference(1), new_reference(2, label="stem")])
+        old = [new_reference(3, signature="models-b")]
+        store.replace_references(annotation(2, signature="models-b"), old)
+        assert [one.label for one in stored(store)] == ["leaf", "stem"]
+        assert [one.label for one in stored(store, labels=["stem", "absent"])] == ["stem"]
+        assert stored(store, labels=[]) == []
+        assert len(store.references(KEY, labels=None, signature="models-b")) == 1
+        assert len(store.reference_masks(KEY)) == 3
+
+    def test_projects_never_see_each_other(self, store: Store) -> None:
+        store.replace_references(annotation(1), [new_reference(1)])
+        store.replace_references(annotation(1, project_key=OTHER_KEY), [new_reference(2), new_reference(3)])
+        assert [len(stored(store, key)) for key in (KEY, OTHER_KEY)] == [1, 2]
+        assert store.count_references() == {KEY: 1, OTHER_KEY: 2}
+        assert store.delete_annotations(KEY, [1]) == 1
+        assert store.count_references() == {KEY: 0, OTHER_KEY: 2}
+
+    def test_replacing_leaves_only_the_new_ones(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference(1), new_reference(2)])
+        store.replace_references(annotation(content_digest="next"), [new_reference(3)])
+        assert [one.image_sha256 for one in stored(store)] == [f"{3:064x}"]
+        assert [record.content_digest for record in store.annotations(KEY)] == ["next"]
+
+    def test_an_annotation_without_references_is_remembered(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference(1)])
+        empty = annotation(updated_at="2026-11-22T10:00:01Z", problem="no mask found")
+        assert store.replace_references(empty, [])
+        assert stored(store) == []
+        assert store.annotations(KEY) == [empty]
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("2026-11-22T10:00:12Z", "2026-11-22T10:00:12.300000Z"),
+            ("2026-11-22T11:00:00+02:00", "2026-11-22T10:00:00Z"),
+            ("2026-11-22T10:00:00", "2026-11-22T10:00:00.000001Z"),
+            ("1969-12-31T23:59:59.5Z", "1970-01-01T00:00:00Z"),
+        ],
+    )
+    def test_a_stale_writer_changes_nothing(self, store: Store, before: str, after: str) -> None:
+        newer = annotation(updated_at=after)
+        assert store.replace_references(newer, [new_reference(2)])
+        assert not store.replace_references(annotation(updated_at=before, problem="stale"), [new_reference(1)])
+        assert store.annotations(KEY) == [newer]
+        assert [one.image_sha256 for one in stored(store)] == [f"{2:064x}"]
+        assert store.replace_references(annotation(updated_at=after), [])
+
+    def test_all_or_none(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference(1), new_reference(2)])
+        before = [one.digest for one in stored(store)]
+        with pytest.raises(BadInputError, match="cannot hold"):
+            store.replace_references(annotation(), [new_reference(3), new_reference(4, label="\ud800")])
+        assert [one.digest for one in stored(store)] == before
+
+    def test_unknown_project_is_not_found(self, store: Store) -> None:
+        with pytest.raises(NotFoundError, match=r"9\.9"):
+            store.replace_references(annotation(project_key="9.9"), [])
+
+    @pytest.mark.parametrize("mask", [np.ones((2, 2), np.uint8), np.ones((1, 2, 2), bool), np.array(True)])
+    def test_other_masks_are_refused(self, store: Store, mask: np.ndarray) -> None:
+        with pytest.raises(BadInputError, match=r"mask must be \(H, W\) bool"):
+            store.replace_references(annotation(), [replace(new_reference(), mask=mask)])
+
+    def test_times_and_signatures_are_checked(self, store: Store) -> None:
+        with pytest.raises(BadInputError, match="ISO 8601"):
+            store.replace_references(annotation(updated_at="yesterday"), [])
+        with pytest.raises(ValueError, match="models-b"):
+            store.replace_references(annotation(), [new_reference(signature="models-b")])
+
+    @pytest.mark.parametrize("task_id", [2**40, 2**70])
+    def test_ids_beyond_the_database_are_refused(self, store: Store, task_id: int) -> None:
+        if task_id < 2**63:
+            assert store.replace_references(annotation(task_id=task_id), [])
+            return
+        with pytest.raises(BadInputError, match="cannot hold"):
+            store.replace_references(annotation(task_id=task_id), [])
+
+
+class TestDeleting:
+    def test_annotations_with_their_references(self, store: Store) -> None:
+        for number in (1, 2, 3):
+            store.replace_references(annotation(number), [new_reference(number)])
+        assert store.delete_annotations(KEY, [1, 3, 99]) == 2
+        assert [record.annotation_id for record in store.annotations(KEY)] == [2]
+        assert len(stored(store)) == 1
+        assert store.delete_annotations(KEY, []) == 0
+        assert store.delete_annotations("9.9", [2]) == 0
+
+    def test_tasks_with_all_their_annotations(self, store: Store) -> None:
+        store.replace_references(annotation(1, task_id=7), [new_reference(1)])
+        store.replace_references(annotation(2, task_id=7), [new_reference(2)])
+        store.replace_references(annotation(3, task_id=8), [new_reference(3)])
+        assert store.delete_tasks(KEY, {7}) == 2
+        assert [record.annotation_id for record in store.annotations(KEY)] == [3]
+        assert len(stored(store)) == 1
+
+    def test_more_ids_than_one_statement_takes(self, store: Store) -> None:
+        store.replace_references(annotation(1200), [new_reference(1)])
+        assert store.delete_annotations(KEY, range(2000)) == 1
+        assert stored(store) == []
+
+    @pytest.mark.parametrize("what", ["annotation", "task"])
+    def test_a_late_writer_brings_nothing_back(self, store: Store, what: str) -> None:
+        late = annotation(1, task_id=7)
+        if what == "annotation":
+            store.delete_annotations(KEY, [1])
+        else:
+            store.delete_tasks(KEY, [7])
+        # The time in the recorded annotations lies before any time that a test runs at only if the clock is right.
+        assert not store.replace_references(replace(late, updated_at="2020-01-01T00:00:00Z"), [new_reference(1)])
+        assert store.annotations(KEY) == []
+        assert store.replace_references(annotation(2, task_id=8, updated_at="2020-01-01T00:00:00Z"), [])
+        assert store.replace_references(replace(late, project_key=OTHER_KEY), [new_reference(1)])
+
+    def test_an_update_after_the_deletion_is_taken(self, store: Store) -> None:
+        store.delete_annotations(KEY, [1])
+        assert store.replace_references(annotation(updated_at="2099-01-01T00:00:00Z"), [new_reference(1)])
+
+    def test_a_deletion_does_not_bind_for_ever(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        store.delete_annotations(KEY, [1])
+        monkeypatch.setattr(store_module, "TOMBSTONE_S", 0.0)
+        assert store.replace_references(annotation(updated_at="2020-01-01T00:00:00Z"), [new_reference(1)])
+
+
+class TestDigest:
+    @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @given(order=st.permutations(range(5)))
+    def test_is_independent_of_order_rows_and_time(
+        self, tmp_path_factory: pytest.TempPathFactory, order: list[int]
+    ) -> None:
+        path = tmp_path_factory.mktemp("digest") / "store.db"
+        with closing(Store(f"sqlite:///{path}")) as store:
+            store.create_tables()
+            store.save_project(KEY)
+            store.replace_references(annotation(99), [new_reference(99)] * (order[0] + 1))
+            store.delete_annotations(KEY, [99])
+            for number in order:
+                store.replace_references(
+                    annotation(number + order[1]), [new_reference(number, label=f"label {number % 2}")]
+                )
+            fixed = [new_reference(number, label=f"label {number % 2}").digest for number in range(5)]
+            assert digest(store) == store_module.hashlib.sha256("\n".join(sorted(fixed)).encode()).hexdigest()
+            assert [one.digest for one in stored(store, labels=["label 0"])] == sorted(fixed[0::2])
+
+    def test_tells_references_apart(self, store: Store) -> None:
+        first = new_reference(1)
+        changed = replace(first, mask=~first.mask)
+        known = replace(first.reference, known=np.zeros(6, np.float16))
+        variants = [
+            [],
+            [first],
+            [first, first],
+            [changed],
+            [replace(first, label="stem")],
+            [replace(first, image_tag="other")],
+            [replace(first, image_sha256="f" * 64)],
+            [replace(first, mask=first.mask.reshape(9, 7))],
+            [replace(first, reference=known)],
+        ]
+        seen = set()
+        for references in variants:
+            store.replace_references(annotation(), references)
+            seen.add(digest(store))
+        assert len(seen) == len(variants)
+
+    def test_noise_in_the_features_does_not_change_it(self, store: Store) -> None:
+        first = new_reference(1)
+        noisy = replace(first, reference=replace(first.reference, features=first.reference.features * np.float16(1.01)))
+        assert noisy.digest == first.digest
+
+    def test_is_of_the_chosen_labels_and_models(self, store: Store) -> None:
+        store.replace_references(annotation(1), [new_reference(1)])
+        before = digest(store, ["leaf"])
+        store.replace_references(annotation(2), [new_reference(2, label="stem")])
+        store.replace_references(annotation(3, signature="models-b"), [new_reference(3, signature="models-b")])
+        assert digest(store, ["leaf"]) == before
+        assert digest(store) == digest(store, ["stem", "leaf"]) != before
+        assert digest(store, []) == store.references_digest("9.9", None, SIGNATURE)
+
+    def test_survives_a_restart_and_is_the_same_in_another_process(self, store: Store, url: str) -> None:
+        store.replace_references(annotation(), [new_reference(1), new_reference(2)])
+        code = "import sys; from backend.store import Store; s = Store(sys.argv[1]); s.create_tables();"
+        code += f"print(s.references_digest({KEY!r}, None, {SIGNATURE!r}), end=''); s.close()"
+        process = run_python(code, url)
+        output, errors = process.communicate(timeout=60)
+        assert output == digest(store), errors
+
+    def test_reads_an_index_and_never_the_blobs(self, sqlite_url: str) -> None:
+        with closing(Store(sqlite_url)) as store:
+            store.create_tables()
+            table = store_module._references
+            wanted = sa.select(table.c.digest).where(*store_module._references_where(KEY, ["a", "b"], SIGNATURE))
+            with store._engine.connect() as connection:
+                compiled = wanted.compile(connection, compile_kwargs={"literal_binds": True})
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
+        assert all("USING COVERING INDEX annotation_references_digests" in row[3] for row in plan if "SEARCH" in row[3])
+        assert any("COVERING INDEX" in row[3] for row in plan)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "pickle", "long header", "bad shapes"])
+    def test_damaged_features_cost_one_reference(
+        self, store: Store, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        good, bad = new_reference(1, label="good"), new_reference(2, label="bad")
+        store.replace_references(annotation(), [good, bad])
+        table = store_module._references
+        with store._engine.connect() as connection:
+            content = connection.scalar(sa.select(table.c.features).where(table.c.label == "bad"))
+        contents = {
+            "truncated": content[:-3],
+            "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+            "empty": b"",
+            "pickle": b"\x80\x04N.",
+            "long header": b"\xff" * 8 + content[8:],
+            "bad shapes": store_module.safetensors.numpy.save(good.reference.to_arrays() | {"known": np.zeros(2)}),
+        }
+        change_blob(store, "features", contents[kind], "bad")
+        if kind == "bad shapes":
+            with store._write() as connection:
+                fixed_crc = {"features_crc32": zlib.crc32(contents[kind])}
+                connection.execute(sa.update(table).where(table.c.label == "bad").values(fixed_crc))
+        with caplog.at_level(logging.ERROR):
+            assert [one.label for one in stored(store)] == ["good"]
+        assert "annotation 1, label 'bad'" in caplog.text
+        assert len(store.reference_masks(KEY)) == 2
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"no zlib", zlib.compress(b"\0"), zlib.compress(bytes(10**7)), pack_mask(np.ones((7, 9), bool))[:-2]],
+    )
+    def test_damaged_masks_cost_one_reference(
+        self, store: Store, content: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.replace_references(annotation(), [new_reference(1, label="good"), new_reference(2, label="bad")])
+        change_blob(store, "mask", content, "bad")
+        with caplog.at_level(logging.ERROR):
+            assert [one.label for one in stored(store)] == ["good"]
+        assert "'bad'" in caplog.text
+
+    @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)))
+    def test_masks_round_trip(self, mask: np.ndarray) -> None:
+        assert np.array_equal(unpack_mask(pack_mask(mask), mask.shape), mask)
+
+    def test_a_mask_of_108_megapixels_round_trips(self) -> None:
+        mask = np.zeros((9000, 12000), bool)
+        mask[4000:8000, 17:11000] = True
+        packed = pack_mask(mask)
+        assert len(packed) < 100_000
+        assert np.array_equal(unpack_mask(packed, (9000, 12000)), mask)
+
+
+class TestPending:
+    def test_is_marked_and_cleared(self, store: Store) -> None:
+        store.mark_pending(KEY, 1)
+        store.mark_pending(KEY, 1)
+        store.mark_pending("77.5", 1)
+        assert store.has_pending(KEY, 60)
+        assert store.has_pending("77.5", 60)
+        assert not store.has_pending(OTHER_KEY, 60)
+        store.clear_pending(KEY, 1)
+        store.clear_pending(KEY, 1)
+        assert not store.has_pending(KEY, 60)
+
+    def test_old_marks_do_not_count(self, store: Store) -> None:
+        store.mark_pending(KEY, 1)
+        time.sleep(0.02)
+        assert not store.has_pending(KEY, 0.01)
+        assert store.has_pending(KEY, 60)
+
+    def test_a_later_announcement_stays_pending(self, store: Store) -> None:
+        first = store.mark_pending(KEY, 1)
+        time.sleep(0.002)
+        second = store.mark_pending(KEY, 1)
+        store.clear_pending(KEY, 1, first)
+        assert store.has_pending(KEY, 60)
+        store.clear_pending(KEY, 1, second)
+        assert not store.has_pending(KEY, 60)
+
+
+class TestOpening:
+    def test_the_file_is_for_its_owner_only(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "store.db"
+        old_umask = os.umask(0)
+        try:
+            with closing(Store(f"sqlite:///{path}")) as store:
+                store.create_tables()
+                store.save_project(KEY, setup_token="secret")
+                modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+        finally:
+            os.umask(old_umask)
+        assert modes == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600}
+
+    def test_settings_of_sqlite(self, sqlite_url: str) -> None:
+        with closing(Store(sqlite_url)) as store:
+            store.create_tables()
+            with store._engine.connect() as connection:
+                pragmas = ("journal_mode", "foreign_keys", "busy_timeout")
+                values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
+        assert values == ["wal", 1, 15000]
+
+    def test_processes_that_start_at_once_make_the_tables_once(self, url: str) -> None:
+        code = (
+            "import sys, time; from backend.store import Store; s = Store(sys.argv[1]);"
+            "time.sleep(max(0, float(sys.argv[2]) - time.time()));"
+            f"s.create_tables(); s.create_tables(); s.save_project({KEY!r}); s.close()"
+        )
+        start = str(time.time() + 3)
+        finish([run_python(code, url, start) for _ in range(5)])
+        with closing(Store(url)) as store:
+            assert [project.key for project in store.projects()] == [KEY]
+            with store._engine.connect() as connection:
+                assert connection.execute(sa.select(store_module._schema)).all() == [(1, store_module.SCHEMA_VERSION)]
+
+    def test_threads_that_start_at_once_make_the_tables_once(self, url: str) -> None:
+        barrier = threading.Barrier(6)
+
+        def start() -> None:
+            with closing(Store(url)) as store:
+                barrier.wait()
+                store.create_tables()
+
+        with ThreadPoolExecutor(6) as threads:
+            for done in [threads.submit(start) for _ in range(6)]:
+                done.result()
+
+    def test_a_newer_schema_is_refused_and_left_alone(self, store: Store) -> None:
+        with store._write() as connection:
+            connection.execute(sa.update(store_module._schema).values(version=99))
+            connection.execute(sa.schema.DropTable(store_module._pending))
+        with pytest.raises(ConfigurationError, match=r"schema version 99, .* start the newer release"):
+            store.create_tables()
+        assert not sa.inspect(store._engine).has_table("pending_annotations")
+
+    def test_without_tables_the_message_says_so(self, url: str) -> None:
+        with closing(Store(url)) as store, pytest.raises(ConfigurationError, match="no tables yet"):
+            store.projects()
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "store.db",
+            "sqlite://",
+            "sqlite:///:memory:",
+            "sqlite:///file:x?uri=true",
+            "mysql://u:hunter2@h/d",
+            "postgresql://u:hunter2@h:port/d",
+        ],
+    )
+    def test_other_urls_are_refused_without_their_password(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="database URL must be") as refusal:
+            Store(url)
+        assert "hunter2" not in str(refusal.value)
+
+
+class TestUnavailable:
+    def test_a_locked_database(self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store_module, "LOCK_TIMEOUT_S", 0.2)
+        with closing(Store(sqlite_url)) as store:
+            store.create_tables()
+            with closing(sqlite3.connect(tmp_path / "store.db")) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(StoreUnavailableError, match=r"store\.db cannot be used .*locked"):
+                    store.save_project(KEY)
+                assert store.projects() == []
+                other.rollback()
+            store.save_project(KEY)
+
+    def test_a_lock_that_ends_in_time_is_waited_for(self, sqlite_url: str, tmp_path: Path) -> None:
+        with closing(Store(sqlite_url)) as store:
+            store.create_tables()
+            with closing(sqlite3.connect(tmp_path / "store.db", check_same_thread=False)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                release = threading.Timer(0.5, other.rollback)
+                release.start()
+                store.save_project(KEY)
+                release.join()
+
+    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "store.db").write_bytes(b"not a database" * 1000)
+        with closing(Store(f"sqlite:///{tmp_path}/store.db")) as store:
+            with pytest.raises(StoreUnavailableError, match="not a database"):
+                store.create_tables()
+            with pytest.raises(StoreUnavailableError, match="not a database"):
+                store.projects()
+
+    def test_a_path_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        store = Store(f"sqlite:///{tmp_path}/file/store.db")
+        with closing(store), pytest.raises(StoreUnavailableError, match="writable"):
+            store.create_tables()
+
+    def test_a_server_that_does_not_answer(self) -> None:
+        pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed")
+        store = Store("postgresql://someone:hunter2@127.0.0.1:1/nothing")
+        with closing(store), pytest.raises(StoreUnavailableError, match="cannot be used") as refusal:
+            store.create_tables()
+        assert "hunter2" not in str(refusal.value)
+
+    def test_the_driver_for_postgresql_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "psycopg", None)
+        with pytest.raises(ConfigurationError, match="pip install"):
+            Store("postgres://h/d")
+
+    def test_parameters_stay_out_of_errors(self, sqlite_url: str) -> None:
+        with closing(Store(sqlite_url)) as store:
+            store.create_tables()
+            with pytest.raises(BadInputError) as refusal:
+                store.save_project(KEY, title="\ud800", setup_token="very-secret")
+        causes = [str(refusal.value), str(refusal.value.__cause__)]
+        assert not any("very-secret" in cause for cause in causes)
+
+
+class TestAtOnce:
+    def test_threads_on_one_annotation_leave_the_newest(self, store: Store) -> None:
+        moments = [f"2026-11-22T10:00:{second:02}Z" for second in range(24)]
+        shuffled = [moments[(7 * index) % 24] for index in range(24)]
+
+        def write(index: int) -> bool:
+            pair = [new_reference(2 * moments.index(shuffled[index]) + part) for part in (0, 1)]
+            return store.replace_references(annotation(updated_at=shuffled[index]), pair)
+
+        with ThreadPoolExecutor(8) as threads:
+            written = list(threads.map(write, range(24)))
+        assert any(written)
+        assert [record.updated_at for record in store.annotations(KEY)] == [moments[-1]]
+        assert sorted(one.image_sha256 for one in stored(store)) == [f"{46:064x}", f"{47:064x}"]
+
+    def test_readers_see_whole_annotations_only(self, store: Store) -> None:
+        is_over = threading.Event()
+        sizes = set()
+
+        def read() -> None:
+            while not is_over.is_set():
+                sizes.add(len(stored(store)))
+
+        reader = threading.Thread(target=read)
+        store.replace_references(annotation(), [new_reference(seed) for seed in range(3)])
+        reader.start()
+        for round_number in range(15):
+            store.replace_references(annotation(), [new_reference(round_number + seed) for seed in range(3)])
+        is_over.set()
+        reader.join()
+        assert sizes == {3}
+
+    def test_processes_write_side_by_side(self, store: Store, url: str) -> None:
+        code = (
+            "import sys; from tests.test_store import *\n"
+            "store = Store(sys.argv[1]); first = int(sys.argv[2])\n"
+            "for number in range(first, first + 15):\n"
+            "    store.replace_references(annotation(number), [new_reference(number)])\n"
+            "store.close()"
+        )
+        finish([run_python(code, url, str(first)) for first in (100, 200, 300)])
+        expected = [start + number for start, number in itertools.product((100, 200, 300), range(15))]
+        assert [record.annotation_id for record in store.annotations(KEY)] == expected
+        assert len(stored(store)) == 45
+
+    def test_a_killed_writer_leaves_whole_annotations(self, store: Store, url: str) -> None:
+        code = (
+            "import sys, itertools; from tests.test_store import *\n"
+            "store = Store(sys.argv[1])\n"
+            "for number in itertools.count():\n"
+            "    store.replace_references(annotation(), [new_reference(3 * number + part) for part in range(3)])\n"
+            "    print(number, flush=True)\n"
+        )
+        process = run_python(code, url)
+        assert process.stdout is not None
+        for _ in range(3):
+            assert process.stdout.readline(), process.communicate()[1]
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+        numbers = sorted(int(one.image_sha256, 16) for one in stored(store))
+        assert len(numbers) == 3
+        assert numbers[0] % 3 == 0
+        assert numbers == list(range(numbers[0], numbers[0] + 3))
+        assert store.replace_references(annotation(), [])
+
+    def test_a_forked_child_opens_its_own_connections(self, store: Store) -> None:
+        store.replace_references(annotation(), [new_reference(1)])
+        child = os.fork()
+        if child == 0:
+            is_right = False
+            try:
+                is_right = len(stored(store)) == 1 and store.replace_references(annotation(2), [new_reference(2)])
+            finally:
+                os._exit(0 if is_right else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(stored(store)) == 2
