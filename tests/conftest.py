@@ -2,20 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from flask.testing import FlaskClient
 
 from backend import jobs
-from backend.metrics import Metrics
-from backend.projects import Projects
-from backend.projects.models import Models
-from backend.service import create_app
-from backend.settings import Settings, load_settings
-from backend.store import Store
-from tests.fakes import ColourSoftmatcher, FakeConnections, FakeLabelStudio, PatientQueue
+from tests.fakes import Backend, FakeLabelStudio, make_backend
 
 
 @pytest.fixture(autouse=True)
@@ -26,40 +18,6 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "REDIS_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
-
-
-@dataclass
-class Backend:
-    """A whole backend over fakes."""
-
-    settings: Settings
-    label_studio: FakeLabelStudio
-    queue: PatientQueue
-    projects: Projects
-    client: FlaskClient
-
-    def work(self) -> int:
-        """Run the jobs that wait, and those that they enqueue; returns how many."""
-        count = 0
-        while self.queue.jobs:
-            name, args = self.queue.jobs.pop(0)
-            getattr(jobs, name)(*args)
-            count += 1
-        return count
-
-
-def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object) -> Backend:
-    """A backend whose data lie in `folder`: a second one there sees what the first left."""
-    made = load_settings(data_dir=folder, **settings)
-    folder.mkdir(exist_ok=True)
-    store, metrics, queue = Store(made.store_url), Metrics(), PatientQueue()
-    store.create_tables()
-    models = Models(made, metrics, load=lambda profile, on_stage: ColourSoftmatcher(on_stage))  # type: ignore[arg-type,return-value]
-    projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
-    models.get(10)
-    app = create_app(projects, queue)  # type: ignore[arg-type]
-    metrics.read_from(references=projects.count_references, cache=models.cache_figures, queue=queue.waiting)
-    return Backend(made, label_studio, queue, projects, app.test_client())
 
 
 @pytest.fixture

@@ -1,1 +1,77 @@
-"""The command line."""
+"""The command line. Every command imports what it needs when it runs, so that `--help` answers at once."""
+
+from typing import Annotated
+
+import typer
+
+from backend.cli.failure import clear_errors
+
+app = typer.Typer(
+    help="Softmatcher for Label Studio: one scribble becomes brush masks on the other tasks.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+
+
+@app.command()
+@clear_errors
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind to.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind to.")] = None,
+) -> None:
+    """Run the HTTP service that Label Studio connects to."""
+    from backend.cli.serve import run_service
+    from backend.settings import load_settings
+
+    run_service(load_settings(host=host, port=port))
+
+
+@app.command()
+@clear_errors
+def work(
+    burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+) -> None:
+    """Run a worker: takes annotations in, predicts what the service handed on."""
+    from backend.cli.logs import start_logging
+    from backend.settings import load_settings
+    from backend.worker import run_worker
+
+    settings = load_settings()
+    start_logging(settings)
+    run_worker(settings, is_burst=burst)
+
+
+@app.command()
+@clear_errors
+def up(
+    workers: Annotated[int, typer.Option(min=1, help="How many workers to start.")] = 1,
+) -> None:
+    """Run service, workers and (without REDIS_URL) an embedded Valkey for a Label Studio that is already there."""
+    from backend.cli.up import up as run
+
+    run(workers)
+
+
+@app.command()
+@clear_errors
+def demo(
+    once: Annotated[bool, typer.Option(help="End after the check instead of staying up.")] = False,
+) -> None:
+    """Run the main job for real: Label Studio, the backend, a sample project, one scribble, predictions."""
+    from backend.cli.demo import demo as run
+
+    run(once)
+
+
+@app.command()
+@clear_errors
+def doctor(
+    project: Annotated[int | None, typer.Option(help="Also check this project of Label Studio.")] = None,
+) -> None:
+    """Check everything between Label Studio and the models, and say what to do about what is wrong."""
+    from backend.cli.doctor import run_doctor
+    from backend.settings import load_settings
+
+    if not run_doctor(load_settings(), project):
+        raise typer.Exit(1)

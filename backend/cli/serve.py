@@ -1,0 +1,65 @@
+"""The service under gunicorn: one process, so that the models are in memory once; many threads."""
+
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from backend.cli.logs import start_logging
+from backend.errors import ConfigurationError
+from backend.jobs import JobQueue
+from backend.projects import open_projects
+from backend.service import create_app
+from backend.settings import Settings
+from backend.upkeep import Upkeep
+
+
+class _Service(BaseApplication):  # type: ignore[misc]
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        options: dict[str, Any] = {
+            "bind": f"{settings.host}:{settings.port}",
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": settings.service_threads,
+            "timeout": 120,
+            "graceful_timeout": 30,
+            "keepalive": 5,
+            "proc_name": "softmatcher",
+            "loglevel": "warning",
+            # A health check or a scrape must not be logged twice: the app logs its own line.
+            "accesslog": None,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        # In gunicorn's worker process: the models' threads would not survive its fork.
+        settings = self._settings
+        start_logging(settings)
+        assert settings.redis_url is not None
+        projects = open_projects(settings)
+        projects.models.start()
+        queue = JobQueue(settings.redis_url)
+        projects.metrics.read_from(
+            references=projects.count_references, cache=projects.models.cache_figures, queue=queue.waiting
+        )
+        Upkeep(projects, queue).start()
+        return create_app(projects, queue)
+
+
+def run_service(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigurationError: no REDIS_URL.
+    """
+    if settings.redis_url is None:
+        raise ConfigurationError(
+            "the service needs REDIS_URL for its jobs; `python -m backend up` starts a queue of its own"
+        )
+    _Service(settings).run()

@@ -1,0 +1,91 @@
+"""What a webhook of Label Studio means: which references change, which jobs are due.
+
+Label Studio waits one second for the answer inside its user's request and never sends again, so events only mark and
+enqueue. If Redis is away, the project is marked and looked through later.
+"""
+
+import logging
+from typing import Any
+
+from backend.errors import BadInputError, QueueUnavailableError
+from backend.jobs import JobQueue
+from backend.projects import Projects
+
+logger = logging.getLogger(__name__)
+
+_ANNOTATIONS_CHANGED = {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"}
+_NOTHING_TO_DO = {"TASKS_CREATED", "PROJECT_CREATED", "PROJECT_DELETED", "LABEL_LINK_CREATED", "LABEL_LINK_UPDATED"}
+
+
+_ONE_BY_ONE = 20
+"""More annotations than this in one event are cheaper to look through together."""
+
+
+class EventReceiver:
+    """Turns webhook bodies into marks in the store and jobs in the queue."""
+
+    def __init__(self, projects: Projects, queue: JobQueue) -> None:
+        self._projects = projects
+        self._queue = queue
+
+    def receive(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Act on one webhook and say what was done.
+
+        Raises:
+            BadInputError: the body lacks what its action needs.
+        """
+        action = str(body.get("action"))
+        if action in _NOTHING_TO_DO:
+            return {"status": "nothing to do"}
+        if action in _ANNOTATIONS_CHANGED:
+            key = self._projects.note_project(body.get("project"))
+            return self._take_in(key, _ids(body, "annotation"))
+        if action == "ANNOTATIONS_DELETED":
+            key = self._projects.note_project(body.get("project"))
+            ids = _ids(body, "annotations")
+            removed = self._projects.store.delete_annotations(key, ids)
+            # A job may be taking the annotation in at this moment: look once more after it.
+            return {**self._take_in(key, ids), "references_removed": removed}
+        if action == "TASKS_DELETED":
+            key = self._projects.note_project(body.get("project"))
+            return {"status": "done", "references_removed": self._projects.store.delete_tasks(key, _ids(body, "tasks"))}
+        if action == "PROJECT_UPDATED":
+            self._projects.note_project(body.get("project"))
+            return {"status": "done"}
+        if action == "START_TRAINING":
+            key = self._projects.note_project(body.get("project"))
+            return {"status": "queued", "job": self._queue.reconcile(key)}
+        logger.info("webhook action %s is unknown: ignored", action)
+        return {"status": "ignored"}
+
+    def _look_through(self, project_key: str) -> dict[str, Any]:
+        try:
+            return {"status": "queued", "jobs": [self._queue.reconcile(project_key)]}
+        except QueueUnavailableError as error:
+            self._projects.store.save_project(project_key, needs_reconcile=True)
+            logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
+            return {"status": "waits for the queue"}
+
+    def _take_in(self, project_key: str, annotation_ids: list[int]) -> dict[str, Any]:
+        if len(annotation_ids) > _ONE_BY_ONE:
+            return self._look_through(project_key)
+        jobs = []
+        try:
+            for annotation_id in annotation_ids:
+                self._projects.store.mark_pending(project_key, annotation_id)
+                jobs.append(self._queue.take_in_annotation(project_key, annotation_id))
+        except QueueUnavailableError as error:
+            self._projects.store.save_project(project_key, needs_reconcile=True)
+            logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
+            return {"status": "waits for the queue"}
+        return {"status": "queued", "jobs": jobs}
+
+
+def _ids(body: dict[str, Any], name: str) -> list[int]:
+    """The ids of an object or a list of objects."""
+    value = body.get(name)
+    items = value if isinstance(value, list) else [value]
+    ids = [item.get("id") for item in items if isinstance(item, dict)]
+    if len(ids) != len(items) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise BadInputError(f'expected "{name}": an object or a list of objects with an "id", got {str(value)[:80]!r}')
+    return [int(i) for i in ids if i is not None]

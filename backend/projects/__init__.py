@@ -1,0 +1,198 @@
+"""The use cases of a Label Studio project; `open_projects` is where everything is put together."""
+
+import base64
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from backend.errors import BadInputError
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.images import ImageFetcher
+from backend.labelstudio.label_config import parse_label_config
+from backend.metrics import Metrics
+from backend.projects.connection import Connections
+from backend.projects.images import TaskImages
+from backend.projects.models import Models
+from backend.projects.options import read_extra_params
+from backend.projects.predictions import Predictions
+from backend.projects.references import References
+from backend.settings import Settings
+from backend.store import ProjectRecord, Store
+
+logger = logging.getLogger(__name__)
+
+_SIGNATURE_WAIT_S = 2.0
+"""/setup has 3 s: a service that just started answers that it is still loading before Label Studio gives up."""
+
+
+class Projects:
+    """All projects of one backend. Threads share it; what lasts is in the store.
+
+    Attributes:
+        references: takes annotations in.
+        predictions: answers with masks.
+        models: loaded in the background.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, metrics: Metrics, models: Models, connections: Connections
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.metrics = metrics
+        self.models = models
+        self._connections = connections
+        images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
+        self.references = References(settings, store, metrics, models, connections, images)
+        self.predictions = Predictions(settings, store, metrics, models, connections, images)
+        self._connected: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def setup(
+        self,
+        project_key: str,
+        *,
+        label_config: str,
+        extra_params: object,
+        access_token: str | None,
+        backend_url: str,
+    ) -> str:
+        """A project connects, or Label Studio asks for its version: remember it, return its model_version.
+
+        Raises:
+            BadInputError: label config or extra params cannot be used; the message says what to change.
+            ModelUnavailableError: the models are not loaded yet, or cannot be.
+        """
+        parse_label_config(label_config)
+        options = read_extra_params(extra_params).model_dump(exclude_none=True)
+        known = self.store.project(project_key)
+        is_known = known is not None and (known.label_config, known.settings) == (label_config, options)
+        if not is_known or (access_token and known and known.setup_token != access_token):
+            self.store.save_project(
+                project_key,
+                label_config=label_config,
+                settings=options,
+                setup_token=access_token,
+                needs_reconcile=True if known is None or known.label_config != label_config else None,
+            )
+        with self._lock:
+            self._connected[project_key] = backend_url
+        return self.predictions.model_version(project_key, wait_s=_SIGNATURE_WAIT_S)
+
+    def versions(self) -> list[str]:
+        """The current model_version of every project, without repetition."""
+        return sorted({self.predictions.model_version(project.key, wait_s=0.5) for project in self.store.projects()})
+
+    def note_project(self, project: object) -> str:
+        """Remember a project as a webhook shows it; returns its key.
+
+        Raises:
+            BadInputError: no project with an id and a time of creation.
+        """
+        if not isinstance(project, Mapping):
+            raise BadInputError(f'expected "project": an object, got {type(project).__name__}')
+        project_key = key_of_project(project)
+        label_config, title = project.get("label_config"), project.get("title")
+        known = self.store.project(project_key)
+        told = {
+            "label_config": label_config if isinstance(label_config, str) else None,
+            "title": title if isinstance(title, str) else None,
+        }
+        if known is None or any(getattr(known, name) != value for name, value in told.items() if value is not None):
+            # With another label config an annotation may mean more, or less, than it did.
+            is_other = known is None or known.label_config != label_config
+            self.store.save_project(project_key, **told, needs_reconcile=is_other or None)
+        return project_key
+
+    def project_key(self, project: object, tasks: Sequence[Mapping[str, Any]]) -> str:
+        """The key of the project a /predict is about.
+
+        Raises:
+            BadInputError: neither the request nor its tasks name a project that is known.
+        """
+        if isinstance(project, str) and re.fullmatch(r"\d+\.\d+", project):
+            return project
+        named = project if project is not None else (tasks[0].get("project") if tasks else None)
+        if isinstance(named, int | str) and str(named).isdigit() and not isinstance(named, bool):
+            known = self.store.project_by_id(int(named))
+            if known is not None:
+                return known.key
+        raise BadInputError(
+            f'expected "project": "<id>.<unix time of creation>" or the id of a connected project, got {project!r}'
+        )
+
+    def count_references(self) -> dict[str, int]:
+        """References by project id, for /metrics."""
+        return {key.split(".")[0]: count for key, count in self.store.count_references().items()}
+
+    def client_for(self, project_key: str) -> LabelStudioClient:
+        """The API client for a project.
+
+        Raises:
+            ConfigurationError: there is no token.
+        """
+        return self._connections.client(project_key)
+
+    def fetcher_for(self, project_key: str) -> ImageFetcher:
+        """The image fetcher for a project.
+
+        Raises:
+            ConfigurationError: there is no token.
+        """
+        return self._connections.fetcher(project_key)
+
+    def connected_urls(self) -> list[tuple[str, str]]:
+        """Projects that called /setup since the start, and the address at which they reached this backend."""
+        with self._lock:
+            return list(self._connected.items())
+
+    def basic_auth_header(self) -> str | None:
+        """What `Authorization` has to be on requests to this backend; None without basic auth."""
+        user, password = self.settings.basic_auth_user, self.settings.basic_auth_pass
+        if user is None or password is None:
+            return None
+        pair = f"{user}:{password.get_secret_value()}"
+        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._connections.close()
+        self.store.close()
+
+
+def key_of_project(project: Mapping[str, Any]) -> str:
+    """`<id>.<unix time of creation>`, as Label Studio names a project in /setup and /predict.
+
+    Raises:
+        BadInputError: id or time of creation are missing or no such things.
+    """
+    project_id, created_at = project.get("id"), project.get("created_at")
+    try:
+        created = datetime.fromisoformat(str(created_at))
+    except ValueError:
+        created = None
+    if not isinstance(project_id, int) or isinstance(project_id, bool) or created is None or created.tzinfo is None:
+        raise BadInputError(
+            f'expected a project with "id" (a number) and "created_at" (ISO 8601 with a zone), '
+            f"got {project_id!r} and {str(created_at)[:40]!r}"
+        )
+    return f"{project_id}.{int(created.timestamp())}"
+
+
+def open_projects(settings: Settings) -> Projects:
+    """The composition root: opens the store (makes its tables) and wires everything; models load later.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: the store cannot be opened.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = Store(settings.store_url)
+    store.create_tables()
+    metrics = Metrics()
+    return Projects(settings, store, metrics, Models(settings, metrics), Connections(settings, store))
+
+
+__all__ = ["ProjectRecord", "Projects", "key_of_project", "open_projects"]

@@ -1,0 +1,107 @@
+"""From a task to its encoded image: fetched once, decoded once, encoded once."""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backend.core.types import EncodedImage, Image
+from backend.labelstudio.images import ImageFetcher, decode_image
+from backend.labelstudio.label_config import ImageTag
+from backend.metrics import Metrics
+from backend.projects.models import Models
+
+_KNOWN_FOR_S = 300.0
+_KNOWN_AT_MOST = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class TaskImage:
+    """An image of a task, encoded.
+
+    Attributes:
+        sha256: of the file's bytes, hex.
+        encoded: what the models keep of it.
+        pixels: (H, W, 3) uint8, or None if the features came from the cache and the file was not decoded.
+    """
+
+    sha256: str
+    encoded: EncodedImage
+    pixels: Image | None
+
+
+class TaskImages:
+    """Fetches and encodes images; remembers for minutes which address held which content, to skip the download."""
+
+    def __init__(self, models: Models, metrics: Metrics, *, max_pixels: int) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._max_pixels = max_pixels
+        self._known: OrderedDict[tuple[str, object], tuple[str, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(
+        self,
+        task: Mapping[str, Any],
+        tag: ImageTag,
+        fetcher: ImageFetcher,
+        *,
+        is_interactive: bool,
+        with_pixels: bool = False,
+        wait_s: float = 60.0,
+    ) -> TaskImage:
+        """The encoded image that a task shows in an image tag.
+
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
+            ModelUnavailableError: no models after `wait_s` seconds.
+        """
+        fields = task.get("data")
+        url = tag.address(fields if isinstance(fields, Mapping) else {})
+        softmatcher, cache = self._models.get(wait_s)
+        known_as = (url, task.get("id"))
+        if not with_pixels and (sha256 := self._recall(known_as)) is not None:
+            encoded = cache.get(sha256)
+            if encoded is not None:
+                return TaskImage(sha256, encoded, None)
+        with self._metrics.stage("fetch"):
+            content = fetcher.fetch(url, _task_id(task))
+        sha256 = hashlib.sha256(content).hexdigest()
+        pixels: list[Image] = []
+
+        def decode() -> Image:
+            if not pixels:
+                with self._metrics.stage("read"):
+                    pixels.append(decode_image(content, self._max_pixels))
+            return pixels[0]
+
+        def encode() -> EncodedImage:
+            image = decode()
+            with self._models.gate.turn(is_interactive=is_interactive):
+                return softmatcher.encode(image)
+
+        if with_pixels:
+            decode()
+        encoded = cache.get_or_encode(sha256, encode)
+        self._remember(known_as, sha256)
+        return TaskImage(sha256, encoded, pixels[0] if pixels else None)
+
+    def _recall(self, known_as: tuple[str, object]) -> str | None:
+        with self._lock:
+            entry = self._known.get(known_as)
+            return entry[0] if entry and time.monotonic() - entry[1] < _KNOWN_FOR_S else None
+
+    def _remember(self, known_as: tuple[str, object], sha256: str) -> None:
+        with self._lock:
+            self._known[known_as] = (sha256, time.monotonic())
+            self._known.move_to_end(known_as)
+            while len(self._known) > _KNOWN_AT_MOST:
+                self._known.popitem(last=False)
+
+
+def _task_id(task: Mapping[str, Any]) -> int | None:
+    task_id = task.get("id")
+    return task_id if isinstance(task_id, int) else None

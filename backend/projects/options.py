@@ -1,0 +1,63 @@
+"""What may be set for one project: the ML backend's extra params in Label Studio."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backend.errors import BadInputError
+from backend.labelstudio.label_config import LabelConfig
+from backend.pipeline import MatchOptions
+from backend.settings import Settings
+from backend.store import ProjectRecord
+
+
+class ProjectOptions(BaseModel):
+    """Extra params of the ML backend; what is missing comes from the service's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    matcher: Literal["posterior", "softmatcher"] | None = None
+    complete_annotations: bool | None = None
+
+
+def read_extra_params(extra_params: Any) -> ProjectOptions:
+    """Extra params as Label Studio stores them: an object, a text that holds one, or nothing.
+
+    Raises:
+        BadInputError: not JSON, or a name or value that means nothing; says which there are.
+    """
+    if extra_params in (None, "", {}):
+        return ProjectOptions()
+    names = ", ".join(ProjectOptions.model_fields)
+    try:
+        value = json.loads(extra_params) if isinstance(extra_params, str) else extra_params
+    except ValueError:
+        raise BadInputError(
+            f"extra params: expected a JSON object with any of {names}, got text that is no JSON"
+        ) from None
+    try:
+        return ProjectOptions.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise BadInputError(
+            f"extra params: {where}: {problem['msg']}; expected a JSON object with any of {names}"
+        ) from None
+
+
+def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
+    """How this project's references are matched."""
+    return MatchOptions(matcher=read_extra_params(project.settings).matcher or settings.matcher)
+
+
+def is_complete(settings: Settings, project: ProjectRecord) -> bool:
+    """Whether annotators of this project mark every object of an image."""
+    own = read_extra_params(project.settings).complete_annotations
+    return settings.complete_annotations if own is None else own
+
+
+def background_labels_of(config: LabelConfig, settings: Settings) -> frozenset[str]:
+    """The labels of a config that mean «not the object», as the config spells them."""
+    meant = {name.casefold() for name in settings.background_labels}
+    return frozenset(label for label in config.labels if label.casefold() in meant)

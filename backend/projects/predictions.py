@@ -1,0 +1,301 @@
+"""Masks out: for the scribble on the screen, for tasks without context, and through the queue for the rest."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend import __version__
+from backend.core.types import Reference
+from backend.errors import BadInputError, NotFoundError, SoftmatcherError
+from backend.labelstudio.codec import Region, mask_to_region, read_regions
+from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.labelstudio.marks import group_annotation
+from backend.metrics import Metrics
+from backend.projects.connection import Connections
+from backend.projects.images import TaskImages
+from backend.projects.models import Models
+from backend.projects.options import background_labels_of, match_options
+from backend.settings import Settings
+from backend.store import ProjectRecord, Store
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+_INTERACTIVE_WAIT_S = 30.0
+_BATCH_WAIT_S = 60.0
+_PENDING_POLL_S = 0.03
+_KEPT_PROJECTS = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What /predict answers.
+
+    Attributes:
+        results: one item a task, in the order of the tasks: a prediction, or [] for «nothing found» or «not yet».
+        found: tasks with at least one region.
+        unfinished: ids of the tasks that the time did not suffice for.
+    """
+
+    results: list[Json | list[Json]]
+    found: int
+    unfinished: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A project's references in memory: image tag -> label -> references."""
+
+    by_tag: Mapping[str, Mapping[str, Sequence[Reference]]]
+
+
+class Predictions:
+    """Predicts tasks of a project from its references, and the open task from its scribbles."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: Metrics,
+        models: Models,
+        connections: Connections,
+        images: TaskImages,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics
+        self._models = models
+        self._connections = connections
+        self._images = images
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def model_version(self, project_key: str, *, wait_s: float = _BATCH_WAIT_S) -> str:
+        """Release, models, and a digest of the project's references and options: the same for the same masks.
+
+        Raises:
+            ModelUnavailableError: no models after `wait_s` seconds.
+        """
+        softmatcher, _ = self._models.get(wait_s)
+        project = self._store.project(project_key)
+        labels = parse_label_config(project.label_config).labels if project and project.label_config else ()
+        return self._version(project, softmatcher.signature, labels)
+
+    def _version(self, project: ProjectRecord | None, signature: str, labels: Sequence[str]) -> str:
+        references = self._store.references_digest(project.key, labels, signature) if project else ""
+        options = match_options(self._settings, project).digest() if project else ""
+        digest = hashlib.sha256("\n".join((signature, options, references)).encode()).hexdigest()
+        return f"softmatcher-{__version__}-{self._settings.profile}-{digest[:12]}"
+
+    def predict(self, project_key: str, label_config: str, tasks: Sequence[Json]) -> Answer:
+        """Predict tasks from the project's references, within the time that Label Studio waits.
+
+        A task that fails gives [] and a line in the log; it never spoils the others.
+
+        Raises:
+            BadInputError: the label config cannot be used.
+            ModelUnavailableError: the models cannot be loaded in time.
+        """
+        deadline = time.monotonic() + self._settings.predict_budget_s
+        config = parse_label_config(label_config)
+        self._models.get(min(_BATCH_WAIT_S, self._settings.predict_budget_s))
+        project = self._project(project_key, label_config)
+        if len(tasks) == 1:
+            self._wait_for_references(project_key)
+        version, known = self._references(project, config)
+        results: list[Json | list[Json]] = [[] for _ in tasks]
+        if not known.by_tag:
+            return Answer(results, 0, ())
+        found = 0
+        unfinished: list[int] = []
+        for position, task in enumerate(tasks):
+            if time.monotonic() > deadline:
+                unfinished = [rest["id"] for rest in tasks[position:] if isinstance(rest.get("id"), int)]
+                self._metrics.tasks.labels("handed_on").inc(len(unfinished))
+                break
+            prediction = self._predict_or_report(project, config, known, version, task)
+            if prediction is not None:
+                results[position] = prediction
+                found += 1
+        return Answer(results, found, tuple(unfinished))
+
+    def _predict_or_report(
+        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json
+    ) -> Json | None:
+        try:
+            prediction = self._predict(project, config, known, version, task)
+        except SoftmatcherError as error:
+            self._metrics.tasks.labels("failed").inc()
+            logger.warning("project=%s task=%s: %s", project.key, task.get("id"), error)
+            return None
+        except Exception:
+            self._metrics.tasks.labels("failed").inc()
+            logger.exception("project=%s task=%s", project.key, task.get("id"))
+            return None
+        self._metrics.tasks.labels("found" if prediction else "empty").inc()
+        return prediction
+
+    def _predict(
+        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json
+    ) -> Json | None:
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        options = match_options(self._settings, project)
+        regions: list[Json] = []
+        for tag_name, references in known.by_tag.items():
+            image = self._images.load(
+                task, config.image(tag_name), self._connections.fetcher(project.key), is_interactive=False
+            )
+            with self._models.gate.turn(is_interactive=False):
+                found = softmatcher.segment(image.encoded, references, options)
+            with self._metrics.stage("rle"):
+                regions += [
+                    mask_to_region(
+                        item.mask, brush=config.brush_for(tag_name, item.label), label=item.label, score=item.score
+                    )
+                    for item in found
+                ]
+        return _prediction(regions, version) if regions else None
+
+    def interact(self, project_key: str, label_config: str, task: Json, context: Sequence[Json]) -> Json:
+        """The mask of the scribbles on the open task: one brush region for each label used, none if nothing is found.
+
+        Strokes of the same label that are only in the user's draft count too; so do its prompts of another kind. Those
+        of the same kind do not: Label Studio sends all of them in the context, and a draft may be some seconds old.
+
+        Raises:
+            BadInputError: a region cannot be used (unknown label, no size); label config or image cannot be used.
+            NotFoundError, LabelStudioError: the image cannot be had.
+        """
+        config = parse_label_config(label_config)
+        project = self._project(project_key, label_config)
+        softmatcher, _ = self._models.get(_INTERACTIVE_WAIT_S)
+        named = [item for item in context if isinstance(item, dict)]
+        images = {
+            tag.name: self._images.load(
+                task, tag, self._connections.fetcher(project.key), is_interactive=True, wait_s=_INTERACTIVE_WAIT_S
+            )
+            for tag in config.images
+            if any(item.get("to_name") == tag.name for item in named)
+        }
+        sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
+        read = read_regions(named, config, sizes_hw)
+        if not read.regions:
+            raise BadInputError(
+                "; ".join(read.problems) or "the scribble has no key point or rectangle of a known image"
+            )
+        for problem in read.problems:
+            logger.warning("project=%s task=%s: %s", project_key, task.get("id"), problem)
+        marked = [*read.regions, *_from_drafts(task, config, sizes_hw, read.regions)]
+        regions: list[Json] = []
+        for mark in group_annotation(marked, background_labels_of(config, self._settings), self._settings.mask_tags):
+            brush = config.brush_for(mark.to_name, mark.label)
+            if mark.scribble.is_empty:
+                continue
+            with self._models.gate.turn(is_interactive=True), self._metrics.stage("scribble"):
+                found = softmatcher.mask_from_scribble(images[mark.to_name].encoded, mark.scribble)
+            if found is not None:
+                with self._metrics.stage("rle"):
+                    regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
+        return _prediction(regions, self._version(project, softmatcher.signature, config.labels))
+
+    def write_to_label_studio(self, project_key: str, task_ids: Sequence[int]) -> Json:
+        """Predict tasks and import the predictions, except where there is one of this model_version already.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer.
+            NotFoundError: the project is not known.
+        """
+        client = self._connections.client(project_key)
+        project = self._store.project(project_key)
+        if project is None:
+            raise NotFoundError(f"project {project_key} is not in the store (any more)")
+        config = parse_label_config(project.label_config)
+        self._models.get(_BATCH_WAIT_S)
+        version, known = self._references(project, config)
+        counts = {"tasks": len(task_ids), "found": 0, "had_one": 0}
+        predictions: list[Json] = []
+        for task_id in task_ids if known.by_tag else ():
+            try:
+                task = client.task(task_id)
+            except NotFoundError:
+                continue
+            if any(old.get("model_version") == version for old in task.get("predictions") or ()):
+                counts["had_one"] += 1
+                continue
+            prediction = self._predict_or_report(project, config, known, version, task)
+            if prediction is not None:
+                predictions.append({"task": task_id, **prediction})
+                counts["found"] += 1
+        if predictions:
+            client.import_predictions(project.project_id, predictions)
+        return counts
+
+    def _project(self, project_key: str, label_config: str) -> ProjectRecord:
+        """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""
+        project = self._store.project(project_key)
+        if project is None:
+            return self._store.save_project(project_key, label_config=label_config, needs_reconcile=True)
+        if project.label_config != label_config:
+            return self._store.save_project(project_key, label_config=label_config, needs_reconcile=True)
+        return project
+
+    def _wait_for_references(self, project_key: str) -> None:
+        """After «submit» the next task opens within milliseconds: give the annotation just made the time to count."""
+        wait_s = self._settings.reference_wait_s
+        deadline = time.monotonic() + wait_s
+        with self._metrics.stage("wait_for_reference"):
+            while time.monotonic() < deadline and self._store.has_pending(project_key, wait_s + 1):
+                time.sleep(_PENDING_POLL_S)
+
+    def _references(self, project: ProjectRecord, config: LabelConfig) -> tuple[str, _Known]:
+        """The model_version and the references of the labels that the config has now."""
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        version = self._version(project, softmatcher.signature, config.labels)
+        key = (project.key, version)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return version, self._known[key]
+        usable = {(brush.to_name, label) for brush in config.brushes for label in brush.labels}
+        by_tag: dict[str, dict[str, list[Reference]]] = {}
+        for stored in self._store.references(project.key, labels=config.labels, signature=softmatcher.signature):
+            if stored.reference is not None and (stored.image_tag, stored.label) in usable:
+                by_tag.setdefault(stored.image_tag, {}).setdefault(stored.label, []).append(stored.reference)
+        known = _Known(by_tag)
+        with self._lock:
+            self._known[key] = known
+            while len(self._known) > _KEPT_PROJECTS:
+                self._known.popitem(last=False)
+        return version, known
+
+
+def _from_drafts(
+    task: Json, config: LabelConfig, sizes_hw: Mapping[str, tuple[int, int]], own: Sequence[Region]
+) -> list[Region]:
+    """Scribbles in the user's drafts that belong to those of the context: same image and label, another kind."""
+    wanted = {(region.to_name, region.label) for region in own}
+    kinds = {region.kind for region in own}
+    drafts = [draft for draft in task.get("drafts") or () if isinstance(draft, dict)]
+    scribbles = [item for draft in drafts for item in draft.get("result") or () if _is_scribble(item)]
+    return [
+        region
+        for region in read_regions(scribbles, config, sizes_hw).regions
+        if (region.to_name, region.label) in wanted and region.kind not in kinds
+    ]
+
+
+def _is_scribble(item: object) -> bool:
+    """Strokes drawn since the draft was last merged (`touches`), or a prompt; a finished brush region is neither."""
+    value = item.get("value") if isinstance(item, dict) else None
+    return isinstance(value, dict) and ("touches" in value or "rle" not in value)
+
+
+def _prediction(regions: list[Json], version: str) -> Json:
+    scores = [float(region["score"]) for region in regions]
+    return {"result": regions, "score": sum(scores) / len(scores) if scores else None, "model_version": version}

@@ -1,0 +1,267 @@
+"""Annotations become references: one for each label and image of an annotation."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from backend.core.types import Mask, Scribble
+from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
+from backend.labelstudio.codec import read_regions
+from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
+from backend.labelstudio.marks import LabelMarks, group_annotation
+from backend.metrics import Metrics
+from backend.pipeline import Softmatcher
+from backend.projects.connection import Connections
+from backend.projects.images import TaskImage, TaskImages
+from backend.projects.models import Models
+from backend.projects.options import background_labels_of, is_complete
+from backend.settings import Settings
+from backend.store import AnnotationRecord, NewReference, ProjectRecord, Store
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["references", "none", "removed", "superseded", "failed"]
+
+_FINISHED_IOU = 0.8
+"""A manual brush that agrees this well with the segmenter's mask was painted as a mask, not as a scribble."""
+_MODEL_WAIT_S = 120.0
+
+
+class References:
+    """Takes annotations in and keeps the store equal to what Label Studio has."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: Metrics,
+        models: Models,
+        connections: Connections,
+        images: TaskImages,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics
+        self._models = models
+        self._connections = connections
+        self._images = images
+
+    def take_in(self, project_key: str, annotation_id: int) -> Outcome:
+        """Make the references of one annotation what Label Studio says now.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer; what is stored stays as it is.
+            LabelStudioError, ConfigurationError: it refuses, or there is no token.
+        """
+        client = self._connections.client(project_key)
+        try:
+            try:
+                annotation = client.annotation(annotation_id)
+                task = client.task(int(annotation["task"]))
+            except NotFoundError:
+                self._store.delete_annotations(project_key, [annotation_id])
+                outcome: Outcome = "removed"
+            else:
+                outcome = self._take_in(self._project(project_key), task, annotation)
+        finally:
+            self._store.clear_pending(project_key, annotation_id)
+        self._metrics.annotations.labels(outcome).inc()
+        return outcome
+
+    def reconcile(self, project_key: str) -> dict[str, Any]:
+        """Compare the store with Label Studio: take in what is new or changed, forget what is gone.
+
+        Returns:
+            How many annotations were looked at, had each outcome, or were unchanged.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer; what was done so far stays.
+            LabelStudioError, ConfigurationError: it refuses, or there is no token.
+        """
+        known = {record.annotation_id: record for record in self._store.annotations(project_key)}
+        client = self._connections.client(project_key)
+        project_id = int(project_key.split(".")[0])
+        try:
+            self._save(project_key, client.project(project_id))
+        except NotFoundError:
+            self._store.drop_project(project_key)
+            return {"project": "gone"}
+        project = self._project(project_key)
+        signature = self._models.get(_MODEL_WAIT_S)[0].signature
+        counts: dict[str, Any] = {"seen": 0, "unchanged": 0}
+        seen: set[int] = set()
+        for task, annotations in client.annotated_tasks(project_id):
+            for annotation in annotations:
+                annotation_id = int(annotation["id"])
+                seen.add(annotation_id)
+                counts["seen"] += 1
+                record = known.get(annotation_id)
+                if record and _is_current(record, annotation, signature):
+                    counts["unchanged"] += 1
+                    continue
+                outcome = self._take_in(project, task, annotation)
+                self._metrics.annotations.labels(outcome).inc()
+                counts[outcome] = counts.get(outcome, 0) + 1
+        gone = known.keys() - seen
+        if gone:
+            counts["removed"] = self._store.delete_annotations(project_key, gone)
+        return counts
+
+    def _save(self, project_key: str, project: Mapping[str, Any]) -> None:
+        self._store.save_project(
+            project_key, title=str(project.get("title", "")), label_config=str(project.get("label_config", ""))
+        )
+
+    def _project(self, project_key: str) -> ProjectRecord:
+        project = self._store.project(project_key)
+        if project is None or not project.label_config:
+            self._save(project_key, self._connections.client(project_key).project(int(project_key.split(".")[0])))
+            project = self._store.project(project_key)
+        if project is None:
+            raise NotFoundError(f"project {project_key} is not in the store (any more)")
+        return project
+
+    def _take_in(self, project: ProjectRecord, task: Mapping[str, Any], annotation: Mapping[str, Any]) -> Outcome:
+        """Describe an annotation and store the result; a bad annotation is recorded with its problem, never raised."""
+        softmatcher = self._models.get(_MODEL_WAIT_S)[0]
+        problems: list[str] = []
+        references: list[NewReference] = []
+        try:
+            references = self._describe(softmatcher, project, task, annotation, problems)
+        except LabelStudioUnavailableError:
+            raise
+        except SoftmatcherError as error:
+            problems.append(str(error))
+        record = AnnotationRecord(
+            project_key=project.key,
+            annotation_id=int(annotation["id"]),
+            task_id=int(task["id"]),
+            updated_at=str(annotation.get("updated_at") or annotation.get("created_at")),
+            signature=softmatcher.signature,
+            content_digest=_content_digest(annotation),
+            problem="; ".join(problems) or None,
+        )
+        for problem in problems:
+            logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, problem)
+        if not self._store.replace_references(record, references):
+            return "superseded"
+        if references:
+            return "references"
+        return "failed" if problems else "none"
+
+    def _describe(
+        self,
+        softmatcher: Softmatcher,
+        project: ProjectRecord,
+        task: Mapping[str, Any],
+        annotation: Mapping[str, Any],
+        problems: list[str],
+    ) -> list[NewReference]:
+        if annotation.get("was_cancelled") or not annotation.get("result"):
+            return []
+        config = parse_label_config(project.label_config)
+        fetcher = self._connections.fetcher(project.key)
+        images = {
+            tag.name: self._images.load(task, tag, fetcher, is_interactive=False, with_pixels=True)
+            for tag in _images_shown(config, annotation["result"])
+        }
+        sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
+        read = read_regions(annotation["result"], config, sizes_hw)
+        problems.extend(read.problems)
+        marked = group_annotation(read.regions, background_labels_of(config, self._settings), self._settings.mask_tags)
+        references = []
+        for to_name, image in images.items():
+            marks = [mark for mark in marked if mark.to_name == to_name]
+            references += self._describe_image(softmatcher, project, to_name, image, marks, problems)
+        return references
+
+    def _describe_image(
+        self,
+        softmatcher: Softmatcher,
+        project: ProjectRecord,
+        to_name: str,
+        image: TaskImage,
+        marks: Sequence[LabelMarks],
+        problems: list[str],
+    ) -> list[NewReference]:
+        masks: dict[str, Mask] = {}
+        for mark in marks:
+            mask = self._mask_of(softmatcher, image, mark)
+            if mask is None or not mask.any():
+                problems.append(f"label {mark.label!r}: no object was found at the scribble; draw more of it")
+                continue
+            masks[mark.label] = mask
+        references = []
+        assert image.pixels is not None
+        for mark in marks:
+            if mark.label not in masks:
+                continue
+            mask = masks[mark.label]
+            others = [other for label, other in masks.items() if label != mark.label]
+            known_outside = others if mark.outside is None else [*others, mark.outside]
+            outside = np.logical_or.reduce(known_outside) & ~mask if known_outside else None
+            with self._models.gate.turn(is_interactive=False):
+                reference = softmatcher.describe(
+                    image.pixels, image.encoded, mask, outside=outside, is_complete=is_complete(self._settings, project)
+                )
+            references.append(NewReference(mark.label, to_name, image.sha256, mask, reference))
+        return references
+
+    def _mask_of(self, softmatcher: Softmatcher, image: TaskImage, mark: LabelMarks) -> Mask | None:
+        """Finished masks and what the scribbles give, together; None if neither shows an object."""
+        finished = list(mark.finished)
+        scribble = mark.scribble
+        if finished:
+            scribble = _without_points_in(scribble, np.logical_or.reduce(finished))
+        if not scribble.is_empty:
+            with self._models.gate.turn(is_interactive=False):
+                found = softmatcher.mask_from_scribble(image.encoded, scribble)
+            strokes = scribble.positive_strokes
+            if found is None:
+                pass
+            elif strokes is not None and not len(scribble.positive_xy) and _iou(strokes, found.mask) >= _FINISHED_IOU:
+                finished.append(strokes)
+            else:
+                finished.append(found.mask)
+        return np.logical_or.reduce(finished) if finished else None
+
+
+def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:
+    """The config's images that regions of a result are on."""
+    named = {region.get("to_name") for region in result if isinstance(region, Mapping)}
+    return [tag for tag in config.images if tag.name in named]
+
+
+def _without_points_in(scribble: Scribble, mask: Mask) -> Scribble:
+    """Points on an object that is finished already say nothing new."""
+    height, width = mask.shape
+    columns, rows = (scribble.positive_xy[:, axis].astype(int) for axis in (0, 1))
+    is_new = ~mask[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    return Scribble(
+        scribble.size_hw,
+        scribble.positive_xy[is_new],
+        scribble.negative_xy,
+        scribble.boxes_xyxy,
+        scribble.positive_strokes,
+        scribble.negative_strokes,
+    )
+
+
+def _is_current(record: AnnotationRecord, annotation: Mapping[str, Any], signature: str) -> bool:
+    """False where taking it in again may give more: it changed, other models, or something was wrong the last time."""
+    return (record.content_digest, record.signature, record.problem) == (_content_digest(annotation), signature, None)
+
+
+def _iou(one: Mask, other: Mask) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 0.0
+
+
+def _content_digest(annotation: Mapping[str, Any]) -> str:
+    """Of what references are made from: the result, and whether it was skipped."""
+    content = [annotation.get("result"), bool(annotation.get("was_cancelled"))]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,180 @@
+"""The HTTP face: Label Studio's ML backend protocol on Flask.
+
+/health, /setup and /webhook wait for no model; tracebacks stay in the log, the client gets a message and an id.
+"""
+
+import hmac
+import logging
+import secrets
+import time
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from backend import __version__
+from backend.errors import (
+    BadInputError,
+    ConfigurationError,
+    LabelStudioError,
+    LabelStudioUnavailableError,
+    ModelUnavailableError,
+    NotFoundError,
+    QueueUnavailableError,
+    SoftmatcherError,
+    StoreUnavailableError,
+)
+from backend.events import EventReceiver
+from backend.jobs import JobQueue
+from backend.projects import Projects
+
+logger = logging.getLogger(__name__)
+
+_STATUS: dict[type[SoftmatcherError], int] = {
+    BadInputError: 422,
+    NotFoundError: 404,
+    ConfigurationError: 500,
+    LabelStudioUnavailableError: 503,
+    LabelStudioError: 502,
+    ModelUnavailableError: 503,
+    QueueUnavailableError: 503,
+    StoreUnavailableError: 503,
+}
+_RETRY_AFTER_S = 5
+
+
+def create_app(projects: Projects, queue: JobQueue) -> Flask:
+    """The Flask application over one set of projects; owns no state of its own."""
+    app = Flask("softmatcher")
+    # Batch tasks carry their annotations and predictions: bodies of some hundred MB are Label Studio's normal.
+    app.config["MAX_CONTENT_LENGTH"] = 2 * 1024**3
+    events = EventReceiver(projects, queue)
+    metrics, settings = projects.metrics, projects.settings
+
+    @app.before_request
+    def start_clock() -> None:
+        g.started = time.perf_counter()
+        g.request_id = secrets.token_hex(4)
+
+    @app.before_request
+    def check_basic_auth() -> Response | None:
+        if settings.basic_auth_user is None or settings.basic_auth_pass is None:
+            return None
+        given = request.authorization
+        user, password = (given.username or "", given.password or "") if given and given.type == "basic" else ("", "")
+        expected = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
+        pairs = zip((user, password), expected, strict=True)
+        if all(hmac.compare_digest(got.encode(), wanted.encode()) for got, wanted in pairs):
+            return None
+        response = jsonify(error="user and password expected: set basic auth in the ML backend's form in Label Studio")
+        response.status_code = 401
+        response.headers["WWW-Authenticate"] = 'Basic realm="softmatcher"'
+        return response
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        seconds = time.perf_counter() - g.get("started", time.perf_counter())
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        metrics.requests.labels(route, str(response.status_code)).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if route in ("/health", "/metrics") and response.status_code < 400 else logging.INFO
+        logger.log(
+            level, "request=%s %s %s status=%d %sms=%.0f",
+            g.get("request_id", "-"), request.method, route, response.status_code, g.get("figures", ""), 1000 * seconds,
+        )  # fmt: skip
+        return response
+
+    @app.get("/")
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {"status": "UP", "model_class": "Softmatcher", "version": __version__, "model": projects.models.state}
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.post("/setup")
+    def setup() -> dict[str, Any]:
+        body = _body()
+        project_key = _text(body, "project")
+        _note(project=project_key)
+        extra_params = body.get("extra_params")
+        model_version = projects.setup(
+            project_key,
+            label_config=_text(body, "schema"),
+            extra_params=extra_params if extra_params != "" else None,
+            access_token=body.get("access_token") if isinstance(body.get("access_token"), str) else None,
+            backend_url=settings.public_url or request.url_root.rstrip("/"),
+        )
+        return {"model_version": model_version}
+
+    @app.get("/versions")
+    def versions() -> dict[str, Any]:
+        # Label Studio asks without naming a project, so there is no version of a project's references to list.
+        return {"versions": projects.versions()}
+
+    @app.post("/predict")
+    def predict() -> dict[str, Any]:
+        body = _body()
+        tasks = body.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+            raise BadInputError(f'expected "tasks": a list of tasks, got {type(tasks).__name__}')
+        label_config = _text(body, "label_config")
+        params = body.get("params") or {}
+        context = params.get("context") if isinstance(params, dict) else None
+        project_key = projects.project_key(body.get("project"), tasks)
+        _note(project=project_key, tasks=len(tasks))
+        if isinstance(context, dict) and context.get("result"):
+            if len(tasks) != 1:
+                raise BadInputError(f"an interactive request has one task, got {len(tasks)}")
+            return {"results": [projects.predictions.interact(project_key, label_config, tasks[0], context["result"])]}
+        answer = projects.predictions.predict(project_key, label_config, tasks)
+        _note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
+        if answer.unfinished:
+            queue.predict_tasks(project_key, answer.unfinished)
+        return {"results": answer.results}
+
+    @app.post("/webhook")
+    def webhook() -> tuple[dict[str, Any], int]:
+        body = _body()
+        _note(action=_text(body, "action"))
+        return events.receive(body), 201
+
+    @app.errorhandler(HTTPException)
+    def answer_http_error(error: HTTPException) -> tuple[Response, int]:
+        return jsonify(error=error.description, id=g.get("request_id")), error.code or 500
+
+    @app.errorhandler(Exception)
+    def answer_error(error: Exception) -> tuple[Response, int]:
+        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+        if isinstance(error, SoftmatcherError):
+            logger.warning("request=%s %s: %s", g.get("request_id"), type(error).__name__, error)
+            message = str(error)
+        else:
+            logger.exception("request=%s", g.get("request_id"))
+            message = "internal error; the backend's log has the details under this id"
+        response = jsonify(error=message, id=g.get("request_id"))
+        if status == 503:
+            response.headers["Retry-After"] = str(_RETRY_AFTER_S)
+        return response, status
+
+    return app
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(force=True, silent=True)
+    if not isinstance(body, dict):
+        raise BadInputError("expected a JSON object as the body, got something else")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise BadInputError(f'expected "{name}": a text, got {type(value).__name__}')
+    return value
+
+
+def _note(**figures: object) -> None:
+    """Figures for the request's log line."""
+    g.figures = "".join(f"{name}={value} " for name, value in figures.items())

@@ -1,0 +1,79 @@
+"""What the service does on its own, every few seconds, beside its requests."""
+
+import logging
+import threading
+from urllib.parse import urlsplit
+
+from backend.errors import SoftmatcherError
+from backend.jobs import JobQueue
+from backend.projects import Projects
+
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 5.0
+_WEBHOOK_TRIES = 12
+
+
+class Upkeep:
+    """Queues the reconciliations that are due, and gives Label Studio's webhooks the credentials they lack.
+
+    Label Studio registers `<backend>/webhook` itself on connecting, but without basic auth, even if the backend has it
+    (recorded with 1.23.2). So after a project's /setup its webhook gets the header through Label Studio's API.
+    """
+
+    def __init__(self, projects: Projects, queue: JobQueue) -> None:
+        self._projects = projects
+        self._queue = queue
+        self._tries: dict[tuple[str, str], int] = {}
+
+    def start(self) -> None:
+        """Run until the process ends."""
+        threading.Thread(target=self._run, name="upkeep", daemon=True).start()
+
+    def _run(self) -> None:
+        wait = threading.Event()
+        while not wait.wait(_EVERY_S):
+            try:
+                self.reconcile_due()
+                self.authorize_webhooks()
+            except SoftmatcherError as error:
+                logger.warning("upkeep: %s", error)
+            except Exception:
+                logger.exception("upkeep")
+
+    def reconcile_due(self) -> None:
+        """Queue a reconciliation of each project that is marked, and take the mark off."""
+        for project in self._projects.store.projects():
+            if project.needs_reconcile:
+                self._queue.reconcile(project.key)
+                self._projects.store.save_project(project.key, needs_reconcile=False)
+
+    def authorize_webhooks(self) -> None:
+        """Put the basic-auth header on the webhook of every project that called /setup since the start."""
+        header = self._projects.basic_auth_header()
+        if header is None:
+            return
+        for project_key, backend_url in self._projects.connected_urls():
+            tries = self._tries.get((project_key, backend_url), 0)
+            if tries >= _WEBHOOK_TRIES:
+                continue
+            self._tries[project_key, backend_url] = tries + 1
+            if self._authorize(project_key, backend_url, header):
+                self._tries[project_key, backend_url] = _WEBHOOK_TRIES
+
+    def _authorize(self, project_key: str, backend_url: str, header: str) -> bool:
+        client = self._projects.client_for(project_key)
+        found = False
+        for webhook in client.webhooks(int(project_key.split(".")[0])):
+            if _same_address(str(webhook.get("url")), f"{backend_url}/webhook"):
+                found = True
+                headers = dict(webhook.get("headers") or {})
+                if headers.get("Authorization") != header:
+                    client.set_webhook_headers(webhook, {**headers, "Authorization": header})
+                    logger.info("project=%s webhook=%s has credentials now", project_key, webhook.get("id"))
+        return found
+
+
+def _same_address(one: str, other: str) -> bool:
+    first, second = urlsplit(one), urlsplit(other)
+    return (first.hostname, first.port, first.path) == (second.hostname, second.port, second.path)

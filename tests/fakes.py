@@ -1,0 +1,256 @@
+"""Stand-ins with a known right answer: models that see colours only, a Label Studio in memory, a patient queue."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flask.testing import FlaskClient
+from PIL import Image as PillowImage
+
+from backend import jobs
+from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.errors import LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
+from backend.metrics import Metrics
+from backend.pipeline import MatchOptions
+from backend.projects import Projects
+from backend.projects.models import Models
+from backend.service import create_app
+from backend.settings import Settings, load_settings
+from backend.store import Store
+
+LABEL_CONFIG = """<View>
+  <Image name="image" value="$image"/>
+  <BrushLabels name="brush" toName="image"><Label value="Cat"/><Label value="Dog"/></BrushLabels>
+  <KeyPointLabels name="kp" toName="image" smart="true"><Label value="Cat"/><Label value="Dog"/></KeyPointLabels>
+  <RectangleLabels name="rect" toName="image" smart="true"><Label value="Cat"/><Label value="Dog"/></RectangleLabels>
+</View>"""
+
+RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (40, 160, 40)
+
+
+def draw(size_hw: tuple[int, int] = (48, 64), **boxes: tuple[int, int, int, int]) -> Image:
+    """A green image with one box (x0, y0, x1, y1) for each colour named: `draw(red=(4, 4, 20, 20))`."""
+    image = np.full((*size_hw, 3), GREEN, np.uint8)
+    for name, (x0, y0, x1, y1) in boxes.items():
+        image[y0:y1, x0:x1] = {"red": RED, "blue": BLUE}[name]
+    return image
+
+
+def png(image: Image) -> bytes:
+    """The image as a PNG file."""
+    buffer = io.BytesIO()
+    PillowImage.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class ColourSoftmatcher:
+    """Objects are areas of one colour: the same interface as `backend.pipeline.Softmatcher`, in microseconds."""
+
+    signature = "colours-1"
+
+    def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
+        self.encoded_images = 0
+
+    def encode(self, image: Image) -> EncodedImage:
+        self.encoded_images += 1
+        return EncodedImage(image.shape[:2], np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature)
+
+    def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        image = np.asarray(encoded.embedding["image"])
+        mask = np.zeros(image.shape[:2], bool)
+        for x, y in scribble.positive_xy.astype(int):
+            mask |= (image == image[y, x]).all(axis=2)
+        for x0, y0, x1, y1 in scribble.boxes_xyxy.astype(int):
+            mask[y0:y1, x0:x1] |= (image[y0:y1, x0:x1] != GREEN).any(axis=2)
+        if scribble.positive_strokes is not None:
+            for colour in np.unique(image[scribble.positive_strokes], axis=0):
+                mask |= (image == colour).all(axis=2)
+        for x, y in scribble.negative_xy.astype(int):
+            mask &= (image != image[y, x]).any(axis=2)
+        return ScoredMask(mask, 0.9) if mask.any() else None
+
+    def describe(
+        self,
+        image: Image,
+        encoded: EncodedImage,
+        mask: Mask,
+        *,
+        outside: Mask | None = None,
+        is_complete: bool = False,
+    ) -> Reference:
+        colours = np.unique(image[mask], axis=0).astype(np.float16)
+        ones = np.ones(len(colours), np.float16)
+        return Reference(colours, ones, ones, self.signature)
+
+    def segment(
+        self,
+        encoded: EncodedImage,
+        references: Mapping[str, Sequence[Reference]],
+        options: MatchOptions | None = None,
+    ) -> list[LabelMask]:
+        image = np.asarray(encoded.embedding["image"])
+        found = []
+        for label, known in references.items():
+            mask = np.zeros(image.shape[:2], bool)
+            for colour in np.concatenate([reference.features for reference in known]).astype(np.uint8):
+                mask |= (image == colour).all(axis=2)
+            if mask.any():
+                found.append(LabelMask(label, mask, 0.8))
+        return found
+
+
+@dataclass
+class FakeLabelStudio:
+    """Tasks, annotations and images in memory, behind the methods of `LabelStudioClient` and `ImageFetcher`."""
+
+    created_at: datetime = datetime(2026, 11, 22, 16, 34, 4, tzinfo=UTC)
+    label_config: str = LABEL_CONFIG
+    images: dict[str, bytes] = field(default_factory=dict)
+    tasks: dict[int, dict[str, Any]] = field(default_factory=dict)
+    annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
+    imported: list[dict[str, Any]] = field(default_factory=list)
+    is_down: bool = False
+    fetches: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"1.{int(self.created_at.timestamp())}"
+
+    def add_task(self, task_id: int, content: bytes | None, **more: Any) -> dict[str, Any]:
+        """A task with an image; None: its address answers 404."""
+        url = f"/data/upload/1/{task_id}.png"
+        if content is not None:
+            self.images[url] = content
+        self.tasks[task_id] = {"id": task_id, "project": 1, "data": {"image": url}, "predictions": [], **more}
+        return self.tasks[task_id]
+
+    def annotate(self, annotation_id: int, task_id: int, result: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat()
+        self.annotations[annotation_id] = {
+            "id": annotation_id, "task": task_id, "result": result, "was_cancelled": False, "updated_at": now, **more,
+        }  # fmt: skip
+        return self.annotations[annotation_id]
+
+    def _answer(self) -> None:
+        if self.is_down:
+            raise LabelStudioUnavailableError("Label Studio does not answer")
+
+    def annotation(self, annotation_id: int) -> dict[str, Any]:
+        self._answer()
+        if annotation_id not in self.annotations:
+            raise NotFoundError(f"annotation {annotation_id}")
+        return self.annotations[annotation_id]
+
+    def task(self, task_id: int) -> dict[str, Any]:
+        self._answer()
+        if task_id not in self.tasks:
+            raise NotFoundError(f"task {task_id}")
+        return self.tasks[task_id]
+
+    def project(self, project_id: int) -> dict[str, Any]:
+        self._answer()
+        return {
+            "id": project_id, "title": "Animals", "label_config": self.label_config,
+            "created_at": self.created_at.isoformat(),
+        }  # fmt: skip
+
+    def annotated_tasks(self, project_id: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        self._answer()
+        for task in list(self.tasks.values()):
+            mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
+            if mine:
+                yield task, mine
+
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:
+        self._answer()
+        self.imported += predictions
+        for prediction in predictions:
+            self.tasks[prediction["task"]]["predictions"].append(prediction)
+        return len(predictions)
+
+    def fetch(self, url: str, task_id: int | None) -> bytes:
+        self._answer()
+        self.fetches += 1
+        if url not in self.images:
+            raise NotFoundError(f"{url}: 404")
+        return self.images[url]
+
+
+class FakeConnections:
+    """Every project is in the one fake Label Studio."""
+
+    def __init__(self, label_studio: FakeLabelStudio) -> None:
+        self.label_studio = label_studio
+
+    def client(self, project_key: str) -> FakeLabelStudio:
+        return self.label_studio
+
+    def fetcher(self, project_key: str) -> FakeLabelStudio:
+        return self.label_studio
+
+    def close(self) -> None:
+        pass
+
+
+class PatientQueue:
+    """Keeps the jobs until a test runs them, as a worker would."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[str, tuple[Any, ...]]] = []
+        self.is_down = False
+
+    def _add(self, name: str, *args: Any) -> str:
+        if self.is_down:
+            raise QueueUnavailableError("Redis does not answer")
+        self.jobs.append((name, args))
+        return f"job-{len(self.jobs)}"
+
+    def take_in_annotation(self, project_key: str, annotation_id: int) -> str:
+        return self._add("take_in_annotation", project_key, annotation_id)
+
+    def reconcile(self, project_key: str) -> str:
+        return self._add("reconcile", project_key)
+
+    def predict_tasks(self, project_key: str, task_ids: Sequence[int]) -> list[str]:
+        return [self._add("predict_tasks", project_key, list(task_ids))]
+
+    def waiting(self) -> dict[str, int]:
+        return {"fake": len(self.jobs)}
+
+
+@dataclass
+class Backend:
+    """A whole backend over fakes."""
+
+    settings: Settings
+    label_studio: FakeLabelStudio
+    queue: PatientQueue
+    projects: Projects
+    client: FlaskClient
+
+    def work(self) -> int:
+        """Run the jobs that wait, and those that they enqueue; returns how many."""
+        count = 0
+        while self.queue.jobs:
+            name, args = self.queue.jobs.pop(0)
+            getattr(jobs, name)(*args)
+            count += 1
+        return count
+
+
+def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object) -> Backend:
+    """A backend whose data lie in `folder`: a second one there sees what the first left."""
+    made = load_settings(data_dir=folder, **settings)
+    folder.mkdir(exist_ok=True)
+    store, metrics, queue = Store(made.store_url), Metrics(), PatientQueue()
+    store.create_tables()
+    models = Models(made, metrics, load=lambda profile, on_stage: ColourSoftmatcher(on_stage))  # type: ignore[arg-type,return-value]
+    projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
+    models.get(10)
+    app = create_app(projects, queue)  # type: ignore[arg-type]
+    metrics.read_from(references=projects.count_references, cache=models.cache_figures, queue=queue.waiting)
+    return Backend(made, label_studio, queue, projects, app.test_client())

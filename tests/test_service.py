@@ -1,0 +1,421 @@
+"""The protocol, over fakes: every recorded request gets the right answer, every bad one a clear error."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.labelstudio.codec import is_own_region_id
+from backend.labelstudio.rle import decode_mask, encode_mask
+from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, draw, make_backend, png
+
+PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
+RED_BOX = (10, 10, 30, 30)
+
+
+def _recorded(name: str) -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads((Path(__file__).parent / "payloads" / f"{name}.json").read_text())
+    return recorded
+
+
+def _keypoint(x: float, y: float, label: str = "Cat", **more: Any) -> dict[str, Any]:
+    """A key point as Label Studio sends it: percent of a 64 x 48 image."""
+    value = {"x": 100 * x / 64, "y": 100 * y / 48, "width": 0.5, "keypointlabels": [label]}
+    return {
+        "id": f"kp-{label}-{x}-{y}", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "origin": "manual",
+        "original_width": 64, "original_height": 48, "image_rotation": 0, "value": value, **more,
+    }  # fmt: skip
+
+
+def _brush(mask: np.ndarray, label: str = "Cat", **more: Any) -> dict[str, Any]:
+    value = {"format": "rle", "rle": encode_mask(mask), "brushlabels": [label]}
+    return {
+        "id": "brush-1", "type": "brushlabels", "from_name": "brush", "to_name": "image", "origin": "manual",
+        "original_width": mask.shape[1], "original_height": mask.shape[0], "image_rotation": 0, "value": value, **more,
+    }  # fmt: skip
+
+
+def _predict(backend: Backend, tasks: list[dict[str, Any]], **more: Any) -> Any:
+    body = {"tasks": tasks, "project": backend.label_studio.key, "label_config": LABEL_CONFIG, "params": {}, **more}
+    return backend.client.post("/predict", json=body)
+
+
+def _interact(backend: Backend, task: dict[str, Any], *context: dict[str, Any]) -> Any:
+    return _predict(backend, [task], params={"context": {"result": list(context)}})
+
+
+def _setup(backend: Backend, **more: Any) -> Any:
+    body = {
+        "project": backend.label_studio.key,
+        "schema": LABEL_CONFIG,
+        "hostname": "http://x",
+        "access_token": "t" * 40,
+    }
+    return backend.client.post("/setup", json={**body, "extra_params": None, **more})
+
+
+def _announce(backend: Backend, action: str, **more: Any) -> Any:
+    project = backend.label_studio.project(1)
+    return backend.client.post("/webhook", json={"action": action, "project": project, **more})
+
+
+def _with_red_reference(backend: Backend) -> None:
+    """Task 1 shows a red box, and its annotation 10 marks it."""
+    backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    annotation = backend.label_studio.annotate(10, 1, [_keypoint(20, 20)])
+    assert _announce(backend, "ANNOTATION_CREATED", annotation=annotation).status_code == 201
+    assert backend.work() == 1
+
+
+def _mask_of(region: dict[str, Any]) -> np.ndarray:
+    return decode_mask(region["value"]["rle"], (region["original_height"], region["original_width"]))
+
+
+def test_there_are_recorded_requests() -> None:
+    assert len(PAYLOADS) > 20
+
+
+@pytest.mark.parametrize("path", PAYLOADS, ids=lambda path: path.stem)
+def test_recorded_request_is_answered(backend: Backend, path: Path) -> None:
+    recorded = json.loads(path.read_text())
+    body = recorded["body"]
+    answer = backend.client.open(recorded["path"].rstrip("?"), method=recorded["method"], json=body)
+    if path.stem.startswith("predict_interactive"):
+        # The recorded server's images are not here: the labeler is told so, with a status that Label Studio shows.
+        assert answer.status_code == 404, answer.text
+        assert "404" in answer.json["error"]
+    elif path.stem.startswith("predict"):
+        assert answer.json == {"results": [[] for _ in body["tasks"]]}
+    else:
+        assert answer.status_code == (201 if path.stem.startswith("webhook") else 200), answer.text
+    if path.stem.startswith("webhook_ANNOTATION"):
+        assert answer.json["status"] == "queued"
+
+
+@pytest.mark.parametrize("path", [p for p in PAYLOADS if "interactive" in p.stem], ids=lambda path: path.stem)
+def test_recorded_scribble_gets_a_mask_of_the_image_size(backend: Backend, path: Path) -> None:
+    body = json.loads(path.read_text())["body"]
+    task = body["tasks"][0]
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    backend.label_studio.images[task["data"]["image"]] = png(noise)
+    answer = backend.client.post("/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    (result,) = answer.json["results"]
+    (region,) = result["result"]
+    assert (region["original_width"], region["original_height"]) == (640, 480)
+    assert (
+        region["value"]["brushlabels"] == body["params"]["context"]["result"][0]["value"]["labels"]
+        or "rect" in path.stem
+    )
+    assert region["from_name"] == "brush"
+    assert region["origin"] != "manual"
+    assert is_own_region_id(region["id"])
+
+
+def test_health_answers_before_anything_else(backend: Backend) -> None:
+    answer = backend.client.get("/health")
+    assert answer.json["status"] == "UP"
+    assert answer.json["model"] == "ready"
+
+
+def test_setup_and_predictions_carry_the_same_model_version(backend: Backend) -> None:
+    before = _setup(backend).json["model_version"]
+    _with_red_reference(backend)
+    version = _setup(backend).json["model_version"]
+    assert version != before
+    task = backend.label_studio.add_task(2, png(draw(red=(40, 5, 60, 20))))
+    (result,) = _predict(backend, [task]).json["results"]
+    assert result["model_version"] == version
+    assert backend.client.get("/versions").json == {"versions": [version]}
+
+
+def test_scribble_on_one_task_marks_the_object_on_the_others(backend: Backend) -> None:
+    _with_red_reference(backend)
+    there = backend.label_studio.add_task(2, png(draw((60, 80), red=(40, 5, 60, 20))))
+    absent = backend.label_studio.add_task(3, png(draw(blue=(1, 1, 9, 9))))
+    results = _predict(backend, [there, absent]).json["results"]
+    assert results[1] == []
+    (region,) = results[0]["result"]
+    expected = np.zeros((60, 80), bool)
+    expected[5:20, 40:60] = True
+    np.testing.assert_array_equal(_mask_of(region), expected)
+    assert 0 <= region["score"] <= 1
+
+
+def test_a_bad_task_never_spoils_the_others(backend: Backend) -> None:
+    _with_red_reference(backend)
+    good = backend.label_studio.add_task(2, png(draw(red=(40, 5, 60, 20))))
+    missing = backend.label_studio.add_task(3, None)
+    broken = backend.label_studio.add_task(4, png(draw(red=RED_BOX))[:60])
+    no_image = backend.label_studio.add_task(5, b"") | {"data": {"text": "hello"}}
+    results = _predict(backend, [missing, broken, good, no_image, good]).json["results"]
+    assert [bool(result) for result in results] == [False, False, True, False, True]
+    assert 'softmatcher_tasks_total{outcome="failed"} 3.0' in backend.client.get("/metrics").text
+
+
+def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, backend: Backend) -> None:
+    _with_red_reference(backend)
+    tasks = [backend.label_studio.add_task(number, png(draw(red=RED_BOX))) for number in range(2, 7)]
+    slow = make_backend(tmp_path / "data", backend.label_studio, predict_budget_s=1e-9)
+    results = _predict(slow, tasks).json["results"]
+    assert results == [[]] * 5
+    assert slow.queue.jobs == [("predict_tasks", (backend.label_studio.key, [2, 3, 4, 5, 6]))]
+    slow.work()
+    assert sorted(item["task"] for item in backend.label_studio.imported) == [2, 3, 4, 5, 6]
+    _predict(slow, tasks)
+    slow.work()
+    assert len(backend.label_studio.imported) == 5, "a second run adds no second prediction of the same version"
+
+
+def test_negative_point_takes_away(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=(5, 5, 25, 25), blue=(25, 5, 45, 25))))
+    both = [_keypoint(10, 10), _keypoint(30, 10)]
+    (result,) = _interact(backend, task, *both).json["results"]
+    assert _mask_of(result["result"][0]).sum() == 800
+    (result,) = _interact(backend, task, *both, _keypoint(40, 20, is_positive=False)).json["results"]
+    assert _mask_of(result["result"][0]).sum() == 400
+
+
+def test_strokes_of_the_draft_count_and_old_points_do_not(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=(5, 5, 25, 25), blue=(35, 5, 55, 25))))
+    touch = {"id": "t", "type": "add", "relativePoints": [65.0, 30.0, 75.0, 30.0], "relativeStrokeWidth": 4.0}
+    stroke = {
+        "id": "s", "type": "brushlabels", "from_name": "brush", "to_name": "image", "origin": "manual",
+        "original_width": 64, "original_height": 48, "value": {"touches": [touch], "brushlabels": ["Cat"]},
+    }  # fmt: skip
+    other_label = {**stroke, "id": "o", "value": {**stroke["value"], "brushlabels": ["Dog"]}}
+    draft = {"result": [stroke, other_label, _keypoint(60, 40)]}
+    (result,) = _interact(backend, task | {"drafts": [draft]}, _keypoint(10, 10)).json["results"]
+    (region,) = result["result"]
+    mask = _mask_of(region)
+    assert mask[5:25, 5:25].all()
+    assert mask[5:25, 35:55].all()
+    assert not mask[40:, :].any(), "a point that is only in the draft may be some seconds old"
+
+
+def test_scribble_that_finds_nothing_gives_no_region(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw()))
+    same_place = [_keypoint(10, 10), _keypoint(10, 10, is_positive=False)]
+    (result,) = _interact(backend, task, *same_place).json["results"]
+    assert result["result"] == []
+    assert result["score"] is None
+
+
+def test_update_replaces_and_delete_removes(backend: Backend) -> None:
+    _with_red_reference(backend)
+    blue = backend.label_studio.add_task(2, png(draw(blue=(40, 5, 60, 20))))
+    assert _predict(backend, [blue]).json["results"] == [[]]
+    backend.label_studio.images["/data/upload/1/1.png"] = png(draw(red=RED_BOX, blue=(40, 30, 60, 40)))
+    annotation = backend.label_studio.annotate(10, 1, [_keypoint(50, 35)])
+    _announce(backend, "ANNOTATION_UPDATED", annotation=annotation)
+    backend.work()
+    assert _predict(backend, [blue]).json["results"][0]["result"]
+    del backend.label_studio.annotations[10]
+    answer = _announce(backend, "ANNOTATIONS_DELETED", annotations=[{"id": 10}])
+    assert answer.json["references_removed"] == 1
+    backend.work()
+    assert _predict(backend, [blue]).json["results"] == [[]]
+
+
+def test_deleting_a_task_removes_its_references(backend: Backend) -> None:
+    _with_red_reference(backend)
+    answer = _announce(backend, "TASKS_DELETED", tasks=[{"id": 1}])
+    assert answer.json["references_removed"] == 1
+    assert 'softmatcher_references{project="1"} 0.0' in backend.client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("result", "more"), [([], {}), ([_keypoint(20, 20)], {"was_cancelled": True})], ids=["empty", "skipped"]
+)
+def test_skipped_or_empty_annotation_leaves_no_reference(
+    backend: Backend, result: list[dict[str, Any]], more: dict[str, Any]
+) -> None:
+    _with_red_reference(backend)
+    annotation = backend.label_studio.annotate(10, 1, result, **more)
+    _announce(backend, "ANNOTATION_UPDATED", annotation=annotation)
+    backend.work()
+    assert backend.projects.count_references() == {"1": 0}
+
+
+def test_finished_mask_skips_the_segmenter(backend: Backend) -> None:
+    """An accepted prediction is kept to the pixel, a manual stroke is grown to the object."""
+    backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    half = np.zeros((48, 64), bool)
+    half[10:20, 10:30] = True
+    for origin, area in (("prediction", 200), ("prediction-changed", 200), ("manual", 400)):
+        annotation = backend.label_studio.annotate(10, 1, [_brush(half, origin=origin)])
+        _announce(backend, "ANNOTATION_UPDATED", annotation=annotation)
+        backend.work()
+        (stored,) = backend.projects.store.reference_masks(backend.label_studio.key)
+        assert stored.mask.sum() == area, origin
+
+
+def test_brush_that_agrees_with_the_object_is_kept_as_painted(backend: Backend) -> None:
+    backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    nearly_all = np.zeros((48, 64), bool)
+    nearly_all[11:30, 10:30] = True
+    backend.label_studio.annotate(10, 1, [_brush(nearly_all)])
+    backend.projects.references.reconcile(backend.label_studio.key) if _setup(backend) else None
+    (stored,) = backend.projects.store.reference_masks(backend.label_studio.key)
+    np.testing.assert_array_equal(stored.mask, nearly_all)
+
+
+def test_two_projects_never_see_each_other(backend: Backend) -> None:
+    _with_red_reference(backend)
+    task = backend.label_studio.add_task(2, png(draw(red=RED_BOX)))
+    assert _predict(backend, [task]).json["results"][0]
+    assert _predict(backend, [task], project="2.1795365244").json["results"] == [[]]
+
+
+def test_restart_sees_the_same(backend: Backend, tmp_path: Path) -> None:
+    _with_red_reference(backend)
+    version = _setup(backend).json["model_version"]
+    again = make_backend(tmp_path / "data", backend.label_studio)
+    assert _setup(again).json["model_version"] == version
+    task = backend.label_studio.add_task(2, png(draw(red=RED_BOX)))
+    assert _predict(again, [task]).json["results"][0]["model_version"] == version
+
+
+def test_label_removed_from_the_config_is_predicted_no_more(backend: Backend) -> None:
+    _with_red_reference(backend)
+    task = backend.label_studio.add_task(2, png(draw(red=RED_BOX)))
+    renamed = LABEL_CONFIG.replace('"Cat"', '"Tiger"')
+    assert _predict(backend, [task], label_config=renamed).json["results"] == [[]]
+    assert _predict(backend, [task]).json["results"][0]["result"][0]["value"]["brushlabels"] == ["Cat"]
+
+
+def test_reconciliation_brings_in_what_was_not_announced_and_forgets_what_is_gone(backend: Backend) -> None:
+    _with_red_reference(backend)
+    backend.label_studio.add_task(2, png(draw(blue=RED_BOX)))
+    backend.label_studio.annotate(11, 2, [_keypoint(20, 20, "Dog")])
+    del backend.label_studio.annotations[10]
+    answer = _announce(backend, "START_TRAINING")
+    assert answer.json["job"]
+    backend.work()
+    stored = backend.projects.store.reference_masks(backend.label_studio.key)
+    assert [reference.annotation_id for reference in stored] == [11]
+    outcome = backend.projects.references.reconcile(backend.label_studio.key)
+    assert outcome == {"seen": 1, "unchanged": 1}
+
+
+def test_annotation_that_failed_is_tried_again(backend: Backend) -> None:
+    backend.label_studio.add_task(1, None)
+    annotation = backend.label_studio.annotate(10, 1, [_keypoint(20, 20)])
+    _announce(backend, "ANNOTATION_CREATED", annotation=annotation)
+    backend.work()
+    assert backend.projects.count_references() == {"1": 0}
+    (record,) = backend.projects.store.annotations(backend.label_studio.key)
+    assert "404" in str(record.problem)
+    backend.label_studio.images["/data/upload/1/1.png"] = png(draw(red=RED_BOX))
+    backend.projects.references.reconcile(backend.label_studio.key)
+    assert backend.projects.count_references() == {"1": 1}
+
+
+def test_label_studio_down_in_the_middle_loses_nothing(backend: Backend) -> None:
+    _with_red_reference(backend)
+    backend.label_studio.add_task(2, png(draw(blue=RED_BOX)))
+    annotation = backend.label_studio.annotate(11, 2, [_keypoint(20, 20, "Dog")])
+    _announce(backend, "ANNOTATION_CREATED", annotation=annotation)
+    backend.label_studio.is_down = True
+    backend.work()
+    backend.label_studio.is_down = False
+    project = backend.projects.store.project(backend.label_studio.key)
+    assert project
+    assert project.needs_reconcile
+    assert backend.projects.count_references() == {"1": 1}
+    backend.projects.references.reconcile(backend.label_studio.key)
+    assert backend.projects.count_references() == {"1": 2}
+
+
+def test_webhook_without_a_queue_is_made_up_for(backend: Backend) -> None:
+    backend.queue.is_down = True
+    answer = _announce(backend, "ANNOTATION_CREATED", annotation={"id": 10})
+    assert answer.status_code == 201
+    project = backend.projects.store.project(backend.label_studio.key)
+    assert project
+    assert project.needs_reconcile
+
+
+def test_many_annotations_at_once_are_one_job(backend: Backend) -> None:
+    _announce(backend, "ANNOTATIONS_CREATED", annotation=[{"id": number} for number in range(500)])
+    assert [name for name, _ in backend.queue.jobs] == ["reconcile"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/predict", b"{", 422, "JSON"),
+        ("/predict", b"[]", 422, "JSON object"),
+        ("/setup", b'{"project": "1.1"}', 422, '"schema"'),
+        ("/setup", json.dumps({"project": "1.1", "schema": "<View/>"}).encode(), 422, "Image"),
+        ("/setup", json.dumps({"project": "one", "schema": LABEL_CONFIG}).encode(), 422, "one"),
+        ("/predict", json.dumps({"tasks": {}, "label_config": LABEL_CONFIG}).encode(), 422, '"tasks"'),
+        ("/predict", json.dumps({"tasks": [], "label_config": LABEL_CONFIG}).encode(), 422, '"project"'),
+        ("/webhook", b"{}", 422, '"action"'),
+        ("/webhook", b'{"action": "ANNOTATION_CREATED"}', 422, '"project"'),
+        ("/nowhere", b"{}", 404, ""),
+    ],
+)
+def test_bad_request_gets_a_clear_error(backend: Backend, path: str, body: bytes, status: int, message: str) -> None:
+    answer = backend.client.post(path, data=body, content_type="application/json")
+    assert answer.status_code == status, answer.text
+    assert message in answer.json["error"]
+    assert "Traceback" not in answer.text
+
+
+def test_unknown_label_in_a_scribble_says_what_to_do(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    answer = _interact(backend, task, _keypoint(20, 20, "Horse"))
+    assert answer.status_code == 422
+    assert "Horse" in answer.json["error"]
+
+
+def test_extra_params_choose_the_matcher_and_wrong_ones_are_refused(backend: Backend) -> None:
+    plain = _setup(backend).json["model_version"]
+    assert _setup(backend, extra_params={"matcher": "softmatcher"}).json["model_version"] != plain
+    assert _setup(backend, extra_params='{"matcher": "softmatcher"}').json["model_version"] != plain
+    assert _setup(backend).json["model_version"] == plain
+    answer = _setup(backend, extra_params={"matcher": "magic"})
+    assert answer.status_code == 422
+    assert "matcher" in answer.json["error"]
+
+
+def test_basic_auth_guards_every_route(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path, FakeLabelStudio(), basic_auth_user="ls", basic_auth_pass="secret")
+    for method, path in (("GET", "/health"), ("GET", "/metrics"), ("POST", "/webhook"), ("POST", "/predict")):
+        assert backend.client.open(path, method=method).status_code == 401
+    credentials = base64.b64encode(b"ls:secret").decode()
+    assert backend.projects.basic_auth_header() == f"Basic {credentials}"
+    assert backend.client.get("/health", headers={"Authorization": f"Basic {credentials}"}).status_code == 200
+    assert backend.client.get("/health", headers={"Authorization": "Basic bm86bm8="}).status_code == 401
+
+
+def test_metrics_count_what_happened(backend: Backend) -> None:
+    _with_red_reference(backend)
+    backend.client.get("/health")
+    text = backend.client.get("/metrics").text
+    assert 'softmatcher_requests_total{route="/health",status="200"} 1.0' in text
+    assert 'softmatcher_references{project="1"} 1.0' in text
+    assert 'softmatcher_annotations_total{outcome="references"} 1.0' in text
+    assert "softmatcher_cache_misses" in text
+    assert 'softmatcher_stage_seconds_count{stage="fetch"} 1.0' in text
+
+
+def test_second_point_on_an_image_fetches_and_encodes_nothing(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    _interact(backend, task, _keypoint(20, 20))
+    softmatcher, _ = backend.projects.models.get(1)
+    before = backend.label_studio.fetches, softmatcher.encoded_images  # type: ignore[attr-defined]
+    _interact(backend, task, _keypoint(20, 20), _keypoint(15, 15))
+    assert (backend.label_studio.fetches, softmatcher.encoded_images) == before == (1, 1)  # type: ignore[attr-defined]
+
+
+def test_secrets_are_in_no_log(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    _setup(backend)
+    _with_red_reference(backend)
+    assert "t" * 40 not in caplog.text
+    assert "t" * 40 not in repr(backend.projects.store.projects())
