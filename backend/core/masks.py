@@ -1,0 +1,65 @@
+"""Masks after the segmenter: cleaned, kept apart, brought to the image's natural size."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Mask
+
+
+def clean_mask(mask: Mask, *, speck_px: float, hole_px: float) -> Mask:
+    """Drop pieces smaller than `speck_px` pixels and fill holes smaller than `hole_px` pixels.
+
+    Args:
+        mask: (h, w) bool.
+    """
+    return ~_without_small_pieces(~_without_small_pieces(mask, speck_px), hole_px)
+
+
+def _without_small_pieces(mask: Mask, minimum_px: float) -> Mask:
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    keep = stats[:, cv2.CC_STAT_AREA] >= minimum_px
+    keep[0] = False
+    kept: Mask = keep[pieces] if count > 1 else np.zeros_like(mask)
+    return kept
+
+
+def resolve_overlaps(masks: Sequence[Mask], priors: Sequence[NDArray[np.float32]]) -> list[Mask]:
+    """Give each pixel that several masks claim to the one whose prior is highest there (the first, if equal).
+
+    Args:
+        masks: each (h, w) bool.
+        priors: for each mask, (h, w) float32.
+    """
+    if len(masks) < 2:
+        return list(masks)
+    claims = np.where(np.stack(masks), np.stack(priors), -np.inf)
+    winner = claims.argmax(axis=0)
+    return [mask & (winner == index) for index, mask in enumerate(masks)]
+
+
+def mask_to_size(mask: Mask, size_hw: tuple[int, int]) -> Mask:
+    """A mask at another size, its border drawn smoothly between the pixels that carried it.
+
+    Args:
+        mask: (h, w) bool.
+        size_hw: wanted size; above 100 megapixels this stays at two bytes a pixel.
+    """
+    height, width = size_hw
+    if mask.shape == size_hw:
+        return mask.copy()
+    smooth = mask.astype(np.uint8) * 255
+    if height > mask.shape[0]:
+        smooth = cv2.GaussianBlur(smooth, (0, 0), 0.7)
+    interpolation = cv2.INTER_LINEAR if height > mask.shape[0] else cv2.INTER_AREA
+    resized = cv2.resize(smooth, (width, height), interpolation=interpolation)
+    natural: Mask = resized > 127
+    return natural
+
+
+def iou(first: Mask, second: Mask) -> float:
+    """Intersection over union; 1 where both are empty."""
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0

@@ -1,0 +1,180 @@
+"""Score maps: which patches of a target show what the references mark.
+
+Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length; `S[r, t] = <f_r, g_t>`
+their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how much is known of it; `tau` the
+temperature. A patch that is known and not inside is background, from whichever reference it comes: negatives are nothing else.
+
+Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3, Matching.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.core.types import Reference
+from backend.errors import BadInputError
+
+MINIMUM_MASS = 1e-3
+"""Patches: a mask that covers less of the grid than this marks nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceBank:
+    """The patches of all references of one label.
+
+    Attributes:
+        features: (R, D) float32, of unit length.
+        foreground: (R,) float32 in [0, 1]: inside * known.
+        background: (R,) float32 in [0, 1]: (1 - inside) * known.
+    """
+
+    features: Tensor
+    foreground: Tensor
+    background: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMap:
+    """What a matcher says of a target's patches.
+
+    Attributes:
+        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where the object is absent.
+        matching: (T,) float32, sums to 1: the probability map that points are sampled from.
+    """
+
+    posterior: Tensor
+    matching: Tensor
+
+
+class Matcher(Protocol):
+    """From a label's references and a target's patches to its score map. Values in, values out: no state."""
+
+    def __call__(self, bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+        """Match `bank` to `target`, (T, D) float32 of unit length."""
+        ...
+
+
+def gather_references(references: Sequence[Reference], signature: str) -> ReferenceBank:
+    """Join the patches of several references; their order changes nothing but rounding.
+
+    Raises:
+        BadInputError: no reference, another model's features, NaN in them, shapes that don't agree, or nothing marked.
+    """
+    if not references:
+        raise BadInputError("matching needs at least one reference, got none; annotate an image first")
+    for reference in references:
+        if reference.signature != signature:
+            raise BadInputError(
+                f"references must come from the models {signature}, got {reference.signature}; describe their images again"
+            )
+        count = len(reference.features)
+        if reference.features.ndim != 2 or reference.inside.shape != (count,) or reference.known.shape != (count,):
+            raise BadInputError(
+                "reference must have features (R, D), inside (R,) and known (R,), got "
+                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; describe its image again"
+            )
+    features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
+    inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
+    known = torch.cat([torch.from_numpy(reference.known.astype(np.float32)) for reference in references])
+    _require_finite(features, "reference")
+    if float((inside * known).sum()) < MINIMUM_MASS:
+        raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
+    return ReferenceBank(features, inside * known, (1 - inside) * known)
+
+
+def match_posterior(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+    """The foreground posterior, balanced.
+
+        q[t] = a[t] / (a[t] + b[t])
+        a[t] = sum_r foreground[r] exp(S[r, t] / tau) / sqrt(sum_r foreground[r]),     b[t] likewise with background[r]
+
+    Balancing by the square root of the masses lies between no balance (a small object drowns) and full balance
+    (every patch counts for its class alone, a large background is as loud as a small one).
+    Without any background in the bank q is 1 everywhere: nobody has said what the object is not.
+
+    Args:
+        bank: R patches of the references.
+        target: (T, D) float32 of unit length.
+        temperature: tau > 0.
+
+    Raises:
+        BadInputError: temperature not above 0, shapes that don't agree, NaN features.
+    """
+    _require_matchable(bank, target, temperature)
+    logits = bank.features @ target.T / temperature
+    # The largest term of each patch becomes 1: nothing overflows, and not both sums vanish.
+    weights = (logits - logits.amax(dim=0, keepdim=True)).exp_()
+    sums = torch.stack([_balanced(bank.foreground), _balanced(bank.background)]) @ weights
+    posterior = (sums[0] / sums.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
+    return ScoreMap(posterior, posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+    """The paper's exact score in closed form.
+
+        p[t] = softmax_t(<m, g_t> / tau),     m = sum_r foreground[r] f_r / sum_r foreground[r]
+
+    equal to the geometric mean over reference patches of the softmax over target patches. It sums to 1 whether or not the
+    object is there, so the posterior comes from where the references' own patches lie on the same scale:
+
+        posterior[t] = sigmoid((<m, g_t> - theta) / tau)
+
+    theta: between the mean of <m, f_r> over foreground and over background patches, nearer the foreground the fewer they
+    are (the balanced odds of `match_posterior`). Negatives enter through theta alone: the paper's score knows none.
+
+    Args, Raises: as `match_posterior`.
+    """
+    _require_matchable(bank, target, temperature)
+    similarity, bank_similarity = prototype_similarity(bank, target)
+    foreground, background = bank.foreground.sum(), bank.background.sum()
+    inside_mean = (bank.foreground @ bank_similarity) / foreground
+    outside_mean = (bank.background @ bank_similarity) / background.clamp_min(MINIMUM_MASS)
+    theta = (inside_mean + outside_mean) / 2
+    scale = min(temperature, 1.0) * 0.5
+    posterior = torch.sigmoid((similarity - theta) / scale)
+    return ScoreMap(posterior, torch.softmax(similarity / temperature, dim=0))
+
+
+def prototype_similarity(bank: ReferenceBank, target: Tensor) -> tuple[Tensor, Tensor]:
+    """<m, g_t> (T,) and <m, f_r> (R,), m (D,) the mean of the foreground patches, not brought to unit length."""
+    mean = (bank.foreground @ bank.features) / bank.foreground.sum()
+    return target @ mean, bank.features @ mean
+
+
+def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:
+    """Let labels compete: scale a patch's posteriors so that they sum to at most 1.
+
+    Args:
+        posteriors: one (T,) float32 in [0, 1] a label.
+    """
+    if not posteriors:
+        return []
+    excess = torch.stack(list(posteriors)).sum(dim=0).clamp_min(1.0)
+    return [posterior / excess for posterior in posteriors]
+
+
+MATCHERS: dict[str, Matcher] = {"posterior": match_posterior, "softmatcher": match_softmatcher}
+"""By the name that the setting `matcher` has."""
+
+
+def _balanced(mass: Tensor) -> Tensor:
+    return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()
+
+
+def _require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
+    if not temperature > 0:
+        raise BadInputError(f"temperature must be above 0, got {temperature}; 0.05 suits the lite encoder")
+    if target.ndim != 2 or target.shape[1] != bank.features.shape[1]:
+        raise BadInputError(
+            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; encode it with one model"
+        )
+    _require_finite(target, "target")
+
+
+def _require_finite(features: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(features).all()):
+        raise BadInputError(f"{what} features must be finite, got NaN or infinity; encode the image again")

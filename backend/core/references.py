@@ -1,0 +1,82 @@
+"""What a reference image says about its patches: inside, outside, unknown; and the views it is seen in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.core.types import Image, Mask
+
+ZOOM = 1.5
+"""Side of the zoomed view over the longer side of the object's box."""
+MINIMUM_ZOOM_PX = 32
+LOOK_ALIKE_QUANTILE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceView:
+    """A reference image seen once: (h, w, 3) uint8 image, (h, w) bool mask, (h, w) bool outside or None."""
+
+    image: Image
+    mask: Mask
+    outside: Mask | None
+
+
+def reference_views(image: Image, mask: Mask, outside: Mask | None) -> Iterator[ReferenceView]:
+    """The image as it is, mirrored, and zoomed to the object.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, not empty.
+        outside: (H, W) bool or None.
+    """
+    yield ReferenceView(image, mask, outside)
+    yield ReferenceView(
+        np.ascontiguousarray(image[:, ::-1]),
+        np.ascontiguousarray(mask[:, ::-1]),
+        None if outside is None else np.ascontiguousarray(outside[:, ::-1]),
+    )
+    rows, columns = _zoom_window(mask)
+    yield ReferenceView(
+        np.ascontiguousarray(image[rows, columns]),
+        np.ascontiguousarray(mask[rows, columns]),
+        None if outside is None else np.ascontiguousarray(outside[rows, columns]),
+    )
+
+
+def _zoom_window(mask: Mask) -> tuple[slice, slice]:
+    y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    bottom, right = int(y[-1]) + 1, int(x[-1]) + 1
+    side = max(max(bottom - int(y[0]), right - int(x[0])) * ZOOM, MINIMUM_ZOOM_PX)
+    centre_y, centre_x = (int(y[0]) + bottom) / 2, (int(x[0]) + right) / 2
+    rows = slice(max(0, int(centre_y - side / 2)), int(np.ceil(centre_y + side / 2)))
+    columns = slice(max(0, int(centre_x - side / 2)), int(np.ceil(centre_x + side / 2)))
+    return rows, columns
+
+
+def unknown_look_alikes(features: Tensor, inside: Tensor, outside: Tensor | None) -> Tensor:
+    """How much is known of each patch of a view when nobody said that the mask is all there is.
+
+    A patch outside the mask that is as similar to the mask's mean feature as the mask's own patches are may be another, unmarked
+    object of the label: nothing is known of it, unless the user said that it is outside.
+
+    Args:
+        features: (R, D) float32, of unit length.
+        inside: (R,) float32 in [0, 1].
+        outside: (R,) float32 in [0, 1] or None: what the user said is not the object.
+
+    Returns:
+        (R,) float32 in [0, 1].
+    """
+    core = inside > 0.5
+    if not bool(core.any()):
+        core = inside >= inside.max()
+    mean = (inside @ features) / inside.sum().clamp_min(1e-6)
+    similarity = features @ mean
+    limit = torch.quantile(similarity[core], LOOK_ALIKE_QUANTILE)
+    # A patch that the mask touches is no stranger: its other part is the object's own border.
+    is_look_alike = (similarity > limit) & (inside <= 0.0)
+    known = torch.where(is_look_alike, 0.0, 1.0)
+    return known if outside is None else torch.maximum(known, outside)

@@ -1,0 +1,121 @@
+"""From prompts to mask candidates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Arrays, Image, Mask, Scribble
+from backend.errors import BadInputError
+from backend.models.prior_cut import cut_from_prior
+from backend.models.scribble_cut import cut_from_scribble
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What points at one object, in the segmenter's working frame of (h, w) px.
+
+    Attributes:
+        scribble: its points, boxes and strokes; `size_hw` is the working size.
+        prior: (h, w) float32 in [0, 1] or None: a score map that the mask should follow. With a prior the positive points say
+            which pieces of it are meant; without one they are all there is.
+        affinity: (h, w) float32 in [0, 1] or None: how much each pixel looks like what the scribble marks.
+    """
+
+    scribble: Scribble
+    prior: NDArray[np.float32] | None = None
+    affinity: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MaskCandidate:
+    """A mask before selection.
+
+    Attributes:
+        mask: (h, w) bool in the working frame.
+        score: what the segmenter itself makes of it, in [0, 1].
+        prompt_index: of the prompt that it answers.
+    """
+
+    mask: Mask
+    score: float
+    prompt_index: int
+
+
+class Segmenter(Protocol):
+    """Turns prompts into masks; keeps nothing of an image, so threads may share it."""
+
+    @property
+    def signature(self) -> str:
+        """Name, weights and sizes."""
+        ...
+
+    def embed(self, image: Image) -> Mapping[str, NDArray[np.generic]]:
+        """What decoding needs of an image, (H, W, 3) uint8 RGB: computed once, cached."""
+        ...
+
+    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+        """Size of the frame that prompts and candidates are in; its aspect ratio is the image's."""
+        ...
+
+    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
+        """Candidates of all prompts of one image in one call; a prompt without any mask has none."""
+        ...
+
+
+class LiteSegmenter:
+    """Graph cuts on colour: no weights. Its embedding is the image at working size."""
+
+    def __init__(self, *, working_px: int = 256) -> None:
+        self._working_px = working_px
+        self.signature = f"graphcut:{working_px}px"
+
+    def embed(self, image: Image) -> Arrays:
+        """The image with its longer side at the working size.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        scale = self._working_px / max(image.shape[:2])
+        width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        return {"image": cv2.resize(image, (width, height), interpolation=interpolation)}
+
+    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+        """Size of the image in the embedding."""
+        height, width = embedding["image"].shape[:2]
+        return int(height), int(width)
+
+    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
+        """One candidate a prompt at most."""
+        image = embedding["image"].astype(np.uint8, copy=False)
+        candidates = []
+        # Prompts of one label share its score map: one cut serves them all.
+        cuts: dict[int, Mask] = {}
+        for index, prompt in enumerate(prompts):
+            if prompt.prior is None:
+                scored = cut_from_scribble(image, prompt.scribble, prompt.affinity)
+                if scored is not None:
+                    candidates.append(MaskCandidate(scored.mask, scored.score, index))
+                continue
+            if id(prompt.prior) not in cuts:
+                cuts[id(prompt.prior)] = cut_from_prior(image, prompt.prior)
+            mask = _pieces_under(cuts[id(prompt.prior)], prompt.scribble.positive_xy)
+            if mask.any():
+                candidates.append(MaskCandidate(mask, float(prompt.prior[mask].mean()), index))
+        return candidates
+
+
+def _pieces_under(mask: Mask, points_xy: NDArray[np.float32]) -> Mask:
+    height, width = mask.shape
+    pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
+    x = np.clip(points_xy[:, 0].astype(int), 0, width - 1)
+    y = np.clip(points_xy[:, 1].astype(int), 0, height - 1)
+    hit = np.unique(pieces[y, x])
+    found: Mask = np.isin(pieces, hit[hit > 0])
+    return found

@@ -1,0 +1,313 @@
+"""The engine: from an image and its mask to a reference, from references and another image to a segmentation.
+
+No I/O, no state: several threads may share one `Softmatcher`.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backend.core.grid import map_to_size, mask_coverage
+from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
+from backend.core.matching import MATCHERS, gather_references, join_labels
+from backend.core.prompts import cluster_points, sample_points
+from backend.core.references import reference_views, unknown_look_alikes
+from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.errors import BadInputError, ConfigurationError
+from backend.models.encoder import EfficientNetLiteEncoder, Encoder
+from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
+
+OnStage = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """How references are matched and masks are made of it. Every field fits into JSON.
+
+    Attributes:
+        matcher: `posterior` or the paper's `softmatcher`.
+        temperature: softmax scale, above 0; None takes the encoder's own.
+        points: sampled from the matching probability, per label.
+        clusters: of these points, each a prompt of its own.
+        seed: of the sampling.
+        speck_percent: pieces and holes smaller than this part of the image are cleaned away.
+        minimum_score: masks believed to be worse (expected IoU) are not returned.
+    """
+
+    matcher: Literal["posterior", "softmatcher"] = "posterior"
+    temperature: float | None = None
+    points: int = 64
+    clusters: int = 8
+    seed: int = 0
+    speck_percent: float = 0.02
+    minimum_score: float = 0.15
+
+    def digest(self) -> str:
+        """Twelve hex digits that change with any option: part of model_version."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Softmatcher:
+    """Encoder, matching and segmenter joined.
+
+    Args:
+        encoder: makes feature maps.
+        segmenter: makes masks of prompts.
+        options: used where a call brings none.
+        on_stage: called with a stage's name and its seconds, from whichever thread ran it.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        segmenter: Segmenter,
+        options: MatchOptions = MatchOptions(),  # noqa: B008 (frozen)
+        on_stage: OnStage | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._segmenter = segmenter
+        self._options = options
+        self._on_stage = on_stage
+        self.signature = f"{encoder.signature}+{segmenter.signature}"
+
+    def encode(self, image: Image) -> EncodedImage:
+        """All that later steps need of an image, (H, W, 3) uint8 RGB.
+
+        Raises:
+            BadInputError: not such an image.
+        """
+        with self._stage("encode"):
+            features = self._encoder.encode(image)
+        with self._stage("embed"):
+            embedding = self._segmenter.embed(image)
+        return EncodedImage(
+            (image.shape[0], image.shape[1]), features.numpy().astype(np.float16), embedding, self.signature
+        )
+
+    def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        """The mask a scribble means, at natural size; None without anything positive, or where no mask was found.
+
+        Raises:
+            BadInputError: image and scribble differ in size, or the image was encoded by other models.
+        """
+        self._require_own(encoded)
+        if scribble.size_hw != encoded.size_hw:
+            raise BadInputError(
+                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; check the original sizes"
+            )
+        if scribble.is_empty:
+            return None
+        working_hw = self._segmenter.working_hw(encoded.embedding)
+        resized = scale_scribble(scribble, working_hw)
+        with self._stage("scribble"):
+            candidates = self._segmenter.decode(encoded.embedding, [Prompt(resized)])
+        if not candidates:
+            return None
+        best = max(candidates, key=lambda candidate: candidate.score)
+        with self._stage("upsample"):
+            mask = mask_to_size(best.mask, encoded.size_hw)
+        return ScoredMask(mask, best.score) if mask.any() else None
+
+    def describe(
+        self,
+        image: Image,
+        encoded: EncodedImage,
+        mask: Mask,
+        *,
+        outside: Mask | None = None,
+        is_complete: bool = False,
+    ) -> Reference:
+        """The patches of a reference image as one label sees them.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            encoded: of the same image.
+            mask: (H, W) bool: the object.
+            outside: (H, W) bool or None: pixels that the user said are not the object.
+            is_complete: every object of the label on this image is in `mask`, so everything else is background; otherwise
+                patches that look like the object count as unknown.
+
+        Raises:
+            BadInputError: shapes that don't agree, an empty mask.
+        """
+        self._require_own(encoded)
+        for name, array in (("mask", mask), ("outside", outside)):
+            if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
+                raise BadInputError(
+                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; check the original sizes"
+                )
+        if encoded.size_hw != image.shape[:2]:
+            raise BadInputError(f"encoded image must be {image.shape[:2]}, got {encoded.size_hw}; encode this image")
+        if not mask.any():
+            raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
+        features, inside, known = [], [], []
+        with self._stage("describe"):
+            for index, view in enumerate(reference_views(image, mask, outside)):
+                view_features = (
+                    torch.from_numpy(encoded.features.astype(np.float32))
+                    if index == 0
+                    else self._encoder.encode(view.image)
+                )
+                grid_hw = (view_features.shape[0], view_features.shape[1])
+                patches = view_features.flatten(0, 1)
+                coverage = mask_coverage(view.mask, grid_hw).flatten()
+                certain = torch.ones_like(coverage)
+                if not is_complete:
+                    told = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
+                    certain = unknown_look_alikes(patches, coverage, told)
+                features.append(patches)
+                inside.append(coverage)
+                known.append(certain)
+        return Reference(
+            torch.cat(features).numpy().astype(np.float16),
+            torch.cat(inside).numpy().astype(np.float16),
+            torch.cat(known).numpy().astype(np.float16),
+            self.signature,
+        )
+
+    def segment(
+        self,
+        encoded: EncodedImage,
+        references: Mapping[str, Sequence[Reference]],
+        options: MatchOptions | None = None,
+    ) -> list[LabelMask]:
+        """Find what the references mark.
+
+        Args:
+            encoded: the target.
+            references: label to references; a label without any is left out.
+            options: in place of the engine's own.
+
+        Returns:
+            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found.
+
+        Raises:
+            BadInputError: features of other models, NaN in them, a temperature that is not above 0.
+        """
+        self._require_own(encoded)
+        chosen = options or self._options
+        labels = [label for label, label_references in references.items() if label_references]
+        if not labels:
+            return []
+        with self._stage("match"):
+            posteriors, matchings = self._match(encoded, [references[label] for label in labels], chosen)
+        with self._stage("segment"):
+            working_hw = self._segmenter.working_hw(encoded.embedding)
+            priors = [map_to_size(posterior, working_hw).numpy() for posterior in posteriors]
+            masks = [
+                self._mask(encoded, prior, matching, chosen) for prior, matching in zip(priors, matchings, strict=True)
+            ]
+            masks = resolve_overlaps(masks, priors)
+        with self._stage("upsample"):
+            found = []
+            for label, mask, prior in zip(labels, masks, priors, strict=True):
+                score = score_mask(mask, prior)
+                if score < chosen.minimum_score:
+                    continue
+                natural = mask_to_size(mask, encoded.size_hw)
+                for other in found:
+                    natural &= ~other.mask
+                if natural.any():
+                    found.append(LabelMask(label, natural, score))
+        return found
+
+    def _match(
+        self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        grid = encoded.features.shape[:2]
+        target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
+        temperature = self._encoder.temperature if options.temperature is None else options.temperature
+        matcher = MATCHERS.get(options.matcher)
+        if matcher is None:
+            raise ConfigurationError(
+                f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
+            )
+        with torch.inference_mode():
+            maps = [
+                matcher(gather_references(label, self.signature), target, temperature=temperature)
+                for label in references
+            ]
+            posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
+        return posteriors, [one.matching.reshape(grid) for one in maps]
+
+    def _mask(self, encoded: EncodedImage, prior: NDArray[np.float32], matching: Tensor, options: MatchOptions) -> Mask:
+        height, width = prior.shape
+        points = sample_points(matching, count=options.points, seed=options.seed)
+        scale = np.array([width, height], np.float32)
+        prompts = [
+            Prompt(Scribble((height, width), positive_xy=cluster.numpy() * scale), prior=prior)
+            for cluster in cluster_points(points, count=options.clusters)
+        ]
+        union = np.zeros((height, width), bool)
+        for candidate in self._segmenter.decode(encoded.embedding, prompts):
+            union |= candidate.mask
+        speck_px = max(1.0, options.speck_percent / 100 * height * width)
+        return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
+
+    def _require_own(self, encoded: EncodedImage) -> None:
+        if encoded.signature != self.signature:
+            raise BadInputError(
+                f"image must be encoded by the models {self.signature}, got {encoded.signature}; encode it again"
+            )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._on_stage is not None:
+            self._on_stage(name, time.perf_counter() - start)
+
+
+def scale_scribble(scribble: Scribble, size_hw: tuple[int, int]) -> Scribble:
+    """The same scribble on the image at another size; a stroke never gets thinner than a pixel."""
+    height, width = size_hw
+    factor = np.array([width / scribble.size_hw[1], height / scribble.size_hw[0]], np.float32)
+    return Scribble(
+        size_hw,
+        positive_xy=scribble.positive_xy * factor,
+        negative_xy=scribble.negative_xy * factor,
+        boxes_xyxy=scribble.boxes_xyxy * np.tile(factor, 2),
+        positive_strokes=_scale_strokes(scribble.positive_strokes, size_hw),
+        negative_strokes=_scale_strokes(scribble.negative_strokes, size_hw),
+    )
+
+
+def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | None:
+    if strokes is None:
+        return None
+    scaled = np.zeros(size_hw, bool)
+    y, x = np.nonzero(strokes)
+    scaled[y * size_hw[0] // strokes.shape[0], x * size_hw[1] // strokes.shape[1]] = True
+    if size_hw[0] > strokes.shape[0]:
+        scaled |= mask_to_size(strokes, size_hw)
+    return scaled
+
+
+def score_mask(mask: Mask, prior: NDArray[np.float32]) -> float:
+    """Expected IoU of a mask, in [0, 1], from the prior inside and outside of it; 0 for an empty mask."""
+    if not mask.any():
+        return 0.0
+    # Soft IoU of mask and prior: what is claimed without support and what is supported without being claimed both cost.
+    shared = float(prior[mask].sum())
+    return shared / (float(np.count_nonzero(mask)) + float(prior[~mask].sum()))
+
+
+def load_softmatcher(profile: str, on_stage: OnStage | None = None) -> Softmatcher:
+    """The engine of a profile, its weights read from disk.
+
+    Raises:
+        ConfigurationError: no such profile.
+        ModelUnavailableError: its weights are missing or wrong.
+    """
+    if profile != "lite":
+        raise ConfigurationError(f"profile must be lite, got {profile}; the other profiles are not built yet")
+    return Softmatcher(EfficientNetLiteEncoder(), LiteSegmenter(), on_stage=on_stage)
