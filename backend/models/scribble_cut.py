@@ -1,323 +1,50 @@
 """Cut the object under a scribble out of an image by classical means: what the `lite` profile has instead of SAM.
 
-Everything happens on a graph of superpixels (`_Regions`): basins of the image gradient, joined where they touch. A scribble
-says too little to know how large the object is, so several kinds of hypotheses are made - regions of a merge tree that
-hold the scribble, closed contours found by dynamic programming around it, diffusions of a colour model - and the one that
-agrees best with all the others, weighted by the quality of their contours, is the answer; that agreement is its score.
+Everything happens on a graph of superpixels. A scribble says too little to know how large the object is, so several
+kinds of hypotheses are made - regions of merge hierarchies that hold the scribble, closed contours found by dynamic
+programming around it, colour models that are diffused from it - and the one that agrees best with all the others,
+weighted by how much each looks like one object, is the answer. That agreement is also its score.
 
 Deterministic, and no state is kept: threads may share it.
 """
 
-import heapq
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import spsolve
-from skimage.segmentation import watershed
 
 from backend.core.types import Image, Mask, ScoredMask, Scribble
+from backend.models.superpixels import (
+    FloatImage,
+    Flags,
+    Floats,
+    Ints,
+    Superpixels,
+    colour_kernel,
+    components,
+    diffuse,
+    edge_strength,
+    find_superpixels,
+    keep_seeded_parts,
+    merge_levels,
+)
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+HIERARCHIES = ((0.25, 1.0), (0.5, 2.0))
+"""(area_power, edge_weight) of each merge hierarchy: the first joins by likeness, the second rather by size."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Regions:
-    """Superpixels and where they touch; n superpixels, m contacts.
+class _Scene:
+    """An image made ready: superpixels, edges (h, w), colour kernel (n, n), merge levels, affinity (n,), what is sure to be out (n,)."""
 
-    Attributes:
-        labels: (h, w) int64 in [0, n).
-        area_px: (n,).
-        colour: (n, 4): mean L, a, b and spread of L, in units of a just visible difference.
-        centre_xy: (n, 2) px.
-        rim_px: (n,): pixels on the border of the image.
-        pairs: (m, 2) int64: the superpixels of each contact.
-        contact_px: (m,): its length.
-        strength: (m,) in [0, 1]: mean edge strength along it.
-        affinity: (n,) in [0, 1] or None: mean of the map that came with the image.
-    """
-
-    labels: Ints
-    area_px: Floats
-    colour: Floats
-    centre_xy: Floats
-    rim_px: Floats
-    pairs: Ints
-    contact_px: Floats
-    strength: Floats
+    pixels: Superpixels
+    edges: FloatImage
+    kernel: Floats
+    levels: Ints
     affinity: Floats | None
-
-
-def edge_strength(lab: NDArray[np.float32], sigma_px: float = 1.0) -> NDArray[np.float32]:
-    """Gradient magnitude over all Lab channels, (h, w) float32 in [0, 1): 0.5 is three times the image's mean."""
-    smooth = cv2.GaussianBlur(lab, (0, 0), sigma_px)
-    dx, dy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    magnitude = np.sqrt((dx**2 + dy**2).sum(axis=2))
-    # The floor keeps noise on a blank image from looking like edges.
-    return np.asarray(1 - np.exp(-magnitude / max(8.0, 3 * float(magnitude.mean()))), np.float32)
-
-
-def _find_regions(lab: NDArray[np.float32], edges: NDArray[np.float32], affinity: NDArray[np.float32] | None) -> _Regions:
-    height, width = edges.shape
-    eroded = cv2.erode(edges, np.ones((5, 5), np.uint8))
-    _, markers = cv2.connectedComponents((eroded == edges).astype(np.uint8))
-    labels = watershed(edges, markers).astype(np.int64) - 1
-    flat = labels.ravel()
-    n = int(labels.max()) + 1
-    area = np.bincount(flat, minlength=n).astype(float)
-
-    def mean(values: NDArray[np.float32]) -> Floats:
-        return np.bincount(flat, values.ravel().astype(float), n) / area
-
-    colour = [mean(lab[..., channel]) for channel in range(3)]
-    spread = np.sqrt(np.maximum(0, mean(lab[..., 0] ** 2) - colour[0] ** 2))
-    yy, xx = np.mgrid[:height, :width].astype(np.float32)
-    rim = np.zeros((height, width), np.float32)
-    rim[[0, -1], :] = 1
-    rim[:, [0, -1]] = 1
-    first = np.concatenate([labels[:, :-1].ravel(), labels[:-1].ravel()])
-    second = np.concatenate([labels[:, 1:].ravel(), labels[1:].ravel()])
-    across = np.concatenate([np.maximum(edges[:, :-1], edges[:, 1:]).ravel(), np.maximum(edges[:-1], edges[1:]).ravel()])
-    differ = first != second
-    key = np.minimum(first, second)[differ] * n + np.maximum(first, second)[differ]
-    keys, where = np.unique(key, return_inverse=True)
-    contact = np.bincount(where).astype(float) if len(keys) else np.zeros(0)
-    strength = np.bincount(where, across[differ].astype(float)) / contact if len(keys) else np.zeros(0)
-    return _Regions(
-        labels,
-        area,
-        np.stack([*colour, spread], axis=1),
-        np.stack([mean(xx), mean(yy)], axis=1),
-        np.bincount(flat, rim.ravel().astype(float), n),
-        np.stack([keys // n, keys % n], axis=1),
-        contact,
-        strength,
-        None if affinity is None else mean(affinity),
-    )
-
-
-def _merge_tree(regions: _Regions, area_power: float, edge_weight: float) -> tuple[list[int], list[float]]:
-    """Join the two most similar neighbours until one is left; (parents, costs), node ids from n upwards in order of joining."""
-    n = len(regions.area_px)
-    area = list(regions.area_px)
-    colour = [list(row) for row in regions.colour]
-    near: list[dict[int, tuple[float, float]]] = [{} for _ in range(n)]
-    for (a, b), length, strength in zip(regions.pairs.tolist(), regions.contact_px.tolist(), regions.strength.tolist(), strict=True):
-        near[a][b] = near[b][a] = (length, length * strength)
-    parents = list(range(n))
-    costs = [0.0] * n
-    alive = [True] * n
-
-    def cost(a: int, b: int) -> float:
-        length, total = near[a][b]
-        ca, cb = colour[a], colour[b]
-        gap = ((ca[0] - cb[0]) ** 2 + (ca[1] - cb[1]) ** 2 + (ca[2] - cb[2]) ** 2) ** 0.5 / 20
-        return (edge_weight * total / length + gap + 0.02) * min(area[a], area[b]) ** area_power
-
-    heap = [(cost(a, b), a, b) for a, b in regions.pairs.tolist()]
-    heapq.heapify(heap)
-    while heap:
-        value, a, b = heapq.heappop(heap)
-        if not (alive[a] and alive[b]):
-            continue
-        new = len(parents)
-        alive[a] = alive[b] = False
-        alive.append(True)
-        parents.append(new)
-        parents[a] = parents[b] = new
-        costs.append(max(value, costs[a], costs[b]))
-        total_area = area[a] + area[b]
-        colour.append([(x * area[a] + y * area[b]) / total_area for x, y in zip(colour[a], colour[b], strict=True)])
-        area.append(total_area)
-        joined = near[a] if len(near[a]) >= len(near[b]) else near[b]
-        other = near[b] if joined is near[a] else near[a]
-        joined.pop(a, None)
-        joined.pop(b, None)
-        for c, (length, strength) in other.items():
-            if c not in (a, b):
-                old = joined.get(c, (0.0, 0.0))
-                joined[c] = (old[0] + length, old[1] + strength)
-        near.append(joined)
-        for c, contact in joined.items():
-            near[c].pop(a, None)
-            near[c].pop(b, None)
-            near[c][new] = contact
-            heapq.heappush(heap, (cost(c, new), c, new))
-    return parents, costs
-
-
-def _tree_hypotheses(parents: list[int], n: int, seeds: Ints) -> Flags:
-    """For each height of the tree at which a seed's region grows: the union of the seeds' regions, (k, n) bool."""
-    chains = []
-    for seed in seeds.tolist():
-        chain = [seed]
-        while parents[chain[-1]] != chain[-1]:
-            chain.append(parents[chain[-1]])
-        chains.append(chain)
-    heights = sorted({node for chain in chains for node in chain if node >= n})
-    parent = np.array(parents)
-    found = []
-    for height in heights:
-        tops = {max(node for node in chain if node <= height) if chain[0] <= height else chain[0] for chain in chains}
-        found.append(frozenset(tops))
-    distinct = list(dict.fromkeys(found))
-    total = len(parent)
-    held = np.zeros((len(distinct), total), bool)
-    for row, tops in enumerate(distinct):
-        held[row, list(tops)] = True
-    for node in range(total - 1, -1, -1):
-        if parent[node] != node:
-            held[:, node] |= held[:, parent[node]]
-    return held[:, :n]
-
-
-def _contours(edges: NDArray[np.float32], centres_xy: Floats, radii_px: Floats, angles: int = 48, steps: int = 24) -> list[NDArray[np.int32]]:
-    """The closed contour around each centre that follows the strongest edges, for each range of radii [r, 3 r].
-
-    Dynamic programming over angles in polar coordinates; neighbouring rays may differ by one step of the radius.
-    Returns polygons (angles, 2) int32, px, by centres and radii.
-    """
-    theta = np.arange(angles) * 2 * np.pi / angles
-    growth = 3.0 ** (np.arange(steps) / (steps - 1))
-    radii = (radii_px[:, None] * growth[None])  # (s, steps)
-    # (c, s, angles, steps)
-    x = centres_xy[:, 0, None, None, None] + np.cos(theta)[None, None, :, None] * radii[None, :, None, :]
-    y = centres_xy[:, 1, None, None, None] + np.sin(theta)[None, None, :, None] * radii[None, :, None, :]
-    shape = (len(centres_xy), len(radii_px), angles, steps)
-    flat_x, flat_y = x.reshape(-1, steps).astype(np.float32), y.reshape(-1, steps).astype(np.float32)
-    reward = cv2.remap(edges, flat_x, flat_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    reward = reward.reshape(shape).reshape(-1, angles, steps).astype(float)
-    count = len(reward)
-
-    def best_path(start: NDArray[np.int64] | None) -> Ints:
-        score = reward[:, 0].copy()
-        if start is not None:
-            score[np.arange(steps)[None] != start[:, None]] = -np.inf
-        back = np.zeros((angles, count, steps), np.int64)
-        for angle in range(1, angles):
-            padded = np.pad(score, ((0, 0), (1, 1)), constant_values=-np.inf)
-            options = np.stack([padded[:, :-2] - 0.05, padded[:, 1:-1], padded[:, 2:] - 0.05])
-            choice = options.argmax(axis=0)
-            back[angle] = choice - 1
-            score = np.take_along_axis(options, choice[None], axis=0)[0] + reward[:, angle]
-        if start is not None:
-            score[np.abs(np.arange(steps)[None] - start[:, None]) > 1] = -np.inf
-        path = np.zeros((count, angles), np.int64)
-        path[:, -1] = score.argmax(axis=1)
-        rows = np.arange(count)
-        for angle in range(angles - 1, 0, -1):
-            path[:, angle - 1] = path[:, angle] + back[angle][rows, path[:, angle]]
-        return path
-
-    # The free path is right far from its ends: its middle tells where a closed path may start.
-    middle = angles // 2
-    free = best_path(None)
-    reward = np.roll(reward, -middle, axis=1)
-    path = np.roll(best_path(free[:, middle]), middle, axis=1)
-    px = np.take_along_axis(x.reshape(count, angles, steps), path[..., None], axis=2)[..., 0]
-    py = np.take_along_axis(y.reshape(count, angles, steps), path[..., None], axis=2)[..., 0]
-    return list(np.round(np.stack([px, py], axis=2)).astype(np.int32))
-
-
-def _fill(polygon: NDArray[np.int32], regions: _Regions) -> Flags:
-    """The superpixels that lie mostly inside the polygon."""
-    inside = np.zeros(regions.labels.shape, np.uint8)
-    cv2.fillPoly(inside, [polygon], (1,))
-    share = np.bincount(regions.labels.ravel(), inside.ravel().astype(float), len(regions.area_px)) / regions.area_px
-    return share > 0.5
-
-
-def _diffuse(regions: _Regions, target: Floats, trust: Floats, sharpness: float = 8.0) -> Floats:
-    """Random walker with priors: (L + diag(trust)) p = trust * target over the superpixels; p (n,) in [0, 1].
-
-    Source: Grady, "Multilabel random walker image segmentation using prior models", CVPR 2005.
-    """
-    n = len(target)
-    weight = regions.contact_px * np.exp(-sharpness * regions.strength)
-    a, b = regions.pairs[:, 0], regions.pairs[:, 1]
-    degree = np.bincount(a, weight, n) + np.bincount(b, weight, n)
-    matrix = sparse.csc_matrix(
-        (
-            np.concatenate([-weight, -weight, degree + trust + 1e-9]),
-            (np.concatenate([a, b, np.arange(n)]), np.concatenate([b, a, np.arange(n)])),
-        ),
-        shape=(n, n),
-    )
-    return np.asarray(spsolve(matrix, trust * target)).reshape(n)
-
-
-def _colour_posterior(kernel: Floats, foreground: Floats, background: Floats) -> Floats:
-    """Share of the foreground in the two kernel density estimates, (n,) in [0, 1]."""
-    inside = kernel @ foreground / max(1e-9, foreground.sum())
-    outside = kernel @ background / max(1e-9, background.sum())
-    return (inside + 1e-6) / (inside + outside + 2e-6)
-
-
-def _grow(regions: _Regions, kernel: Floats, start: Floats, sure_in: Flags, sure_out: Flags, reach: Floats, rounds: int = 3) -> Flags:
-    """GrabCut's loop on superpixels: colour models from the current mask, then a diffusion; `reach` (n,) is the prior."""
-    p = start
-    for _ in range(rounds):
-        posterior = _colour_posterior(kernel, p * regions.area_px, (1 - p) * regions.area_px * (reach > 0.02))
-        logit = np.log(posterior / (1 - posterior)) + np.log((reach + 1e-3) / (1 - reach + 1e-3))
-        if regions.affinity is not None:
-            logit = logit + 4 * (regions.affinity - 0.5)
-        target = 1 / (1 + np.exp(-logit))
-        trust = 0.5 * np.sqrt(regions.area_px)
-        target = np.where(sure_in, 1.0, np.where(sure_out, 0.0, target))
-        trust = np.where(sure_in | sure_out, 1e4, trust)
-        p = np.clip(_diffuse(regions, target, trust), 0, 1)
-    return p > 0.5
-
-
-def _connected_to(regions: _Regions, chosen: Flags, seeds: Ints | None, sure_out: Flags) -> Flags:
-    """Only the parts that hold a seed (all parts without seeds), their holes filled unless something negative lies there."""
-    n = len(chosen)
-
-    def parts(of: Flags) -> NDArray[np.int32]:
-        keep = of[regions.pairs[:, 0]] & of[regions.pairs[:, 1]]
-        pairs = regions.pairs[keep]
-        graph = sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-        labels: NDArray[np.int32] = connected_components(graph, directed=False)[1]
-        return labels
-
-    kept = chosen
-    if seeds is not None and len(seeds):
-        labels = parts(chosen)
-        kept = chosen & np.isin(labels, labels[seeds])
-    outside = parts(~kept)
-    open_ = np.unique(outside[(~kept) & ((regions.rim_px > 0) | sure_out)])
-    return kept | (~kept & ~np.isin(outside, open_))
-
-
-def _qualities(regions: _Regions, found: Flags, seeds: Ints, boxes_xyxy: Floats) -> Floats:
-    """How much each hypothesis looks like one object, (k,), higher is better."""
-    area = found @ regions.area_px
-    total = regions.area_px.sum()
-    inside_a, inside_b = found[:, regions.pairs[:, 0]], found[:, regions.pairs[:, 1]]
-    rim = (inside_a != inside_b).astype(float)
-    inner = (inside_a & inside_b).astype(float)
-    length = rim @ regions.contact_px
-    contrast = (rim @ (regions.contact_px * regions.strength)) / np.maximum(1, length)
-    texture = (inner @ (regions.contact_px * regions.strength)) / np.maximum(1, inner @ regions.contact_px)
-    touch = found @ regions.rim_px
-    perimeter = length * 0.8 + touch
-    compactness = 4 * np.pi * area / np.maximum(1, perimeter**2)
-    share = area / total
-    quality = 4 * contrast - 1.0 * texture + 1.0 * np.sqrt(np.minimum(1, compactness))
-    quality -= 1.5 * touch / np.maximum(1, perimeter)
-    quality -= 0.08 * (np.log(share + 1e-4) - np.log(0.1)) ** 2
-    quality -= 4.0 * np.maximum(0, share - 0.6)
-    if regions.affinity is not None:
-        weight = regions.area_px * regions.affinity
-        mean_in = found @ weight / np.maximum(1, area)
-        mean_out = (weight.sum() - found @ weight) / np.maximum(1, total - area)
-        quality += 3.0 * (mean_in - mean_out)
-    return np.asarray(quality)
+    sure_out: Flags
+    side_px: int
 
 
 def cut_from_scribble(image: Image, scribble: Scribble, affinity: NDArray[np.float32] | None = None) -> ScoredMask | None:
@@ -325,7 +52,7 @@ def cut_from_scribble(image: Image, scribble: Scribble, affinity: NDArray[np.flo
 
     Args:
         image: (h, w, 3) uint8 RGB at working size; meant for a longest side of 128 to 400 px.
-        scribble: in the frame of `image`. Points outside the image are moved to its nearest pixel.
+        scribble: in the frame of `image`. A point outside the image is moved to its nearest pixel.
         affinity: (h, w) float32 in [0, 1] or None: how much each pixel looks like what was marked. Soft evidence.
 
     Returns:
@@ -334,90 +61,297 @@ def cut_from_scribble(image: Image, scribble: Scribble, affinity: NDArray[np.flo
     Raises:
         ValueError: shapes or types do not fit.
     """
-    height, width = image.shape[:2]
     if scribble.is_empty:
         return None
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    edges = edge_strength(lab)
-    regions = _find_regions(lab, edges, affinity)
-    n = len(regions.area_px)
-    if n < 2:
+    scene = _prepare(image, scribble, affinity)
+    if scene is None:
         return None
-
-    def at(points_xy: NDArray[np.float32]) -> Ints:
-        x = np.clip(np.floor(points_xy[:, 0]), 0, width - 1).astype(int)
-        y = np.clip(np.floor(points_xy[:, 1]), 0, height - 1).astype(int)
-        return regions.labels[y, x]
-
-    seeds = at(scribble.positive_xy)
-    if scribble.positive_strokes is not None:
-        share = np.bincount(regions.labels.ravel(), scribble.positive_strokes.ravel().astype(float), n)
-        seeds = np.concatenate([seeds, np.flatnonzero((share > 0.1 * regions.area_px) | (share >= 4))])
-    seeds = np.unique(seeds)
-    sure_in = np.zeros(n, bool)
-    sure_in[seeds] = True
-    sure_out = np.zeros(n, bool)
-    sure_out[at(scribble.negative_xy)] = True
-    if scribble.negative_strokes is not None:
-        sure_out[np.unique(regions.labels[scribble.negative_strokes])] = True
-    sure_out &= ~sure_in
-    scale = np.array([8.0, 8.0, 8.0, 8.0])
-    points = regions.colour / scale
-    squared = (points**2).sum(1)
-    kernel = np.exp(-0.5 * np.maximum(0, squared[:, None] + squared[None] - 2 * points @ points.T))
-
-    boxes = np.asarray(scribble.boxes_xyxy, float)
-    chosen = np.zeros(n, bool)
+    seeds = _seeds(scene, scribble)
+    chosen = np.zeros(len(scene.pixels.area_px), bool)
     scores = []
-    if len(boxes):
-        for box in boxes:
-            x0, y0, x1, y1 = box
-            inside = np.zeros((height, width), np.float32)
-            inside[max(0, int(round(y0))):int(round(y1)), max(0, int(round(x0))):int(round(x1))] = 1
-            share = np.bincount(regions.labels.ravel(), inside.ravel().astype(float), n) / regions.area_px
-            size = max(1.0, x1 - x0), max(1.0, y1 - y0)
-            middle = (regions.centre_xy - [(x0 + x1) / 2, (y0 + y1) / 2]) / size * 2
-            reach = np.where(share > 0.5, 0.75 * np.exp(-0.35 * (middle**2).sum(1) ** 2) , 0.0)
-            found = _grow(regions, kernel, (share > 0.5) * 0.9, sure_in & (share > 0), sure_out | (share < 0.3), reach)
-            found = _connected_to(regions, found, None, sure_out)
-            chosen |= found
-            scores.append(0.75)
-    if len(seeds) and not (len(boxes) and not chosen[seeds].all() is False):
-        hypotheses = [np.zeros((0, n), bool)]
-        for power, weight in ((0.25, 1.0), (0.5, 2.0)):
-            parents, _ = _merge_tree(regions, power, weight)
-            hypotheses.append(_tree_hypotheses(parents, n, seeds))
-        middle_xy = regions.centre_xy[seeds].mean(0, keepdims=True) if len(seeds) > 1 else scribble.positive_xy[:1].astype(float)
-        radii = max(height, width) * np.array([0.015, 0.025, 0.04, 0.065, 0.1, 0.16])
-        polygons = _contours(edges, middle_xy, radii)
-        again = []
-        for polygon, radius in zip(polygons, radii, strict=True):
-            moved = polygon.mean(0, keepdims=True)
-            size = np.linalg.norm(polygon - moved, axis=1).mean()
-            again += _contours(edges, moved, np.array([size / 1.7]))
-        hypotheses.append(np.array([_fill(polygon, regions) for polygon in polygons + again]))
-        distance = np.linalg.norm(regions.centre_xy[:, None] - regions.centre_xy[None, seeds], axis=2).min(1)
-        for radius in max(height, width) * np.array([0.05, 0.1, 0.2, 0.4]):
-            reach = 0.7 * np.exp(-0.5 * (distance / radius) ** 2)
-            start = np.exp(-0.5 * (distance / (0.5 * radius)) ** 2)
-            hypotheses.append(_grow(regions, kernel, start, sure_in, sure_out, reach)[None])
-        found = np.concatenate(hypotheses) & ~sure_out | sure_in
-        found = np.array([_connected_to(regions, row, seeds, sure_out) for row in found])
-        found = np.unique(found, axis=0)
-        area = found @ regions.area_px
-        found = found[(area < 0.95 * height * width)]
-        if len(found):
-            quality = _qualities(regions, found, seeds, boxes)
-            area = found @ regions.area_px
-            common = (found * regions.area_px) @ found.T.astype(float)
-            overlap = common / (area[:, None] + area[None] - common)
-            weight = np.exp(4 * (quality - quality.max()))
-            weight /= weight.sum()
-            expected = overlap @ weight
-            best = int(expected.argmax())
-            chosen |= found[best]
-            scores.append(float(expected[best]))
-    if not chosen.any() or not scores:
+    for box in np.asarray(scribble.boxes_xyxy, np.float64):
+        inside = seeds[_share_in_box(scene, box)[seeds] > 0]
+        found = _choose(scene, _box_hypotheses(scene, box, inside), inside, box)
+        if found is not None:
+            chosen |= found[0]
+            scores.append(found[1])
+    outside_boxes = seeds[~chosen[seeds]]
+    if len(outside_boxes):
+        found = _choose(scene, _seed_hypotheses(scene, outside_boxes, scribble), outside_boxes, None)
+        if found is not None:
+            chosen |= found[0]
+            scores.append(found[1])
+    if not chosen.any():
         return None
-    mask: Mask = chosen[regions.labels]
+    mask: Mask = chosen[scene.pixels.labels]
     return ScoredMask(mask, float(np.clip(np.mean(scores), 0, 1)))
+
+
+def _prepare(image: Image, scribble: Scribble, affinity: NDArray[np.float32] | None) -> _Scene | None:
+    channels = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    edges = edge_strength(channels)
+    if affinity is not None:
+        channels = np.dstack([channels, 30 * affinity.astype(np.float32)])
+    side_px = max(image.shape[:2])
+    pixels = find_superpixels(channels, edges, 2 * round(side_px / 140) + 1)
+    if len(pixels.area_px) < 2:
+        return None
+    sure_out = np.zeros(len(pixels.area_px), bool)
+    sure_out[_at(pixels, scribble.negative_xy)] = True
+    if scribble.negative_strokes is not None:
+        sure_out[np.unique(pixels.labels[scribble.negative_strokes])] = True
+    levels = np.concatenate([merge_levels(pixels, area_power=p, edge_weight=w) for p, w in HIERARCHIES])
+    deep = None if affinity is None else pixels.share_of(affinity)
+    return _Scene(pixels, edges, colour_kernel(pixels), levels, deep, sure_out, side_px)
+
+
+def _at(pixels: Superpixels, points_xy: NDArray[np.float32]) -> Ints:
+    height, width = pixels.labels.shape
+    x = np.clip(np.floor(points_xy[:, 0]), 0, width - 1).astype(np.int64)
+    y = np.clip(np.floor(points_xy[:, 1]), 0, height - 1).astype(np.int64)
+    at: Ints = pixels.labels[y, x]
+    return at
+
+
+def _seeds(scene: _Scene, scribble: Scribble) -> Ints:
+    """The superpixels that the positive points and strokes lie on."""
+    seeds = _at(scene.pixels, scribble.positive_xy)
+    if scribble.positive_strokes is not None and scribble.positive_strokes.any():
+        share = scene.pixels.share_of(scribble.positive_strokes)
+        threshold = min(0.1, float(share.max()))
+        seeds = np.concatenate([seeds, np.flatnonzero(share >= threshold)])
+    return np.unique(seeds)
+
+
+def _seed_hypotheses(scene: _Scene, seeds: Ints, scribble: Scribble) -> Flags:
+    pixels = scene.pixels
+    levels = scene.levels
+    from_levels = np.array([np.isin(level, level[seeds]) for level in levels])
+    seed_xy = pixels.centre_xy[seeds]
+    middle_xy = seed_xy.mean(axis=0) if len(seeds) > 1 else seed_xy[0]
+    if len(scribble.positive_xy) == 1 and len(seeds) == 1:
+        middle_xy = scribble.positive_xy[0].astype(np.float64)
+    radii = scene.side_px * np.array([0.015, 0.025, 0.04, 0.065, 0.1, 0.16, 0.22])
+    spread = np.linalg.norm(seed_xy - middle_xy, axis=1).max()
+    radii = np.maximum(radii, 0.6 * spread)
+    centres = np.repeat(middle_xy[None], len(radii), axis=0)
+    first = _contours(scene.edges, centres, np.stack([radii, radii], axis=1))
+    moved = first.mean(axis=1)
+    sizes = np.linalg.norm(first - moved[:, None], axis=2).mean(axis=1) / 1.7
+    second = _contours(scene.edges, moved, np.stack([sizes, sizes], axis=1))
+    from_contours = _fill(pixels, np.concatenate([first, second]))
+    distance = np.linalg.norm(pixels.centre_xy[:, None] - seed_xy[None], axis=2).min(axis=1)
+    reach_px = scene.side_px * np.array([0.05, 0.1, 0.2, 0.4]) + 0.15 * spread
+    prior = 0.7 * np.exp(-0.5 * (distance[:, None] / reach_px) ** 2)
+    start = np.exp(-0.5 * (distance[:, None] / (0.5 * reach_px)) ** 2)
+    from_colours = _grow(scene, start, prior, seeds, scene.sure_out)
+    return np.concatenate([from_levels, from_contours, from_colours])
+
+
+def _share_in_box(scene: _Scene, box: Floats) -> Floats:
+    inside = np.zeros(scene.pixels.labels.shape, np.float32)
+    x0, y0, x1, y1 = np.maximum(0, np.round(box)).astype(int)
+    inside[y0:y1, x0:x1] = 1
+    return scene.pixels.share_of(inside)
+
+
+def _box_hypotheses(scene: _Scene, box: Floats, seeds: Ints) -> Flags:
+    pixels = scene.pixels
+    share = _share_in_box(scene, box)
+    out = scene.sure_out | (share < 0.4)
+    levels = [np.zeros((0, len(share)), bool)]
+    for level in scene.levels:
+        area = np.bincount(level, pixels.area_px)
+        inside = np.bincount(level, pixels.area_px * share) / area
+        levels.append((inside > np.array([[0.8], [0.93]]))[:, level])
+    middle_xy = (box[:2] + box[2:]) / 2
+    half_xy = np.maximum(1, (box[2:] - box[:2]) / 2)
+    scales = np.array([0.37, 0.45])
+    polygons = _contours(scene.edges, np.repeat(middle_xy[None], 2, axis=0), scales[:, None] * half_xy)
+    offset = np.abs(pixels.centre_xy - middle_xy) / half_xy
+    round_prior = 0.8 * np.exp(-0.4 * (offset**2).sum(axis=1) ** 2)
+    flat_prior = np.full(len(share), 0.55)
+    prior = np.where(out[:, None], 0, np.stack([round_prior, flat_prior, round_prior], axis=1))
+    start = np.where(out[:, None], 0, np.stack([round_prior, np.ones(len(share)), (offset.max(axis=1) < 0.6)], axis=1))
+    grown = _grow(scene, start, prior, seeds, out)
+    return np.concatenate([*levels, _fill(pixels, polygons), grown]) & ~out
+
+
+def _grow(scene: _Scene, start: Floats, prior: Floats, seeds: Ints, sure_out: Flags, rounds: int = 3) -> Flags:
+    """GrabCut's loop on superpixels: colour models from the current masks, then a diffusion; (n, k) to (k, n)."""
+    pixels = scene.pixels
+    area = pixels.area_px[:, None]
+    sure_in = np.zeros(len(area), bool)
+    sure_in[seeds] = True
+    fixed = (sure_in | sure_out)[:, None]
+    trust = np.where(fixed, 1e4, 0.5 * np.sqrt(area)) * np.ones_like(start)
+    lean = np.log((prior + 1e-3) / (1 - prior + 1e-3))
+    if scene.affinity is not None:
+        lean = lean + 4 * (scene.affinity[:, None] - 0.5)
+    p = start
+    for _ in range(rounds):
+        inside, outside = p * area, (1 - p) * area
+        inside = scene.kernel @ inside / np.maximum(1e-9, inside.sum(axis=0)) + 1e-6
+        outside = scene.kernel @ outside / np.maximum(1e-9, outside.sum(axis=0)) + 1e-6
+        target = 1 / (1 + outside / inside * np.exp(-lean))
+        target = np.where(fixed, sure_in[:, None], target)
+        p = diffuse(pixels, target, trust)
+    return (p > 0.5).T
+
+
+def _contours(edges: FloatImage, centres_xy: Floats, radii_px: Floats, angles: int = 48, steps: int = 24) -> Floats:
+    """Around each centre the closed contour that follows the strongest edges between r and 3 r.
+
+    Dynamic programming over angles in polar coordinates; neighbouring rays differ by at most one step of the radius.
+
+    Args:
+        centres_xy: (c, 2) px.
+        radii_px: (c, 2) px: r along x and along y.
+
+    Returns:
+        Polygons (c, angles, 2), px.
+    """
+    theta = np.arange(angles) * 2 * np.pi / angles
+    rays = np.stack([np.cos(theta), np.sin(theta)], axis=1)
+    growth = 3.0 ** (np.arange(steps) / (steps - 1))
+    grid = centres_xy[:, None, None] + (radii_px[:, None] * rays[None])[:, :, None] * growth[:, None]
+    flat = grid.reshape(-1, steps, 2).astype(np.float32) - np.float32(0.5)
+    reward = cv2.remap(edges, flat[..., 0], flat[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    reward = reward.reshape(len(centres_xy), angles, steps).astype(np.float64)
+    # A path that is free at its ends is right at its middle: the closed path is then made to start there.
+    middle = angles // 2
+    free = _best_paths(reward, None)
+    paths = np.roll(_best_paths(np.roll(reward, -middle, axis=1), free[:, middle]), middle, axis=1)
+    return np.take_along_axis(grid, paths[..., None, None], axis=2)[:, :, 0]
+
+
+def _best_paths(reward: Floats, start: Ints | None, bend: float = 0.05) -> Ints:
+    count, angles, steps = reward.shape
+    step = np.arange(steps)
+    score = reward[:, 0].copy()
+    if start is not None:
+        score[step != start[:, None]] = -1e9
+    back = np.zeros((angles, count, steps), np.int64)
+    padded = np.full((count, steps + 2), -1e9)
+    for angle in range(1, angles):
+        padded[:, 1:-1] = score
+        options = np.stack([padded[:, :-2] - bend, padded[:, 1:-1], padded[:, 2:] - bend])
+        back[angle] = options.argmax(axis=0) - 1
+        score = options.max(axis=0) + reward[:, angle]
+    if start is not None:
+        score[np.abs(step - start[:, None]) > 1] = -1e9
+    path = np.zeros((count, angles), np.int64)
+    path[:, -1] = score.argmax(axis=1)
+    rows = np.arange(count)
+    for angle in range(angles - 1, 0, -1):
+        path[:, angle - 1] = path[:, angle] + back[angle][rows, path[:, angle]]
+    return path
+
+
+def _fill(pixels: Superpixels, polygons: Floats) -> Flags:
+    """The superpixels that lie mostly inside each polygon, (k, n)."""
+    rows = []
+    for polygon in polygons:
+        inside = np.zeros(pixels.labels.shape, np.uint8)
+        cv2.fillPoly(inside, [np.round(polygon).astype(np.int32)], (1,))
+        rows.append(pixels.share_of(inside) > 0.5)
+    return np.array(rows)
+
+
+def _choose(scene: _Scene, hypotheses: Flags, seeds: Ints, box: Floats | None) -> tuple[Flags, float] | None:
+    """The hypothesis with the highest expected IoU with the others, and that IoU."""
+    found = tidy(scene, hypotheses, seeds)
+    if not len(found):
+        return None
+    area = found @ scene.pixels.area_px
+    quality = features(scene, found, seeds, box) @ (POINT_WEIGHTS if box is None else BOX_WEIGHTS)
+    common = (found * scene.pixels.area_px) @ found.T.astype(np.float64)
+    overlap = common / (area[:, None] + area[None] - common)
+    weight = np.exp(4 * (quality - quality.max()))
+    expected = overlap @ (weight / weight.sum())
+    best = int(expected.argmax())
+    return found[best], float(expected[best])
+
+
+def tidy(scene: _Scene, hypotheses: Flags, seeds: Ints) -> Flags:
+    """Distinct hypotheses with every seed in, everything negative out, no stray parts, less than nearly all of the image."""
+    found = hypotheses & ~scene.sure_out
+    found[:, seeds] = True
+    found = keep_seeded_parts(scene.pixels, found, seeds, scene.sure_out)
+    area = found @ scene.pixels.area_px
+    found = found[(area > 0) & (area < 0.95 * scene.pixels.area_px.sum())]
+    return np.unique(found, axis=0)
+
+
+FEATURES = (
+    "contrast", "texture", "compactness", "touch", "share", "too_large", "separable", "depth", "off_centre", "affinity",
+    "box_iou", "box_fill",
+)
+POINT_WEIGHTS = np.array([4.0, -1.0, 1.0, -1.5, -0.08, -4.0, 0, 0, 0, 3.0, 0, 0])
+BOX_WEIGHTS = np.array([2.0, -0.5, 0.5, -0.5, 0, 0, 2.0, 0, 0, 3.0, 3.0, -2.0])
+
+
+def features(scene: _Scene, found: Flags, seeds: Ints, box: Floats | None) -> Floats:
+    """What tells an object from an arbitrary region, (k, len(FEATURES))."""
+    pixels = scene.pixels
+    area = found @ pixels.area_px
+    total = pixels.area_px.sum()
+    first, second = found[:, pixels.pairs[:, 0]], found[:, pixels.pairs[:, 1]]
+    rim, inner = (first != second).astype(np.float64), (first & second).astype(np.float64)
+    length = rim @ pixels.contact_px
+    contrast = rim @ (pixels.contact_px * pixels.strength) / np.maximum(1, length)
+    texture = inner @ (pixels.contact_px * pixels.strength) / np.maximum(1, inner @ pixels.contact_px)
+    touch = found @ pixels.rim_px
+    perimeter = 0.8 * length + touch
+    compactness = np.sqrt(np.minimum(1, 4 * np.pi * area / np.maximum(1, perimeter**2)))
+    share = area / total
+    ring = np.zeros(found.shape)
+    grown = found
+    for _ in range(2):
+        grown = grown | _dilate(pixels, grown)
+    ring = (grown & ~found) * pixels.area_px
+    inside = found * pixels.area_px
+    dens_in = inside @ scene.kernel / np.maximum(1, area)[:, None] + 1e-6
+    dens_out = ring @ scene.kernel / np.maximum(1, ring.sum(axis=1))[:, None] + 1e-6
+    posterior = dens_in / (dens_in + dens_out)
+    separable = 0.5 * (
+        (posterior * inside).sum(axis=1) / np.maximum(1, area)
+        + ((1 - posterior) * ring).sum(axis=1) / np.maximum(1, ring.sum(axis=1))
+    )
+    radius = np.sqrt(area / np.pi)
+    depth = off_centre = np.zeros(len(found))
+    if len(seeds):
+        seed_xy = pixels.centre_xy[seeds]
+        away = np.linalg.norm(pixels.centre_xy[:, None] - seed_xy[None], axis=2)
+        nearest_out = np.where(found[:, :, None], np.inf, away[None]).min(axis=1)
+        depth = np.minimum(1, nearest_out.mean(axis=1) / np.maximum(1, radius))
+        centre = inside @ pixels.centre_xy / np.maximum(1, area)[:, None]
+        off_centre = np.linalg.norm(centre - seed_xy.mean(axis=0), axis=1) / np.maximum(1, radius)
+    likeness = np.zeros(len(found))
+    if scene.affinity is not None:
+        weight = pixels.area_px * scene.affinity
+        held = found @ weight
+        likeness = held / np.maximum(1, area) - (weight.sum() - held) / np.maximum(1, total - area)
+    box_iou = box_fill = np.zeros(len(found))
+    if box is not None:
+        low = np.where(found[..., None], pixels.extent_xyxy[None, :, :2], np.inf).min(axis=1)
+        high = np.where(found[..., None], pixels.extent_xyxy[None, :, 2:], -np.inf).max(axis=1)
+        common = np.maximum(0, np.minimum(high, box[2:]) - np.maximum(low, box[:2])).prod(axis=1)
+        box_area = (box[2:] - box[:2]).prod()
+        box_iou = common / ((high - low).prod(axis=1) + box_area - common)
+        box_fill = np.abs(area / box_area - 0.65)
+    prior = (np.log(share + 1e-4) - np.log(0.1)) ** 2
+    return np.stack(
+        [contrast, texture, compactness, touch / np.maximum(1, perimeter), prior, np.maximum(0, share - 0.6),
+         separable, depth, off_centre, likeness, box_iou, box_fill],
+        axis=1,
+    )
+
+
+def _dilate(pixels: Superpixels, masks: Flags) -> Flags:
+    grown = masks.copy()
+    a, b = pixels.pairs.T
+    row, contact = np.nonzero(masks[:, a] != masks[:, b])
+    grown[row, a[contact]] = True
+    grown[row, b[contact]] = True
+    return grown
