@@ -202,7 +202,9 @@ class ProcessGroup:
         """The processes that have ended without having been stopped."""
         return [child for child in self._children.values() if child.exit_code is not None]
 
-    def wait_for_http(self, name: str, url: str, *, timeout_s: float) -> None:
+    def wait_for_http(
+        self, name: str, url: str, *, timeout_s: float, basic_auth: tuple[str, str] | None = None
+    ) -> None:
         """Wait until `url` answers 200.
 
         Raises:
@@ -211,7 +213,7 @@ class ProcessGroup:
 
         def is_up() -> bool:
             with suppress(requests.RequestException):
-                return requests.get(url, timeout=2).status_code == 200
+                return requests.get(url, timeout=2, auth=basic_auth).status_code == 200
             return False
 
         self.wait_until(name, is_up, timeout_s=timeout_s, what=f"did not answer at {url}")

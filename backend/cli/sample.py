@@ -45,6 +45,12 @@ class SampleTask:
     masks: Mapping[str, Mask]
     objects: NDArray[np.int32]
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image, px."""
+        height, width = self.image.shape[:2]
+        return height, width
+
 
 def find_coins(photograph: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Number the coins of the photograph.

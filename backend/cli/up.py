@@ -69,7 +69,9 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
     processes.start(SERVICE, [*backend, "serve"], environment)
     for number in range(1, workers + 1):
         processes.start(f"worker-{number}", [*backend, "work"], environment)
-    processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S)
+    user = environment.get("SOFTMATCHER_BASIC_AUTH_USER")
+    auth = (user, environment.get("SOFTMATCHER_BASIC_AUTH_PASS", "")) if user else None
+    processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S, basic_auth=auth)
 
 
 def keep_running(processes: ProcessGroup, console: Console) -> None:
