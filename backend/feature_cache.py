@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
@@ -325,7 +326,9 @@ class FeatureCache:
 
 
 def _pack(encoded: EncodedImage) -> bytes:
-    content: bytes = safetensors.numpy.save(encoded.to_arrays())
+    # safetensors writes a transposed array's memory under its transposed shape, which silently is another array.
+    arrays = {name: np.asarray(array, order="C") for name, array in encoded.to_arrays().items()}
+    content: bytes = safetensors.numpy.save(arrays)
     return _MAGIC + struct.pack("<I", zlib.crc32(content)) + content
 
 

@@ -717,7 +717,9 @@ def _reference_row(annotation: AnnotationRecord, new: NewReference, created_at: 
     if new.reference.signature != annotation.signature:
         raise ValueError(f"signature must be {annotation.signature!r}, got {new.reference.signature!r}")
     packed = pack_mask(new.mask)
-    features = safetensors.numpy.save(new.reference.to_arrays())
+    # safetensors writes a transposed array's memory under its transposed shape, which silently is another array.
+    arrays = {name: np.asarray(array, order="C") for name, array in new.reference.to_arrays().items()}
+    features = safetensors.numpy.save(arrays)
     return {
         "project_key": annotation.project_key,
         "annotation_id": annotation.annotation_id,

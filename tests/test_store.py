@@ -163,8 +163,13 @@ class TestProjects:
 
 
 class TestReferences:
-    def test_come_back_as_they_were_given(self, store: Store) -> None:
+    @pytest.mark.parametrize("is_transposed", [False, True])
+    def test_come_back_as_they_were_given(self, store: Store, is_transposed: bool) -> None:
         new = new_reference(3)
+        if is_transposed:
+            by_column = replace(new.reference, features=np.asfortranarray(new.reference.features))
+            new = replace(new, mask=np.asfortranarray(new.mask), reference=by_column)
+            assert new.digest == new_reference(3).digest
         assert store.replace_references(annotation(), [new])
         (found,) = stored(store)
         assert (found.project_key, found.annotation_id, found.task_id) == (KEY, 1, 11)
