@@ -278,11 +278,10 @@ class EmbeddedValkey:
     Args:
         processes: where the server runs.
         data_dir: folder of its data; one server at a time.
+        name: of the process.
     """
 
-    NAME = "valkey"
-
-    def __init__(self, processes: ProcessGroup, data_dir: Path) -> None:
+    def __init__(self, processes: ProcessGroup, data_dir: Path, *, name: str = "valkey") -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         self._lock: IO[bytes] = (data_dir / "lock").open("ab")
         try:
@@ -306,8 +305,8 @@ class EmbeddedValkey:
             "save": "",
         }
         command = [_valkey_program(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
-        processes.start(self.NAME, command, {"LC_ALL": "C"})
-        processes.wait_until(self.NAME, lambda: _answers(socket_path), timeout_s=30, what="did not answer")
+        processes.start(name, command, {"LC_ALL": "C"})
+        processes.wait_until(name, lambda: _answers(socket_path), timeout_s=30, what="did not answer")
 
     def close(self) -> None:
         """Let another server use the data; after the server has ended."""

@@ -173,7 +173,7 @@ def test_valkey_keeps_what_is_queued_across_a_crash(tmp_path: Path) -> None:
                     connection.rpush("jobs", "one", "two")
                     # The append-only file is written once a second.
                     time.sleep(1.5)
-                    group.kill(valkey.NAME)
+                    group.kill("valkey")
                 else:
                     assert connection.lrange("jobs", 0, -1) == [b"one", b"two"]
         valkey.close()

@@ -1,0 +1,130 @@
+"""Real processes for the end-to-end tests: one Label Studio, one queue, and backends, each with its own data folder."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from backend.cli.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
+from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.sample import LABEL_CONFIG
+from backend.core.types import Image
+from backend.errors import ConfigurationError
+from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessGroup]:
+    with ProcessGroup(tmp_path_factory.mktemp("logs")) as group:
+        yield group
+
+
+@pytest.fixture(scope="session")
+def label_studio(processes: ProcessGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    try:
+        program = label_studio_program()
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    with start_label_studio(processes, program, tmp_path_factory.mktemp("label-studio"), free_port()) as server:
+        yield server
+
+
+StartBackend = Callable[..., Backend]
+
+
+@pytest.fixture(scope="session")
+def new_backend(
+    processes: ProcessGroup, label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartBackend]:
+    """Make a backend with a queue and a data folder of its own: `new_backend(name, VARIABLE=value, ...)`."""
+    queues: list[EmbeddedValkey] = []
+
+    def make(name: str, **changes: str) -> Backend:
+        folder = tmp_path_factory.mktemp(name)
+        queue = EmbeddedValkey(processes, folder / "valkey", name=f"{name}-valkey")
+        queues.append(queue)
+        port = free_port()
+        environment = dict(os.environ) | {
+            "LABEL_STUDIO_URL": label_studio.url,
+            "LABEL_STUDIO_API_KEY": TOKEN,
+            "REDIS_URL": queue.url,
+            "SOFTMATCHER_DATA_DIR": str(folder / "data"),
+            "SOFTMATCHER_HOST": LOOPBACK,
+            "SOFTMATCHER_PORT": str(port),
+            "PYTHONUNBUFFERED": "1",
+        }
+        environment |= changes
+        user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")
+        auth = (user, changes["SOFTMATCHER_BASIC_AUTH_PASS"]) if user else None
+        backend = Backend(name, f"http://{LOOPBACK}:{port}", processes, environment, auth)
+        backend.start()
+        return backend
+
+    yield make
+    for queue in queues:
+        queue.close()
+
+
+@pytest.fixture(scope="session")
+def backend(new_backend: StartBackend) -> Backend:
+    """The backend of most tests."""
+    return new_backend("main")
+
+
+@pytest.fixture
+def start_other_backend(new_backend: StartBackend) -> Iterator[StartBackend]:
+    """As `new_backend`, ended after the test."""
+    started: list[Backend] = []
+
+    def make(name: str, **changes: str) -> Backend:
+        started.append(new_backend(name, **changes))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.stop()
+
+
+NewProject = Callable[..., Project]
+
+
+@pytest.fixture
+def new_project(label_studio: LabelStudio, request: pytest.FixtureRequest) -> Iterator[NewProject]:
+    """Make a project with images and connect a backend: `new_project(backend, images)`; deleted after the test."""
+    made: list[int] = []
+
+    def make(
+        backend: Backend, images: Mapping[str, Image | bytes] | None = None, *, is_connected: bool = True
+    ) -> Project:
+        if images is None:
+            images = {name: sample.image for name, sample in SAMPLES.items()}
+        identifier = label_studio.create_project(request.node.name[:50], LABEL_CONFIG)
+        made.append(identifier)
+        tasks = label_studio.upload_images(identifier, images)
+        connection = 0
+        if is_connected:
+            connection = label_studio.connect_backend(identifier, backend.url, basic_auth=backend.auth)
+        return Project(label_studio, backend, identifier, connection, tasks)
+
+    yield make
+    for identifier in made:
+        label_studio.call("DELETE", f"/api/projects/{identifier}/")
+
+
+@pytest.fixture
+def project(new_project: NewProject, backend: Backend) -> Project:
+    """A project with all tiles of coins, connected to the main backend."""
+    return new_project(backend)
+
+
+@pytest.fixture
+def small_project(new_project: NewProject, backend: Backend) -> Project:
+    """As `project`, with the marked tile and one other."""
+    return new_project(backend, {name: SAMPLES[name].image for name in (MARKED, TARGETS[0])})
