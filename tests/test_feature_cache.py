@@ -403,16 +403,34 @@ class TestDamage:
         cache.put(key(1), encoded(1))
         assert cache.get(key(1)) is not None
 
-    def test_a_read_only_folder(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        if os.geteuid() == 0:
-            pytest.skip("root may write everywhere")
-        tmp_path.chmod(0o500)
-        try:
-            cache = disk_only(tmp_path / "cache")
-            assert same(cache.get_or_encode(key(1), lambda: encoded(1)), encoded(1))
-        finally:
-            tmp_path.chmod(0o700)
-        assert cache.stats.failures == 1
+    @pytest.mark.parametrize("has_entry", [False, True])
+    def test_a_read_only_folder(self, has_entry: bool, caplog: pytest.LogCaptureFixture) -> None:
+        is_root = os.geteuid() == 0
+        # Not under tmp_path, which nobody but its owner may enter: root has to become somebody else to be refused.
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            if has_entry:
+                disk_only(folder).put(key(1), encoded(1))
+                for path in folder.rglob("*"):
+                    path.chmod(0o555)
+            folder.chmod(0o555)
+            if is_root:
+                os.seteuid(65534)
+            try:
+                cache = disk_only(folder)
+                for _ in range(2):
+                    assert same(cache.get_or_encode(key(1), never if has_entry else lambda: encoded(1)), encoded(1))
+                assert same(cache.get_or_encode(key(2), lambda: encoded(2)), encoded(2))
+                assert disk_only(folder, max_mb=0).stats.entries == int(has_entry)
+            finally:
+                if is_root:
+                    os.seteuid(0)
+                folder.chmod(0o755)
+                for path in folder.iterdir():
+                    path.chmod(0o755)
+        assert "cannot be used" in caplog.text
+        assert cache.stats.failures == (1 if has_entry else 3)
 
 
 class TestAtOnce:

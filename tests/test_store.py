@@ -1,5 +1,6 @@
 """The store on real SQLite files, and on PostgreSQL where SOFTMATCHER_TEST_POSTGRES_URL names a database to use."""
 
+import hashlib
 import itertools
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from backend import store as store_module
 from backend.core.types import Reference
 from backend.errors import BadInputError, ConfigurationError, NotFoundError, StoreUnavailableError
-from backend.store import AnnotationRecord, NewReference, Store, StoredReference, pack_mask, unpack_mask
+from backend.store import AnnotationRecord, NewReference, Store, StoredReference, database, tables
+from backend.store.packing import pack_mask, unpack_mask
 
 KEY = "1.1795365244"
 OTHER_KEY = "2.1795365300"
@@ -90,7 +93,7 @@ def digest(store: Store, labels: Sequence[str] | None = None) -> str:
 
 
 def change_blob(store: Store, column: str, content: bytes, label: str) -> None:
-    table = store_module._references
+    table = tables.references
     with store._write() as connection:
         connection.execute(sa.update(table).where(table.c.label == label).values({column: content}))
 
@@ -330,7 +333,7 @@ class TestDigest:
                     annotation(number + order[1]), [new_reference(number, label=f"label {number % 2}")]
                 )
             fixed = [new_reference(number, label=f"label {number % 2}").digest for number in range(5)]
-            assert digest(store) == store_module.hashlib.sha256("\n".join(sorted(fixed)).encode()).hexdigest()
+            assert digest(store) == hashlib.sha256("\n".join(sorted(fixed)).encode()).hexdigest()
             assert [one.digest for one in stored(store, labels=["label 0"])] == sorted(fixed[0::2])
 
     def test_tells_references_apart(self, store: Store) -> None:
@@ -379,7 +382,7 @@ class TestDigest:
     def test_reads_an_index_and_never_the_blobs(self, sqlite_url: str) -> None:
         with closing(Store(sqlite_url)) as store:
             store.create_tables()
-            table = store_module._references
+            table = tables.references
             wanted = sa.select(table.c.digest).where(*store_module._references_where(KEY, ["a", "b"], SIGNATURE))
             with store._engine.connect() as connection:
                 compiled = wanted.compile(connection, compile_kwargs={"literal_binds": True})
@@ -395,7 +398,7 @@ class TestDamage:
     ) -> None:
         good, bad = new_reference(1, label="good"), new_reference(2, label="bad")
         store.replace_references(annotation(), [good, bad])
-        table = store_module._references
+        table = tables.references
         with store._engine.connect() as connection:
             content = connection.scalar(sa.select(table.c.features).where(table.c.label == "bad"))
         contents = {
@@ -404,7 +407,7 @@ class TestDamage:
             "empty": b"",
             "pickle": b"\x80\x04N.",
             "long header": b"\xff" * 8 + content[8:],
-            "bad shapes": store_module.safetensors.numpy.save(good.reference.to_arrays() | {"known": np.zeros(2)}),
+            "bad shapes": safetensors.numpy.save(good.reference.to_arrays() | {"known": np.zeros(2)}),
         }
         change_blob(store, "features", contents[kind], "bad")
         if kind == "bad shapes":
@@ -486,9 +489,9 @@ class TestOpening:
         with closing(Store(sqlite_url)) as store:
             store.create_tables()
             with store._engine.connect() as connection:
-                pragmas = ("journal_mode", "foreign_keys", "busy_timeout")
+                pragmas = ("journal_mode", "foreign_keys", "busy_timeout", "page_size")
                 values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
-        assert values == ["wal", 1, 15000]
+        assert values == ["wal", 1, 15000, 16384]
 
     def test_processes_that_start_at_once_make_the_tables_once(self, url: str) -> None:
         code = (
@@ -501,7 +504,7 @@ class TestOpening:
         with closing(Store(url)) as store:
             assert [project.key for project in store.projects()] == [KEY]
             with store._engine.connect() as connection:
-                assert connection.execute(sa.select(store_module._schema)).all() == [(1, store_module.SCHEMA_VERSION)]
+                assert connection.execute(sa.select(tables.schema)).all() == [(1, store_module.SCHEMA_VERSION)]
 
     def test_threads_that_start_at_once_make_the_tables_once(self, url: str) -> None:
         barrier = threading.Barrier(6)
@@ -517,8 +520,8 @@ class TestOpening:
 
     def test_a_newer_schema_is_refused_and_left_alone(self, store: Store) -> None:
         with store._write() as connection:
-            connection.execute(sa.update(store_module._schema).values(version=99))
-            connection.execute(sa.schema.DropTable(store_module._pending))
+            connection.execute(sa.update(tables.schema).values(version=99))
+            connection.execute(sa.schema.DropTable(tables.pending))
         with pytest.raises(ConfigurationError, match=r"schema version 99, .* start the newer release"):
             store.create_tables()
         assert not sa.inspect(store._engine).has_table("pending_annotations")
@@ -547,7 +550,7 @@ class TestOpening:
 
 class TestUnavailable:
     def test_a_locked_database(self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store_module, "LOCK_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.2)
         with closing(Store(sqlite_url)) as store:
             store.create_tables()
             with closing(sqlite3.connect(tmp_path / "store.db")) as other:

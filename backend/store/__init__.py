@@ -1,0 +1,391 @@
+"""What must outlive a process: projects, the annotations that were taken in, their references. SQLite or PostgreSQL.
+
+What can be made again (features of targets) is not here but in `feature_cache`.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from safetensors import SafetensorError
+
+from backend.errors import BadInputError, ConfigurationError, NotFoundError
+from backend.store import tables
+from backend.store.database import (
+    CREATE_LOCK_ID,
+    forget_connections_after_fork,
+    named_errors,
+    open_engine,
+    parse_url,
+    prepare_sqlite_file,
+    upsert,
+)
+from backend.store.packing import reference_to_row, row_to_reference
+from backend.store.records import AnnotationRecord, Json, NewReference, ProjectRecord, StoredReference
+from backend.store.tables import SCHEMA_VERSION
+
+__all__ = ["AnnotationRecord", "NewReference", "ProjectRecord", "Store", "StoredReference"]
+
+_log = logging.getLogger(__name__)
+
+TOMBSTONE_S: Final = 3600.0
+"""How long a deletion outranks a writer that started before it: longer than any job, short enough to mend a mistake."""
+PENDING_KEPT_S: Final = 86400.0
+_IDS_A_STATEMENT: Final = 500
+
+
+class Store:
+    """The database. Threads and processes may share it; every method is one short transaction.
+
+    Every method may raise StoreUnavailableError (locked for longer than 15 s, full, unreachable, damaged) and
+    BadInputError (a value that the database cannot hold).
+    """
+
+    def __init__(self, url: str) -> None:
+        """Opens nothing yet.
+
+        Args:
+            url: `sqlite:///relative/or//absolute.db` or `postgresql://user:password@host/database`.
+
+        Raises:
+            ConfigurationError: not such a URL, or the driver for PostgreSQL is missing.
+        """
+        self._url = parse_url(url)
+        self._name = self._url.render_as_string(hide_password=True)
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        try:
+            self._engine = open_engine(self._url)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"{self._name} needs the Python package {error.name}: pip install 'psycopg[binary]'"
+            ) from error
+        self._writing = self._engine.execution_options(is_writing=True)
+        forget_connections_after_fork(self._engine)
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        self._engine.dispose()
+
+    def create_tables(self) -> None:
+        """Make what is missing. Processes that start at once wait for each other.
+
+        Raises:
+            ConfigurationError: a newer release wrote this database.
+        """
+        if self._is_sqlite:
+            with named_errors(self._name):
+                prepare_sqlite_file(Path(self._url.database or ""))
+        with self._write() as connection:
+            if not self._is_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CREATE_LOCK_ID)))
+            has_version = sa.inspect(connection).has_table(tables.schema.name)
+            found = connection.scalar(sa.select(tables.schema.c.version)) if has_version else None
+            if found is not None and found > SCHEMA_VERSION:
+                raise ConfigurationError(
+                    f"{self._name} has schema version {found}, this release knows versions up to {SCHEMA_VERSION}: "
+                    "start the newer release that wrote it, or point the database URL at another database"
+                )
+            tables.metadata.create_all(connection)
+            if found is None:
+                connection.execute(sa.insert(tables.schema).values(id=1, version=SCHEMA_VERSION))
+            elif found < SCHEMA_VERSION:
+                connection.execute(sa.update(tables.schema).values(version=SCHEMA_VERSION))
+
+    # -- projects
+
+    def save_project(
+        self,
+        key: str,
+        *,
+        title: str | None = None,
+        label_config: str | None = None,
+        settings: Json | None = None,
+        setup_token: str | None = None,
+        needs_reconcile: bool | None = None,
+    ) -> ProjectRecord:
+        """Make or change a project; None leaves a field as it is.
+
+        Label Studio gives an id twice only if its database was made anew: an older project of the same id is dropped.
+
+        Raises:
+            BadInputError: key is not "<id>.<unix time of creation>".
+        """
+        project_id, created = _parse_project_key(key)
+        told = {
+            "title": title,
+            "label_config": label_config,
+            "settings": None if settings is None else json.dumps(settings),
+            "setup_token": setup_token,
+            "needs_reconcile": needs_reconcile,
+        }
+        changes = {name: value for name, value in told.items() if value is not None} | {"updated_at": time.time()}
+        defaults = {"label_config": "", "needs_reconcile": False}
+        row = {"key": key, "project_id": project_id, "created": created} | defaults | changes
+        is_older = (tables.projects.c.project_id == project_id) & (tables.projects.c.created < created)
+        with self._write() as connection:
+            connection.execute(upsert(self._is_sqlite, tables.projects, row, changes))
+            for old_key in connection.scalars(sa.select(tables.projects.c.key).where(is_older)).all():
+                _log.warning("project %s replaces %s: Label Studio gave the id anew", key, old_key)
+                _drop(connection, old_key)
+            saved = connection.execute(sa.select(tables.projects).where(tables.projects.c.key == key)).one()
+        return _project(saved)
+
+    def project(self, key: str) -> ProjectRecord | None:
+        """The project of a key; None if unknown."""
+        rows = self._rows(sa.select(tables.projects).where(tables.projects.c.key == key))
+        return _project(rows[0]) if rows else None
+
+    def project_by_id(self, project_id: int) -> ProjectRecord | None:
+        """The newest project of Label Studio's id; None if unknown."""
+        newest_first = sa.select(tables.projects).where(tables.projects.c.project_id == project_id)
+        rows = self._rows(newest_first.order_by(tables.projects.c.created.desc()).limit(1))
+        return _project(rows[0]) if rows else None
+
+    def projects(self) -> list[ProjectRecord]:
+        """All projects, by id, then time of creation."""
+        return [_project(row) for row in self._rows(sa.select(tables.projects).order_by("project_id", "created"))]
+
+    def drop_project(self, key: str) -> None:
+        """Remove a project and all that belongs to it; nothing happens if it is unknown."""
+        with self._write() as connection:
+            _drop(connection, key)
+
+    # -- annotations and references
+
+    def replace_references(self, annotation: AnnotationRecord, references: Sequence[NewReference]) -> bool:
+        """Make these the only references of an annotation, all or none.
+
+        Returns:
+            False, and nothing is changed, if the store knows a newer state: the annotation updated later, or it or its
+            task deleted within the last hour and after `updated_at`.
+
+        Raises:
+            NotFoundError: the project is not in the store (any more).
+            BadInputError: a mask that is not (H, W) bool, a time that is not ISO 8601.
+            ValueError: a reference of another signature than the annotation.
+        """
+        now = time.time()
+        # All packing comes before the transaction: other writers wait for the inserts only.
+        rows = [reference_to_row(annotation, reference, now) for reference in references]
+        updated_us = _microseconds(annotation.updated_at)
+        with self._write() as connection:
+            self._lock_project(connection, annotation.project_key)
+            if self._is_superseded(connection, annotation, updated_us, now):
+                return False
+            _delete_annotations(
+                connection, annotation.project_key, tables.annotations.c.annotation_id, [annotation.annotation_id]
+            )
+            connection.execute(sa.insert(tables.annotations).values(**vars(annotation), updated_us=updated_us))
+            for row in rows:
+                connection.execute(sa.insert(tables.references).values(row))
+        return True
+
+    def delete_annotations(self, project_key: str, ids: Collection[int]) -> int:
+        """Forget annotations with their references; how many were known."""
+        return self._delete(project_key, "annotation", tables.annotations.c.annotation_id, ids)
+
+    def delete_tasks(self, project_key: str, task_ids: Collection[int]) -> int:
+        """Forget all annotations of tasks with their references; how many annotations were known."""
+        return self._delete(project_key, "task", tables.annotations.c.task_id, task_ids)
+
+    def annotations(self, project_key: str) -> list[AnnotationRecord]:
+        """All annotations taken in, by id.
+
+        To reconcile, read this before Label Studio's list: what is taken in between would else look deleted.
+        """
+        columns = [tables.annotations.c[name] for name in AnnotationRecord.__dataclass_fields__]
+        mine = sa.select(*columns).where(tables.annotations.c.project_key == project_key)
+        return [
+            AnnotationRecord(**row._mapping) for row in self._rows(mine.order_by(tables.annotations.c.annotation_id))
+        ]
+
+    def references(
+        self, project_key: str, *, labels: Collection[str] | None, signature: str, with_features: bool = True
+    ) -> list[StoredReference]:
+        """References of a project made by the models of `signature`, in an order that depends on their content only.
+
+        Damaged ones are left out and logged.
+
+        Args:
+            labels: only these; None for all.
+            with_features: False reads masks only, `reference` is then None.
+        """
+        wanted = _references_where(project_key, labels, signature)
+        return self._load_references(wanted, with_features=with_features)
+
+    def reference_masks(self, project_key: str, *, labels: Collection[str] | None = None) -> list[StoredReference]:
+        """References whatever models made them, without features: for showing and exporting."""
+        return self._load_references(_references_where(project_key, labels, None), with_features=False)
+
+    def references_digest(self, project_key: str, labels: Collection[str] | None, signature: str) -> str:
+        """sha256 over the references' digests: the same references give the same one, whatever the order or process."""
+        wanted = sa.select(tables.references.c.digest).where(*_references_where(project_key, labels, signature))
+        digests = sorted(digest for (digest,) in self._rows(wanted))
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def count_references(self) -> dict[str, int]:
+        """Project key to number of references, of all models; projects without any are in it with 0."""
+        joined = tables.projects.outerjoin(tables.references, tables.references.c.project_key == tables.projects.c.key)
+        counts = sa.select(tables.projects.c.key, sa.func.count(tables.references.c.id).label("total")).select_from(
+            joined
+        )
+        return {row.key: row.total for row in self._rows(counts.group_by(tables.projects.c.key))}
+
+    # -- annotations announced, not yet taken in
+
+    def mark_pending(self, project_key: str, annotation_id: int) -> float:
+        """Note that an annotation was announced; its mark is for `clear_pending`. The project may be unknown yet."""
+        mark = time.time()
+        row = {"project_key": project_key, "annotation_id": annotation_id, "marked_at": mark}
+        with self._write() as connection:
+            connection.execute(upsert(self._is_sqlite, tables.pending, row, {"marked_at": mark}))
+            connection.execute(sa.delete(tables.pending).where(tables.pending.c.marked_at < mark - PENDING_KEPT_S))
+        return mark
+
+    def clear_pending(self, project_key: str, annotation_id: int, mark: float | None = None) -> None:
+        """Note that an annotation was taken in.
+
+        Args:
+            mark: what `mark_pending` returned: a later announcement of the same annotation then stays pending.
+        """
+        own = (tables.pending.c.project_key == project_key) & (tables.pending.c.annotation_id == annotation_id)
+        if mark is not None:
+            own &= tables.pending.c.marked_at <= mark
+        with self._write() as connection:
+            connection.execute(sa.delete(tables.pending).where(own))
+
+    def has_pending(self, project_key: str, younger_than_s: float) -> bool:
+        """True if an annotation was announced within the last seconds and is not taken in yet."""
+        recent = (tables.pending.c.project_key == project_key) & (
+            tables.pending.c.marked_at > time.time() - younger_than_s
+        )
+        return bool(self._rows(sa.select(tables.pending.c.annotation_id).where(recent).limit(1)))
+
+    # -- how
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        with named_errors(self._name), self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        with named_errors(self._name), self._writing.begin() as connection:
+            yield connection
+
+    def _lock_project(self, connection: sa.Connection, key: str) -> None:
+        # SQLite has one writer anyway; on PostgreSQL this keeps a deletion and a late writer of one project in order.
+        if (
+            connection.scalar(sa.select(tables.projects.c.key).where(tables.projects.c.key == key).with_for_update())
+            is None
+        ):
+            raise NotFoundError(f"project {key} is not in the store: connect its backend again in Label Studio")
+
+    def _is_superseded(
+        self, connection: sa.Connection, annotation: AnnotationRecord, updated_us: int, now: float
+    ) -> bool:
+        # Updated after it was deleted: it lives, as a skipped annotation does that is submitted after all.
+        deleted = (
+            (tables.tombstones.c.project_key == annotation.project_key)
+            & (tables.tombstones.c.deleted_at > now - TOMBSTONE_S)
+            & (tables.tombstones.c.deleted_at >= updated_us / 1e6)
+        )
+        gone = sa.or_(
+            (tables.tombstones.c.kind == "annotation") & (tables.tombstones.c.item_id == annotation.annotation_id),
+            (tables.tombstones.c.kind == "task") & (tables.tombstones.c.item_id == annotation.task_id),
+        )
+        newer = (
+            (tables.annotations.c.project_key == annotation.project_key)
+            & (tables.annotations.c.annotation_id == annotation.annotation_id)
+            & (tables.annotations.c.updated_us > updated_us)
+        )
+        is_gone = sa.exists().where(deleted, gone)
+        return bool(connection.scalar(sa.select(sa.or_(is_gone, sa.exists().where(newer)))))
+
+    def _delete(self, project_key: str, kind: str, column: sa.Column[int], ids: Collection[int]) -> int:
+        if not ids:
+            return 0
+        now = time.time()
+        with self._write() as connection:
+            connection.execute(
+                sa.select(tables.projects.c.key).where(tables.projects.c.key == project_key).with_for_update()
+            )
+            for item_id in sorted(set(ids)):
+                row = {"project_key": project_key, "kind": kind, "item_id": item_id, "deleted_at": now}
+                connection.execute(upsert(self._is_sqlite, tables.tombstones, row, {"deleted_at": now}))
+            connection.execute(sa.delete(tables.tombstones).where(tables.tombstones.c.deleted_at < now - TOMBSTONE_S))
+            return _delete_annotations(connection, project_key, column, list(ids))
+
+    def _load_references(
+        self, wanted: Sequence[sa.ColumnElement[bool]], *, with_features: bool
+    ) -> list[StoredReference]:
+        left_out = set() if with_features else {"features"}
+        columns = [column for column in tables.references.c if column.name not in left_out]
+        in_order = sa.select(*columns).where(*wanted).order_by(tables.references.c.label, tables.references.c.digest)
+        loaded = []
+        for row in self._rows(in_order):
+            try:
+                loaded.append(row_to_reference(row, with_features=with_features))
+            except (ValueError, KeyError, SafetensorError) as error:
+                _log.error(
+                    "reference %d (project %s, task %d, annotation %d, label %r) is damaged and left out: %s",
+                    *(row.id, row.project_key, row.task_id, row.annotation_id, row.label, error),
+                )
+        return loaded
+
+
+def _parse_project_key(key: str) -> tuple[int, int]:
+    project_id, dot, created = key.partition(".")
+    if not (dot and project_id.isascii() and project_id.isdigit() and created.isascii() and created.isdigit()):
+        raise BadInputError(f"project must be '<id>.<unix time of creation>', got {key!r}")
+    return int(project_id), int(created)
+
+
+def _microseconds(iso_time: str) -> int:
+    # Compared as text, "12Z" would be later than "12.3Z": Label Studio leaves out a fraction of 0.
+    try:
+        moment = datetime.fromisoformat(iso_time)
+    except ValueError as error:
+        raise BadInputError(f"updated_at must be an ISO 8601 time, got {iso_time!r}") from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    since_epoch = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since_epoch.days * 86400 + since_epoch.seconds) * 1_000_000 + since_epoch.microseconds
+
+
+def _drop(connection: sa.Connection, key: str) -> None:
+    # Annotations and references go with the project's row.
+    for table in (tables.pending, tables.tombstones):
+        connection.execute(sa.delete(table).where(table.c.project_key == key))
+    connection.execute(sa.delete(tables.projects).where(tables.projects.c.key == key))
+
+
+def _delete_annotations(connection: sa.Connection, project_key: str, column: sa.Column[int], ids: Sequence[int]) -> int:
+    deleted = 0
+    for start in range(0, len(ids), _IDS_A_STATEMENT):
+        some = column.in_(ids[start : start + _IDS_A_STATEMENT])
+        deleted += connection.execute(
+            sa.delete(tables.annotations).where(tables.annotations.c.project_key == project_key, some)
+        ).rowcount
+    return deleted
+
+
+def _references_where(
+    project_key: str, labels: Collection[str] | None, signature: str | None
+) -> list[sa.ColumnElement[bool]]:
+    wanted = [tables.references.c.project_key == project_key]
+    if signature is not None:
+        wanted.append(tables.references.c.signature == signature)
+    if labels is not None:
+        wanted.append(tables.references.c.label.in_(sorted(set(labels))))
+    return wanted
+
+
+def _project(row: sa.Row[Any]) -> ProjectRecord:
+    fields = {name: getattr(row, name) for name in ProjectRecord.__dataclass_fields__}
+    return ProjectRecord(**fields | {"settings": None if row.settings is None else json.loads(row.settings)})

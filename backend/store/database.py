@@ -1,0 +1,167 @@
+"""Opening the database, and what differs between SQLite and PostgreSQL."""
+
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from backend.errors import BadInputError, ConfigurationError, StoreUnavailableError
+from backend.store.records import Json
+
+LOCK_TIMEOUT_S: Final = 15.0
+CREATE_LOCK_ID: Final = 0x50F7_A7C4
+"""Of the advisory lock that PostgreSQL's table makers hold."""
+# A reference is megabytes: with SQLite's own 4 kB a page, writing and reading it take two to three times as long.
+_PAGE_BYTES: Final = 16384
+
+
+def parse_url(url: str) -> sa.URL:
+    """The URL with its driver named.
+
+    Raises:
+        ConfigurationError: neither a SQLite file nor PostgreSQL.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        parsed = None
+    scheme = parsed.drivername.partition("+")[0] if parsed is not None else ""
+    if parsed is not None and scheme == "sqlite" and parsed.database and not parsed.database.startswith((":", "file:")):
+        return parsed.set(drivername="sqlite")
+    if parsed is not None and scheme in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    # The URL itself stays out of the message: it may hold a password.
+    raise ConfigurationError(
+        "the database URL must be sqlite:///path/to/a/file.db or postgresql://user:password@host/database, "
+        f"got one that starts with {scheme or 'no known scheme'!r}"
+    )
+
+
+def open_engine(url: sa.URL) -> sa.Engine:
+    """An engine that waits 15 s for locks. On SQLite, a connection with the option `is_writing` begins as a writer.
+
+    Raises:
+        ModuleNotFoundError: the driver is not installed.
+    """
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_TIMEOUT_S})
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    sa.event.listen(engine, "connect", _set_up_postgresql)
+    sa.event.listen(engine, "before_cursor_execute", _ask_for_binary)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    # Python's driver would begin transactions late and as readers: two writers that both read first then fail at once
+    # instead of waiting. So `_begin_sqlite` begins them.
+    connection.isolation_level = None
+    for pragma in ("foreign_keys=ON", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    is_writing = connection.get_execution_options().get("is_writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
+
+
+def _set_up_postgresql(connection: Any, _record: object) -> None:
+    connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'")
+    connection.commit()
+
+
+def _ask_for_binary(_connection: sa.Connection, cursor: Any, *_statement: object) -> None:
+    # As text, PostgreSQL sends a blob as hexadecimal digits, which takes twice as long to read.
+    cursor.format = 1
+
+
+def forget_connections_after_fork(engine: sa.Engine) -> None:
+    """Let a forked child open its own connections."""
+    # A connection used on both sides of a fork damages the database; the child opens its own.
+    weak_engine = weakref.ref(engine)
+
+    def forget() -> None:
+        engine = weak_engine()
+        if engine is not None:
+            engine.dispose(close=False)
+
+    os.register_at_fork(after_in_child=forget)
+
+
+def prepare_sqlite_file(path: Path) -> None:
+    """Make the file, for its owner only, with a write-ahead log; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made or written, or is no database.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Tokens are in it. SQLite gives its -wal and -shm files the mode of this one.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    _switch_to_wal(path)
+
+
+def _switch_to_wal(path: Path) -> None:
+    # This one statement does not wait for SQLite's busy timeout, so that processes which start at once would fail.
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S)
+        try:
+            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise OSError(str(error)) from error
+            time.sleep(0.02)
+        except sqlite3.DatabaseError as error:
+            raise OSError(str(error)) from error
+        finally:
+            connection.close()
+
+
+def upsert(is_sqlite: bool, table: sa.Table, row: Json, changes: Json) -> sa.Executable:
+    """Insert a row; where its primary key is there already, make the changes instead."""
+    keys = list(table.primary_key)
+    if is_sqlite:
+        return sqlite.insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=changes)
+    return postgresql.insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=changes)
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Turn the drivers' errors into ours.
+
+    Args:
+        name: of the database, without its password.
+
+    Raises:
+        BadInputError: a value that the database cannot hold.
+        ConfigurationError: it has no tables.
+        StoreUnavailableError: anything else that the database or its file refuses.
+    """
+    try:
+        yield
+    except (sa.exc.DataError, UnicodeEncodeError, OverflowError) as error:
+        raise BadInputError(f"the database cannot hold this value: {_reason(error)}") from error
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
+        reason = _reason(error)
+        if "no such table" in reason or "UndefinedTable" in reason:
+            raise ConfigurationError(f"{name} has no tables yet: Store.create_tables makes them") from error
+        raise StoreUnavailableError(
+            f"the store {name} cannot be used ({reason}): see that the database runs, has room, "
+            "is writable and is not locked by another program, then try again"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    original = getattr(error, "orig", None) or error
+    return f"{type(original).__name__}: {original}".strip()

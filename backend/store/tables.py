@@ -1,0 +1,85 @@
+"""The tables. Both databases get the same ones."""
+
+from typing import Final
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION: Final = 1
+"""Raise it with every change; new tables alone need no more than that, see `Store.create_tables`."""
+
+metadata = sa.MetaData()
+_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+schema = sa.Table(
+    "schema_version",
+    metadata,
+    sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("project_id", _Id, nullable=False, index=True),
+    sa.Column("created", _Id, nullable=False),
+    sa.Column("title", sa.Text),
+    sa.Column("label_config", sa.Text, nullable=False),
+    sa.Column("settings", sa.Text),
+    sa.Column("setup_token", sa.Text),
+    sa.Column("needs_reconcile", sa.Boolean, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+annotations = sa.Table(
+    "annotations",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("annotation_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("task_id", _Id, nullable=False),
+    sa.Column("updated_at", sa.Text, nullable=False),
+    sa.Column("updated_us", sa.BigInteger, nullable=False),
+    sa.Column("signature", sa.Text, nullable=False),
+    sa.Column("content_digest", sa.Text, nullable=False),
+    sa.Column("problem", sa.Text),
+    sa.Index("annotations_by_task", "project_key", "task_id"),
+)
+# The blobs come last and the index holds all that a digest needs: neither digests nor counts ever read a blob's page.
+references = sa.Table(
+    "annotation_references",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_key", sa.Text, nullable=False),
+    sa.Column("annotation_id", _Id, nullable=False),
+    sa.Column("task_id", _Id, nullable=False),
+    sa.Column("signature", sa.Text, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("image_tag", sa.Text, nullable=False),
+    sa.Column("image_sha256", sa.Text, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("features_crc32", sa.BigInteger, nullable=False),
+    sa.Column("mask", sa.LargeBinary, nullable=False),
+    sa.Column("features", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["project_key", "annotation_id"], ["annotations.project_key", "annotations.annotation_id"], ondelete="CASCADE"
+    ),
+    sa.Index("annotation_references_of", "project_key", "annotation_id"),
+    sa.Index("annotation_references_digests", "project_key", "signature", "label", "digest"),
+)
+# Neither of the next two needs its project to exist: a webhook may come before /setup.
+tombstones = sa.Table(
+    "tombstones",
+    metadata,
+    sa.Column("project_key", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("item_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("deleted_at", sa.Double, nullable=False),
+)
+pending = sa.Table(
+    "pending_annotations",
+    metadata,
+    sa.Column("project_key", sa.Text, primary_key=True),
+    sa.Column("annotation_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("marked_at", sa.Double, nullable=False),
+)
