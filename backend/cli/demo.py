@@ -97,11 +97,9 @@ def demo(once: bool) -> None:
                 stack.callback(label_studio.close)
                 project = _run_main_job(console, status, label_studio, service_url, is_fatal=once)
             is_checked = True
-            console.print(
-                f"\nLook at it: [bold]{label_studio.url}/projects/{project}/data[/bold]   "
-                f"user {USERNAME}   password {PASSWORD}"
-            )
-            console.print(f"Logs: {data_dir / 'logs'}")
+            console.print(f"\nLook at it     [bold]{label_studio.url}/projects/{project}/data[/bold]", soft_wrap=True)
+            console.print(f"Log in         user {USERNAME}   password {PASSWORD}", soft_wrap=True)
+            console.print(f"Logs           {data_dir / 'logs'}", soft_wrap=True)
             if not once:
                 console.print("Ctrl-C ends everything.")
                 keep_running(processes, console)
@@ -191,10 +189,11 @@ def _scribble(sample: SampleTask) -> Json:
 
 def count_references(service_url: str, project: int, *, basic_auth: tuple[str, str] | None = None) -> int:
     """How many references the backend has for a project of Label Studio, read from its /metrics."""
-    text = requests.get(f"{service_url}/metrics", timeout=10, auth=basic_auth).text
+    answer = requests.get(f"{service_url}/metrics", timeout=10, auth=basic_auth)
+    answer.raise_for_status()
     return sum(
         int(sample.value)
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
         if sample.name == "softmatcher_references" and sample.labels["project"].split(".")[0] == str(project)
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from backend.errors import SoftmatcherError
 from backend.jobs import JobQueue
-from backend.labelstudio.images import decode_image
+from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects, open_projects
 from backend.settings import Settings
@@ -150,7 +150,7 @@ def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
 
 
 def _image(projects: Projects, key: str, project_id: int, label_config: str) -> str:
-    task = projects.client_for(key).first_task(project_id)
+    task = next(projects.client_for(key).tasks(project_id), None)
     if task is None:
         raise _FindingError("the project has no task yet: import images")
     tag = parse_label_config(label_config).images[0]

@@ -74,11 +74,19 @@ def _uninterrupted() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: its name in messages and log files, program and arguments, its whole environment."""
+    """What to run.
+
+    Attributes:
+        name: in messages and log files.
+        command: program and arguments.
+        environment: all of it.
+        ends_last: True for what the others need until they have ended.
+    """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    ends_last: bool = False
 
 
 class ChildProcess:
@@ -167,13 +175,15 @@ class ProcessGroup:
     def __getitem__(self, name: str) -> ChildProcess:
         return self._children[name]
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> ChildProcess:
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], *, ends_last: bool = False
+    ) -> ChildProcess:
         """Start a process; its output is appended to `<log_dir>/<name>.log`.
 
         Raises:
             ProcessFailedError: the program cannot be run, or a process of that name runs already.
         """
-        return self._run(Program(name, tuple(command), dict(environment)))
+        return self._run(Program(name, tuple(command), dict(environment), ends_last))
 
     def restart(self, name: str) -> ChildProcess:
         """End the process if it still runs, and start it again as before."""
@@ -192,7 +202,8 @@ class ProcessGroup:
     def stop_all(self) -> None:
         """End every process. A Ctrl-C meanwhile is ignored: it would leave half of them behind."""
         with _uninterrupted():
-            self._end(list(self._children.values()))
+            for ends_last in (False, True):
+                self._end([child for child in self._children.values() if child.program.ends_last is ends_last])
             if self._guard is not None and self._guard.stdin is not None:
                 self._guard.stdin.close()
                 self._guard.wait()
@@ -243,11 +254,10 @@ class ProcessGroup:
         return child
 
     def _end(self, children: Sequence[ChildProcess]) -> None:
-        # Last started, first told: a worker should not see its queue go.
-        for child in reversed(children):
+        for child in children:
             child.ask_to_end()
         deadline = time.monotonic() + self._grace_s
-        for child in reversed(children):
+        for child in children:
             child.wait(deadline - time.monotonic())
         for child in children:
             child.end_group()
@@ -305,7 +315,7 @@ class EmbeddedValkey:
             "save": "",
         }
         command = [_valkey_program(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
-        processes.start(name, command, {"LC_ALL": "C"})
+        processes.start(name, command, {"LC_ALL": "C"}, ends_last=True)
         processes.wait_until(name, lambda: _answers(socket_path), timeout_s=30, what="did not answer")
 
     def close(self) -> None:

@@ -7,11 +7,7 @@ from gunicorn.app.base import BaseApplication
 
 from backend.cli.logs import start_logging
 from backend.errors import ConfigurationError
-from backend.jobs import JobQueue
-from backend.projects import open_projects
-from backend.service import create_app
 from backend.settings import Settings
-from backend.upkeep import Upkeep
 
 
 class _Service(BaseApplication):  # type: ignore[misc]
@@ -38,7 +34,12 @@ class _Service(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
-        # In gunicorn's worker process: the models' threads would not survive its fork.
+        # In gunicorn's worker process: its parent needs no PyTorch, and threads would not survive the fork.
+        from backend.jobs import JobQueue
+        from backend.projects import open_projects
+        from backend.service import create_app
+        from backend.upkeep import Upkeep
+
         settings = self._settings
         start_logging(settings)
         assert settings.redis_url is not None
