@@ -1,0 +1,303 @@
+"""The images of tasks: where from, with whose authority, and as pixels.
+
+Label Studio's token goes to Label Studio's own address and nowhere else; other hosts are asked only if the operator
+named them, or if Label Studio itself sent us there (a presigned address of a cloud storage) and they are public.
+"""
+
+import base64
+import binascii
+import logging
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote, unquote_to_bytes, urljoin
+
+import requests
+from urllib3.exceptions import LocationParseError
+from urllib3.util import Url, parse_url
+
+from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError
+from backend.labelstudio.image_decoding import decode_image
+from backend.labelstudio.transport import (
+    NO_PROXY,
+    AuthHeaders,
+    PublicAdapter,
+    is_transient,
+    keep_headers,
+    network_errors,
+    retry_transient,
+)
+
+__all__ = ["ImageFetcher", "decode_image"]
+
+logger = logging.getLogger(__name__)
+
+_CLOUD_SCHEMES = ("s3", "s3s", "gs", "azure-blob", "azure-spi")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_MAX_REDIRECTS = 5
+_CHUNK_BYTES = 1 << 16
+
+_Trust = Literal["label_studio", "allowed", "public"]
+
+
+@dataclass(frozen=True)
+class _Hop:
+    """One address to ask. `label_studio`: with our token; `allowed`: the operator named it; `public`: public IPs."""
+
+    url: str
+    trust: _Trust
+
+    @property
+    def shown(self) -> str:
+        """For messages: without the query, which may be a key, unless it is Label Studio's own."""
+        return self.url if self.trust == "label_studio" else self.url.partition("?")[0]
+
+
+class ImageFetcher:
+    """Fetches the files of task images; threads share one."""
+
+    def __init__(
+        self,
+        label_studio_url: str,
+        auth_headers: AuthHeaders,
+        *,
+        allowed_hosts: frozenset[str] = frozenset(),
+        label_studio_aliases: frozenset[str] = frozenset(),
+        max_bytes: int = 100_000_000,
+        timeout_s: float = 20.0,
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            label_studio_url: Label Studio's address as it is reached from here, with its path if it has one.
+            auth_headers: gives the Authorization header for it.
+            allowed_hosts: other hosts that images may come from, "host" (any port) or "host:port"; private ones too.
+            label_studio_aliases: hosts ("host" or "host:port") under which others know this Label Studio; images
+                there are fetched from `label_studio_url` instead.
+            max_bytes: largest file.
+            timeout_s: for one image with all its redirects and retries. A read that began before the limit may end
+                up to as long after it.
+        """
+        self._base = parse_url(label_studio_url.rstrip("/"))
+        self._auth_headers = auth_headers
+        self._allowed = frozenset(host.lower() for host in allowed_hosts)
+        self._aliases = frozenset(host.lower() for host in label_studio_aliases)
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    def fetch(self, url: str, task_id: int | None = None) -> bytes:
+        """The file behind an address of task data, undecoded.
+
+        Args:
+            url: a path on Label Studio ("/data/upload/..."), an http(s) address, a cloud storage's (s3://, gs://,
+                azure-blob://: Label Studio resolves it) or a data: URI with base64.
+            task_id: needed for cloud storage addresses.
+
+        Raises:
+            NotFoundError: there is no such file (any more).
+            LabelStudioError: Label Studio or the image host refused (401, 403).
+            LabelStudioUnavailableError: no answer in time, 429 or 5xx, after retries.
+            BadInputError: any other address, a host that is not allowed, a file over the limit.
+        """
+        if url[:5].lower() == "data:":
+            return self._read_data_uri(url)
+        deadline = time.monotonic() + self._timeout_s
+        first = self._first_hop(url, task_id)
+        return retry_transient(lambda: self._download(first, deadline), timeout_s=self._timeout_s)
+
+    def _first_hop(self, url: str, task_id: int | None) -> _Hop:
+        if url.startswith("//"):
+            url = f"{self._base.scheme}:{url}"
+        scheme, separator, _ = url.partition("://")
+        if not separator:
+            return self._on_label_studio("/" + url.lstrip("/"))
+        if scheme.lower() in _CLOUD_SCHEMES:
+            if task_id is None:
+                raise BadInputError(
+                    f"image address {scheme}://... needs a task that Label Studio knows, got one without id"
+                )
+            # Label Studio takes the URI in base64 or quoted; plain text can decode as base64 by accident.
+            fileuri = base64.urlsafe_b64encode(url.encode()).decode()
+            return self._on_label_studio(f"/tasks/{int(task_id)}/presign/?fileuri={quote(fileuri)}")
+        if scheme.lower() not in _DEFAULT_PORTS:
+            raise BadInputError(
+                "image address must be a path on Label Studio, http(s)://, s3://, gs://, azure-blob:// or a data: URI, "
+                f"got {scheme[:20]}://: import the task with an address that Label Studio can show"
+            )
+        parsed = _parse(url)
+        if self._is_label_studio(parsed):
+            return self._on_label_studio(parsed.request_uri)
+        if self._is_allowed(parsed):
+            return _Hop(parsed.url, "allowed")
+        raise BadInputError(
+            f"image host must be Label Studio's ({self._base.netloc}) or one of SOFTMATCHER_ALLOWED_IMAGE_HOSTS, got "
+            f"{parsed.netloc}: add it to that setting if its images may be fetched"
+        )
+
+    def _next_hop(self, hop: _Hop, location: str) -> _Hop:
+        parsed = _parse(urljoin(hop.url, location))
+        if self._is_label_studio(parsed):
+            if (parsed.path or "").rstrip("/").endswith("/user/login"):
+                raise LabelStudioError(f"{hop.shown} asks for a login: set LABEL_STUDIO_API_KEY to a valid token")
+            if hop.trust == "label_studio":
+                return self._on_label_studio(parsed.request_uri)
+        elif self._is_allowed(parsed):
+            return _Hop(parsed.url, "allowed")
+        elif hop.trust != "allowed":
+            return _Hop(parsed.url, "public")
+        raise BadInputError(
+            f"{hop.shown} redirects to {parsed.netloc}, which is not allowed: if images may come from there, add that "
+            "host to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
+        )
+
+    def _download(self, hop: _Hop, deadline: float) -> bytes:
+        for _ in range(_MAX_REDIRECTS + 1):
+            # A session for each hop: no cookie, connection or header of one host is ever there for another.
+            with requests.Session() as session, closing(self._ask(session, hop, deadline)) as response:
+                location = response.headers.get("Location")
+                if response.is_redirect and location:
+                    hop = self._next_hop(hop, location)
+                    continue
+                with network_errors(hop.shown):
+                    _check_status(hop, response)
+                    return self._read_body(hop, response, deadline)
+        raise BadInputError(
+            f"{hop.shown} must lead to an image, got over {_MAX_REDIRECTS} redirects: correct the address"
+        )
+
+    def _ask(self, session: requests.Session, hop: _Hop, deadline: float) -> requests.Response:
+        if hop.trust == "public":
+            session.mount("http://", PublicAdapter())
+            session.mount("https://", PublicAdapter())
+        for renew in (False, True):
+            headers = {"Accept-Encoding": "identity"}
+            if hop.trust == "label_studio":
+                headers.update(self._auth_headers(renew=renew))
+            with network_errors(hop.shown):
+                response = session.get(
+                    hop.url,
+                    headers=headers,
+                    auth=keep_headers,
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=self._left(hop, deadline),
+                    proxies=NO_PROXY if hop.trust == "public" else None,
+                )
+            if response.status_code != 401 or hop.trust != "label_studio":
+                break
+            response.close()
+        return response
+
+    def _read_body(self, hop: _Hop, response: requests.Response, deadline: float) -> bytes:
+        declared = response.headers.get("Content-Length", "")
+        content = bytearray()
+        if not (declared.isdigit() and int(declared) > self._max_bytes):
+            # read1 gives what has come: a server that drips bytes cannot stretch the time limit.
+            while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):
+                content += chunk
+                self._left(hop, deadline)
+                if len(content) > self._max_bytes:
+                    break
+            else:
+                return bytes(content)
+        raise self._too_large(hop.shown)
+
+    def _left(self, hop: _Hop, deadline: float) -> float:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise LabelStudioUnavailableError(
+                f"{hop.shown} must come within {self._timeout_s:g} s, got no end by then: try again, or raise "
+                "SOFTMATCHER_DOWNLOAD_TIMEOUT_S"
+            )
+        return left_s
+
+    def _on_label_studio(self, request_uri: str) -> _Hop:
+        prefix = self._base.path or ""
+        if prefix and not request_uri.startswith(f"{prefix}/"):
+            request_uri = prefix + request_uri
+        return _Hop(f"{self._base.scheme}://{self._base.netloc}{request_uri}", "label_studio")
+
+    def _is_label_studio(self, url: Url) -> bool:
+        # Without the scheme: http to a Label Studio that is reached by https is asked by https, token and all.
+        return _host_port(url) == _host_port(self._base) or _is_named(url, self._aliases)
+
+    def _is_allowed(self, url: Url) -> bool:
+        return _is_named(url, self._allowed)
+
+    def _read_data_uri(self, uri: str) -> bytes:
+        head, comma, text = uri[5:].partition(",")
+        if not comma or not head.lower().startswith("image/") or not head.lower().endswith(";base64"):
+            raise BadInputError(
+                f"data URI must begin with data:image/...;base64, got data:{head[:40]}: import it like that"
+            )
+        if len(text) > self._max_bytes * 4:
+            raise self._too_large("data URI")
+        try:
+            content = base64.b64decode(b"".join(unquote_to_bytes(text).split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadInputError(f"data URI must be valid base64, got {error}: import the task again") from error
+        if len(content) > self._max_bytes:
+            raise self._too_large("data URI")
+        return content
+
+    def _too_large(self, what: str) -> BadInputError:
+        return BadInputError(
+            f"{what} must be at most {self._max_bytes / 1e6:g} MB, got more: use a smaller file or raise "
+            "SOFTMATCHER_MAX_IMAGE_MB"
+        )
+
+
+def _parse(url: str) -> Url:
+    try:
+        parsed = parse_url(url)
+    except LocationParseError as error:
+        raise BadInputError("image address must be a valid http(s) address, got one that cannot be parsed") from error
+    if parsed.scheme not in _DEFAULT_PORTS or not parsed.host:
+        raise BadInputError(f"image address must be http(s) with a host, got scheme {parsed.scheme!r}: correct it")
+    if parsed.auth:
+        raise BadInputError(f"image address must not hold a user or password, got one for {parsed.host}")
+    return parsed
+
+
+def _host_port(url: Url) -> tuple[str, int | None]:
+    port = None if url.port in (None, _DEFAULT_PORTS.get(url.scheme or "")) else url.port
+    return (url.host or "").lower(), port
+
+
+def _is_named(url: Url, names: frozenset[str]) -> bool:
+    host = (url.host or "").lower()
+    return host in names or f"{host}:{url.port or _DEFAULT_PORTS.get(url.scheme or '')}" in names
+
+
+def _check_status(hop: _Hop, response: requests.Response) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    if status in (404, 410) or (status == 500 and hop.trust == "label_studio" and _is_upload_gone(response)):
+        if "/presign/" in hop.url and hop.trust == "label_studio":
+            raise NotFoundError(
+                f"{hop.shown} answered {status}: the task is gone, or no storage of the project covers the image's "
+                "address; connect it in Settings > Cloud Storage"
+            )
+        raise NotFoundError(f"image {hop.shown} does not exist ({status}): upload it again or delete the task")
+    if status in (401, 403):
+        if hop.trust == "label_studio":
+            raise LabelStudioError(
+                f"Label Studio refused {hop.shown} ({status}): set LABEL_STUDIO_API_KEY to a token of a user who may "
+                "see the project (Account & Settings > Personal Access Token or Legacy Token)"
+            )
+        raise LabelStudioError(
+            f"image host refused {hop.shown} ({status}): its images must be readable without a password, or through a "
+            "storage connected to Label Studio whose key may read them"
+        )
+    if is_transient(status):
+        raise LabelStudioUnavailableError(f"{hop.shown} answered {status}: try again later")
+    raise BadInputError(f"{hop.shown} must answer 200 with an image, got {status}: correct the task's address")
+
+
+def _is_upload_gone(response: requests.Response) -> bool:
+    """Label Studio 1.23.2 fails with a 500 of its own (no FileUpload of that name: None) where a 404 is meant."""
+    return b"'NoneType' object has no attribute 'has_permission'" in response.raw.read(
+        _CHUNK_BYTES, decode_content=True
+    )

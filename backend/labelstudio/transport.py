@@ -1,0 +1,163 @@
+"""HTTP for the API client and the image fetcher: errors by whose problem they are, retries, public hosts only.
+
+Nothing here puts a token, a password or the query of a foreign address (a presigned one is a key) into a message.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import requests
+from requests.adapters import HTTPAdapter
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_exponential,
+    wait_random,
+)
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError as Urllib3Error
+
+from backend.errors import BadInputError, LabelStudioUnavailableError
+
+_ATTEMPTS = 3
+_TRANSIENT = frozenset({408, 425, 429})
+
+_Result = TypeVar("_Result")
+
+
+class AuthHeaders(Protocol):
+    """Gives the Authorization header for Label Studio; `renew` after a 401: a cached token may be revoked."""
+
+    def __call__(self, *, renew: bool = False) -> Mapping[str, str]: ...
+
+
+def is_transient(status: int) -> bool:
+    """True for answers that are worth another try: 408, 425, 429 and 5xx."""
+    return status in _TRANSIENT or status >= 500
+
+
+def retry_transient(call: Callable[[], _Result], *, timeout_s: float) -> _Result:
+    """What `call` returns; up to three tries while it raises LabelStudioUnavailableError, none begun after `timeout_s`.
+
+    Raises:
+        LabelStudioUnavailableError: the last one.
+    """
+    retrying = Retrying(
+        stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(timeout_s),
+        wait=wait_exponential(multiplier=0.2, max=3.0) + wait_random(0, 0.2),
+        retry=retry_if_exception_type(LabelStudioUnavailableError),
+        reraise=True,
+    )
+    return retrying(call)
+
+
+def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """An `auth` that changes nothing: without one, requests takes a password of ~/.netrc and overwrites our header."""
+    return request
+
+
+@contextmanager
+def network_errors(where: str) -> Iterator[None]:
+    """Turns what requests and urllib3 raise into our errors.
+
+    Args:
+        where: what was asked, as the message shall say.
+
+    Raises:
+        LabelStudioUnavailableError: no connection, a timeout, an answer cut short.
+        BadInputError: an address that is none.
+    """
+    try:
+        yield
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.MissingSchema,
+    ) as error:
+        raise BadInputError(f"{where} must be an http(s) address, got {type(error).__name__}: correct it") from error
+    except requests.exceptions.SSLError as error:
+        raise LabelStudioUnavailableError(
+            f"{where}: the TLS certificate cannot be verified; for a certificate authority of your own set "
+            "REQUESTS_CA_BUNDLE"
+        ) from error
+    except (requests.exceptions.RequestException, Urllib3Error, OSError) as error:
+        # The text of these errors can hold a whole address with its query: only the class is told.
+        raise LabelStudioUnavailableError(
+            f"{where} did not answer ({type(error).__name__}): check that it runs and can be reached from here"
+        ) from error
+
+
+def is_public(address: str) -> bool:
+    """True for an IP address of the public internet; not private, loopback, link-local, shared, reserved, multicast."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in ipaddress.ip_network("64:ff9b::/96") else None
+        embedded = ip.ipv4_mapped or ip.sixtofour or nat64
+        if embedded is not None:
+            return is_public(str(embedded))
+    return ip.is_global and not ip.is_multicast
+
+
+def connect_public(host: str, port: int, timeout_s: float | None) -> socket.socket:
+    """A TCP connection to a public address of `host`.
+
+    The address is looked up once and that one is connected to, so a name cannot change to a private address in between.
+
+    Raises:
+        BadInputError: the name has an address that is not public.
+        OSError: no such name, or no connection.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(sockaddr[0]) for *_, sockaddr in found]
+    if not all(is_public(address) for address in addresses):
+        raise BadInputError(
+            f"image host {host} must have a public address, got a private one: if it is yours, add it to "
+            "SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
+        )
+    failure: OSError = OSError(f"{host} has no address")
+    for address in addresses:
+        try:
+            return socket.create_connection((address, port), timeout=timeout_s)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+class _PublicHTTPConnection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return connect_public(self._dns_host, self.port, _seconds(self.timeout))
+
+
+class _PublicHTTPSConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return connect_public(self._dns_host, self.port or 443, _seconds(self.timeout))
+
+
+class _PublicHTTPPool(HTTPConnectionPool):
+    ConnectionCls = _PublicHTTPConnection
+
+
+class _PublicHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _PublicHTTPSConnection
+
+
+class PublicAdapter(HTTPAdapter):
+    """Connects to public addresses only. Give its requests no proxy: a proxy would look the name up by itself."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PublicHTTPPool, "https": _PublicHTTPSPool}
+
+
+NO_PROXY: dict[str, Any] = {"http": None, "https": None, "all": None}
+"""Keeps requests from taking proxies of the environment."""
+
+
+def _seconds(timeout: object) -> float | None:
+    return float(timeout) if isinstance(timeout, int | float) else None
