@@ -119,7 +119,7 @@ class JobQueue:
             QueueUnavailableError: Redis does not answer.
         """
         try:
-            return max(Worker.count(queue=queue) for queue in self._queues.values())
+            return int(max(Worker.count(queue=queue) for queue in self._queues.values()))
         except RedisError as error:
             raise _unavailable(error) from error
 

@@ -98,11 +98,11 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         body = _body()
         project_key = _text(body, "project")
         _note(project=project_key)
-        extra_params = body.get("extra_params")
         model_version = projects.setup(
             project_key,
             label_config=_text(body, "schema"),
-            extra_params=extra_params if extra_params != "" else None,
+            extra_params=body.get("extra_params"),
+            hostname=body.get("hostname"),
             access_token=body.get("access_token") if isinstance(body.get("access_token"), str) else None,
             backend_url=settings.public_url or request.url_root.rstrip("/"),
         )

@@ -145,7 +145,7 @@ class FakeLabelStudio:
             raise NotFoundError(f"annotation {annotation_id}")
         return self.annotations[annotation_id]
 
-    def task(self, task_id: int) -> dict[str, Any]:
+    def task(self, task_id: int, project_id: int) -> dict[str, Any]:
         self._answer()
         if task_id not in self.tasks:
             raise NotFoundError(f"task {task_id}")

@@ -264,9 +264,9 @@ def _choose(scene: _Scene, hypotheses: Flags, seeds: Ints, box: Floats | None) -
     if not len(found):
         return None
     area = found @ scene.pixels.area_px
-    quality = features(scene, found, seeds, box) @ (POINT_WEIGHTS if box is None else BOX_WEIGHTS)
     common = (found * scene.pixels.area_px) @ found.T.astype(np.float64)
     overlap = common / (area[:, None] + area[None] - common)
+    quality = features(scene, found, overlap, seeds, box) @ (POINT_WEIGHTS if box is None else BOX_WEIGHTS)
     weight = np.exp(4 * (quality - quality.max()))
     expected = overlap @ (weight / weight.sum())
     best = int(expected.argmax())
@@ -284,66 +284,105 @@ def tidy(scene: _Scene, hypotheses: Flags, seeds: Ints) -> Flags:
 
 
 FEATURES = (
-    "contrast", "texture", "compactness", "touch", "share", "too_large", "separable", "depth", "off_centre", "affinity",
-    "box_iou", "box_fill",
+    "contrast",
+    "weak_contour",
+    "colour_gap",
+    "texture",
+    "compactness",
+    "touch",
+    "sides",
+    "log_share",
+    "log_share_squared",
+    "separable",
+    "seed_like_inside",
+    "seed_like_around",
+    "depth",
+    "off_centre",
+    "log_spread",
+    "votes",
+    "affinity_inside",
+    "affinity_around",
+    "box_iou",
+    "box_fill",
+    "box_fill_squared",
 )
-POINT_WEIGHTS = np.array([4.0, -1.0, 1.0, -1.5, -0.08, -4.0, 0, 0, 0, 3.0, 0, 0])
-BOX_WEIGHTS = np.array([2.0, -0.5, 0.5, -0.5, 0, 0, 2.0, 0, 0, 3.0, 3.0, -2.0])
+POINT_WEIGHTS = np.array([4.0, 0, 0, -1.0, 1.0, -1.5, 0, -0.3, -0.08, 0, 0, 0, 0, 0, 0, 0, 1.5, -1.5, 0, 0, 0])
+STROKE_WEIGHTS = POINT_WEIGHTS
+BOX_WEIGHTS = np.array([2.0, 0, 0, -0.5, 0.5, -0.5, 0, 0, 0, 2.0, 0, 0, 0, 0, 0, 0, 1.5, -1.5, 3.0, -2.0, 0])
 
 
-def features(scene: _Scene, found: Flags, seeds: Ints, box: Floats | None) -> Floats:
+def features(scene: _Scene, found: Flags, overlap: Floats, seeds: Ints, box: Floats | None) -> Floats:
     """What tells an object from an arbitrary region, (k, len(FEATURES))."""
     pixels = scene.pixels
+    zero = np.zeros(len(found))
     area = found @ pixels.area_px
     total = pixels.area_px.sum()
+    radius = np.sqrt(area / np.pi)
     first, second = found[:, pixels.pairs[:, 0]], found[:, pixels.pairs[:, 1]]
-    rim, inner = (first != second).astype(np.float64), (first & second).astype(np.float64)
-    length = rim @ pixels.contact_px
-    contrast = rim @ (pixels.contact_px * pixels.strength) / np.maximum(1, length)
-    texture = inner @ (pixels.contact_px * pixels.strength) / np.maximum(1, inner @ pixels.contact_px)
+    rim = (first != second) * pixels.contact_px
+    inner = (first & second) * pixels.contact_px
+    length = np.maximum(1, rim.sum(axis=1))
+    gap = np.linalg.norm(pixels.colour[pixels.pairs[:, 0], :3] - pixels.colour[pixels.pairs[:, 1], :3], axis=1)
     touch = found @ pixels.rim_px
     perimeter = 0.8 * length + touch
-    compactness = np.sqrt(np.minimum(1, 4 * np.pi * area / np.maximum(1, perimeter**2)))
-    share = area / total
-    ring = np.zeros(found.shape)
-    grown = found
-    for _ in range(2):
-        grown = grown | _dilate(pixels, grown)
+    log_share = np.log(area / total / 0.1)
+    grown = _dilate(pixels, _dilate(pixels, found))
     ring = (grown & ~found) * pixels.area_px
     inside = found * pixels.area_px
-    dens_in = inside @ scene.kernel / np.maximum(1, area)[:, None] + 1e-6
-    dens_out = ring @ scene.kernel / np.maximum(1, ring.sum(axis=1))[:, None] + 1e-6
-    posterior = dens_in / (dens_in + dens_out)
-    separable = 0.5 * (
-        (posterior * inside).sum(axis=1) / np.maximum(1, area)
-        + ((1 - posterior) * ring).sum(axis=1) / np.maximum(1, ring.sum(axis=1))
-    )
-    radius = np.sqrt(area / np.pi)
-    depth = off_centre = np.zeros(len(found))
+    ring_area = np.maximum(1, ring.sum(axis=1))
+    density_inside = inside @ scene.kernel / area[:, None] + 1e-6
+    density_around = ring @ scene.kernel / ring_area[:, None] + 1e-6
+    posterior = density_inside / (density_inside + density_around)
+    separable = (posterior * inside).sum(axis=1) / area + ((1 - posterior) * ring).sum(axis=1) / ring_area
+    low = np.where(found[..., None], pixels.extent_xyxy[None, :, :2], np.inf).min(axis=1)
+    high = np.where(found[..., None], pixels.extent_xyxy[None, :, 2:], -np.inf).max(axis=1)
+    sides = (low <= 0).sum(axis=1) + (high >= np.array(pixels.labels.shape[::-1])).sum(axis=1)
+    depth = off_centre = log_spread = seed_like_inside = seed_like_around = zero
     if len(seeds):
         seed_xy = pixels.centre_xy[seeds]
         away = np.linalg.norm(pixels.centre_xy[:, None] - seed_xy[None], axis=2)
         nearest_out = np.where(found[:, :, None], np.inf, away[None]).min(axis=1)
         depth = np.minimum(1, nearest_out.mean(axis=1) / np.maximum(1, radius))
-        centre = inside @ pixels.centre_xy / np.maximum(1, area)[:, None]
-        off_centre = np.linalg.norm(centre - seed_xy.mean(axis=0), axis=1) / np.maximum(1, radius)
-    likeness = np.zeros(len(found))
+        middle_xy = seed_xy.mean(axis=0)
+        centre_xy = inside @ pixels.centre_xy / area[:, None]
+        off_centre = np.linalg.norm(centre_xy - middle_xy, axis=1) / np.maximum(1, radius)
+        spread = np.linalg.norm(seed_xy - middle_xy, axis=1).max()
+        log_spread = np.log((radius + 2) / (spread + 2)) if len(seeds) > 1 else zero
+        like = scene.kernel[:, seeds].mean(axis=1)
+        seed_like_inside, seed_like_around = inside @ like / area, ring @ like / ring_area
+    affinity_inside = affinity_around = zero
     if scene.affinity is not None:
-        weight = pixels.area_px * scene.affinity
-        held = found @ weight
-        likeness = held / np.maximum(1, area) - (weight.sum() - held) / np.maximum(1, total - area)
-    box_iou = box_fill = np.zeros(len(found))
+        affinity_inside, affinity_around = inside @ scene.affinity / area, ring @ scene.affinity / ring_area
+    box_iou = box_fill = zero
     if box is not None:
-        low = np.where(found[..., None], pixels.extent_xyxy[None, :, :2], np.inf).min(axis=1)
-        high = np.where(found[..., None], pixels.extent_xyxy[None, :, 2:], -np.inf).max(axis=1)
         common = np.maximum(0, np.minimum(high, box[2:]) - np.maximum(low, box[:2])).prod(axis=1)
         box_area = (box[2:] - box[:2]).prod()
         box_iou = common / ((high - low).prod(axis=1) + box_area - common)
-        box_fill = np.abs(area / box_area - 0.65)
-    prior = (np.log(share + 1e-4) - np.log(0.1)) ** 2
+        box_fill = area / box_area - 0.65
     return np.stack(
-        [contrast, texture, compactness, touch / np.maximum(1, perimeter), prior, np.maximum(0, share - 0.6),
-         separable, depth, off_centre, likeness, box_iou, box_fill],
+        [
+            rim @ pixels.strength / length,
+            rim @ (pixels.strength < 0.2) / length,
+            rim @ gap / length / 20,
+            inner @ pixels.strength / np.maximum(1, inner.sum(axis=1)),
+            np.sqrt(np.minimum(1, 4 * np.pi * area / perimeter**2)),
+            touch / perimeter,
+            sides,
+            log_share,
+            log_share**2,
+            separable / 2,
+            seed_like_inside,
+            seed_like_around,
+            depth,
+            off_centre,
+            log_spread,
+            overlap.mean(axis=1),
+            affinity_inside,
+            affinity_around,
+            box_iou,
+            box_fill,
+            box_fill**2,
+        ],
         axis=1,
     )
 

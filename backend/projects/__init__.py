@@ -16,7 +16,7 @@ from backend.metrics import Metrics
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
-from backend.projects.options import read_extra_params
+from backend.projects.options import read_extra_params, told_on_setup
 from backend.projects.predictions import Predictions
 from backend.projects.references import References
 from backend.settings import Settings
@@ -57,6 +57,7 @@ class Projects:
         *,
         label_config: str,
         extra_params: object,
+        hostname: object,
         access_token: str | None,
         backend_url: str,
     ) -> str:
@@ -67,14 +68,14 @@ class Projects:
             ModelUnavailableError: the models are not loaded yet, or cannot be.
         """
         parse_label_config(label_config)
-        options = read_extra_params(extra_params).model_dump(exclude_none=True)
+        told = told_on_setup(read_extra_params(extra_params), hostname)
         known = self.store.project(project_key)
-        is_known = known is not None and (known.label_config, known.settings) == (label_config, options)
+        is_known = known is not None and (known.label_config, known.settings) == (label_config, told)
         if not is_known or (access_token and known and known.setup_token != access_token):
             self.store.save_project(
                 project_key,
                 label_config=label_config,
-                settings=options,
+                settings=told,
                 setup_token=access_token,
                 needs_reconcile=True if known is None or known.label_config != label_config else None,
             )
@@ -97,14 +98,14 @@ class Projects:
         project_key = key_of_project(project)
         label_config, title = project.get("label_config"), project.get("title")
         known = self.store.project(project_key)
-        told = {
-            "label_config": label_config if isinstance(label_config, str) else None,
-            "title": title if isinstance(title, str) else None,
-        }
-        if known is None or any(getattr(known, name) != value for name, value in told.items() if value is not None):
+        label_config = label_config if isinstance(label_config, str) else None
+        title = title if isinstance(title, str) else None
+        if known is None or (label_config, title) != (known.label_config, known.title):
             # With another label config an annotation may mean more, or less, than it did.
-            is_other = known is None or known.label_config != label_config
-            self.store.save_project(project_key, **told, needs_reconcile=is_other or None)
+            is_other = known is None or (label_config or known.label_config) != known.label_config
+            self.store.save_project(
+                project_key, title=title, label_config=label_config, needs_reconcile=is_other or None
+            )
         return project_key
 
     def project_key(self, project: object, tasks: Sequence[Mapping[str, Any]]) -> str:

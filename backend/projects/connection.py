@@ -7,8 +7,9 @@ from pydantic import SecretStr
 from backend.errors import ConfigurationError
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
+from backend.projects.options import known_hostnames
 from backend.settings import Settings
-from backend.store import Store
+from backend.store import ProjectRecord, Store
 
 
 class Connections:
@@ -21,7 +22,7 @@ class Connections:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
-        self._clients: dict[str, tuple[LabelStudioClient, ImageFetcher]] = {}
+        self._clients: dict[str, LabelStudioClient] = {}
         self._lock = threading.Lock()
 
     def client(self, project_key: str) -> LabelStudioClient:
@@ -30,7 +31,7 @@ class Connections:
         Raises:
             ConfigurationError: there is no token.
         """
-        return self._pair(project_key)[0]
+        return self._client(self._store.project(project_key))
 
     def fetcher(self, project_key: str) -> ImageFetcher:
         """The image fetcher for a project.
@@ -38,31 +39,31 @@ class Connections:
         Raises:
             ConfigurationError: there is no token.
         """
-        return self._pair(project_key)[1]
+        settings = self._settings
+        project = self._store.project(project_key)
+        return ImageFetcher(
+            settings.label_studio_url,
+            self._client(project).auth_headers,
+            allowed_hosts=settings.allowed_image_hosts,
+            label_studio_aliases=known_hostnames(project),
+            max_bytes=int(settings.max_image_mb * 1e6),
+            timeout_s=settings.download_timeout_s,
+        )
 
-    def _pair(self, project_key: str) -> tuple[LabelStudioClient, ImageFetcher]:
+    def _client(self, project: ProjectRecord | None) -> LabelStudioClient:
         settings = self._settings
         token = settings.label_studio_api_key
         if token is None:
-            project = self._store.project(project_key)
             if project is None or not project.setup_token:
                 raise ConfigurationError(
                     f"no token for Label Studio at {settings.label_studio_url}: set LABEL_STUDIO_API_KEY to a token of "
                     "its Account & Settings page"
                 )
             token = SecretStr(project.setup_token)
-        secret = token.get_secret_value()
         with self._lock:
+            secret = token.get_secret_value()
             if secret not in self._clients:
-                client = LabelStudioClient(settings.label_studio_url, token)
-                fetcher = ImageFetcher(
-                    settings.label_studio_url,
-                    client.auth_headers,
-                    allowed_hosts=settings.allowed_image_hosts,
-                    max_bytes=int(settings.max_image_mb * 1e6),
-                    timeout_s=settings.download_timeout_s,
-                )
-                self._clients[secret] = (client, fetcher)
+                self._clients[secret] = LabelStudioClient(settings.label_studio_url, token)
             return self._clients[secret]
 
     def close(self) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.core.types import EncodedImage, Image
-from backend.labelstudio.images import ImageFetcher, decode_image
+from backend.labelstudio.image_decoding import decode_image
+from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
 from backend.projects.models import Models

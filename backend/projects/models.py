@@ -122,4 +122,4 @@ class Models:
 
     def cache_figures(self) -> dict[str, float]:
         """For /metrics: hits, misses, evictions, bytes; empty while loading."""
-        return asdict(self._loaded[1].stats()) if self._loaded else {}
+        return asdict(self._loaded[1].stats) if self._loaded else {}

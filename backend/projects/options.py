@@ -2,6 +2,7 @@
 
 import json
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,9 +14,9 @@ from backend.store import ProjectRecord
 
 
 class ProjectOptions(BaseModel):
-    """Extra params of the ML backend; what is missing comes from the service's settings."""
+    """Extra params of the ML backend; what is missing comes from the service's settings. Other names mean nothing here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     matcher: Literal["posterior", "softmatcher"] | None = None
     complete_annotations: bool | None = None
@@ -25,7 +26,7 @@ def read_extra_params(extra_params: Any) -> ProjectOptions:
     """Extra params as Label Studio stores them: an object, a text that holds one, or nothing.
 
     Raises:
-        BadInputError: not JSON, or a name or value that means nothing; says which there are.
+        BadInputError: not JSON, or a value that means nothing; says what there is.
     """
     if extra_params in (None, "", {}):
         return ProjectOptions()
@@ -46,14 +47,31 @@ def read_extra_params(extra_params: Any) -> ProjectOptions:
         ) from None
 
 
+def told_on_setup(options: ProjectOptions, hostname: object) -> dict[str, Any]:
+    """What a project's record keeps of a /setup: its options, and the address that Label Studio gives itself."""
+    kept: dict[str, Any] = {"extra_params": options.model_dump(exclude_none=True)}
+    return {**kept, "hostname": hostname} if isinstance(hostname, str) and hostname else kept
+
+
+def known_hostnames(project: ProjectRecord | None) -> frozenset[str]:
+    """`host:port` under which Label Studio knows itself: synchronised storages write it into image addresses."""
+    hostname = (project.settings or {}).get("hostname") if project else None
+    host = urlsplit(hostname).netloc.rpartition("@")[2] if isinstance(hostname, str) else ""
+    return frozenset({host}) if host else frozenset()
+
+
+def _own_options(project: ProjectRecord) -> ProjectOptions:
+    return read_extra_params((project.settings or {}).get("extra_params"))
+
+
 def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
     """How this project's references are matched."""
-    return MatchOptions(matcher=read_extra_params(project.settings).matcher or settings.matcher)
+    return MatchOptions(matcher=_own_options(project).matcher or settings.matcher)
 
 
 def is_complete(settings: Settings, project: ProjectRecord) -> bool:
     """Whether annotators of this project mark every object of an image."""
-    own = read_extra_params(project.settings).complete_annotations
+    own = _own_options(project).complete_annotations
     return settings.complete_annotations if own is None else own
 
 

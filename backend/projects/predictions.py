@@ -222,7 +222,7 @@ class Predictions:
         predictions: list[Json] = []
         for task_id in task_ids if known.by_tag else ():
             try:
-                task = client.task(task_id)
+                task = client.task(task_id, project.project_id)
             except NotFoundError:
                 continue
             if any(old.get("model_version") == version for old in task.get("predictions") or ()):

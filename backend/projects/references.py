@@ -61,7 +61,7 @@ class References:
         try:
             try:
                 annotation = client.annotation(annotation_id)
-                task = client.task(int(annotation["task"]))
+                task = client.task(int(annotation["task"]), int(project_key.split(".")[0]))
             except NotFoundError:
                 self._store.delete_annotations(project_key, [annotation_id])
                 outcome: Outcome = "removed"

@@ -1,0 +1,88 @@
+"""Turns on the models: one at a time, interactive first; a model that cannot load says why."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ModelUnavailableError
+from backend.metrics import Metrics
+from backend.pipeline import Softmatcher
+from backend.projects.models import ModelGate, Models
+from backend.settings import load_settings
+
+
+def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
+    gate, order = ModelGate(Metrics()), list[str]()
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with gate.turn(is_interactive=False):
+            is_held.set()
+            may_end.wait(5)
+
+    def call(name: str, *, is_interactive: bool) -> None:
+        with gate.turn(is_interactive=is_interactive):
+            order.append(name)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait(5)
+    waiting = [threading.Thread(target=call, args=(f"batch {i}",), kwargs={"is_interactive": False}) for i in range(3)]
+    waiting.append(threading.Thread(target=call, args=("point",), kwargs={"is_interactive": True}))
+    for thread in waiting:
+        thread.start()
+        time.sleep(0.05)  # the interactive call comes last
+    may_end.set()
+    for thread in [holder, *waiting]:
+        thread.join(5)
+    assert order[0] == "point"
+    assert sorted(order[1:]) == ["batch 0", "batch 1", "batch 2"]
+
+
+def test_one_call_at_a_time() -> None:
+    gate, inside, most = ModelGate(Metrics()), 0, 0
+
+    def call(is_interactive: bool) -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with gate.turn(is_interactive=is_interactive):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.001)
+                inside -= 1
+
+    threads = [threading.Thread(target=call, args=(number % 2 == 0,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert most == 1
+
+
+def test_a_failed_call_frees_the_models() -> None:
+    gate = ModelGate(Metrics())
+    with pytest.raises(RuntimeError), gate.turn(is_interactive=True):
+        raise RuntimeError
+    with gate.turn(is_interactive=False):
+        pass
+
+
+def test_model_that_cannot_load_says_why_and_never_crashes_the_process(tmp_path: Path) -> None:
+    def load(profile: str, on_stage: object) -> Softmatcher:
+        raise ModelUnavailableError("weights of profile lite are missing: fetch them")
+
+    models = Models(load_settings(data_dir=tmp_path), Metrics(), load=load)
+    assert models.state == "loading"
+    with pytest.raises(ModelUnavailableError, match="fetch them"):
+        models.get(5)
+    assert models.state == "failed: weights of profile lite are missing: fetch them"
+
+
+def test_waiting_for_models_ends(tmp_path: Path) -> None:
+    forever = threading.Event()
+    models = Models(load_settings(data_dir=tmp_path), Metrics(), load=lambda profile, on_stage: forever.wait(5))  # type: ignore[arg-type,return-value]
+    with pytest.raises(ModelUnavailableError, match="loading"):
+        models.get(0.05)
+    forever.set()
