@@ -310,7 +310,7 @@ def _read_answer(response: requests.Response, what: str) -> object:
         raise NotFoundError(f"Label Studio does not have it (any more): {what} was answered with 404")
     if status in (401, 403):
         raise LabelStudioError(
-            f"Label Studio refused {what} ({status}: {_detail(response)}): set LABEL_STUDIO_API_KEY to a token of a user "
+            f"Label Studio refused {what} ({status}: {_detail(response)}): set LABEL_STUDIO_API_KEY to a token of one "
             "who may see the project (Account & Settings > Personal Access Token; a Legacy Token only where the "
             "organisation allows them)"
         )
@@ -348,5 +348,5 @@ def _object(answer: object) -> Json:
 
 def _items(answer: object) -> list[Json]:
     if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
-        raise LabelStudioError(f"Label Studio must answer with a list, got {type(answer).__name__}: check version")
+        raise LabelStudioError(f"Label Studio must answer with a list, got {type(answer).__name__}: check it")
     return answer

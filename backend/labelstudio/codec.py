@@ -26,6 +26,8 @@ _OWN_ID = re.compile(r"softmatcher-[0-9a-f]{32}")
 _MAX_CLAIMED_PIXELS = 1 << 28
 """What a region may claim for its image: bounds the memory that a few bytes of RLE can ask for."""
 
+_MOST_PERCENT = 1e9
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -211,7 +213,7 @@ def _claimed_size(raw: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _numbers(value: Mapping[str, Any], *names: str) -> list[float]:
     numbers = [value.get(name) for name in names]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+    if not all(isinstance(number, int | float) and abs(number) < _MOST_PERCENT for number in numbers):
         raise BadInputError(f"must have numbers (percent of the image) in value {names}, got {numbers}")
     return [float(number) for number in numbers if number is not None]
 
@@ -252,7 +254,8 @@ def _read_mask(value: Mapping[str, Any], size_hw: tuple[int, int], claimed_hw: t
 
 
 def _decode_at_size(rle: Sequence[int], size_hw: tuple[int, int], claimed_hw: tuple[int, int]) -> Mask:
-    if claimed_hw == size_hw or rle_pixels(rle) == size_hw[0] * size_hw[1]:
+    is_as_claimed = rle_pixels(rle) == claimed_hw[0] * claimed_hw[1]
+    if claimed_hw == size_hw or (not is_as_claimed and rle_pixels(rle) == size_hw[0] * size_hw[1]):
         return decode_mask(rle, size_hw)  # a wrong original size does no harm where the mask itself fits
     if abs(claimed_hw[0] * size_hw[1] - claimed_hw[1] * size_hw[0]) > max(*claimed_hw, *size_hw):
         raise BadInputError(

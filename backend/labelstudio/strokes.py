@@ -5,7 +5,6 @@ Source: exportRLE in the editor's utils/canvas.js (Label Studio 1.23.2): each to
 width wide; touches are painted in order over the region's old mask, an eraser's cut it out ("destination-out").
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,9 @@ from numpy.typing import NDArray
 
 from backend.core.types import Mask
 from backend.errors import BadInputError
+
+_MOST_PERCENT = 1e5
+"""A thousand times the image: no real stroke, but numbers that squares of pixels still hold."""
 
 
 def draw_touches(mask: Mask, touches: Sequence[Mapping[str, Any]]) -> Mask:
@@ -43,10 +45,10 @@ def draw_touches(mask: Mask, touches: Sequence[Mapping[str, Any]]) -> Mask:
 
 def _read_touch(touch: Mapping[str, Any], width: int, height: int) -> tuple[NDArray[np.float64], float]:
     try:
-        points = np.asarray(touch["relativePoints"], np.float64).reshape(-1, 2) * (width / 100, height / 100)
-        radius_px = float(touch["relativeStrokeWidth"]) / 100 * width / 2
-        if not len(points) or not np.isfinite(points).all() or not 0 <= radius_px < math.inf:
-            raise ValueError(f"{len(points)} points, radius {radius_px} px")
+        percent = np.asarray(touch["relativePoints"], np.float64).reshape(-1, 2)
+        width_percent = float(touch["relativeStrokeWidth"])
+        if not len(percent) or not (np.abs(percent) < _MOST_PERCENT).all() or not 0 <= width_percent < _MOST_PERCENT:
+            raise ValueError(f"{len(percent)} points, width {width_percent} %")
         if touch.get("type", "add") not in ("add", "eraser"):
             raise ValueError(f"type {touch['type']!r}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -54,7 +56,8 @@ def _read_touch(touch: Mapping[str, Any], width: int, height: int) -> tuple[NDAr
             "a brush touch must have type 'add' or 'eraser', relativePoints [x%, y%, ...] and relativeStrokeWidth, got "
             f"{type(error).__name__}: {error}; submit the annotation, then the mask is complete"
         ) from error
-    return (points if len(points) > 1 else np.repeat(points, 2, axis=0)), radius_px
+    points_xy = percent * (width / 100, height / 100)
+    return (points_xy if len(points_xy) > 1 else np.repeat(points_xy, 2, axis=0)), width_percent / 200 * width
 
 
 def _paint_capsule(
