@@ -1,7 +1,8 @@
 """A Label Studio server of our own, for the demo and the end-to-end tests, and the calls of its API that they make."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ class LabelStudio:
     def close(self) -> None:
         """Close the connection."""
         self._session.close()
+
+    @contextmanager
+    def authorized(self, authorization: str) -> Iterator[None]:
+        """Inside, calls carry this Authorization header."""
+        before = self._session.headers["Authorization"]
+        self._session.headers["Authorization"] = authorization
+        try:
+            yield
+        finally:
+            self._session.headers["Authorization"] = before
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Any call of the API: the JSON of the answer, None if it is empty."""

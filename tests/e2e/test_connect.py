@@ -25,7 +25,7 @@ def test_versions_answers_without_a_project(small_project: Project) -> None:
     assert small_project.version() in versions["versions"]
 
 
-def test_a_label_config_without_brush_is_refused_and_the_log_says_why(new_project: NewProject, backend: Backend) -> None:
+def test_a_label_config_without_brush_is_refused_and_logged(new_project: NewProject, backend: Backend) -> None:
     project = new_project(backend, {}, is_connected=False)
     project.label_studio.update_project(
         project.id,

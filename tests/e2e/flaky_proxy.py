@@ -1,0 +1,61 @@
+"""Stands between a backend and Label Studio, and can take Label Studio away at a chosen moment."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import requests
+
+
+class FlakyProxy:
+    """Passes requests on until `images_left` images have been fetched; after that, connections are cut."""
+
+    def __init__(self, target: str, port: int) -> None:
+        self.images_left: int | None = None
+        self._target = target
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _pass_on(self) -> None:
+                if proxy._is_cut("/data/upload/" in self.path):
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                answer = requests.request(
+                    self.command, proxy._target + self.path, data=body, headers=headers, allow_redirects=False,
+                    timeout=60,
+                )  # fmt: skip
+                self.send_response(answer.status_code)
+                for name in ("Content-Type", "Location"):
+                    if name in answer.headers:
+                        self.send_header(name, answer.headers[name])
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = _pass_on  # noqa: N815
+
+            def log_message(self, format: str, *args: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def _is_cut(self, is_image: bool) -> bool:
+        with self._lock:
+            if self.images_left is None:
+                return False
+            if is_image and self.images_left > 0:
+                self.images_left -= 1
+                return False
+            return self.images_left == 0
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
