@@ -597,13 +597,12 @@ class TestUnavailable:
         with pytest.raises(ConfigurationError, match="pip install"):
             Store("postgres://h/d")
 
-    def test_parameters_stay_out_of_errors(self, sqlite_url: str) -> None:
-        with closing(Store(sqlite_url)) as store:
-            store.create_tables()
-            with pytest.raises(BadInputError) as refusal:
-                store.save_project(KEY, title="\ud800", setup_token="very-secret")
-        causes = [str(refusal.value), str(refusal.value.__cause__)]
-        assert not any("very-secret" in cause for cause in causes)
+    def test_parameters_stay_out_of_errors(self, url: str) -> None:
+        with closing(Store(url)) as store, pytest.raises(ConfigurationError) as refusal:
+            store.save_project(KEY, setup_token="very-secret")
+        cause = str(refusal.value.__cause__)
+        assert "INSERT INTO projects" in cause
+        assert "very-secret" not in cause + str(refusal.value)
 
 
 class TestAtOnce:
@@ -673,11 +672,17 @@ class TestAtOnce:
 
     def test_a_forked_child_opens_its_own_connections(self, store: Store) -> None:
         store.replace_references(annotation(), [new_reference(1)])
+        assert store._engine.pool.checkedin() > 0  # type: ignore[attr-defined]
         child = os.fork()
         if child == 0:
             is_right = False
             try:
-                is_right = len(stored(store)) == 1 and store.replace_references(annotation(2), [new_reference(2)])
+                has_none_of_ours = store._engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+                is_right = (
+                    has_none_of_ours
+                    and len(stored(store)) == 1
+                    and store.replace_references(annotation(2), [new_reference(2)])
+                )
             finally:
                 os._exit(0 if is_right else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
