@@ -44,8 +44,9 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
             raise BadInputError(f'expected tasks with "project" (an id), got {project_id!r}')
         project_key, label_config = self._project(projects, project_id)
         if context and context.get("result"):
-            return [projects.predictions.interact(project_key, label_config, tasks[0], context["result"])]
-        return list(projects.predictions.predict(project_key, label_config, tasks).results)
+            return [_unversioned(projects.predictions.interact(project_key, label_config, tasks[0], context["result"]))]
+        answer = projects.predictions.predict(project_key, label_config, tasks)
+        return [_unversioned(item) if isinstance(item, dict) else item for item in answer.results]
 
     def fit(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A webhook of Label Studio: 2.x gives `fit(event, data)`, 1.0.9 `fit((), event=..., data=...)`."""
@@ -67,3 +68,8 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
             return known.key, known.label_config
         project = projects.client_for("").project(project_id)
         return key_of_project(project), str(project["label_config"])
+
+
+def _unversioned(prediction: dict[str, Any]) -> dict[str, Any]:
+    """label-studio-ml names the version in /setup; another one in a prediction makes Label Studio predict without end."""
+    return {name: value for name, value in prediction.items() if name != "model_version"}
