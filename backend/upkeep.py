@@ -4,7 +4,7 @@ import logging
 import threading
 from urllib.parse import urlsplit
 
-from backend.errors import SoftmatcherError
+from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.projects import Projects
 
@@ -45,8 +45,13 @@ class Upkeep:
         """Queue a reconciliation of each project that is marked, and take the mark off."""
         for project in self._projects.store.projects():
             if project.needs_reconcile:
-                self._queue.reconcile(project.key)
+                # The mark goes first: the job may set it again before this thread goes on.
                 self._projects.store.save_project(project.key, needs_reconcile=False)
+                try:
+                    self._queue.reconcile(project.key)
+                except QueueUnavailableError:
+                    self._projects.store.save_project(project.key, needs_reconcile=True)
+                    raise
 
     def authorize_webhooks(self) -> None:
         """Put the basic-auth header on the webhook of every project that called /setup since the start."""
@@ -58,7 +63,12 @@ class Upkeep:
             if tries >= _WEBHOOK_TRIES:
                 continue
             self._tries[project_key, backend_url] = tries + 1
-            if self._authorize(project_key, backend_url, header):
+            try:
+                is_done = self._authorize(project_key, backend_url, header)
+            except SoftmatcherError as error:
+                logger.warning("project=%s its webhook cannot be given credentials: %s", project_key, error)
+                continue
+            if is_done:
                 self._tries[project_key, backend_url] = _WEBHOOK_TRIES
 
     def _authorize(self, project_key: str, backend_url: str, header: str) -> bool:

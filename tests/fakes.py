@@ -113,6 +113,7 @@ class FakeLabelStudio:
     tasks: dict[int, dict[str, Any]] = field(default_factory=dict)
     annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
     imported: list[dict[str, Any]] = field(default_factory=list)
+    hooks: list[dict[str, Any]] = field(default_factory=list)
     is_down: bool = False
     fetches: int = 0
 
@@ -171,6 +172,14 @@ class FakeLabelStudio:
         for prediction in predictions:
             self.tasks[prediction["task"]]["predictions"].append(prediction)
         return len(predictions)
+
+    def webhooks(self, project_id: int) -> list[dict[str, Any]]:
+        self._answer()
+        return self.hooks
+
+    def set_webhook_headers(self, webhook: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        self._answer()
+        next(hook for hook in self.hooks if hook["id"] == webhook["id"])["headers"] = dict(headers)
 
     def fetch(self, url: str, task_id: int | None) -> bytes:
         self._answer()

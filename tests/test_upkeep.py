@@ -1,0 +1,67 @@
+"""What the service does beside its requests: due reconciliations, credentials on webhooks."""
+
+from pathlib import Path
+
+import pytest
+
+from backend.errors import QueueUnavailableError
+from backend.upkeep import Upkeep
+from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
+
+URL = "http://127.0.0.1:9090"
+
+
+def _connect(backend: Backend) -> None:
+    backend.projects.setup(
+        backend.label_studio.key,
+        label_config=LABEL_CONFIG,
+        extra_params=None,
+        hostname=None,
+        access_token=None,
+        backend_url=URL,
+    )
+
+
+def test_new_project_is_looked_through_once(backend: Backend) -> None:
+    _connect(backend)
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep.reconcile_due()
+    upkeep.reconcile_due()
+    assert backend.queue.jobs == [("reconcile", (backend.label_studio.key,))]
+
+
+def test_reconciliation_stays_due_while_the_queue_is_away(backend: Backend) -> None:
+    _connect(backend)
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    backend.queue.is_down = True
+    with pytest.raises(QueueUnavailableError):
+        upkeep.reconcile_due()
+    backend.queue.is_down = False
+    upkeep.reconcile_due()
+    assert len(backend.queue.jobs) == 1
+
+
+def test_webhook_gets_the_credentials_and_keeps_its_other_headers(tmp_path: Path) -> None:
+    label_studio = FakeLabelStudio()
+    label_studio.hooks = [
+        {"id": 1, "url": f"{URL}/webhook", "headers": {"X-Team": "cats"}},
+        {"id": 2, "url": "http://elsewhere.example/webhook", "headers": {}},
+    ]
+    backend = make_backend(tmp_path, label_studio, basic_auth_user="ls", basic_auth_pass="secret")
+    _connect(backend)
+    Upkeep(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
+    assert label_studio.hooks[0]["headers"] == {"X-Team": "cats", "Authorization": "Basic bHM6c2VjcmV0"}
+    assert label_studio.hooks[1]["headers"] == {}
+
+
+def test_webhook_that_label_studio_registers_later_is_found_later(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path, FakeLabelStudio(), basic_auth_user="ls", basic_auth_pass="secret")
+    _connect(backend)
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep.authorize_webhooks()
+    backend.label_studio.is_down = True
+    upkeep.authorize_webhooks()
+    backend.label_studio.is_down = False
+    backend.label_studio.hooks = [{"id": 1, "url": f"{URL}/webhook", "headers": {}}]
+    upkeep.authorize_webhooks()
+    assert "Authorization" in backend.label_studio.hooks[0]["headers"]
