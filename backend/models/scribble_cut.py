@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.types import Image, Mask, ScoredMask, Scribble
+from backend.errors import BadInputError
 from backend.models.superpixels import (
     FloatImage,
     Flags,
@@ -59,8 +60,9 @@ def cut_from_scribble(image: Image, scribble: Scribble, affinity: NDArray[np.flo
         Mask (h, w) and expected IoU; None if nothing positive was drawn or no plausible object is there.
 
     Raises:
-        ValueError: shapes or types do not fit.
+        BadInputError: shapes or types do not fit.
     """
+    _require_fit(image, scribble, affinity)
     if scribble.is_empty:
         return None
     scene = _prepare(image, scribble, affinity)
@@ -83,8 +85,42 @@ def cut_from_scribble(image: Image, scribble: Scribble, affinity: NDArray[np.flo
             scores.append(found[1])
     if not chosen.any():
         return None
-    mask: Mask = chosen[scene.pixels.labels]
-    return ScoredMask(mask, float(np.clip(np.mean(scores), 0, 1)))
+    mask = _keep_marks(chosen[scene.pixels.labels], scene.pixels.labels, scribble)
+    return ScoredMask(mask, float(np.clip(np.mean(scores), 0, 1))) if mask.any() else None
+
+
+def _require_fit(image: Image, scribble: Scribble, affinity: NDArray[np.float32] | None) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise BadInputError(f"image must be (h, w, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+    if scribble.size_hw != image.shape[:2]:
+        raise BadInputError(f"scribble must be in the frame {image.shape[:2]}, got {scribble.size_hw}; scale it first")
+    if affinity is not None and affinity.shape != image.shape[:2]:
+        raise BadInputError(f"affinity must be {image.shape[:2]}, got {affinity.shape}; resize it to the image")
+
+
+def _keep_marks(mask: Mask, labels: Ints, scribble: Scribble) -> Mask:
+    """What the user marked holds to the pixel: a superpixel that was marked both ways is split between its marks."""
+    marks = {True: np.zeros(mask.shape, bool), False: np.zeros(mask.shape, bool)}
+    height, width = mask.shape
+    for sign, points, strokes in (
+        (True, scribble.positive_xy, scribble.positive_strokes),
+        (False, scribble.negative_xy, scribble.negative_strokes),
+    ):
+        if strokes is not None:
+            marks[sign] |= strokes
+        x = np.clip(np.floor(points[:, 0]), 0, width - 1).astype(np.int64)
+        y = np.clip(np.floor(points[:, 1]), 0, height - 1).astype(np.int64)
+        marks[sign][y, x] = True
+    kept = mask | marks[True]
+    torn = np.unique(labels[marks[False] & kept])
+    if len(torn):
+        if marks[True].any():
+            to_in, to_out = (
+                cv2.distanceTransform((~marks[sign]).astype(np.uint8), cv2.DIST_L2, 5) for sign in (True, False)
+            )
+            kept = kept & ~(np.isin(labels, torn) & (to_out < to_in))
+        kept = kept & ~marks[False]
+    return kept
 
 
 def _prepare(image: Image, scribble: Scribble, affinity: NDArray[np.float32] | None) -> _Scene | None:
@@ -144,7 +180,7 @@ def _seed_hypotheses(scene: _Scene, seeds: Ints, scribble: Scribble) -> Flags:
     reach_px = scene.side_px * np.array([0.05, 0.1, 0.2, 0.4]) + 0.15 * spread
     prior = 0.7 * np.exp(-0.5 * (distance[:, None] / reach_px) ** 2)
     start = np.exp(-0.5 * (distance[:, None] / (0.5 * reach_px)) ** 2)
-    from_colours = _grow(scene, start, prior, seeds, scene.sure_out)
+    from_colours = _grow(scene, start, prior, np.ones_like(prior), seeds, scene.sure_out)
     return np.concatenate([from_levels, from_contours, from_colours])
 
 
@@ -173,12 +209,44 @@ def _box_hypotheses(scene: _Scene, box: Floats, seeds: Ints) -> Flags:
     flat_prior = np.full(len(share), 0.55)
     prior = np.where(out[:, None], 0, np.stack([round_prior, flat_prior, round_prior], axis=1))
     start = np.where(out[:, None], 0, np.stack([round_prior, np.ones(len(share)), (offset.max(axis=1) < 0.6)], axis=1))
-    grown = _grow(scene, start, prior, seeds, out)
-    return np.concatenate([*levels, _fill(pixels, polygons), grown]) & ~out
+    # What surrounds the box tells more of its background than the rest of the image, but may be the object's twin.
+    near = np.where(offset.max(axis=1) < 1.7, 1.0, 0.02)[:, None]
+    grown = [_grow(scene, start, prior, where * np.ones_like(prior), seeds, out) for where in (1.0, near)]
+    found: Flags = np.concatenate([*levels, _fill(pixels, polygons), *grown]) & ~out
+    labels = components(pixels, found)
+    for row, of in zip(found, labels, strict=True):
+        area = np.bincount(of[row] - of[row].min(), pixels.area_px[row]) if row.any() else np.zeros(1)
+        row[row] = area[of[row] - of[row].min()] > 0.15 * area.max() if row.any() else False
+    return found
 
 
-def _grow(scene: _Scene, start: Floats, prior: Floats, seeds: Ints, sure_out: Flags, rounds: int = 3) -> Flags:
-    """GrabCut's loop on superpixels: colour models from the current masks, then a diffusion; (n, k) to (k, n)."""
+def _grow(
+    scene: _Scene, start: Floats, prior: Floats, backdrop: Floats, seeds: Ints, sure_out: Flags, rounds: int = 3
+) -> Flags:
+    """GrabCut's loop on superpixels: colour models from the current masks, then a diffusion.
+
+    Args:
+        start: (n, k) in [0, 1]: k first masks.
+        prior: (n, k) in [0, 1]: of being inside, whatever the colour.
+        backdrop: (n, k): how much a superpixel counts in the background's colours.
+
+    Returns:
+        (2 k, n) bool: with the wide kernel, then with a kernel of half its width.
+    """
+    kernels = (scene.kernel, np.square(np.square(scene.kernel)))
+    return np.concatenate([_grow_by(scene, k, start, prior, backdrop, seeds, sure_out, rounds) for k in kernels])
+
+
+def _grow_by(
+    scene: _Scene,
+    kernel: Floats,
+    start: Floats,
+    prior: Floats,
+    backdrop: Floats,
+    seeds: Ints,
+    sure_out: Flags,
+    rounds: int,
+) -> Flags:
     pixels = scene.pixels
     area = pixels.area_px[:, None]
     sure_in = np.zeros(len(area), bool)
@@ -190,9 +258,9 @@ def _grow(scene: _Scene, start: Floats, prior: Floats, seeds: Ints, sure_out: Fl
         lean = lean + 4 * (scene.affinity[:, None] - 0.5)
     p = start
     for _ in range(rounds):
-        inside, outside = p * area, (1 - p) * area
-        inside = scene.kernel @ inside / np.maximum(1e-9, inside.sum(axis=0)) + 1e-6
-        outside = scene.kernel @ outside / np.maximum(1e-9, outside.sum(axis=0)) + 1e-6
+        inside, outside = p * area, (1 - p) * area * backdrop
+        inside = kernel @ inside / np.maximum(1e-9, inside.sum(axis=0)) + 1e-6
+        outside = kernel @ outside / np.maximum(1e-9, outside.sum(axis=0)) + 1e-6
         target = 1 / (1 + outside / inside * np.exp(-lean))
         target = np.where(fixed, sure_in[:, None], target)
         p = diffuse(pixels, target, trust)
@@ -266,8 +334,9 @@ def _choose(scene: _Scene, hypotheses: Flags, seeds: Ints, box: Floats | None) -
     area = found @ scene.pixels.area_px
     common = (found * scene.pixels.area_px) @ found.T.astype(np.float64)
     overlap = common / (area[:, None] + area[None] - common)
-    quality = features(scene, found, overlap, seeds, box) @ (POINT_WEIGHTS if box is None else BOX_WEIGHTS)
-    weight = np.exp(4 * (quality - quality.max()))
+    weights = BOX_WEIGHTS if box is not None else POINT_WEIGHTS if len(seeds) == 1 else STROKE_WEIGHTS
+    quality = features(scene, found, overlap, seeds, box) @ weights
+    weight = np.exp(quality - quality.max())
     expected = overlap @ (weight / weight.sum())
     best = int(expected.argmax())
     return found[best], float(expected[best])
@@ -306,9 +375,9 @@ FEATURES = (
     "box_fill",
     "box_fill_squared",
 )
-POINT_WEIGHTS = np.array([4.0, 0, 0, -1.0, 1.0, -1.5, 0, -0.3, -0.08, 0, 0, 0, 0, 0, 0, 0, 1.5, -1.5, 0, 0, 0])
-STROKE_WEIGHTS = POINT_WEIGHTS
-BOX_WEIGHTS = np.array([2.0, 0, 0, -0.5, 0.5, -0.5, 0, 0, 0, 2.0, 0, 0, 0, 0, 0, 0, 1.5, -1.5, 3.0, -2.0, 0])
+POINT_WEIGHTS = np.array([6.0, -2, 0.5, 3, 2.5, -3, -0.4, 0, -0.4, 14, -1, -3, 1.5, 0, 0, 0, 4.5, -5, 0, 0, 0])
+STROKE_WEIGHTS = np.array([6.0, -2, 0.4, 2, 9, -3, -0.2, -0.2, -0.2, 13, 5, -4, 1, 0, 0, 1.5, 3.5, -2.5, 0, 0, 0])
+BOX_WEIGHTS = np.array([7.0, 0, 0.8, 2, 4, 0, 0, 0, -0.2, 15, 0, 0, 0, 0, 0, 0, 0, 0, 6.5, 0.5, -4])
 
 
 def features(scene: _Scene, found: Flags, overlap: Floats, seeds: Ints, box: Floats | None) -> Floats:
