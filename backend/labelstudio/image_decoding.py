@@ -1,12 +1,13 @@
 """Image files to RGB pixels, as a browser would show them: upright, 8 bits, over white."""
 
 import logging
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
 import PIL.Image
+from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
-from PIL.Image import Transpose
 
 from backend.core.types import Image
 from backend.errors import BadInputError
@@ -17,15 +18,17 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow opens dozens more, some by starting other programs; labelers' browsers show none of them."""
 
 _ORIENTATION_TAG = 0x0112
-_TURNS: dict[object, Transpose] = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
+_TURNS: dict[object, Callable[[Image], Image]] = {
+    2: lambda rgb: rgb[:, ::-1],
+    3: lambda rgb: rgb[::-1, ::-1],
+    4: lambda rgb: rgb[::-1],
+    5: lambda rgb: rgb.transpose(1, 0, 2),
+    6: lambda rgb: rgb.transpose(1, 0, 2)[:, ::-1],
+    7: lambda rgb: rgb.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda rgb: rgb.transpose(1, 0, 2)[::-1],
 }
+"""From how the picture is stored to how it is shown, by EXIF orientation."""
+_STRIP_ROWS = 512
 
 
 def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
@@ -56,8 +59,8 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
                     f"image must have at most {max_pixels / 1e6:g} megapixels, got {width} x {height} = "
                     f"{width * height / 1e6:.1f}: make it smaller or raise SOFTMATCHER_MAX_IMAGE_MPX"
                 )
-            turn = _TURNS.get(_orientation(image))
-            return _to_rgb(image.transpose(turn) if turn is not None else image)
+            image.load()  # first: Pillow turns TIFFs itself while it loads them, and then drops their orientation
+            orientation, rgb = _orientation(image), _to_rgb(image)
     except UnidentifiedImageError as error:
         raise BadInputError(
             f"image must be one of {', '.join(_FORMATS)}, got {len(data)} bytes that begin with {data[:12]!r}: upload "
@@ -71,6 +74,11 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
         raise BadInputError(
             f"image must be whole, got one that is cut short or broken ({error}): upload it again"
         ) from error
+    return np.ascontiguousarray(_TURNS.get(orientation, _as_it_lies)(rgb))
+
+
+def _as_it_lies(rgb: Image) -> Image:
+    return rgb
 
 
 def _orientation(image: PIL.Image.Image) -> object:
@@ -84,11 +92,21 @@ def _orientation(image: PIL.Image.Image) -> object:
 def _to_rgb(image: PIL.Image.Image) -> Image:
     if image.mode == "F":
         raise BadInputError("image must be of 8 or 16 bits, got floats, whose range is unknown: convert it to 8 bits")
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return np.repeat(((gray * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        shown = PIL.Image.new("RGBA", image.size, "white")
-        shown.alpha_composite(image.convert("RGBA"))
-        image = shown
-    return np.array(image.convert("RGB"))
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    # In strips: Pillow keeps 4 bytes a pixel, and each conversion of a whole image would be another copy of it.
+    for top in range(0, height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, height)
+        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, width, bottom)))
+    return rgb
+
+
+def _strip_to_rgb(strip: PIL.Image.Image) -> NDArray[np.uint8]:
+    if strip.mode.startswith("I"):
+        gray = np.asarray(strip).astype(np.int64).clip(0, 65535)
+        return ((gray * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
+    if strip.has_transparency_data:
+        shown = PIL.Image.new("RGBA", strip.size, "white")
+        shown.alpha_composite(strip.convert("RGBA"))
+        strip = shown
+    return np.asarray(strip.convert("RGB"))

@@ -1,0 +1,395 @@
+"""Fetching task images: from where, with whose token, within which limits."""
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError
+from backend.labelstudio import transport
+from backend.labelstudio.images import ImageFetcher
+
+from .web import Answer, Web, serve
+
+SECRET = "Token of-label-studio"
+
+
+class Auth:
+    """Gives an old token first and a new one when renewed, like a personal access token."""
+
+    def __init__(self) -> None:
+        self.renewed = 0
+
+    def __call__(self, *, renew: bool = False) -> Mapping[str, str]:
+        self.renewed += renew
+        return {"Authorization": SECRET if not self.renewed else f"{SECRET} {self.renewed}"}
+
+
+@pytest.fixture
+def label_studio() -> Iterator[Web]:
+    with serve() as web:
+        yield web
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Web]:
+    with serve() as web:
+        yield web
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+
+
+def fetcher(web: Web, **options: Any) -> ImageFetcher:
+    return ImageFetcher(web.url, options.pop("auth", Auth()), **{"timeout_s": 5.0, **options})
+
+
+@pytest.mark.parametrize("path", ["/data/upload/1/a.jpg", "data/upload/1/a.jpg"])
+def test_a_path_is_fetched_from_label_studio_with_the_token(label_studio: Web, path: str) -> None:
+    label_studio.always("/data/upload/1/a.jpg", Answer(b"image"))
+
+    assert fetcher(label_studio).fetch(path) == b"image"
+    assert [request.headers["authorization"] for request in label_studio.requests] == [SECRET]
+
+
+def test_an_absolute_address_on_label_studio_is_fetched_with_the_token(label_studio: Web) -> None:
+    label_studio.always("/data/local-files/", Answer(b"image"))
+
+    assert fetcher(label_studio).fetch(f"{label_studio.url}/data/local-files/?d=sub/a%20b.jpg") == b"image"
+    (request,) = label_studio.requests
+    assert (request.headers["authorization"], request.query) == (SECRET, {"d": ["sub/a b.jpg"]})
+
+
+def test_an_alias_of_label_studio_is_asked_at_its_address(label_studio: Web) -> None:
+    label_studio.always("/data/local-files/", Answer(b"image"))
+    known = fetcher(label_studio, label_studio_aliases=frozenset({"annotate.example.com"}))
+
+    assert known.fetch("https://annotate.example.com/data/local-files/?d=a.jpg") == b"image"
+
+
+def test_label_studio_below_a_path(label_studio: Web) -> None:
+    label_studio.always("/ls/data/upload/1/a.jpg", Answer(b"image"))
+    below = ImageFetcher(f"{label_studio.url}/ls/", Auth())
+
+    assert below.fetch("/data/upload/1/a.jpg") == b"image"
+    assert below.fetch("/ls/data/upload/1/a.jpg") == b"image"
+    assert below.fetch(f"{label_studio.url}/ls/data/upload/1/a.jpg") == b"image"
+
+
+@pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.1:{port}"])
+def test_an_allowed_host_is_fetched_without_the_token(label_studio: Web, elsewhere: Web, entry: str) -> None:
+    elsewhere.always("/a.jpg", Answer(b"image"))
+    allowed = frozenset({entry.format(port=elsewhere.port)})
+
+    assert fetcher(label_studio, allowed_hosts=allowed).fetch(f"{elsewhere.url}/a.jpg?sig=1") == b"image"
+    assert label_studio.requests == []
+    assert [sorted(request.headers) for request in elsewhere.requests] == [
+        ["accept", "accept-encoding", "connection", "host", "user-agent"]
+    ]
+
+
+def test_a_password_in_netrc_is_sent_nowhere(
+    label_studio: Web, elsewhere: Web, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    label_studio.always("/a.jpg", Answer(b"image"))
+    elsewhere.always("/a.jpg", Answer(b"image"))
+    both = fetcher(label_studio, allowed_hosts=frozenset({f"127.0.0.1:{elsewhere.port}"}))
+
+    both.fetch("/a.jpg")
+    both.fetch(f"{elsewhere.url}/a.jpg")
+    assert label_studio.requests[0].headers["authorization"] == SECRET
+    assert "authorization" not in elsewhere.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:1/a.jpg", "SOFTMATCHER_ALLOWED_IMAGE_HOSTS, got 127.0.0.1:1"),
+        ("http://localhost/a.jpg", "SOFTMATCHER_ALLOWED_IMAGE_HOSTS, got localhost"),
+        ("//example.com/a.jpg", "SOFTMATCHER_ALLOWED_IMAGE_HOSTS, got example.com"),
+        ("HTTP://169.254.169.254/latest/meta-data", "SOFTMATCHER_ALLOWED_IMAGE_HOSTS, got 169.254.169.254"),
+        ("http://example.com\\@127.0.0.1/", "must not hold a user|SOFTMATCHER_ALLOWED_IMAGE_HOSTS|cannot be parsed"),
+        ("http://me:pass@example.com/a.jpg", "must not hold a user or password, got one for example.com"),
+        ("http://[::1/a.jpg", "cannot be parsed"),
+        ("http:///a.jpg", "http\\(s\\) with a host"),
+        ("file:///etc/passwd", "got file://"),
+        ("ftp://example.com/a.jpg", "got ftp://"),
+        ("s3://bucket/a.jpg", "needs a task that Label Studio knows"),
+        ("data:text/html,hello", "must begin with data:image/...;base64, got data:text/html"),
+        ("data:image/svg+xml,%3Csvg/%3E", "must begin with data:image/...;base64"),
+        ("data:image/png;base64,a", "must be valid base64"),
+        ("data:image/png;base64,!!!!", "must be valid base64"),
+    ],
+)
+def test_other_addresses_are_refused_unasked(label_studio: Web, url: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message) as caught:
+        fetcher(label_studio).fetch(url)
+
+    assert "pass" not in str(caught.value).replace("password", "")
+    assert label_studio.requests == []
+
+
+def test_a_data_uri_is_decoded(label_studio: Web) -> None:
+    text = base64.b64encode(b"\xff\xfbimage").decode().replace("+", "%2B")
+
+    assert fetcher(label_studio).fetch(f"data:image/png;base64,{text[:4]}\n{text[4:]}") == b"\xff\xfbimage"
+    with pytest.raises(BadInputError, match="at most 1e-06 MB"):
+        fetcher(label_studio, max_bytes=1).fetch(f"data:image/png;base64,{text}")
+
+
+def test_a_cloud_address_is_resolved_by_label_studio_and_the_redirect_gets_no_token(
+    label_studio: Web, elsewhere: Web
+) -> None:
+    signed = f"{elsewhere.url}/bucket/a.jpg?X-Amz-Signature=s3cr3t"
+    label_studio.always("/tasks/7/presign/", Answer(status=303, headers={"Location": signed}))
+    elsewhere.always("/bucket/a.jpg", Answer(b"image"))
+    allowed = fetcher(label_studio, allowed_hosts=frozenset({f"127.0.0.1:{elsewhere.port}"}))
+
+    assert allowed.fetch("s3://bucket/a.jpg", 7) == b"image"
+    (asked,) = label_studio.requests
+    assert base64.urlsafe_b64decode(asked.query["fileuri"][0]) == b"s3://bucket/a.jpg"
+    assert asked.headers["authorization"] == SECRET
+    assert "authorization" not in elsewhere.requests[0].headers
+
+
+def test_a_redirect_to_a_private_host_is_refused_before_it_is_asked(label_studio: Web, elsewhere: Web) -> None:
+    signed = f"{elsewhere.url}/admin?X-Amz-Signature=s3cr3t"
+    label_studio.always("/tasks/7/presign/", Answer(status=302, headers={"Location": signed}))
+
+    with pytest.raises(BadInputError, match="must have a public address, got a private one") as caught:
+        fetcher(label_studio).fetch("gs://bucket/a.jpg", 7)
+    assert elsewhere.requests == []
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_name_is_looked_up_once_and_the_checked_address_is_connected_to(
+    label_studio: Web, elsewhere: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that changes to a private address after the check (DNS rebinding) gains nothing: nobody looks again."""
+    lookups: list[str] = []
+    real = socket.getaddrinfo
+
+    def lookup(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        if host == "bucket.example.com":
+            lookups.append(host)
+            host = "127.0.0.1"
+        return real(host, port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    target = f"http://bucket.example.com:{elsewhere.port}/a.jpg"
+    label_studio.always("/a.jpg", Answer(status=302, headers={"Location": target}))
+    elsewhere.always("/a.jpg", Answer(b"image"))
+    with pytest.raises(BadInputError, match=r"bucket\.example\.com must have a public address"):
+        fetcher(label_studio).fetch("/a.jpg")
+    assert elsewhere.requests == []
+
+    lookups.clear()
+    monkeypatch.setattr(transport, "is_public", lambda _: True)
+    assert fetcher(label_studio).fetch("/a.jpg") == b"image"
+    assert lookups == ["bucket.example.com"]
+    assert elsewhere.requests[0].headers["host"] == f"bucket.example.com:{elsewhere.port}"
+    assert "authorization" not in elsewhere.requests[0].headers
+
+
+def test_a_proxy_of_the_environment_does_not_look_up_public_hosts_for_us(
+    label_studio: Web, elsewhere: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, elsewhere.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    label_studio.always("/a.jpg", Answer(status=302, headers={"Location": "http://localhost:9/a.jpg"}))
+
+    with pytest.raises(BadInputError, match="must have a public address"):
+        fetcher(label_studio).fetch("/a.jpg")
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+        "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1",
+    ],
+)  # fmt: skip
+def test_private_addresses_are_not_public(address: str) -> None:
+    assert not transport.is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "52.216.1.1", "2606:4700::1111", "64:ff9b::808:808"])
+def test_public_addresses_are_public(address: str) -> None:
+    assert transport.is_public(address)
+
+
+def test_an_allowed_host_may_not_send_us_elsewhere(label_studio: Web, elsewhere: Web) -> None:
+    allowed = fetcher(label_studio, allowed_hosts=frozenset({f"127.0.0.1:{elsewhere.port}"}))
+    for target in ("http://8.8.8.8/a.jpg", f"{label_studio.url}/api/token", "//localhost/a.jpg"):
+        elsewhere.always("/a.jpg", Answer(status=302, headers={"Location": target}))
+        with pytest.raises(BadInputError, match=r"redirects to .*, which is not allowed"):
+            allowed.fetch(f"{elsewhere.url}/a.jpg")
+    assert label_studio.requests == []
+
+
+def test_redirects_within_label_studio_are_followed_up_to_a_limit(label_studio: Web) -> None:
+    label_studio.always("/a.jpg", Answer(status=302, headers={"Location": "/b.jpg"}))
+    label_studio.always("/b.jpg", Answer(b"image"))
+    label_studio.always("/loop.jpg", Answer(status=302, headers={"Location": "loop.jpg"}))
+
+    assert fetcher(label_studio).fetch("/a.jpg") == b"image"
+    assert {request.headers["authorization"] for request in label_studio.requests} == {SECRET}
+    with pytest.raises(BadInputError, match="got over 5 redirects"):
+        fetcher(label_studio).fetch("/loop.jpg")
+
+
+@pytest.mark.parametrize("target", ["/user/login/?next=/a.jpg", "file:///etc/passwd", "ftp://example.com/a.jpg"])
+def test_redirects_that_lead_to_no_image(label_studio: Web, target: str) -> None:
+    label_studio.always("/a.jpg", Answer(status=302, headers={"Location": target}))
+
+    with pytest.raises((BadInputError, LabelStudioError), match=r"LABEL_STUDIO_API_KEY|http\(s\) with a host"):
+        fetcher(label_studio).fetch("/a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (404, NotFoundError, r"/a\.jpg does not exist \(404\): upload it again"),
+        (410, NotFoundError, "does not exist"),
+        (401, LabelStudioError, r"\(401\): set LABEL_STUDIO_API_KEY to a token"),
+        (403, LabelStudioError, r"\(403\): set LABEL_STUDIO_API_KEY to a token"),
+        (400, BadInputError, "must answer 200 with an image, got 400"),
+        (206, BadInputError, "got 206"),
+    ],
+)
+def test_final_answers_are_asked_for_no_second_time(
+    label_studio: Web, status: int, error: type[Exception], message: str
+) -> None:
+    label_studio.always("/a.jpg", Answer(status=status))
+
+    with pytest.raises(error, match=message) as caught:
+        fetcher(label_studio).fetch("/a.jpg")
+    assert type(caught.value) is error
+    assert len(label_studio.requests) == (2 if status == 401 else 1)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_missing_upload_that_label_studio_answers_with_a_500_is_not_found(label_studio: Web) -> None:
+    recorded = b"""{"status_code":500,"detail":"'NoneType' object has no attribute 'has_permission'","exc_info":null}"""
+    label_studio.always("/data/upload/1/gone.jpg", Answer(recorded, status=500))
+
+    with pytest.raises(NotFoundError, match=r"gone\.jpg does not exist"):
+        fetcher(label_studio).fetch("/data/upload/1/gone.jpg")
+
+
+def test_an_uncovered_cloud_address_says_what_to_connect(label_studio: Web) -> None:
+    with pytest.raises(NotFoundError, match="connect it in Settings > Cloud Storage"):
+        fetcher(label_studio).fetch("azure-blob://container/a.jpg", 7)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_another_host_does_not_blame_label_studios_token(
+    label_studio: Web, elsewhere: Web, status: int
+) -> None:
+    elsewhere.always("/a.jpg", Answer(status=status))
+    allowed = fetcher(label_studio, allowed_hosts=frozenset({"127.0.0.1"}))
+
+    with pytest.raises(LabelStudioError, match="image host refused") as caught:
+        allowed.fetch(f"{elsewhere.url}/a.jpg?sig=s3cr3t")
+    assert "s3cr3t" not in str(caught.value)
+    assert len(elsewhere.requests) == 1
+
+
+def test_an_expired_access_token_is_renewed_once(label_studio: Web) -> None:
+    label_studio.always("/a.jpg", Answer(status=401), Answer(b"image"))
+    auth = Auth()
+
+    assert fetcher(label_studio, auth=auth).fetch("/a.jpg") == b"image"
+    assert [request.headers["authorization"] for request in label_studio.requests] == [SECRET, f"{SECRET} 1"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_transient_failures_are_tried_again(label_studio: Web, status: int) -> None:
+    label_studio.always("/a.jpg", Answer(status=status), Answer(status=status), Answer(b"image"))
+    label_studio.always("/b.jpg", Answer(status=status))
+
+    assert fetcher(label_studio).fetch("/a.jpg") == b"image"
+    with pytest.raises(LabelStudioUnavailableError, match=f"answered {status}: try again later"):
+        fetcher(label_studio).fetch("/b.jpg")
+    assert len(label_studio.requests) == 6
+
+
+def test_a_label_studio_that_is_down_is_unavailable() -> None:
+    with serve() as web:
+        gone = fetcher(web)
+    with pytest.raises(LabelStudioUnavailableError, match=r"did not answer .*check that it runs"):
+        gone.fetch("/a.jpg")
+
+
+def test_an_answer_cut_short_is_tried_again(label_studio: Web) -> None:
+    cut = Answer(stream=lambda out: out.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"))
+    label_studio.always("/a.jpg", cut, Answer(b"image"))
+    label_studio.always("/b.jpg", cut)
+
+    assert fetcher(label_studio).fetch("/a.jpg") == b"image"
+    with pytest.raises(LabelStudioUnavailableError, match="did not answer"):
+        fetcher(label_studio).fetch("/b.jpg")
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+def test_a_file_over_the_limit_is_refused_and_not_read_to_its_end(label_studio: Web, with_length: bool) -> None:
+    sent = 0
+
+    def stream(out: Any) -> None:
+        nonlocal sent
+        head = b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 100000000\r\n" if with_length else b"")
+        out.write(head + b"Connection: close\r\n\r\n")
+        for _ in range(1000):
+            out.write(bytes(100_000))
+            sent += 100_000
+
+    label_studio.always("/a.jpg", Answer(stream=stream))
+    with pytest.raises(BadInputError, match=r"must be at most 1 MB, got more: .*SOFTMATCHER_MAX_IMAGE_MB"):
+        fetcher(label_studio, max_bytes=1_000_000).fetch("/a.jpg")
+    time.sleep(0.05)
+    assert sent < 20_000_000
+
+
+def test_a_file_of_just_the_limit_is_read(label_studio: Web) -> None:
+    label_studio.always("/a.jpg", Answer(bytes(1000)))
+
+    assert len(fetcher(label_studio, max_bytes=1000).fetch("/a.jpg")) == 1000
+    with pytest.raises(BadInputError):
+        fetcher(label_studio, max_bytes=999).fetch("/a.jpg")
+
+
+def test_a_server_that_drips_cannot_stretch_the_time_limit(label_studio: Web) -> None:
+    def drip(out: Any) -> None:
+        out.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1000):
+            out.write(b"x")
+            out.flush()
+            time_left.wait(0.02)
+
+    time_left = threading.Event()
+    label_studio.always("/a.jpg", Answer(stream=drip))
+    begun = time.monotonic()
+    with pytest.raises(LabelStudioUnavailableError, match=r"must come within 0\.4 s.*SOFTMATCHER_DOWNLOAD_TIMEOUT_S"):
+        fetcher(label_studio, timeout_s=0.4).fetch("/a.jpg")
+    assert time.monotonic() - begun < 1.5
+
+
+def test_a_server_that_is_silent_is_given_up(label_studio: Web) -> None:
+    silence = threading.Event()
+    label_studio.always("/a.jpg", Answer(stream=lambda _: silence.wait(5) and None))
+    begun = time.monotonic()
+    with pytest.raises(LabelStudioUnavailableError):
+        fetcher(label_studio, timeout_s=0.3).fetch("/a.jpg")
+    assert time.monotonic() - begun < 1.5
+    silence.set()
