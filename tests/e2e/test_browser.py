@@ -1,0 +1,124 @@
+"""A labeler in the real editor: smart key point, suggestion, accept, submit; the next task opens pre-annotated."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, Response, expect, sync_playwright
+
+from backend.cli.label_studio_server import (
+    PASSWORD,
+    USERNAME,
+    Json,
+    LabelStudio,
+    intersection_over_union,
+    mask_of_regions,
+)
+from backend.cli.sample import COIN
+from backend.core.types import Mask
+from tests.e2e.conftest import NewProject
+from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, centre_of, coin_mask, wait_until
+
+pytestmark = pytest.mark.browser
+
+TARGET = TARGETS[0]
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+SLOW_MS = 60_000
+
+
+@pytest.fixture
+def page(label_studio: LabelStudio) -> Iterator[Page]:
+    """A browser that is logged in."""
+    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
+    if not Path(program).exists():
+        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(SLOW_MS)
+        page.goto(f"{label_studio.url}/user/login/")
+        page.fill("input[name=email]", USERNAME)
+        page.fill("input[name=password]", PASSWORD)
+        page.click("button[type=submit]")
+        page.wait_for_url(lambda url: "login" not in url)
+        yield page
+        browser.close()
+
+
+def open_task(page: Page, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector(".konvajs-content canvas")
+    # The canvas is there before the image; the size of the stage is known after it.
+    page.wait_for_function(
+        "() => window.Htx?.annotationStore?.selected?.names.get('image')?.stageWidth > 50"
+        " && window.Htx.annotationStore.selected.names.get('image').imageIsLoaded"
+    )
+
+
+def click_image(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int]) -> None:
+    """Click at a point given in px of the image."""
+    stage_width, stage_height = page.evaluate(
+        "() => { const image = Htx.annotationStore.selected.names.get('image');"
+        " return [image.stageWidth, image.stageHeight]; }"
+    )
+    canvas = page.locator(".konvajs-content canvas").first.bounding_box()
+    assert canvas is not None
+    page.mouse.click(
+        canvas["x"] + point_xy[0] / size_hw[1] * stage_width, canvas["y"] + point_xy[1] / size_hw[0] * stage_height
+    )
+
+
+def serialized(page: Page) -> list[Json]:
+    """The regions of the annotation on the screen as the editor would submit them."""
+    regions: list[Json] = page.evaluate("() => Htx.annotationStore.selected.serializeAnnotation()")
+    return regions
+
+
+def serialized_mask(page: Page, name: str) -> Mask:
+    return mask_of_regions(serialized(page), COIN, SAMPLES[name].size_hw)
+
+
+def test_labeling_with_a_smart_key_point(page: Page, new_project: NewProject, backend: Backend) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    project = new_project(backend, {name: SAMPLES[name].image for name in (MARKED, TARGET)})
+    project.label_studio.update_project(project.id, show_collab_predictions=True)
+    data_manager = f"{project.label_studio.url}/projects/{project.id}/data"
+    suggestions: list[dict[str, Any]] = []
+
+    def note_suggestion(response: Response) -> None:
+        if "interactive-annotating" in response.url:
+            suggestions.append(response.json())
+
+    page.on("response", note_suggestion)
+    open_task(page, f"{data_manager}?task={project.tasks[MARKED]}")
+
+    page.locator("text=Auto-Annotation").first.click()
+    page.locator(".lsf-toolbar__smart").first.hover()
+    page.locator('.lsf-toolbar__smart button[aria-label="key-point-tool"]').first.click()
+    # The second of the three controls; the tool has to be chosen first.
+    page.locator(".lsf-label_clickable").nth(1).click()
+    click_image(page, centre_of(coin_mask(MARKED, 2)), SAMPLES[MARKED].size_hw)
+    accept = page.get_by_test_id("bottombar-accept-suggestions-button")
+    expect(accept).to_be_visible(timeout=SLOW_MS)
+    page.screenshot(path=ARTIFACTS / "suggestion.png")
+    accept.click()
+    wait_until(lambda: [region["type"] for region in serialized(page)] == ["brushlabels"], "the mask alone is left")
+
+    suggested = mask_of_regions(suggestions[-1]["data"]["result"], COIN, SAMPLES[MARKED].size_hw)
+    assert np.array_equal(serialized_mask(page, MARKED), suggested)
+    assert intersection_over_union(suggested, coin_mask(MARKED, 2)) > 0.8
+
+    page.get_by_test_id("bottombar-submit-button").click()
+    project.wait_for_references(1)
+    (annotation,) = project.label_studio.task(project.tasks[MARKED])["annotations"]
+    assert np.array_equal(mask_of_regions(annotation["result"], COIN, SAMPLES[MARKED].size_hw), suggested)
+
+    open_task(page, f"{data_manager}?task={project.tasks[TARGET]}")
+    wait_until(lambda: bool(serialized(page)), "the next task is pre-annotated")
+    page.screenshot(path=ARTIFACTS / "next-task.png")
+    shown = serialized_mask(page, TARGET)
+    assert np.array_equal(shown, project.predicted_mask(TARGET))
+    assert intersection_over_union(shown, SAMPLES[TARGET].masks[COIN]) > 0.8
