@@ -68,7 +68,7 @@ class LabelStudioClient:
         Args:
             renew: get a new access token first: the last one was answered with 401. Nothing changes for a legacy token.
         """
-        return self._token.headers(renew=renew)
+        return self._token.headers(refused=self._token.headers() if renew else None)
 
     def version(self) -> str:
         """Label Studio's release, like "1.23.2"."""
@@ -188,9 +188,10 @@ class LabelStudioClient:
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: object = None
     ) -> object:
         def once() -> requests.Response:
-            response = self._ask(method, path, params, body, renew=False)
+            headers = self._token.headers()
+            response = self._ask(method, path, params, body, headers)
             if response.status_code == 401 and self._token.can_renew:
-                response = self._ask(method, path, params, body, renew=True)
+                response = self._ask(method, path, params, body, self._token.headers(refused=headers))
             if is_transient(response.status_code):
                 raise LabelStudioUnavailableError(
                     f"Label Studio answered {response.status_code} to {method} {path}: try again later"
@@ -202,9 +203,8 @@ class LabelStudioClient:
         return _read_answer(response, f"{method} {path}")
 
     def _ask(
-        self, method: str, path: str, params: Mapping[str, Any] | None, body: object, *, renew: bool
+        self, method: str, path: str, params: Mapping[str, Any] | None, body: object, headers: Mapping[str, str]
     ) -> requests.Response:
-        headers = self.auth_headers(renew=renew)
         with network_errors(f"Label Studio at {self._url} ({method} {path})"):
             return self._session().request(
                 method,
@@ -242,17 +242,20 @@ class _Token:
         self._renew_at = 0.0
         self._lock = threading.Lock()
 
-    def headers(self, *, renew: bool) -> dict[str, str]:
+    def headers(self, *, refused: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The Authorization header; a new one if the last one ends soon or is the one that was refused."""
         if not self.can_renew:
             return {"Authorization": f"Token {self._key.get_secret_value().strip()}"}
-        seen = self._access
         with self._lock:
-            # Another thread may have renewed it while this one waited.
-            if self._access is None or time.time() >= self._renew_at or (renew and self._access is seen):
+            # Of threads that were refused together the first renews: the others find another header than theirs.
+            if self._access is None or time.time() >= self._renew_at or refused == self._bearer():
                 self._access = self._exchange()
                 claims = _jwt_claims(self._access.get_secret_value()) or {}
                 self._renew_at = float(claims.get("exp", time.time() + 2 * _RENEW_BEFORE_S)) - _RENEW_BEFORE_S
-            return {"Authorization": f"Bearer {self._access.get_secret_value()}"}
+            return self._bearer()
+
+    def _bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._access.get_secret_value()}"} if self._access else {}
 
     def _exchange(self) -> SecretStr:
         where = f"Label Studio at {self._url} (POST /api/token/refresh)"
