@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ class References:
             LabelStudioError, ConfigurationError: it refuses, or there is no token.
         """
         client = self._connections.client(project_key)
+        started = time.time()
         try:
             try:
                 annotation = client.annotation(annotation_id)
@@ -68,7 +70,8 @@ class References:
             else:
                 outcome = self._take_in(self._project(project_key), task, annotation)
         finally:
-            self._store.clear_pending(project_key, annotation_id)
+            # What was announced after the start is still to be taken in, by the job that came with it.
+            self._store.clear_pending(project_key, annotation_id, mark=started)
         self._metrics.annotations.labels(outcome).inc()
         return outcome
 
