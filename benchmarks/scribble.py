@@ -9,7 +9,7 @@ GrabCut (OpenCV) with the same scribbles: a box is its rectangle; points and str
 
 `coins` are scikit-image's coins in six tiles; the masks come from scikit-image's watershed tutorial. The other sets are
 folders `<set>/<class>/<n>.jpg|.png` below `--data` (default: SOFTMATCHER_DATASETS, or ../shared/datasets beside the
-repository). `--affinity` adds a map of the `lite` encoder's features as `cut+affinity`. Times are the thread's CPU time,
+repository). `--affinity` is `lite`'s deep features as `cut+affinity`. Times are CPU time of one thread,
 so that other work on the machine does not count; encoding is not in them.
 """
 
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -316,7 +317,8 @@ def main() -> None:
         for case in cases
     ]
     if arguments.jobs > 1:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
+        # Forked children would inherit the locks of OpenCV's and PyTorch's threads, and wait for them forever.
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             outcomes = [outcome for part in pool.map(evaluate, *zip(*work, strict=True)) for outcome in part]
     else:
         evaluate(*work[0])  # first calls load and compile
