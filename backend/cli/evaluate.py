@@ -25,7 +25,7 @@ def evaluate(
         typer.Option(help="Take the masks as all there is of a class on their image; off: look-alikes are unknown."),
     ] = True,
 ) -> None:
-    """Measure mIoU: the seed draws the references of a class, all its other images are targets, scored at original size."""
+    """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
     from backend.evaluation.run import evaluate as run_evaluation
 
     console = Console(stderr=True)
