@@ -124,7 +124,8 @@ class Softmatcher:
         self._require_own(encoded)
         if scribble.size_hw != encoded.size_hw:
             raise BadInputError(
-                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; check the original sizes"
+                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; "
+                "check the original sizes"
             )
         if scribble.is_empty:
             return None
@@ -156,8 +157,8 @@ class Softmatcher:
             encoded: of the same image.
             mask: (H, W) bool: the object.
             outside: (H, W) bool or None: pixels that the user said are not the object.
-            is_complete: every object of the label on this image is in `mask`, so everything else is background; otherwise
-                patches that look like the object count as unknown.
+            is_complete: every object of the label on this image is in `mask`, so everything else is background;
+                otherwise patches that look like the object count as unknown.
 
         Raises:
             BadInputError: shapes that don't agree, an empty mask.
@@ -166,7 +167,8 @@ class Softmatcher:
         for name, array in (("mask", mask), ("outside", outside)):
             if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
                 raise BadInputError(
-                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; check the original sizes"
+                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; "
+                    "check the original sizes"
                 )
         if encoded.size_hw != image.shape[:2]:
             raise BadInputError(f"encoded image must be {image.shape[:2]}, got {encoded.size_hw}; encode this image")
