@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
-from backend.core.matching import MATCHERS, gather_references, join_labels
+from backend.core.matchers import MATCHERS
+from backend.core.matching import gather_references, join_labels
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
-from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.core.types import EncodedImage, Image, LabelMask, Mask, MatcherName, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
@@ -34,7 +34,7 @@ class MatchOptions:
     """How references are matched and masks are made of it. Every field fits into JSON.
 
     Attributes:
-        matcher: `posterior` or the paper's `softmatcher`.
+        matcher: a key of `MATCHERS`: `posterior`, the paper's `softmatcher`, ...
         temperature: softmax scale, above 0; None takes the encoder's own.
         points: sampled from the matching probability, per label.
         clusters: of these points, each a prompt of its own.
@@ -43,7 +43,7 @@ class MatchOptions:
         minimum_score: masks believed to be worse (expected IoU) are not returned.
     """
 
-    matcher: Literal["posterior", "softmatcher"] = "posterior"
+    matcher: MatcherName = "posterior"
     temperature: float | None = None
     points: int = 64
     clusters: int = 8

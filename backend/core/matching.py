@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from backend.core.types import Reference
@@ -28,8 +29,8 @@ class ReferenceBank:
 
     Attributes:
         features: (R, D) float32, of unit length.
-        foreground: (R,) float32 in [0, 1]: inside * known.
-        background: (R,) float32 in [0, 1]: (1 - inside) * known.
+        foreground: (R,) float32 >= 0: inside * known, in [0, 1] for a patch, the sum of it for one that stands for others.
+        background: (R,) float32 >= 0: (1 - inside) * known, likewise.
     """
 
     features: Tensor
@@ -43,11 +44,13 @@ class ScoreMap:
 
     Attributes:
         posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where the object is absent.
-        matching: (T,) float32, sums to 1: the probability map that points are sampled from.
+        matching: (T,) float32, sums to 1 (0 where nothing was found): the probability map that points are sampled from.
+        error: mean standard error of the posterior where it is estimated by a draw; 0 where it is not.
     """
 
     posterior: Tensor
     matching: Tensor
+    error: float = 0.0
 
 
 class Matcher(Protocol):
@@ -58,8 +61,8 @@ class Matcher(Protocol):
         ...
 
 
-def gather_references(references: Sequence[Reference], signature: str) -> ReferenceBank:
-    """Join the patches of several references; their order changes nothing but rounding.
+def check_references(references: Sequence[Reference], signature: str) -> None:
+    """What matching asks of the references of a label.
 
     Raises:
         BadInputError: no reference, another model's features, NaN in them, shapes that don't agree, or nothing marked.
@@ -77,12 +80,22 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
                 "reference must have features (R, D), inside (R,) and known (R,), got "
                 f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; describe its image again"
             )
+        if not np.isfinite(reference.features).all():
+            raise BadInputError("reference features must be finite, got NaN or infinity; encode the image again")
+    if sum(float(reference.inside.astype(np.float32) @ reference.known) for reference in references) < MINIMUM_MASS:
+        raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
+
+
+def gather_references(references: Sequence[Reference], signature: str) -> ReferenceBank:
+    """Join the patches of several references; their order changes nothing but rounding.
+
+    Raises:
+        BadInputError: as `check_references`.
+    """
+    check_references(references, signature)
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
     inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
     known = torch.cat([torch.from_numpy(reference.known.astype(np.float32)) for reference in references])
-    _require_finite(features, "reference")
-    if float((inside * known).sum()) < MINIMUM_MASS:
-        raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
     return ReferenceBank(features, inside * known, (1 - inside) * known)
 
 
@@ -104,13 +117,13 @@ def match_posterior(bank: ReferenceBank, target: Tensor, /, *, temperature: floa
     Raises:
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
     """
-    _require_matchable(bank, target, temperature)
+    require_matchable(bank, target, temperature)
     logits = bank.features @ target.T / temperature
     # The largest term of each patch becomes 1: nothing overflows, and not both sums vanish.
     weights = (logits - logits.amax(dim=0, keepdim=True)).exp_()
-    sums = torch.stack([_balanced(bank.foreground), _balanced(bank.background)]) @ weights
+    sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
     posterior = (sums[0] / sums.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
-    return ScoreMap(posterior, posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny))
+    return ScoreMap(posterior, to_matching(posterior))
 
 
 def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
@@ -128,7 +141,7 @@ def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: fl
 
     Args, Raises: as `match_posterior`.
     """
-    _require_matchable(bank, target, temperature)
+    require_matchable(bank, target, temperature)
     similarity, bank_similarity = prototype_similarity(bank, target)
     foreground, background = bank.foreground.sum(), bank.background.sum()
     inside_mean = (bank.foreground @ bank_similarity) / foreground
@@ -137,6 +150,27 @@ def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: fl
     scale = min(temperature, 1.0) * 0.5
     posterior = torch.sigmoid((similarity - theta) / scale)
     return ScoreMap(posterior, torch.softmax(similarity / temperature, dim=0))
+
+
+def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+    """PerSAM's mean feature, and one of the background beside it.
+
+        posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
+
+    p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit length.
+    Unknown patches are in neither. Without background the posterior is 1 everywhere.
+
+    Args, Raises: as `match_posterior`.
+
+    Source: Zhang et al., "Personalize Segment Anything with one shot", ICLR 2024, Section 3.1 (which has no p-).
+    """
+    require_matchable(bank, target, temperature)
+    similarity = target @ F.normalize(bank.foreground @ bank.features, dim=0)
+    matching = torch.softmax(similarity / temperature, dim=0)
+    if float(bank.background.sum()) <= 0:
+        return ScoreMap(torch.ones_like(similarity), matching)
+    similarity_outside = target @ F.normalize(bank.background @ bank.features, dim=0)
+    return ScoreMap(torch.sigmoid((similarity - similarity_outside) / temperature), matching)
 
 
 def prototype_similarity(bank: ReferenceBank, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,24 +191,27 @@ def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:
     return [posterior / excess for posterior in posteriors]
 
 
-MATCHERS: dict[str, Matcher] = {"posterior": match_posterior, "softmatcher": match_softmatcher}
-"""By the name that the setting `matcher` has."""
+def to_matching(posterior: Tensor) -> Tensor:
+    """Scores (T,) >= 0 as a probability map: they sum to 1, or are 0 everywhere."""
+    return posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _balanced(mass: Tensor) -> Tensor:
-    return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()
+def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
+    """What every matcher asks of its arguments.
 
-
-def _require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
+    Raises:
+        BadInputError: temperature not above 0, shapes that don't agree, NaN features.
+    """
     if not temperature > 0:
         raise BadInputError(f"temperature must be above 0, got {temperature}; 0.05 suits the lite encoder")
     if target.ndim != 2 or target.shape[1] != bank.features.shape[1]:
         raise BadInputError(
             f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; encode it with one model"
         )
-    _require_finite(target, "target")
+    if not bool(torch.isfinite(target).all()):
+        raise BadInputError("target features must be finite, got NaN or infinity; encode the image again")
 
 
-def _require_finite(features: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(features).all()):
-        raise BadInputError(f"{what} features must be finite, got NaN or infinity; encode the image again")
+def balanced_mass(mass: Tensor) -> Tensor:
+    """Masses (R,) of one class, divided by the square root of their sum."""
+    return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()

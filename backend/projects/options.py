@@ -1,11 +1,12 @@
 """What may be set for one project: the ML backend's extra params in Label Studio."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from backend.core.types import MatcherName
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig
 from backend.pipeline import MatchOptions
@@ -18,7 +19,7 @@ class ProjectOptions(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    matcher: Literal["posterior", "softmatcher"] | None = None
+    matcher: MatcherName | None = None
     complete_annotations: bool | None = None
 
 
