@@ -1,6 +1,6 @@
 """How good and how fast are masks cut from a scribble without a network?
 
-    python benchmarks/scribble.py [--sets coins,davis_video] [--per-class 3] [--side 320] [--baseline] [--json FILE]
+    python benchmarks/scribble.py [--sets coins,davis_video] [--per-class 3] [--affinity] [--baseline] [--json FILE]
 
 Scribbles are simulated from the known mask with fixed seeds: one point, one point and a negative one, three points, a
 box whose sides are off by up to 5 %, a stroke along the middle of the object. Where a mask has several components, one
@@ -8,7 +8,9 @@ is drawn (by area) and the cut is compared with that component, at the image's n
 GrabCut (OpenCV) with the same scribbles: a box is its rectangle; points and strokes are sure foreground discs.
 
 `coins` are scikit-image's coins in six tiles; the masks come from scikit-image's watershed tutorial. The other sets are
-folders `<set>/<class>/<n>.jpg|.png` below `--data` (default: SOFTMATCHER_DATASETS, or ../shared/datasets beside the repository).
+folders `<set>/<class>/<n>.jpg|.png` below `--data` (default: SOFTMATCHER_DATASETS, or ../shared/datasets beside the
+repository). `--affinity` is `lite`'s deep features as `cut+affinity`. Times are CPU time of one thread,
+so that other work on the machine does not count; encoding is not in them.
 """
 
 import argparse
@@ -20,10 +22,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from scipy import ndimage
 from skimage import data as skimage_data
 from skimage.filters import sobel
@@ -36,6 +41,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from backend.core.types import Image, Mask, ScoredMask, Scribble  # noqa: E402
+from backend.models.affinity import scribble_affinity  # noqa: E402
+from backend.models.encoder import EfficientNetLiteEncoder  # noqa: E402
 from backend.models.scribble_cut import cut_from_scribble  # noqa: E402
 
 KINDS = ("point", "point+negative", "three points", "box", "stroke")
@@ -169,10 +176,18 @@ def _middle_stroke(mask: Mask, inner: np.ndarray, rng: np.random.Generator) -> M
     return kept if kept.any() else inner == inner.max()
 
 
-def cut_at_natural_size(case: Case, scribble: Scribble, side_px: int, cut: Callable[..., ScoredMask | None]) -> ScoredMask | None:
+def cut_at_natural_size(
+    case: Case,
+    scribble: Scribble,
+    side_px: int,
+    cut: Callable[..., ScoredMask | None],
+    features: np.ndarray | None = None,
+) -> ScoredMask | None:
     """Shrink image and scribble to the working size, cut, bring the mask back."""
     size_hw = _size_for(case.mask.shape, side_px, grow=False)
-    found = cut(cv2.resize(case.image, size_hw[::-1], interpolation=cv2.INTER_AREA), scribble_to_size(scribble, size_hw))
+    resized = scribble_to_size(scribble, size_hw)
+    evidence = [] if features is None else [scribble_affinity(features, resized)]
+    found = cut(cv2.resize(case.image, size_hw[::-1], interpolation=cv2.INTER_AREA), resized, *evidence)
     if found is None:
         return None
     mask = cv2.resize(found.mask.astype(np.float32), case.mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
@@ -233,19 +248,33 @@ def plain_grabcut(image: Image, scribble: Scribble) -> ScoredMask | None:
     return ScoredMask(mask, 0.5)
 
 
-METHODS: dict[str, Callable[..., ScoredMask | None]] = {"cut": cut_from_scribble, "grabcut": plain_grabcut}
+METHODS: dict[str, Callable[..., ScoredMask | None]] = {
+    "cut": cut_from_scribble,
+    "cut+affinity": cut_from_scribble,
+    "grabcut": plain_grabcut,
+}
 
 
-def evaluate(case: Case, methods: tuple[str, ...], side_px: int, seed: int, kinds: tuple[str, ...] = KINDS) -> list[Outcome]:
+@cache
+def lite_encoder() -> EfficientNetLiteEncoder:
+    """One encoder a process."""
+    return EfficientNetLiteEncoder()
+
+
+def evaluate(
+    case: Case, methods: tuple[str, ...], side_px: int, seed: int, kinds: tuple[str, ...] = KINDS
+) -> list[Outcome]:
     """Every kind of scribble on one object, by every method."""
     cv2.setNumThreads(1)
     outcomes = []
+    features = lite_encoder().encode(case.image).numpy() if "cut+affinity" in methods else None
     for kind in kinds:
         scribble = simulate(case, kind, seed)
         for method in methods:
-            start = time.perf_counter()
-            found = cut_at_natural_size(case, scribble, side_px, METHODS[method])
-            seconds = time.perf_counter() - start
+            with_features = features if method == "cut+affinity" else None
+            start = time.thread_time()
+            found = cut_at_natural_size(case, scribble, side_px, METHODS[method], with_features)
+            seconds = time.thread_time() - start
             iou = 0.0 if found is None else (found.mask & case.mask).sum() / (found.mask | case.mask).sum()
             score = 0.0 if found is None else found.score
             outcomes.append(Outcome(case.set_name, case.name, kind, method, float(iou), float(score), seconds))
@@ -257,12 +286,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("SOFTMATCHER_DATASETS", str(ROOT.parent / "shared" / "datasets"))
     parser.add_argument("--data", type=Path, default=Path(default))
-    parser.add_argument("--sets", default="", help="comma separated; default: coins, coins-384 and every folder of --data")
+    parser.add_argument(
+        "--sets", default="", help="comma separated; default: coins, coins-384 and every folder of --data"
+    )
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--per-class", type=int, default=3, help="images a class")
-    parser.add_argument("--side", type=int, default=320, help="longest side in px at which masks are cut")
+    parser.add_argument("--side", type=int, default=256, help="longest side in px at which masks are cut")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes; 1 for timings that mean something")
+    parser.add_argument("--affinity", action="store_true")
     parser.add_argument("--baseline", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -277,11 +309,16 @@ def main() -> None:
             cases += [replace(case, set_name=name) for case in coin_cases(upscaled)]
         else:
             cases += dataset_cases(arguments.data / name, arguments.per_class, arguments.seed)
-    methods = ("cut", "grabcut") if arguments.baseline else ("cut",)
+    methods = ("cut", *["cut+affinity"] * arguments.affinity, *["grabcut"] * arguments.baseline)
+    torch.set_num_threads(1)
     kinds = tuple(arguments.kinds.split(","))
-    work = [(case, methods, arguments.side if "-" not in case.set_name else 384, arguments.seed, kinds) for case in cases]
+    work = [
+        (case, methods, arguments.side if "coins-" not in case.set_name else 384, arguments.seed, kinds)
+        for case in cases
+    ]
     if arguments.jobs > 1:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
+        # Forked children would inherit the locks of OpenCV's and PyTorch's threads, and wait for them forever.
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             outcomes = [outcome for part in pool.map(evaluate, *zip(*work, strict=True)) for outcome in part]
     else:
         evaluate(*work[0])  # first calls load and compile
@@ -289,12 +326,14 @@ def main() -> None:
     print_table(outcomes, wanted, kinds, methods)
     if arguments.json:
         rows = [vars(outcome) for outcome in outcomes]
-        arguments.json.write_text(json.dumps({"settings": {**vars(arguments), "data": None, "json": None}, "outcomes": rows}))
+        arguments.json.write_text(
+            json.dumps({"settings": {**vars(arguments), "data": None, "json": None}, "outcomes": rows})
+        )
 
 
 def print_table(outcomes: list[Outcome], sets: list[str], kinds: tuple[str, ...], methods: tuple[str, ...]) -> None:
-    """set, prompt kind, mean IoU, median ms for each method; then the means over the photograph sets, and the score's error."""
-    print(f"{'set':14}{'prompt':16}{'objects':>8}" + "".join(f"{m + ' IoU':>13}{m + ' ms':>12}" for m in methods))
+    """set, prompt kind, mean IoU and median ms of each method; means over photographs; error of the promised score."""
+    print(f"{'set':14}{'prompt':16}{'objects':>8}" + "".join(f"{m + ' IoU':>17}{'ms':>7}" for m in methods))
     for set_name in [*sets, "photographs"]:
         for kind in kinds:
             chosen = [o for o in outcomes if o.kind == kind and (o.set_name == set_name or set_name == "photographs")]
@@ -306,7 +345,7 @@ def print_table(outcomes: list[Outcome], sets: list[str], kinds: tuple[str, ...]
             for method in methods:
                 ious = [o.iou for o in chosen if o.method == method]
                 times = [o.seconds for o in chosen if o.method == method]
-                line += f"{np.mean(ious):>13.3f}{1000 * np.median(times):>12.1f}"
+                line += f"{np.mean(ious):>17.3f}{1000 * np.median(times):>7.0f}"
             print(line)
     own = [o for o in outcomes if o.method == "cut"]
     gaps = np.array([o.score - o.iou for o in own])

@@ -43,7 +43,9 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
         BadInputError: as `gather_references`; most_patches below 2.
     """
     if most_patches < 2:
-        raise BadInputError(f"most_patches must be at least 2, one inside and one outside, got {most_patches}; raise it")
+        raise BadInputError(
+            f"most_patches must be at least 2, one inside and one outside, got {most_patches}; raise it"
+        )
     check_references(references, signature)
     ordered = sorted(references, key=_content_digest)
     if sum(len(reference.features) for reference in ordered) <= most_patches:

@@ -135,7 +135,10 @@ class LabelStudioClient:
 
     def webhooks(self, project_id: int) -> list[Json]:
         """A project's webhooks, with `id`, `url`, `headers`, `is_active`."""
-        return _items(self._request("GET", "/api/webhooks/", params={"project": project_id}))
+        try:
+            return _items(self._request("GET", "/api/webhooks/", params={"project": project_id}))
+        except BadInputError as error:  # the id is a filter here: Label Studio calls an unknown one an invalid choice
+            raise NotFoundError(f"Label Studio does not have project {project_id} (any more)") from error
 
     def set_webhook_headers(self, webhook: Mapping[str, Any], headers: Mapping[str, str]) -> Json:
         """Change the headers that a webhook sends: it carries no credentials of the ML backend, even behind basic auth.

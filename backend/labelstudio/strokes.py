@@ -5,7 +5,8 @@ Source: exportRLE in the editor's utils/canvas.js (Label Studio 1.23.2): each to
 width wide; touches are painted in order over the region's old mask, an eraser's cut it out ("destination-out").
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +16,13 @@ from numpy.typing import NDArray
 from backend.core.types import Mask
 from backend.errors import BadInputError
 
-_MOST_PERCENT = 1e5
-"""A thousand times the image: no real stroke, but numbers that squares of pixels still hold."""
+Point = NDArray[np.float64]
+"""(2,) float64: x, y in px."""
+
+_MOST_PERCENT = 1e3
+"""Ten times the image: strokes may leave it, but what goes further only costs time."""
+_SHORTEST_PIECE_PX = 64.0
+_PIXELS_AT_ONCE = 1 << 20
 
 
 def draw_touches(mask: Mask, touches: Sequence[Mapping[str, Any]]) -> Mask:
@@ -39,11 +45,12 @@ def draw_touches(mask: Mask, touches: Sequence[Mapping[str, Any]]) -> Mask:
         points_xy, radius_px = _read_touch(touch, width, height)
         is_eraser = touch.get("type") == "eraser"
         for start, end in pairwise(points_xy):
-            _paint_capsule(drawn, start, end, radius_px, paint=not is_eraser)
+            for piece_start, piece_end in _split(start, end, radius_px):
+                _paint_capsule(drawn, piece_start, piece_end, radius_px, paint=not is_eraser)
     return drawn
 
 
-def _read_touch(touch: Mapping[str, Any], width: int, height: int) -> tuple[NDArray[np.float64], float]:
+def _read_touch(touch: Mapping[str, Any], width: int, height: int) -> tuple[Point, float]:
     try:
         percent = np.asarray(touch["relativePoints"], np.float64).reshape(-1, 2)
         width_percent = float(touch["relativeStrokeWidth"])
@@ -60,16 +67,23 @@ def _read_touch(touch: Mapping[str, Any], width: int, height: int) -> tuple[NDAr
     return (points_xy if len(points_xy) > 1 else np.repeat(points_xy, 2, axis=0)), width_percent / 200 * width
 
 
-def _paint_capsule(
-    mask: Mask, start_xy: NDArray[np.float64], end_xy: NDArray[np.float64], radius_px: float, *, paint: bool
-) -> None:
+def _split(start_xy: Point, end_xy: Point, radius_px: float) -> Iterator[tuple[Point, Point]]:
+    """Pieces of a segment about as long as the stroke is wide: a long one's bounding box can be the whole image."""
+    pieces = math.ceil(float(np.hypot(*(end_xy - start_xy))) / max(2 * radius_px, _SHORTEST_PIECE_PX)) or 1
+    return pairwise(start_xy + (end_xy - start_xy) * step for step in np.linspace(0, 1, pieces + 1))
+
+
+def _paint_capsule(mask: Mask, start_xy: Point, end_xy: Point, radius_px: float, *, paint: bool) -> None:
     low = np.floor(np.minimum(start_xy, end_xy) - radius_px)
     high = np.ceil(np.maximum(start_xy, end_xy) + radius_px)
     left, top = (int(side) for side in np.clip(low, 0, mask.shape[::-1]))
     right, bottom = (int(side) for side in np.clip(high, 0, mask.shape[::-1]))
-    x = np.arange(left, right)[None, :] + 0.5 - start_xy[0]
-    y = np.arange(top, bottom)[:, None] + 0.5 - start_xy[1]
     (dx, dy), squared = end_xy - start_xy, float(((end_xy - start_xy) ** 2).sum())
-    along = np.clip((x * dx + y * dy) / squared, 0, 1) if squared else np.zeros((1, 1))
-    inside = (x - along * dx) ** 2 + (y - along * dy) ** 2 <= radius_px**2
-    mask[top:bottom, left:right][inside] = paint
+    x = np.arange(left, right)[None, :] + 0.5 - start_xy[0]
+    rows = max(1, _PIXELS_AT_ONCE // max(1, right - left))
+    for first in range(top, bottom, rows):
+        last = min(first + rows, bottom)
+        y = np.arange(first, last)[:, None] + 0.5 - start_xy[1]
+        along = np.clip((x * dx + y * dy) / squared, 0, 1) if squared else np.zeros((1, 1))
+        inside = (x - along * dx) ** 2 + (y - along * dy) ** 2 <= radius_px**2
+        mask[first:last, left:right][inside] = paint

@@ -1,6 +1,6 @@
-"""Superpixels of an image and what can be computed on their graph: merge hierarchy, components, colour models, diffusion.
+"""Superpixels of an image and what can be computed on their graph: merge levels, components, colours, diffusion.
 
-n superpixels, m contacts between them, k masks at once: a mask is a row (n,) bool. Values in, values out; deterministic.
+n superpixels, m contacts between them, k masks at once: a mask is a row (n,) bool. Deterministic.
 """
 
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
+from scipy import sparse  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from skimage.segmentation import watershed
 
 Floats = NDArray[np.float64]
@@ -105,7 +105,7 @@ def find_superpixels(channels: FloatImage, edges: FloatImage, spacing_px: int) -
         np.stack([*colour[:3], spread, *colour[3:]], axis=1),
         np.stack([mean_by_label(flat, xx, area), mean_by_label(flat, yy, area)], axis=1) + 0.5,
         np.stack(extent, axis=1).astype(np.float64),
-        np.bincount(flat, rim.ravel().astype(np.float64), n),
+        np.asarray(np.bincount(flat, rim.ravel().astype(np.float64), n), np.float64),
         pairs,
         contact,
         strength,
@@ -128,7 +128,8 @@ def _sum_by_pair(low: Ints, high: Ints, length: Floats, total: Floats, n: int) -
     keys, where = np.unique(low * n + high, return_inverse=True)
     lengths = np.bincount(where, length, len(keys))
     totals = np.bincount(where, total, len(keys))
-    return np.stack([keys // n, keys % n], axis=1), lengths, totals / np.maximum(lengths, 1e-9)
+    distinct: Ints = np.stack([keys // n, keys % n], axis=1)
+    return distinct, np.asarray(lengths, np.float64), np.asarray(totals / np.maximum(lengths, 1e-9))
 
 
 def merge_levels(pixels: Superpixels, *, area_power: float, edge_weight: float, colour_scale: float = 20.0) -> Ints:
@@ -158,7 +159,7 @@ def merge_levels(pixels: Superpixels, *, area_power: float, edge_weight: float, 
         new = np.arange(n)
         new[b[mutual]] = a[mutual]
         _, new = np.unique(new, return_inverse=True)
-        merged_area = np.bincount(new, area)
+        merged_area = np.asarray(np.bincount(new, area), np.float64)
         colour = np.stack([np.bincount(new, column * area) for column in colour.T], axis=1) / merged_area[:, None]
         area = merged_area
         region = new[region]
@@ -172,7 +173,7 @@ def merge_levels(pixels: Superpixels, *, area_power: float, edge_weight: float, 
 
 
 def components(pixels: Superpixels, masks: Flags) -> NDArray[np.int32]:
-    """Connected parts of each mask: (k, n) int32, ids distinct between masks; superpixels off the mask are parts of their own."""
+    """Connected parts of each mask, (k, n) int32; masks share no id, and a superpixel off its mask is a part itself."""
     k, n = masks.shape
     row, contact = np.nonzero(masks[:, pixels.pairs[:, 0]] & masks[:, pixels.pairs[:, 1]])
     a, b = pixels.pairs[contact, 0] + row * n, pixels.pairs[contact, 1] + row * n

@@ -310,6 +310,13 @@ def test_webhooks_are_listed_made_and_given_headers(web: Web) -> None:
     assert json.loads(made.body)["send_for_all_actions"] is True
 
 
+def test_webhooks_of_a_deleted_project_are_not_found(web: Web) -> None:
+    web.always("/api/webhooks/", answer({"validation_errors": {"project": ["Select a valid choice."]}}, 400))
+
+    with pytest.raises(NotFoundError, match=r"does not have project 4 \(any more\)"):
+        LabelStudioClient(web.url, LEGACY).webhooks(4)
+
+
 def test_ml_backends_are_listed(web: Web) -> None:
     web.always("/api/ml", answer([{"id": 1, "url": "http://b"}]), answer({"detail": "x"}))
     client = LabelStudioClient(web.url, LEGACY)

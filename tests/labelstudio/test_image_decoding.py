@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from PIL.Image import Transpose
+from PIL.PngImagePlugin import PngInfo
 
 from backend.errors import BadInputError
 from backend.labelstudio.images import decode_image
@@ -52,7 +53,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "AVIF", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_shown_upright(kind: str, orientation: int) -> None:
     turn = UNDO[orientation]
@@ -64,6 +65,29 @@ def test_every_exif_orientation_is_shown_upright(kind: str, orientation: int) ->
     assert decoded.shape == (24, 32, 3)
     assert np.abs(decoded[4:8, 4:12].astype(int) - (200, 0, 0)).max() < 30
     assert np.abs(decoded[16:20, 20:28].astype(int) - (200, 200, 0)).max() < 30
+
+
+def xmp(orientation: int) -> bytes:
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+        f'tiff:Orientation="{orientation}"/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def test_an_orientation_that_browsers_ignore_is_ignored() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    text = PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n" + f"{len(exif.tobytes()):8d}\n{exif.tobytes().hex()}\n")
+    for data in (
+        saved(upright(), "WEBP", exif=exif, lossless=True),
+        saved(upright(), "JPEG", xmp=xmp(6)),
+        saved(upright(), pnginfo=text),
+    ):
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            assert image.getexif().get(0x0112) == 6, "Pillow alone would turn it"
+        assert decode_image(data).shape == (24, 32, 3)
 
 
 def test_an_orientation_that_does_not_exist_changes_nothing() -> None:

@@ -1,5 +1,7 @@
 """Draft strokes: the editor's rules, on masks small enough to reckon by hand."""
 
+import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,29 @@ def test_strokes_off_the_image_are_cut_at_its_edge() -> None:
 
     assert drawn[50, 199]
     assert not drawn[:, :100].any()
+
+
+def test_a_long_stroke_in_pieces_is_the_whole_stroke() -> None:
+    drawn = draw_touches(np.zeros((600, 900), np.bool_), [touch([2, 3, 97, 91], 1.5)])
+    y, x = np.mgrid[:600, :900] + 0.5
+    start, step = np.array([18, 18.0]), np.array([855, 528.0])
+    along = np.clip(((x - start[0]) * step[0] + (y - start[1]) * step[1]) / (step**2).sum(), 0, 1)
+    distance = np.hypot(x - start[0] - along * step[0], y - start[1] - along * step[1])
+
+    assert np.array_equal(drawn, distance <= 900 * 0.015 / 2)
+
+
+@pytest.mark.parametrize("width_percent", [0.01, 2, 300, 900])
+def test_strokes_over_a_huge_image_stay_quick_and_small(width_percent: float) -> None:
+    tracemalloc.start()
+    begun = time.process_time()
+    drawn = draw_touches(np.zeros((3000, 4000), np.bool_), [touch([0, 0, 100, 100, 0, 50], width_percent)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert drawn.any()
+    assert time.process_time() - begun < 10
+    assert peak < 150e6
 
 
 def test_no_touches_change_nothing() -> None:

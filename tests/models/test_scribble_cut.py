@@ -82,7 +82,7 @@ def test_a_stroke_cuts_the_disc_it_crosses(discs: tuple[Image, list[Mask]], empt
 
 
 def test_a_negative_point_takes_its_side_of_the_object_away(empty: Scribble) -> None:
-    """Two touching squares of nearly one colour: alone the point takes both or one, with a negative one only its own."""
+    """Two touching squares of nearly one colour: the point alone takes both or one, with a negative one its own."""
     image = np.full((120, 160, 3), 90, np.uint8)
     image[30:90, 30:80] = (180, 150, 60)
     image[30:90, 80:130] = (200, 170, 60)
@@ -108,7 +108,9 @@ def test_a_blank_image_gives_nothing(empty: Scribble) -> None:
     assert cut_from_scribble(blank, replace(empty, boxes_xyxy=box)) is None
 
 
-def test_a_point_outside_the_image_counts_as_its_nearest_pixel(discs: tuple[Image, list[Mask]], empty: Scribble) -> None:
+def test_a_point_outside_the_image_counts_as_its_nearest_pixel(
+    discs: tuple[Image, list[Mask]], empty: Scribble
+) -> None:
     image, _ = discs
     outside = cut_from_scribble(image, replace(empty, positive_xy=xy((300, 40))))
     at_border = cut_from_scribble(image, replace(empty, positive_xy=xy((159.5, 40))))
@@ -192,7 +194,7 @@ def test_any_scribble_on_any_tiny_image_keeps_its_promises(height: int, width: i
 
 
 def coin_tiles() -> list[tuple[Image, Mask]]:
-    """Each of the 24 coins with the 151 x 128 px tile that holds most of it; masks by scikit-image's watershed tutorial."""
+    """Each of the 24 coins with the tile that holds most of it; masks by scikit-image's watershed tutorial."""
     coins = data.coins()
     markers = np.where(coins < 30, 1, np.where(coins > 150, 2, 0)).astype(np.int32)
     filled = ndimage.binary_fill_holes(watershed(sobel(coins), markers) == 2)

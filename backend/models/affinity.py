@@ -1,0 +1,57 @@
+"""How much each pixel looks like what a scribble marks, from deep features of the same image."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Scribble
+
+
+def scribble_affinity(
+    features: NDArray[np.floating], scribble: Scribble, *, temperature: float = 0.05, stroke_samples: int = 40
+) -> NDArray[np.float32] | None:
+    """A soft map for `cut_from_scribble`.
+
+    The likeness of a patch is the soft maximum of its similarities s to the marked patches, tau log mean exp(s / tau).
+    It is stretched so that the median patch of the image is at 0 and the most alike at 1: encoders differ in what
+    cosine means "alike".
+
+    Args:
+        features: (H_p, W_p, D), each patch of unit length.
+        scribble: its frame is the frame of the result. Marked are its positive points, samples of its strokes and,
+            without any of these, the middle of its boxes.
+        temperature: tau, the encoder's softmax scale.
+        stroke_samples: so many pixels of the strokes at most.
+
+    Returns:
+        (h, w) float32 in [0, 1]; None if nothing positive was drawn.
+    """
+    if scribble.is_empty:
+        return None
+    rows, columns, depth = features.shape
+    height, width = scribble.size_hw
+    marked_xy = _marked_points(scribble, stroke_samples)
+    x = np.clip((marked_xy[:, 0] * columns / width).astype(np.int64), 0, columns - 1)
+    y = np.clip((marked_xy[:, 1] * rows / height).astype(np.int64), 0, rows - 1)
+    patches = features.reshape(-1, depth).astype(np.float32)
+    similarity = patches @ features[y, x].astype(np.float32).T / temperature
+    highest = similarity.max(axis=1)
+    likeness = temperature * (highest + np.log(np.exp(similarity - highest[:, None]).mean(axis=1)))
+    lowest = np.median(likeness)
+    stretched = np.clip((likeness - lowest) / max(1e-6, float(likeness.max() - lowest)), 0, 1)
+    grid = stretched.reshape(rows, columns).astype(np.float32)
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def _marked_points(scribble: Scribble, stroke_samples: int) -> NDArray[np.float32]:
+    marked = [scribble.positive_xy]
+    if scribble.positive_strokes is not None:
+        yx = np.argwhere(scribble.positive_strokes)
+        marked.append((yx[:: max(1, -(-len(yx) // stroke_samples)), ::-1] + 0.5).astype(np.float32))
+    points = np.concatenate(marked)
+    if len(points):
+        return points
+    # The middle third of a box in each direction: the corners are background more often than not.
+    shares = np.array([(x, y) for x in (0.33, 0.5, 0.67) for y in (0.33, 0.5, 0.67)], np.float32)
+    low, high = scribble.boxes_xyxy[:, None, :2], scribble.boxes_xyxy[:, None, 2:]
+    return np.asarray((low + (high - low) * shares).reshape(-1, 2), np.float32)
