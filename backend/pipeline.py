@@ -18,7 +18,8 @@ from torch import Tensor
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS
-from backend.core.matching import gather_references, join_labels
+from backend.core.matching import ReferenceBank, join_labels
+from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, recentre_map
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
@@ -29,6 +30,7 @@ from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
 
 OnStage = Callable[[str, float], None]
+LabelReferences = Sequence[Reference] | ReferenceBank
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class MatchOptions:
         points: sampled from the matching probability, per label.
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
+        bank_patches: bound of the patches that a label's references are matched with, see `build_bank`.
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
         minimum_score: masks believed to be worse (expected IoU) are not returned.
     """
@@ -50,6 +53,7 @@ class MatchOptions:
     points: int = 64
     clusters: int = 8
     seed: int = 0
+    bank_patches: int = 3072
     speck_percent: float = 0.02
     minimum_score: float = 0.15
 
@@ -177,17 +181,26 @@ class Softmatcher:
             self.signature,
         )
 
+    def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
+        """What matching needs of a label's references: made once for many targets, the same in whichever order they come.
+
+        Raises:
+            BadInputError: no references, features of other models, NaN in them, or nothing marked.
+        """
+        chosen = options or self._options
+        return build_bank(references, self.signature, most_patches=chosen.bank_patches)
+
     def segment(
         self,
         encoded: EncodedImage,
-        references: Mapping[str, Sequence[Reference]],
+        references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
     ) -> list[LabelMask]:
         """Find what the references mark.
 
         Args:
             encoded: the target.
-            references: label to references; a label without any is left out.
+            references: label to references, or to what `gather` made of them; a label without any is left out.
             options: in place of the engine's own.
 
         Returns:
@@ -198,7 +211,7 @@ class Softmatcher:
         """
         self._require_own(encoded)
         chosen = options or self._options
-        labels = [label for label, label_references in references.items() if label_references]
+        labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
         if not labels:
             return []
         with self._stage("match"):
@@ -225,7 +238,7 @@ class Softmatcher:
         return found
 
     def _match(
-        self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
+        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
     ) -> tuple[list[Tensor], list[Tensor]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
@@ -236,10 +249,8 @@ class Softmatcher:
                 f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
             )
         with torch.inference_mode():
-            maps = [
-                matcher(gather_references(label, self.signature), target, temperature=temperature)
-                for label in references
-            ]
+            banks = [known if isinstance(known, ReferenceBank) else self.gather(known, options) for known in references]
+            maps = [matcher(bank, target, temperature=temperature) for bank in banks]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
         return posteriors, [one.matching.reshape(grid) for one in maps]
 

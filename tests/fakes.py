@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
 from backend import jobs
+from backend.core.matching import ReferenceBank, gather_references
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
@@ -86,17 +87,20 @@ class ColourSoftmatcher:
         ones = np.ones(len(colours), np.float16)
         return Reference(colours, ones, ones, self.signature)
 
+    def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
+        return gather_references(references, self.signature)
+
     def segment(
         self,
         encoded: EncodedImage,
-        references: Mapping[str, Sequence[Reference]],
+        references: Mapping[str, ReferenceBank],
         options: MatchOptions | None = None,
     ) -> list[LabelMask]:
         image = np.asarray(encoded.embedding["image"])
         found = []
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
-            for colour in np.concatenate([reference.features for reference in known]).astype(np.uint8):
+            for colour in known.features.numpy().astype(np.uint8):
                 mask |= (image == colour).all(axis=2)
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend import __version__
+from backend.core.matching import ReferenceBank
 from backend.core.types import Reference
 from backend.errors import BadInputError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
@@ -50,9 +51,9 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A project's references in memory: image tag -> label -> references."""
+    """A project's references in memory, ready to be matched: image tag -> label -> their bank."""
 
-    by_tag: Mapping[str, Mapping[str, Sequence[Reference]]]
+    by_tag: Mapping[str, Mapping[str, ReferenceBank]]
 
 
 class Predictions:
@@ -267,7 +268,16 @@ class Predictions:
         for stored in self._store.references(project.key, labels=config.labels, signature=softmatcher.signature):
             if stored.reference is not None and (stored.image_tag, stored.label) in usable:
                 by_tag.setdefault(stored.image_tag, {}).setdefault(stored.label, []).append(stored.reference)
-        known = _Known(by_tag)
+        options = match_options(self._settings, project)
+        banks: dict[str, dict[str, ReferenceBank]] = {}
+        for tag_name, labels in by_tag.items():
+            for label, references in labels.items():
+                try:
+                    banks.setdefault(tag_name, {})[label] = softmatcher.gather(references, options)
+                except BadInputError as error:
+                    # One label that cannot be matched leaves the others their predictions.
+                    logger.warning("project=%s label=%s: %s", project.key, label, error)
+        known = _Known(banks)
         with self._lock:
             self._known[key] = known
             while len(self._known) > _KEPT_PROJECTS:
