@@ -84,6 +84,7 @@ class Softmatcher:
         self._options = options
         self._on_stage = on_stage
         self.signature = f"{encoder.signature}+{segmenter.signature}"
+        self.temperature = encoder.temperature
 
     def encode(self, image: Image) -> EncodedImage:
         """All that later steps need of an image, (H, W, 3) uint8 RGB.
@@ -242,7 +243,7 @@ class Softmatcher:
     ) -> tuple[list[Tensor], list[Tensor]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
-        temperature = self._encoder.temperature if options.temperature is None else options.temperature
+        temperature = self.temperature if options.temperature is None else options.temperature
         matcher = MATCHERS.get(options.matcher)
         if matcher is None:
             raise ConfigurationError(

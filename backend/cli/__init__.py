@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from backend.cli.bench import bench
 from backend.cli.failure import clear_errors
 
 app = typer.Typer(
@@ -12,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
+app.add_typer(bench, name="bench")
 
 
 @app.command()

@@ -134,19 +134,17 @@ def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: fl
     equal to the geometric mean over reference patches of the softmax over target patches. It sums to 1 whether or not the
     object is there, so the posterior comes from where the references' own patches lie on the same scale:
 
-        posterior[t] = sigmoid((<m, g_t> - theta) / tau)
+        posterior[t] = sigmoid(2 (<m, g_t> - theta) / tau)
 
-    theta: between the mean of <m, f_r> over foreground and over background patches, nearer the foreground the fewer they
-    are (the balanced odds of `match_posterior`). Negatives enter through theta alone: the paper's score knows none.
+    theta: the middle of the means of <m, f_r> over foreground and over background patches. Negatives enter through theta alone: the paper's score knows none.
 
     Args, Raises: as `match_posterior`.
     """
     require_matchable(bank, target, temperature)
-    similarity, bank_similarity = prototype_similarity(bank, target)
-    foreground, background = bank.foreground.sum(), bank.background.sum()
-    inside_mean = (bank.foreground @ bank_similarity) / foreground
-    outside_mean = (bank.background @ bank_similarity) / background.clamp_min(MINIMUM_MASS)
-    theta = (inside_mean + outside_mean) / 2
+    mean, mean_outside = _mean_features(bank)
+    similarity = target @ mean
+    # The mean over foreground patches of <m, f_r> is <m, m>: the bank need not be read again.
+    theta = (mean @ mean + mean @ mean_outside) / 2
     scale = min(temperature, 1.0) * 0.5
     posterior = torch.sigmoid((similarity - theta) / scale)
     return ScoreMap(posterior, torch.softmax(similarity / temperature, dim=0))
@@ -165,18 +163,20 @@ def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: floa
     Source: Zhang et al., "Personalize Segment Anything with one shot", ICLR 2024, Section 3.1 (which has no p-).
     """
     require_matchable(bank, target, temperature)
-    similarity = target @ F.normalize(bank.foreground @ bank.features, dim=0)
+    mean, mean_outside = _mean_features(bank)
+    similarity = target @ F.normalize(mean, dim=0)
     matching = torch.softmax(similarity / temperature, dim=0)
     if float(bank.background.sum()) <= 0:
         return ScoreMap(torch.ones_like(similarity), matching)
-    similarity_outside = target @ F.normalize(bank.background @ bank.features, dim=0)
+    similarity_outside = target @ F.normalize(mean_outside, dim=0)
     return ScoreMap(torch.sigmoid((similarity - similarity_outside) / temperature), matching)
 
 
-def prototype_similarity(bank: ReferenceBank, target: Tensor) -> tuple[Tensor, Tensor]:
-    """<m, g_t> (T,) and <m, f_r> (R,), m (D,) the mean of the foreground patches, not brought to unit length."""
-    mean = (bank.foreground @ bank.features) / bank.foreground.sum()
-    return target @ mean, bank.features @ mean
+def _mean_features(bank: ReferenceBank) -> tuple[Tensor, Tensor]:
+    """Means (D,) over foreground and over background patches, not of unit length; 0 without any background."""
+    masses = torch.stack([bank.foreground, bank.background])
+    means = (masses @ bank.features) / masses.sum(dim=1, keepdim=True).clamp_min(MINIMUM_MASS)
+    return means[0], means[1]
 
 
 def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:
@@ -208,7 +208,8 @@ def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -
         raise BadInputError(
             f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; encode it with one model"
         )
-    if not bool(torch.isfinite(target).all()):
+    # One NaN or infinity makes the sum one, and summing costs no second array.
+    if not bool(torch.isfinite(target.sum())):
         raise BadInputError("target features must be finite, got NaN or infinity; encode the image again")
 
 

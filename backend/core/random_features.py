@@ -4,6 +4,7 @@ Symbols as in `matching`.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +90,9 @@ def _leading_directions(rows: Tensor, count: int, seed: int) -> Tensor:
     return basis
 
 
+@lru_cache(maxsize=8)
 def _draw(dimensions: int, features: int, seed: int) -> Tensor:
-    """w (features, dimensions): normal rows, orthogonal to each other in blocks of `dimensions`."""
+    """w (features, dimensions): normal rows, orthogonal to each other in blocks of `dimensions`; the same for every call."""
     generator = torch.Generator().manual_seed(seed)
     blocks = []
     for _ in range(math.ceil(features / dimensions)):
