@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from backend.cli.bench import bench
+from backend.cli.evaluate import evaluate
 from backend.cli.failure import clear_errors
 
 app = typer.Typer(
@@ -77,3 +78,6 @@ def doctor(
 
     if not run_doctor(load_settings(), project):
         raise typer.Exit(1)
+
+
+app.command()(clear_errors(evaluate))
