@@ -21,7 +21,13 @@ STOP_AT = 1e-6
 
 
 def match_sinkhorn(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, regularisation: float = REGULARISATION
+    bank: ReferenceBank,
+    target: Tensor,
+    /,
+    *,
+    temperature: float,
+    strange_similarity: float = -1.0,
+    regularisation: float = REGULARISATION,
 ) -> ScoreMap:
     """Prices of the entropic transport of the references to the target.
 
@@ -36,7 +42,7 @@ def match_sinkhorn(
         posterior[t] = sigmoid((v-[t] - v[t]) / tau + log(F / B) / 2),     F, B: the masses of foreground and background
 
     (the balance of `match_posterior`). Without background it is 1 everywhere. Unknown patches send nothing. Several references
-    share one a.
+    share one a. `strange_similarity` has no say.
 
     Args:
         bank, target, temperature: as for `match_posterior`.
@@ -83,7 +89,9 @@ def _prices(features: Tensor, mass: Tensor, target: Tensor, regularisation: floa
     return torch.from_numpy(cast(NDArray[np.float64], price)).float()
 
 
-def match_hungarian(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+def match_hungarian(
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+) -> ScoreMap:
     """Matcher's forward and reverse assignment.
 
     Forward: the foreground patches are assigned one to one to target patches, the sum of similarities highest. Reverse: the target
@@ -94,7 +102,7 @@ def match_hungarian(bank: ReferenceBank, target: Tensor, /, *, temperature: floa
 
     The assignment knows patches, not parts of them: foreground is where more than half of what is known of a patch is inside (the most
     covered patches, if there is none), unknown patches are left out. At most as many target patches are found as the
-    references have foreground patches. The temperature changes nothing.
+    references have foreground patches. The scales change nothing.
 
     Args, Raises: as for `match_posterior`.
 
