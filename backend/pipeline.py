@@ -16,19 +16,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
+from backend.core.instances import split_instances
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS
 from backend.core.matching import ReferenceBank, closest_similarity, join_labels
 from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, recentre_map
-from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
 from backend.core.scoring import expected_iou, weigh_mask
-from backend.core.types import EncodedImage, Image, LabelMask, Mask, MatcherName, Reference, ScoredMask, Scribble
+from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.core.types import (
+    EncodedImage,
+    Image,
+    LabelMask,
+    Mask,
+    MatcherName,
+    RecipeName,
+    Reference,
+    ScoredMask,
+    Scribble,
+)
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
+from backend.recipes import propose_parts
 
 OnStage = Callable[[str, float], None]
 LabelReferences = Sequence[Reference] | ReferenceBank
@@ -42,16 +54,19 @@ class MatchOptions:
 
     Attributes:
         matcher: a key of `MATCHERS`: `posterior`, the paper's `softmatcher`, ...
+        recipe: how masks are made of the score map: `prior`, or the `paper`'s own.
         temperature: softmax scale, above 0; None takes the encoder's own.
         points: sampled from the matching probability, per label.
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
         bank_patches: bound of the patches that a label's references are matched with, see `build_bank`.
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
+        instances: one mask for each object of a label, not one for all of them.
         minimum_score: masks believed to be worse (expected IoU) are not returned.
     """
 
     matcher: MatcherName = "posterior"
+    recipe: RecipeName = "prior"
     temperature: float | None = None
     points: int = 64
     clusters: int = 8
@@ -59,6 +74,7 @@ class MatchOptions:
     bank_patches: int = 3072
     speck_percent: float = 0.02
     minimum_score: float = 0.15
+    instances: bool = False
 
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
@@ -74,12 +90,19 @@ class Proposal:
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
         closeness: how alike the most alike patches are, a cosine.
+        parts: what the mask was made of.
     """
 
     mask: Mask
     posterior: NDArray[np.float32]
     prior: NDArray[np.float32]
     closeness: float
+    parts: tuple[ProposalTrace, ...]
+
+    @property
+    def score(self) -> float:
+        """Expected IoU, in [0, 1]."""
+        return expected_iou(weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness))
 
 
 class Softmatcher:
@@ -225,7 +248,7 @@ class Softmatcher:
             options: in place of the engine's own.
 
         Returns:
-            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found,
+            At most one mask a label (with `instances` one an object), none of them overlapping, in the order of `references`; [] where nothing is found,
             and for images of fewer than four pixels in height or width.
 
         Raises:
@@ -240,9 +263,7 @@ class Softmatcher:
         for label, proposal in zip(
             labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
         ):
-            score = expected_iou(
-                weigh_mask(proposal.mask, proposal.posterior, proposal.prior, closeness=proposal.closeness)
-            )
+            score = proposal.score
             if score < chosen.minimum_score:
                 continue
             with self._stage("upsample"):
@@ -250,9 +271,35 @@ class Softmatcher:
                 # Masks that touch in the working frame may share the pixels that its border became.
                 for other in found:
                     natural &= ~other.mask
-            if natural.any():
-                found.append(LabelMask(label, natural, score))
+            if chosen.instances:
+                owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
+                objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
+            else:
+                objects = [natural]
+            found += [LabelMask(label, one, score) for one in objects if one.any()]
         return found
+
+    def explain(
+        self,
+        encoded: EncodedImage,
+        references: Mapping[str, LabelReferences],
+        options: MatchOptions | None = None,
+    ) -> Trace:
+        """What `segment` goes through with the same arguments, and why each proposal and label is kept or dropped.
+
+        Raises: as `segment`.
+        """
+        self._require_own(encoded)
+        chosen = options or self._options
+        labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
+        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
+            return Trace(chosen.matcher, chosen.recipe, ())
+        proposals = self.propose(encoded, [references[label] for label in labels], chosen)
+        return Trace(
+            chosen.matcher,
+            chosen.recipe,
+            tuple(_trace_label(label, proposal, chosen) for label, proposal in zip(labels, proposals, strict=True)),
+        )
 
     def propose(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
@@ -272,13 +319,20 @@ class Softmatcher:
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
-            masks = [
-                self._mask(encoded, prior, matching, options) for prior, matching in zip(priors, matchings, strict=True)
-            ]
+            parts = [
+                propose_parts(
+                    self._segmenter, encoded.embedding, prior, matching,
+                    recipe=options.recipe, points=options.points, clusters=options.clusters, seed=options.seed,
+                )
+                for prior, matching in zip(priors, matchings, strict=True)
+            ]  # fmt: skip
+            masks = [_join_parts(label_parts, working_hw, options) for label_parts in parts]
             resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
         return [
-            Proposal(mask, picture.numpy(), prior, closeness)
-            for mask, picture, prior, closeness in zip(resolved, pictures, priors, closenesses, strict=True)
+            Proposal(mask, picture.numpy(), prior, closeness, label_parts)
+            for mask, picture, prior, closeness, label_parts in zip(
+                resolved, pictures, priors, closenesses, parts, strict=True
+            )
         ]
 
     def _match(
@@ -301,20 +355,6 @@ class Softmatcher:
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
             closenesses = [closest_similarity(bank, target) for bank in banks]
         return posteriors, [one.matching.reshape(grid) for one in maps], closenesses
-
-    def _mask(self, encoded: EncodedImage, prior: NDArray[np.float32], matching: Tensor, options: MatchOptions) -> Mask:
-        height, width = prior.shape
-        points = sample_points(matching, count=options.points, seed=options.seed)
-        scale = np.array([width, height], np.float32)
-        prompts = [
-            Prompt(Scribble((height, width), positive_xy=cluster.numpy() * scale), prior=prior)
-            for cluster in cluster_points(points, count=options.clusters)
-        ]
-        union = np.zeros((height, width), bool)
-        for candidate in self._segmenter.decode(encoded.embedding, prompts):
-            union |= candidate.mask
-        speck_px = max(1.0, options.speck_percent / 100 * height * width)
-        return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:
@@ -353,6 +393,35 @@ def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | Non
     if size_hw[0] > strokes.shape[0]:
         scaled |= mask_to_size(strokes, size_hw)
     return scaled
+
+
+def _join_parts(parts: Sequence[ProposalTrace], working_hw: tuple[int, int], options: MatchOptions) -> Mask:
+    union = np.zeros(working_hw, bool)
+    for part in parts:
+        if part.is_kept:
+            union |= part.mask
+    speck_px = max(1.0, options.speck_percent / 100 * union.size)
+    return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
+
+
+def _trace_label(label: str, proposal: Proposal, options: MatchOptions) -> LabelTrace:
+    score = proposal.score
+    is_kept = score >= options.minimum_score and bool(proposal.mask.any())
+    if is_kept:
+        reason = f"At least {options.minimum_score} is needed."
+    elif proposal.mask.any():
+        reason = f"Below the {options.minimum_score} that is needed."
+    elif any(part.is_kept for part in proposal.parts):
+        reason = "All its pixels went to other labels, or were specks."
+    else:
+        reason = "No proposal is left: the object seems absent."
+    return LabelTrace(label, proposal.posterior, proposal.parts, proposal.mask, score, is_kept, reason)
+
+
+def _nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:
+    rows = (np.arange(size_hw[0]) * owner.shape[0]) // size_hw[0]
+    columns = (np.arange(size_hw[1]) * owner.shape[1]) // size_hw[1]
+    return owner[rows[:, None], columns]
 
 
 def load_softmatcher(profile: str, on_stage: OnStage | None = None) -> Softmatcher:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.core.types import MatcherName
+from backend.core.types import MatcherName, RecipeName
 from backend.errors import ConfigurationError
 
 
@@ -53,6 +53,16 @@ class Settings(BaseSettings):
         description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, `sinkhorn`, "
         "`hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
         '`{"matcher": ...}` go before it.',
+    )
+    recipe: RecipeName = Field(
+        "prior",
+        description="How masks are made of the score map: `prior`, or the `paper`'s own. A project's extra params "
+        '`{"recipe": ...}` go before it.',
+    )
+    instances: bool = Field(
+        False,
+        description="True for one region an object, false for one region a label. A project's extra params "
+        '`{"instances": true}` go before it.',
     )
     background_labels: Annotated[frozenset[str], NoDecode] = Field(
         frozenset({"background"}),

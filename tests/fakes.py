@@ -13,6 +13,7 @@ from PIL import Image as PillowImage
 
 from backend import jobs
 from backend.core.matching import ReferenceBank, gather_references
+from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
@@ -105,6 +106,23 @@ class ColourSoftmatcher:
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
         return found
+
+    def explain(
+        self,
+        encoded: EncodedImage,
+        references: Mapping[str, ReferenceBank],
+        options: MatchOptions | None = None,
+    ) -> Trace:
+        image = np.asarray(encoded.embedding["image"])
+        blank = np.zeros(image.shape[:2], np.float32)
+        found = {one.label: one for one in self.segment(encoded, references, options)}
+        labels = tuple(
+            LabelTrace(label, blank, (), found[label].mask, 0.8, True, "Seen.")
+            if label in found
+            else LabelTrace(label, blank, (), blank > 0, 0.0, False, "Not seen.")
+            for label in references
+        )
+        return Trace("colours", "prior", labels)
 
 
 @dataclass

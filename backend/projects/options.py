@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from backend.core.types import MatcherName
+from backend.core.types import MatcherName, RecipeName
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig
 from backend.pipeline import MatchOptions
@@ -20,6 +20,8 @@ class ProjectOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     matcher: MatcherName | None = None
+    recipe: RecipeName | None = None
+    instances: bool | None = None
     complete_annotations: bool | None = None
 
 
@@ -67,7 +69,12 @@ def _own_options(project: ProjectRecord) -> ProjectOptions:
 
 def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
     """How this project's references are matched."""
-    return MatchOptions(matcher=_own_options(project).matcher or settings.matcher)
+    own = _own_options(project)
+    return MatchOptions(
+        matcher=own.matcher or settings.matcher,
+        recipe=own.recipe or settings.recipe,
+        instances=settings.instances if own.instances is None else own.instances,
+    )
 
 
 def is_complete(settings: Settings, project: ProjectRecord) -> bool:

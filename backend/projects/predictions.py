@@ -21,6 +21,7 @@ from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
+from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
@@ -204,6 +205,35 @@ class Predictions:
                 with self._metrics.stage("rle"):
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
         return _prediction(regions, self._version(project, softmatcher.signature, config.labels))
+
+    def explain(self, project_id: int, task_id: int) -> bytes:
+        """Why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and dropped.
+
+        Raises:
+            NotFoundError: project, task or image are not there (any more).
+            BadInputError: the label config or the image cannot be used.
+            LabelStudioUnavailableError: Label Studio does not answer.
+            ModelUnavailableError: the models cannot be loaded in time.
+        """
+        project = self._store.project_by_id(project_id)
+        if project is None or not project.label_config:
+            raise NotFoundError(f"project {project_id} is not known: connect it to this backend in Label Studio")
+        config = parse_label_config(project.label_config)
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        task = self._connections.client(project.key).task(task_id, project_id)
+        version, known = self._references(project, config)
+        options = match_options(self._settings, project)
+        tags = [tag for tag in config.images if tag.name in known.by_tag] or list(config.images[:1])
+        pictures = []
+        for tag in tags:
+            image = self._images.load(
+                task, tag, self._connections.fetcher(project.key), is_interactive=False, with_pixels=True
+            )
+            with self._models.gate.turn(is_interactive=False):
+                trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
+            assert image.pixels is not None  # noqa: S101 (asked for)
+            pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
+        return draw_traces(pictures)
 
     def write_to_label_studio(self, project_key: str, task_ids: Sequence[int]) -> Json:
         """Predict tasks and import the predictions, except where there is one of this model_version already.

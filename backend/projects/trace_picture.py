@@ -1,6 +1,7 @@
 """A segmentation's trace as a picture: score map, points, proposals with their scores, and why each was kept or dropped."""
 
 import io
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -20,19 +21,13 @@ _KEPT, _DROPPED, _INK, _POINT = (40, 140, 70), (190, 50, 50), (30, 30, 30), (255
 _WIDTH_PX = _PER_ROW * (_THUMBNAIL_PX + _GAP_PX) + _GAP_PX
 
 
-def draw_trace(image: Image, trace: Trace, title: str) -> bytes:
-    """The trace as a PNG.
+def draw_traces(images: Sequence[tuple[Image, Trace, str]]) -> bytes:
+    """Traces of the images of one task as a PNG.
 
     Args:
-        image: (H, W, 3) uint8 RGB, at any size of the image's aspect ratio.
-        trace: of its segmentation.
-        title: first line.
+        images: (H, W, 3) uint8 RGB, at any size of its aspect ratio; the trace of its segmentation; a first line.
     """
-    parts = [_text_block(f"{title}   matcher {trace.matcher}, recipe {trace.recipe}", _WIDTH_PX, size_px=17)]
-    if not trace.labels:
-        parts.append(_text_block("No label has a reference yet: annotate a task and submit it.", _WIDTH_PX))
-    for label in trace.labels:
-        parts += _label_parts(image, label)
+    parts = [part for image, trace, title in images for part in _image_parts(image, trace, title)]
     height = sum(part.height for part in parts) + _GAP_PX
     sheet = PillowImage.new("RGB", (_WIDTH_PX, height), "white")
     y = 0
@@ -44,6 +39,19 @@ def draw_trace(image: Image, trace: Trace, title: str) -> bytes:
     return file.getvalue()
 
 
+def _image_parts(image: Image, trace: Trace, title: str) -> list[PillowImage.Image]:
+    parts = [_text_block(f"{title}   matcher {trace.matcher}, recipe {trace.recipe}", _WIDTH_PX, size_px=17)]
+    if not trace.labels:
+        parts.append(
+            _text_block(
+                "No label has a reference yet (annotate a task and submit it), or the image is too small.", _WIDTH_PX
+            )
+        )
+    for label in trace.labels:
+        parts += _label_parts(image, label)
+    return parts
+
+
 def _label_parts(image: Image, label: LabelTrace) -> list[PillowImage.Image]:
     verdict = f"{label.label}: {'kept' if label.is_kept else 'dropped'}, expected IoU {label.score:.2f}. {label.reason}"
     parts = [_text_block(verdict, _WIDTH_PX, colour=_KEPT if label.is_kept else _DROPPED, size_px=17)]
@@ -52,7 +60,10 @@ def _label_parts(image: Image, label: LabelTrace) -> list[PillowImage.Image]:
     all_points = np.concatenate(points) if points else np.zeros((0, 2), np.float32)
     colour = _KEPT if label.is_kept else _DROPPED
     panels = [
-        (_heat(image, label.score_map, _PANEL_PX), f"score map, {label.score_map.min():.2f} to {label.score_map.max():.2f}"),
+        (
+            _heat(image, label.score_map, _PANEL_PX),
+            f"score map, {label.score_map.min():.2f} to {label.score_map.max():.2f}",
+        ),
         (_dots(_scaled(image, _PANEL_PX), all_points, working_hw), f"{len(all_points)} points, {len(points)} clusters"),
         (_overlay(image, label.mask, _PANEL_PX, colour), f"mask, {100 * label.mask.mean():.1f} % of the image"),
     ]
@@ -123,9 +134,7 @@ def _overlay(image: Image, mask: Mask, side_px: int, colour: tuple[int, int, int
     return PillowImage.fromarray(cv2.drawContours(small, contours, -1, colour, 1))
 
 
-def _dots(
-    picture: PillowImage.Image, points_xy: NDArray[np.float32], working_hw: tuple[int, ...]
-) -> PillowImage.Image:
+def _dots(picture: PillowImage.Image, points_xy: NDArray[np.float32], working_hw: tuple[int, ...]) -> PillowImage.Image:
     draw = ImageDraw.Draw(picture)
     for x, y in points_xy:
         at_x, at_y = x * picture.width / working_hw[1], y * picture.height / working_hw[0]
