@@ -23,7 +23,7 @@ from backend.core.matching import ReferenceBank, closest_similarity, join_labels
 from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, recentre_map
 from backend.core.references import reference_views, unknown_look_alikes
-from backend.core.scoring import expected_iou, weigh_mask
+from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
 from backend.core.trace import LabelTrace, ProposalTrace, Trace
 from backend.core.types import (
     EncodedImage,
@@ -62,7 +62,7 @@ class MatchOptions:
         bank_patches: bound of the patches that a label's references are matched with, see `build_bank`.
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
         instances: one mask for each object of a label, not one for all of them.
-        minimum_score: masks believed to be worse (expected IoU) are not returned.
+        minimum_presence: nothing is returned where the object is believed to be there with a smaller chance than this.
     """
 
     matcher: MatcherName = "posterior"
@@ -73,8 +73,8 @@ class MatchOptions:
     seed: int = 0
     bank_patches: int = 3072
     speck_percent: float = 0.02
-    minimum_score: float = 0.15
     instances: bool = False
+    minimum_presence: float = 0.72
 
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
@@ -99,10 +99,9 @@ class Proposal:
     closeness: float
     parts: tuple[ProposalTrace, ...]
 
-    @property
-    def score(self) -> float:
-        """Expected IoU, in [0, 1]."""
-        return expected_iou(weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness))
+    def weigh(self) -> Evidence:
+        """What speaks for the mask."""
+        return weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness)
 
 
 class Softmatcher:
@@ -128,6 +127,7 @@ class Softmatcher:
         self._on_stage = on_stage
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
+        self.strange_similarity = encoder.strange_similarity
 
     def encode(self, image: Image) -> EncodedImage:
         """All that later steps need of an image, (H, W, 3) uint8 RGB.
@@ -263,8 +263,8 @@ class Softmatcher:
         for label, proposal in zip(
             labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
         ):
-            score = proposal.score
-            if score < chosen.minimum_score:
+            evidence = proposal.weigh()
+            if presence(evidence) < chosen.minimum_presence:
                 continue
             with self._stage("upsample"):
                 natural = mask_to_size(proposal.mask, encoded.size_hw)
@@ -276,7 +276,7 @@ class Softmatcher:
                 objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
             else:
                 objects = [natural]
-            found += [LabelMask(label, one, score) for one in objects if one.any()]
+            found += [LabelMask(label, one, expected_iou(evidence)) for one in objects if one.any()]
         return found
 
     def explain(
@@ -349,7 +349,7 @@ class Softmatcher:
         with torch.inference_mode():
             banks = [known if isinstance(known, ReferenceBank) else self.gather(known, options) for known in references]
             maps = [
-                matcher(bank, target, temperature=temperature, strange_similarity=self._encoder.strange_similarity)
+                matcher(bank, target, temperature=temperature, strange_similarity=self.strange_similarity)
                 for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
@@ -405,17 +405,18 @@ def _join_parts(parts: Sequence[ProposalTrace], working_hw: tuple[int, int], opt
 
 
 def _trace_label(label: str, proposal: Proposal, options: MatchOptions) -> LabelTrace:
-    score = proposal.score
-    is_kept = score >= options.minimum_score and bool(proposal.mask.any())
+    evidence = proposal.weigh()
+    chance = f"The object is there with a chance of {presence(evidence):.2f}"
+    is_kept = presence(evidence) >= options.minimum_presence and bool(proposal.mask.any())
     if is_kept:
-        reason = f"At least {options.minimum_score} is needed."
+        reason = f"{chance}, {options.minimum_presence} is asked for."
     elif proposal.mask.any():
-        reason = f"Below the {options.minimum_score} that is needed."
+        reason = f"{chance}, less than the {options.minimum_presence} that is asked for."
     elif any(part.is_kept for part in proposal.parts):
         reason = "All its pixels went to other labels, or were specks."
     else:
         reason = "No proposal is left: the object seems absent."
-    return LabelTrace(label, proposal.posterior, proposal.parts, proposal.mask, score, is_kept, reason)
+    return LabelTrace(label, proposal.posterior, proposal.parts, proposal.mask, expected_iou(evidence), is_kept, reason)
 
 
 def _nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:

@@ -21,7 +21,7 @@ def test_every_matcher_finds_the_object(engine: Softmatcher, matcher: MatcherNam
     image, masks = scene(red=(70, 80, 40))
     target, truth = scene(red=(130, 70, 35))
     references = {"Cat": [describe(engine, image, masks["red"])]}
-    found = engine.segment(engine.encode(target), references, MatchOptions(matcher=matcher, minimum_score=0.0))
+    found = engine.segment(engine.encode(target), references, MatchOptions(matcher=matcher, minimum_presence=0.0))
     assert [one.label for one in found] == ["Cat"]
     assert iou(found[0].mask, truth["red"]) > 0.8
 
@@ -40,7 +40,7 @@ def test_the_papers_recipe_finds_the_object(engine: Softmatcher) -> None:
     image, masks = scene(red=(70, 80, 40))
     target, truth = scene(red=(130, 70, 35))
     references = {"Cat": [describe(engine, image, masks["red"])]}
-    options = MatchOptions(matcher="softmatcher", recipe="paper", minimum_score=0.0)
+    options = MatchOptions(matcher="softmatcher", recipe="paper", minimum_presence=0.0)
     found = engine.segment(engine.encode(target), references, options)
     assert iou(found[0].mask, truth["red"]) > 0.8
 

@@ -94,10 +94,11 @@ def measure_quality(
             features = torch.from_numpy(encoded.features.astype(np.float32))
             covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
             patches = features.flatten(0, 1)
-            exact = match_posterior(bank, patches, temperature=engine.temperature).posterior
+            scales = {"temperature": engine.temperature, "strange_similarity": engine.strange_similarity}
+            exact = match_posterior(bank, patches, **scales).posterior
             for name in matchers:
                 start = time.perf_counter()
-                found = MATCHERS[name](bank, patches, temperature=engine.temperature)
+                found = MATCHERS[name](bank, patches, **scales)
                 seconds = time.perf_counter() - start
                 error = float((found.posterior - exact).abs().mean())
                 score = _score(found.posterior, covered, error, found.error, seconds)
