@@ -152,7 +152,8 @@ class Softmatcher:
         self._require_own(encoded)
         if scribble.size_hw != encoded.size_hw:
             raise BadInputError(
-                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; check the original sizes"
+                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; "
+                "check the original sizes"
             )
         if scribble.is_empty:
             return None
@@ -184,8 +185,8 @@ class Softmatcher:
             encoded: of the same image.
             mask: (H, W) bool: the object.
             outside: (H, W) bool or None: pixels that the user said are not the object.
-            is_complete: every object of the label on this image is in `mask`, so everything else is background; otherwise
-                patches that look like the object count as unknown.
+            is_complete: every object of the label on this image is in `mask`, so everything else is background;
+                otherwise patches that look like the object count as unknown.
 
         Raises:
             BadInputError: shapes that don't agree, an empty mask.
@@ -194,7 +195,8 @@ class Softmatcher:
         for name, array in (("mask", mask), ("outside", outside)):
             if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
                 raise BadInputError(
-                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; check the original sizes"
+                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; "
+                    "check the original sizes"
                 )
         if encoded.size_hw != image.shape[:2]:
             raise BadInputError(f"encoded image must be {image.shape[:2]}, got {encoded.size_hw}; encode this image")
@@ -226,7 +228,7 @@ class Softmatcher:
         )
 
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
-        """What matching needs of a label's references: made once for many targets, the same in whichever order they come.
+        """What matching needs of a label's references: made once for many targets, whatever their order.
 
         Raises:
             BadInputError: no references, features of other models, NaN in them, or nothing marked.
@@ -248,8 +250,8 @@ class Softmatcher:
             options: in place of the engine's own.
 
         Returns:
-            At most one mask a label (with `instances` one an object), none of them overlapping, in the order of `references`; [] where nothing is found,
-            and for images of fewer than four pixels in height or width.
+            At most one mask a label (with `instances` one an object), none of them overlapping, in the order of
+            `references`; [] where nothing is found, and for images of fewer than four pixels in height or width.
 
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
@@ -422,7 +424,8 @@ def _trace_label(label: str, proposal: Proposal, options: MatchOptions) -> Label
 def _nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:
     rows = (np.arange(size_hw[0]) * owner.shape[0]) // size_hw[0]
     columns = (np.arange(size_hw[1]) * owner.shape[1]) // size_hw[1]
-    return owner[rows[:, None], columns]
+    resized: NDArray[np.int32] = owner[rows[:, None], columns]
+    return resized
 
 
 def load_softmatcher(profile: str, on_stage: OnStage | None = None) -> Softmatcher:

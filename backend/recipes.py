@@ -1,4 +1,5 @@
-"""From a label's score map to mask proposals: points drawn, clustered, and put to the segmenter in one of several ways."""
+"""From a label's score map to mask proposals: points drawn, clustered, and put to the segmenter in one of several
+ways."""
 
 from collections.abc import Mapping
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.trace import ProposalTrace
-from backend.core.types import RecipeName, Scribble
+from backend.core.types import Mask, RecipeName, Scribble
 from backend.models.segmenter import Prompt, Segmenter
 
 PAPER_MINIMUM_SCORE = 0.5
@@ -29,7 +30,8 @@ def propose_parts(
     """What the segmenter makes of each cluster of points; the kept ones together are the label's mask.
 
     `prior`: the segmenter follows the score map, the points say which pieces of it are meant, and every piece counts.
-    `paper`: the segmenter sees the points of a cluster and nothing else; proposals of too low a predicted IoU are dropped.
+    `paper`: the segmenter sees the points of a cluster and nothing else; proposals of too low a predicted IoU are
+    dropped.
 
     Args:
         segmenter, embedding: of the target.
@@ -49,7 +51,7 @@ def propose_parts(
         Prompt(Scribble((height, width), positive_xy=group), prior=prior if recipe == "prior" else None)
         for group in groups
     ]
-    best = {index: (np.zeros((height, width), bool), 0.0) for index in range(len(groups))}
+    best: list[tuple[Mask, float]] = [(np.zeros((height, width), bool), 0.0) for _ in groups]
     for candidate in segmenter.decode(embedding, prompts):
         if not best[candidate.prompt_index][0].any() or candidate.score > best[candidate.prompt_index][1]:
             best[candidate.prompt_index] = candidate.mask, candidate.score

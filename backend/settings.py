@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     profile: str = Field("lite", description="Which models: `lite` needs no download.")
     matcher: MatcherName = Field(
         "posterior",
-        description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, `sinkhorn`, "
-        "`hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
+        description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, "
+        "`sinkhorn`, `hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
         '`{"matcher": ...}` go before it.',
     )
     recipe: RecipeName = Field(

@@ -1,4 +1,4 @@
-"""Which evidence tells good masks from bad and present objects from absent ones? Collects it over the data sets, fits `core.scoring`.
+"""Which evidence tells good masks from bad, and present objects from absent ones? Fits the weights of `core.scoring`.
 
     python benchmarks/calibration.py collect DIR rows.json [--seeds 0,1] [--targets 4]
     python benchmarks/calibration.py fit rows.json

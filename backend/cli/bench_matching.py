@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -53,7 +53,7 @@ def run_matching_bench(options: MatchingBench, json_file: Path | None, plot: Pat
         BadInputError: an unknown matcher, sizes or numbers that are none, no data set.
     """
     matchers = _matchers(options.matchers)
-    known = [cast(MatcherName, name) for name in matchers if name in MATCHERS]
+    known = [name for name in MATCHERS if name in matchers]
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
     sizes_px, counts = _numbers(options.sizes), _numbers(options.references)
@@ -61,7 +61,7 @@ def run_matching_bench(options: MatchingBench, json_file: Path | None, plot: Pat
         raise BadInputError(
             f"sizes must be at least one patch of {options.patch_px} px, got {options.sizes}; raise them"
         )
-    shared = {
+    shared: dict[str, Any] = {
         "patch_px": options.patch_px, "dims": options.dims, "repeats": options.repeats,
         "slowest_s": options.slowest_s, "seed": options.seed,
     }  # fmt: skip
@@ -72,12 +72,12 @@ def run_matching_bench(options: MatchingBench, json_file: Path | None, plot: Pat
             f"± {1000 * row.seconds_iqr:8.2f} {row.peak_mb:8.1f} MB"
         )
 
-    rows = bench_sizes(matchers, sizes_px, on_row=tell, **shared)  # type: ignore[arg-type]
+    rows = bench_sizes(matchers, sizes_px, on_row=tell, **shared)
     with_bank = (
         bench_references(known, counts, most_patches=options.most_patches, on_row=tell, **shared) if counts else []
-    )  # type: ignore[arg-type]
+    )
     whole = [name for name in known if name in _BANKLESS]
-    without = bench_references(whole, counts, most_patches=None, on_row=tell, **shared) if counts else []  # type: ignore[arg-type]
+    without = bench_references(whole, counts, most_patches=None, on_row=tell, **shared) if counts else []
     quality = measure_quality(options.quality, known, seed=options.seed) if options.quality else []
     Console().print(_table(rows))
     if quality:

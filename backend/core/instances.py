@@ -1,4 +1,5 @@
-"""From the mask of a label to one mask for each of its objects: separate pieces, and touching ones parted at their necks."""
+"""From the mask of a label to one mask for each of its objects: separate pieces, and touching ones parted at their
+necks."""
 
 import cv2
 import numpy as np
@@ -18,8 +19,8 @@ InstanceMap = NDArray[np.int32]
 def split_instances(mask: Mask) -> InstanceMap:
     """Share the whole frame out among the objects of a mask.
 
-    Each object grows from where it is thickest, along the distance to the background (a watershed). Then parts whose common border
-    is not a neck become one again: an object is not cut because it is long or dented.
+    Each object grows from where it is thickest, along the distance to the background (a watershed). Then parts whose
+    common border is not a neck become one again: an object is not cut because it is long or dented.
 
     Args:
         mask: (h, w) bool.

@@ -1,10 +1,12 @@
 """Score maps: which patches of a target show what the references mark.
 
-Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length; `S[r, t] = <f_r, g_t>`
-their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how much is known of it; `tau` the
-temperature. A patch that is known and not inside is background, from whichever reference it comes: negatives are nothing else.
+Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length;
+`S[r, t] = <f_r, g_t>` their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0,
+1] how much is known of it; `tau` the temperature. A patch that is known and not inside is background, from whichever
+reference it
+comes: negatives are nothing else.
 
-Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3, Matching.
+Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,8 @@ class ReferenceBank:
 
     Attributes:
         features: (R, D) float32, of unit length.
-        foreground: (R,) float32 >= 0: inside * known, in [0, 1] for a patch, the sum of it for one that stands for others.
+        foreground: (R,) float32 >= 0: inside * known, in [0, 1] for a patch, the sum of it for one that stands for
+        others.
         background: (R,) float32 >= 0: (1 - inside) * known, likewise.
     """
 
@@ -43,7 +46,7 @@ class ScoreMap:
     """What a matcher says of a target's patches.
 
     Attributes:
-        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where the object is absent.
+        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where it is absent.
         matching: (T,) float32, sums to 1 (0 where nothing was found): the probability map that points are sampled from.
         error: mean standard error of the posterior where it is estimated by a draw; 0 where it is not.
     """
@@ -74,13 +77,15 @@ def check_references(references: Sequence[Reference], signature: str) -> None:
     for reference in references:
         if reference.signature != signature:
             raise BadInputError(
-                f"references must come from the models {signature}, got {reference.signature}; describe their images again"
+                f"references must come from the models {signature}, got {reference.signature}; "
+                "describe their images again"
             )
         count = len(reference.features)
         if reference.features.ndim != 2 or reference.inside.shape != (count,) or reference.known.shape != (count,):
             raise BadInputError(
                 "reference must have features (R, D), inside (R,) and known (R,), got "
-                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; describe its image again"
+                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; "
+                "describe its image again"
             )
         if not np.isfinite(reference.features).all():
             raise BadInputError("reference features must be finite, got NaN or infinity; encode the image again")
@@ -170,8 +175,9 @@ def match_prototype(
 
         posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
 
-    p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit length.
-    Unknown patches are in neither. Without background the posterior is 1 everywhere. `strange_similarity` has no say.
+    p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit
+    length. Unknown patches are in neither. Without background the posterior is 1 everywhere. `strange_similarity` has
+    no say.
 
     Args, Raises: as `match_posterior`.
 
@@ -234,7 +240,8 @@ def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -
         raise BadInputError(f"temperature must be above 0, got {temperature}; 0.05 suits the lite encoder")
     if target.ndim != 2 or target.shape[1] != bank.features.shape[1]:
         raise BadInputError(
-            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; encode it with one model"
+            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; "
+            "encode both with one model"
         )
     # One NaN or infinity makes the sum one, and summing costs no second array.
     if not bool(torch.isfinite(target.sum())):

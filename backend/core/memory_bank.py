@@ -22,12 +22,13 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
 
     Every sum over reference patches becomes a sum over some of them, each with the mass of those it stands for:
 
-        sum_r mass[r] k(f_r, g)  ~=  sum_{r drawn} w[r] mass[r] k(f_r, g),     w = known mass of the stratum / drawn known mass
+        sum_r mass[r] k(f_r, g)  ~=  sum_{r drawn} w[r] mass[r] k(f_r, g),     w = known mass of the stratum / drawn
+        known mass
 
-    The strata are inside and outside. Half of the bank is for each; what one leaves free the other takes. In a stratum every
-    n-th patch is drawn along rows, views and references, so that each reference and each part of its image is there in proportion:
-    no worse here than greedy k-centres over the features, and a thousand times faster (docs/algorithm.md). Unknown patches
-    are dropped, they say nothing.
+    The strata are inside and outside. Half of the bank is for each; what one leaves free the other takes. In a stratum
+    every n-th patch is drawn along rows, views and references, so that each reference and each part of its image is
+    there in proportion: no worse here than greedy k-centres over the features, and a thousand times faster
+    (docs/algorithm.md). Unknown patches are dropped, they say nothing.
 
     References are put in the order of their content first, so the order given changes nothing, and no seed is needed.
 

@@ -31,19 +31,22 @@ def match_random_features(
 ) -> ScoreMap:
     """`match_posterior` with its kernel replaced by the product of random features.
 
-        exp(<x, y>) ~= <phi(x), phi(y)>,    phi_i(x) = prod_k D_k exp(A_k w_ik^2 + B_k w_ik x_k - x_k^2 / 2) / sqrt(features)
-        D_k = (1 - 4 A_k)^(1/4),  B_k = sqrt(1 - 4 A_k),   w_i normal, orthogonal in blocks
+        exp(<x, y>) ~= <phi(x), phi(y)>,    phi_i(x) = prod_k D_k exp(A_k w_ik^2 + B_k w_ik x_k - x_k^2 / 2) /
+        sqrt(features) D_k = (1 - 4 A_k)^(1/4),  B_k = sqrt(1 - 4 A_k),   w_i normal, orthogonal in blocks
         a[t] = phi(y_t) . sum_r alpha[r] phi(x_r),         b[t] likewise with beta
 
-    alpha, beta: the balanced masses of `match_posterior`, so negatives, several references and unknown patches enter as they do there.
+    alpha, beta: the balanced masses of `match_posterior`, so negatives, several references and unknown patches enter
+    as they do there.
     `strange_similarity` has no say: of the kernel the draw keeps the ratios alone.
 
     Plain random features drown at the temperatures that matching needs: their relative variance is exp(|x + y|^2) with
-    |x|^2 = 1 / tau. Three things bring it down. The mean of the bank is taken off both sides, exactly: what depends on t alone cancels
-    in the ratio, what depends on r alone is a weight. Of the rest only the leading `directions` of the bank are kept: the one step
-    that changes the kernel itself. And A_k, chosen for the mean (x_k + y_k)^2, makes the draw wide where the patches are wide.
+    |x|^2 = 1 / tau. Three things bring it down. The mean of the bank is taken off both sides, exactly: what depends on
+    t alone cancels in the ratio, what depends on r alone is a weight. Of the rest only the leading `directions` of the
+    bank are kept: the one step that changes the kernel itself. And A_k, chosen for the mean (x_k + y_k)^2, makes the
+    draw wide where the patches are wide.
 
-    `ScoreMap.error` is the standard error of the draw, from its two halves; what the dropped directions cost is not in it.
+    `ScoreMap.error` is the standard error of the draw, from its two halves; what the dropped directions cost is not in
+    it.
 
     Args:
         bank, target, temperature: as for `match_posterior`.
@@ -54,8 +57,8 @@ def match_random_features(
     Raises:
         BadInputError: as `match_posterior`.
 
-    Source: Choromanski et al., "Rethinking attention with Performers", ICLR 2021; Likhosherstov et al., "Chefs' random tables",
-    NeurIPS 2022, Section 3 (A_k; here one for each direction).
+    Source: Choromanski et al., "Rethinking attention with Performers", ICLR 2021; Likhosherstov et al., "Chefs' random
+    tables", NeurIPS 2022, Section 3 (A_k; here one for each direction).
     """
     require_matchable(bank, target, temperature)
     is_known = bank.foreground + bank.background > 0
@@ -94,7 +97,7 @@ def _leading_directions(rows: Tensor, count: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _draw(dimensions: int, features: int, seed: int) -> Tensor:
-    """w (features, dimensions): normal rows, orthogonal to each other in blocks of `dimensions`; the same for every call."""
+    """w (features, dimensions): normal rows, orthogonal in blocks of `dimensions`, the same every time."""
     generator = torch.Generator().manual_seed(seed)
     blocks = []
     for _ in range(math.ceil(features / dimensions)):

@@ -18,8 +18,8 @@ class Evidence:
         peak: mean posterior of the highest percent of the image: low where the object is absent.
         inside: mean posterior inside the mask.
         outside: mean posterior outside of it.
-        support: soft IoU of the mask and the posterior: what is claimed without support and what is supported without being claimed
-            both cost.
+        support: soft IoU of the mask and the posterior: what is claimed without support and what is supported without
+            being claimed both cost.
         agreement: IoU of the mask and the thresholded prior: colours and features tell the same.
         area: share of the image.
     """

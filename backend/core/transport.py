@@ -1,7 +1,8 @@
-"""Matchers that move mass from reference to target patches: the entropic plan, and the assignment of one patch to one patch.
+"""Matchers that move mass from reference to target patches: the entropic plan, and the assignment of one patch to one
+patch.
 
-Symbols as in `matching`. Both form the R x T matrix of similarities; `hungarian` is cubic in patches besides. They are here to be
-compared with, the paper's starting point and its rival.
+Symbols as in `matching`. Both form the R x T matrix of similarities; `hungarian` is cubic in patches besides. They are
+here to be compared with, the paper's starting point and its rival.
 """
 
 from typing import cast
@@ -34,15 +35,16 @@ def match_sinkhorn(
         min_P  sum_rt P[r,t] (1 - S[r,t]) + eps KL(P | a b^T),     P 1 = a,  P^T 1 = b
         P[r,t] = a[r] b[t] exp((u[r] + v[t] - 1 + S[r,t]) / eps),     sum_r a[r] u[r] = 0
 
-    a: foreground / its sum; b: 1 / T. The plan's own marginals are fixed and say nothing of a patch; what it costs to bring mass to
-    patch t, its price v[t], does: matching = softmax_t(-v / tau). As eps grows v[t] tends to 1 - <m, g_t>, the mean cost, so
-    the matching probability tends to `softmatcher`'s; as eps falls, v[t] is the cost of the best reference patch that is
-    not better used elsewhere. Negatives are transported by a problem of their own with prices v-:
+    a: foreground / its sum; b: 1 / T. The plan's own marginals are fixed and say nothing of a patch; what it costs to
+    bring mass to patch t, its price v[t], does: matching = softmax_t(-v / tau). As eps grows v[t] tends to 1 - <m,
+    g_t>, the mean cost, so the matching probability tends to `softmatcher`'s; as eps falls, v[t] is the cost of the
+    best reference patch that is not better used elsewhere. Negatives are transported by a problem of their own with
+    prices v-:
 
         posterior[t] = sigmoid((v-[t] - v[t]) / tau + log(F / B) / 2),     F, B: the masses of foreground and background
 
-    (the balance of `match_posterior`). Without background it is 1 everywhere. Unknown patches send nothing. Several references
-    share one a. `strange_similarity` has no say.
+    (the balance of `match_posterior`). Without background it is 1 everywhere. Unknown patches send nothing. Several
+    references share one a. `strange_similarity` has no say.
 
     Args:
         bank, target, temperature: as for `match_posterior`.
@@ -94,19 +96,21 @@ def match_hungarian(
 ) -> ScoreMap:
     """Matcher's forward and reverse assignment.
 
-    Forward: the foreground patches are assigned one to one to target patches, the sum of similarities highest. Reverse: the target
-    patches so found are assigned to all known reference patches; those that end outside the mask are dropped, so
-    negatives enter through the way back. Nothing is kept where nothing comes back: the object is absent.
+    Forward: the foreground patches are assigned one to one to target patches, the sum of similarities highest.
+    Reverse: the target patches so found are assigned to all known reference patches; those that end outside the mask
+    are dropped, so negatives enter through the way back. Nothing is kept where nothing comes back: the object is
+    absent.
 
         posterior[t] = (1 + S[r,t]) / 2 for a kept pair r, t; 0 elsewhere
 
-    The assignment knows patches, not parts of them: foreground is where more than half of what is known of a patch is inside (the most
-    covered patches, if there is none), unknown patches are left out. At most as many target patches are found as the
-    references have foreground patches. The scales change nothing.
+    The assignment knows patches, not parts of them: foreground is where more than half of what is known of a patch is
+    inside (the most covered patches, if there is none), unknown patches are left out. At most as many target patches
+    are found as the references have foreground patches. The scales change nothing.
 
     Args, Raises: as for `match_posterior`.
 
-    Source: Liu et al., "Matcher: Segment anything with one shot using all-purpose feature matching", ICLR 2024, Section 3.1;
+    Source: Liu et al., "Matcher: Segment anything with one shot using all-purpose feature matching", ICLR 2024,
+    Section 3.1;
     `scipy.optimize.linear_sum_assignment`.
     """
     from scipy.optimize import linear_sum_assignment

@@ -1,7 +1,8 @@
 """How long matching takes and how much memory: every matcher over image sizes and numbers of references, on one core.
 
-The setting is that of Figure 2 in Frick et al., IJCAI 2024: patches of 14 px, 768 dimensions, one core, as many reference patches as
-target patches, all of them inside the mask. Features are drawn by a seed: smooth over the image as an encoder's are, of unit length.
+The setting is that of Figure 2 in Frick et al., IJCAI 2024: patches of 14 px, 768 dimensions, one core, as many
+reference patches as target patches, all of them inside the mask. Features are drawn by a seed: smooth over the image
+as an encoder's are, of unit length.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +27,7 @@ from backend.core.memory_bank import build_bank
 from backend.core.types import MatcherName, Reference
 
 ASSIGNMENT = "assignment"
-"""Not a matcher: one `linear_sum_assignment` on the similarities, what the paper compares with. `hungarian` solves two of them."""
+"""Not a matcher: one `linear_sum_assignment`, what the paper compares with; `hungarian` solves two."""
 PAIRWISE = "softmatcher-pairwise"
 """The paper's score as it is written, the oracle of the tests: what the closed form saves."""
 SIZES_PX = (224, 336, 448, 672, 896, 1120, 1344)
@@ -98,7 +100,7 @@ def bench_sizes(
                 growth = (len(target) / last[name].patches) ** _GROWTH.get(name, 2.0)
                 if last[name].seconds_median * growth > slowest_s:
                     continue
-            seconds, peak_mb = _measure(lambda name=name: _run(name, everything, target), repeats)  # type: ignore[misc]
+            seconds, peak_mb = _measure(partial(_run, name, everything, target), repeats)
             row = _row(name, size_px, len(target), 1, len(features), seconds, peak_mb)
             last[name] = row
             rows.append(row)
@@ -146,7 +148,7 @@ def bench_references(
                 growth = (len(bank.features) / last[name].bank_patches) ** _GROWTH.get(name, 1.0)
                 if last[name].seconds_median * growth > slowest_s:
                     continue
-            seconds, peak_mb = _measure(lambda name=name: _run(name, bank, target), repeats)  # type: ignore[misc]
+            seconds, peak_mb = _measure(partial(_run, name, bank, target), repeats)
             row = _row(name, size_px, len(target), count, len(bank.features), seconds, peak_mb, prepare_s)
             last[name] = row
             rows.append(row)
@@ -166,7 +168,7 @@ def speedups(rows: Sequence[MatchingRow], over: str = ASSIGNMENT) -> dict[str, d
 
 
 def growth_in_patches(rows: Sequence[MatchingRow], matcher: str) -> float | None:
-    """Power of the number of patches that the time grows with, fitted over all sizes: 1 is linear; None below two sizes."""
+    """Power of the number of patches that the time grows with, fitted over all sizes; None below two sizes."""
     own = [row for row in rows if row.matcher == matcher]
     if len({row.patches for row in own}) < 2:
         return None

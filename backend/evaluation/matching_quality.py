@@ -115,7 +115,7 @@ def _score(
 
 
 def soft_iou(claimed: torch.Tensor, covered: torch.Tensor) -> float:
-    """IoU in pixels of claimed patches (T,) bool with a mask that covers `covered` (T,) of each; 1 where both are empty."""
+    """IoU of claimed patches (T,) bool with a mask that covers `covered` (T,) of each; 1 where both are empty."""
     shared = float(covered[claimed].sum())
     union = float(claimed.sum()) + float(covered.sum()) - shared
     return shared / union if union > 0 else 1.0

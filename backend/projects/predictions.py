@@ -231,7 +231,7 @@ class Predictions:
             )
             with self._models.gate.turn(is_interactive=False):
                 trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
-            assert image.pixels is not None  # noqa: S101 (asked for)
+            assert image.pixels is not None  # asked for
             pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
         return draw_traces(pictures)
 

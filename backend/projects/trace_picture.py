@@ -1,4 +1,5 @@
-"""A segmentation's trace as a picture: score map, points, proposals with their scores, and why each was kept or dropped."""
+"""A segmentation's trace as a picture: score map, points, proposals with their scores, and why each was kept or
+dropped."""
 
 import io
 from collections.abc import Sequence
