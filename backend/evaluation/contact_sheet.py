@@ -29,7 +29,7 @@ def draw_contact_sheets(
     is_complete: bool = True,
     count: int = 12,
 ) -> list[Path]:
-    """Write `best.png`, `median.png` and `worst.png`, each of `count` targets of distinct classes where there are enough.
+    """Write `best.png`, `median.png` and `worst.png`: `count` targets each, of distinct classes where there are enough.
 
     A green line is the data set's mask, a red area what was found.
 
@@ -79,7 +79,8 @@ def draw_contact_sheets(
 
 def _of_distinct_classes(order: Sequence[TargetScore], count: int) -> list[TargetScore]:
     seen: set[str] = set()
-    distinct, others = [], []
+    distinct: list[TargetScore] = []
+    others: list[TargetScore] = []
     for one in order:
         owner = one.target.rpartition("/")[0]
         (others if owner in seen else distinct).append(one)

@@ -1,4 +1,4 @@
-"""What a user would have marked instead of a finished mask: points and strokes inside of it, or one object of several."""
+"""What a user would have marked instead of a finished mask: points and strokes in it, or one object of several."""
 
 import random
 

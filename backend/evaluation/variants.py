@@ -123,7 +123,10 @@ def evaluate_variants(
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results = {
         name: EvaluationResult(
-            {one.name: [TargetScore(**score) for score in line["scores"][name]] for one, line in zip(classes, lines, strict=True)},
+            {
+                one.name: [TargetScore(**score) for score in line["scores"][name]]
+                for one, line in zip(classes, lines, strict=True)
+            },
             [answer for line in lines for answer in line["absent"][name]],
             _stage_medians(lines, name),
             {**settings, "options": asdict(options)},
@@ -131,7 +134,7 @@ def evaluate_variants(
             peak_mb,
         )
         for name, options in variants.items()
-    }  # fmt: skip
+    }
     markings: dict[str, float] = {}
     if with_markings:
         markings["mask"] = next(iter(results.values())).miou()

@@ -1,4 +1,4 @@
-"""Several variants in one run: the same figures as one by one, taken up again after an interruption, pictures and tables."""
+"""Several variants in one run: the figures of each alone, taken up after an interruption, pictures and tables."""
 
 import json
 from collections.abc import Callable
