@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,19 +16,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
+from backend.core.instances import split_instances
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
-from backend.core.matching import MATCHERS, closest_similarity, gather_references, join_labels
+from backend.core.matchers import MATCHERS
+from backend.core.matching import ReferenceBank, closest_similarity, join_labels
+from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, recentre_map
-from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
-from backend.core.scoring import expected_iou, presence, weigh_mask
-from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
+from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.core.types import (
+    EncodedImage,
+    Image,
+    LabelMask,
+    Mask,
+    MatcherName,
+    RecipeName,
+    Reference,
+    ScoredMask,
+    Scribble,
+)
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
+from backend.recipes import propose_parts
 
 OnStage = Callable[[str, float], None]
+LabelReferences = Sequence[Reference] | ReferenceBank
 MINIMUM_SIDE_PX = 4
 """An image smaller than this, in height or width, shows no object: resized it is one colour, alike to anything."""
 
@@ -39,21 +53,27 @@ class MatchOptions:
     """How references are matched and masks are made of it. Every field fits into JSON.
 
     Attributes:
-        matcher: `posterior` or the paper's `softmatcher`.
+        matcher: a key of `MATCHERS`: `posterior`, the paper's `softmatcher`, ...
+        recipe: how masks are made of the score map: `prior`, or the `paper`'s own.
         temperature: softmax scale, above 0; None takes the encoder's own.
         points: sampled from the matching probability, per label.
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
+        bank_patches: bound of the patches that a label's references are matched with, see `build_bank`.
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
+        instances: one mask for each object of a label, not one for all of them.
         minimum_presence: nothing is returned where the object is believed to be there with a smaller chance than this.
     """
 
-    matcher: Literal["posterior", "softmatcher"] = "posterior"
+    matcher: MatcherName = "posterior"
+    recipe: RecipeName = "prior"
     temperature: float | None = None
     points: int = 64
     clusters: int = 8
     seed: int = 0
+    bank_patches: int = 3072
     speck_percent: float = 0.02
+    instances: bool = False
     minimum_presence: float = 0.72
 
     def digest(self) -> str:
@@ -70,12 +90,18 @@ class Proposal:
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
         closeness: how alike the most alike patches are, a cosine.
+        parts: what the mask was made of.
     """
 
     mask: Mask
     posterior: NDArray[np.float32]
     prior: NDArray[np.float32]
     closeness: float
+    parts: tuple[ProposalTrace, ...]
+
+    def weigh(self) -> Evidence:
+        """What speaks for the mask."""
+        return weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness)
 
 
 class Softmatcher:
@@ -100,6 +126,8 @@ class Softmatcher:
         self._options = options
         self._on_stage = on_stage
         self.signature = f"{encoder.signature}+{segmenter.signature}"
+        self.temperature = encoder.temperature
+        self.strange_similarity = encoder.strange_similarity
 
     def encode(self, image: Image) -> EncodedImage:
         """All that later steps need of an image, (H, W, 3) uint8 RGB.
@@ -199,36 +227,45 @@ class Softmatcher:
             self.signature,
         )
 
+    def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
+        """What matching needs of a label's references: made once for many targets, whatever their order.
+
+        Raises:
+            BadInputError: no references, features of other models, NaN in them, or nothing marked.
+        """
+        chosen = options or self._options
+        return build_bank(references, self.signature, most_patches=chosen.bank_patches)
+
     def segment(
         self,
         encoded: EncodedImage,
-        references: Mapping[str, Sequence[Reference]],
+        references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
     ) -> list[LabelMask]:
         """Find what the references mark.
 
         Args:
             encoded: the target.
-            references: label to references; a label without any is left out.
+            references: label to references, or to what `gather` made of them; a label without any is left out.
             options: in place of the engine's own.
 
         Returns:
-            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found,
-            and for images of fewer than four pixels in height or width.
+            At most one mask a label (with `instances` one an object), none of them overlapping, in the order of
+            `references`; [] where nothing is found, and for images of fewer than four pixels in height or width.
 
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
         """
         self._require_own(encoded)
         chosen = options or self._options
-        labels = [label for label, label_references in references.items() if label_references]
+        labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
         if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
             return []
         found: list[LabelMask] = []
         for label, proposal in zip(
             labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
         ):
-            evidence = weigh_mask(proposal.mask, proposal.posterior, proposal.prior, closeness=proposal.closeness)
+            evidence = proposal.weigh()
             if presence(evidence) < chosen.minimum_presence:
                 continue
             with self._stage("upsample"):
@@ -236,12 +273,38 @@ class Softmatcher:
                 # Masks that touch in the working frame may share the pixels that its border became.
                 for other in found:
                     natural &= ~other.mask
-            if natural.any():
-                found.append(LabelMask(label, natural, expected_iou(evidence)))
+            if chosen.instances:
+                owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
+                objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
+            else:
+                objects = [natural]
+            found += [LabelMask(label, one, expected_iou(evidence)) for one in objects if one.any()]
         return found
 
+    def explain(
+        self,
+        encoded: EncodedImage,
+        references: Mapping[str, LabelReferences],
+        options: MatchOptions | None = None,
+    ) -> Trace:
+        """What `segment` goes through with the same arguments, and why each proposal and label is kept or dropped.
+
+        Raises: as `segment`.
+        """
+        self._require_own(encoded)
+        chosen = options or self._options
+        labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
+        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
+            return Trace(chosen.matcher, chosen.recipe, ())
+        proposals = self.propose(encoded, [references[label] for label in labels], chosen)
+        return Trace(
+            chosen.matcher,
+            chosen.recipe,
+            tuple(_trace_label(label, proposal, chosen) for label, proposal in zip(labels, proposals, strict=True)),
+        )
+
     def propose(
-        self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
+        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
     ) -> list[Proposal]:
         """The best mask of each label in the segmenter's working frame, however bad; none of them overlap.
 
@@ -258,49 +321,42 @@ class Softmatcher:
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
-            masks = [
-                self._mask(encoded, prior, matching, options) for prior, matching in zip(priors, matchings, strict=True)
-            ]
+            parts = [
+                propose_parts(
+                    self._segmenter, encoded.embedding, prior, matching,
+                    recipe=options.recipe, points=options.points, clusters=options.clusters, seed=options.seed,
+                )
+                for prior, matching in zip(priors, matchings, strict=True)
+            ]  # fmt: skip
+            masks = [_join_parts(label_parts, working_hw, options) for label_parts in parts]
             resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
         return [
-            Proposal(mask, picture.numpy(), prior, closeness)
-            for mask, picture, prior, closeness in zip(resolved, pictures, priors, closenesses, strict=True)
+            Proposal(mask, picture.numpy(), prior, closeness, label_parts)
+            for mask, picture, prior, closeness, label_parts in zip(
+                resolved, pictures, priors, closenesses, parts, strict=True
+            )
         ]
 
     def _match(
-        self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
+        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
     ) -> tuple[list[Tensor], list[Tensor], list[float]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
-        temperature = self._encoder.temperature if options.temperature is None else options.temperature
+        temperature = self.temperature if options.temperature is None else options.temperature
         matcher = MATCHERS.get(options.matcher)
         if matcher is None:
             raise ConfigurationError(
                 f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
             )
         with torch.inference_mode():
-            banks = [gather_references(one, self.signature) for one in references]
+            banks = [known if isinstance(known, ReferenceBank) else self.gather(known, options) for known in references]
             maps = [
-                matcher(bank, target, temperature=temperature, strange_similarity=self._encoder.strange_similarity)
+                matcher(bank, target, temperature=temperature, strange_similarity=self.strange_similarity)
                 for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
             closenesses = [closest_similarity(bank, target) for bank in banks]
         return posteriors, [one.matching.reshape(grid) for one in maps], closenesses
-
-    def _mask(self, encoded: EncodedImage, prior: NDArray[np.float32], matching: Tensor, options: MatchOptions) -> Mask:
-        height, width = prior.shape
-        points = sample_points(matching, count=options.points, seed=options.seed)
-        scale = np.array([width, height], np.float32)
-        prompts = [
-            Prompt(Scribble((height, width), positive_xy=cluster.numpy() * scale), prior=prior)
-            for cluster in cluster_points(points, count=options.clusters)
-        ]
-        union = np.zeros((height, width), bool)
-        for candidate in self._segmenter.decode(encoded.embedding, prompts):
-            union |= candidate.mask
-        speck_px = max(1.0, options.speck_percent / 100 * height * width)
-        return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:
@@ -339,6 +395,37 @@ def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | Non
     if size_hw[0] > strokes.shape[0]:
         scaled |= mask_to_size(strokes, size_hw)
     return scaled
+
+
+def _join_parts(parts: Sequence[ProposalTrace], working_hw: tuple[int, int], options: MatchOptions) -> Mask:
+    union = np.zeros(working_hw, bool)
+    for part in parts:
+        if part.is_kept:
+            union |= part.mask
+    speck_px = max(1.0, options.speck_percent / 100 * union.size)
+    return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
+
+
+def _trace_label(label: str, proposal: Proposal, options: MatchOptions) -> LabelTrace:
+    evidence = proposal.weigh()
+    chance = f"The object is there with a chance of {presence(evidence):.2f}"
+    is_kept = presence(evidence) >= options.minimum_presence and bool(proposal.mask.any())
+    if is_kept:
+        reason = f"{chance}, {options.minimum_presence} is asked for."
+    elif proposal.mask.any():
+        reason = f"{chance}, less than the {options.minimum_presence} that is asked for."
+    elif any(part.is_kept for part in proposal.parts):
+        reason = "All its pixels went to other labels, or were specks."
+    else:
+        reason = "No proposal is left: the object seems absent."
+    return LabelTrace(label, proposal.posterior, proposal.parts, proposal.mask, expected_iou(evidence), is_kept, reason)
+
+
+def _nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:
+    rows = (np.arange(size_hw[0]) * owner.shape[0]) // size_hw[0]
+    columns = (np.arange(size_hw[1]) * owner.shape[1]) // size_hw[1]
+    resized: NDArray[np.int32] = owner[rows[:, None], columns]
+    return resized
 
 
 def load_softmatcher(profile: str, on_stage: OnStage | None = None) -> Softmatcher:

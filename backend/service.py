@@ -134,6 +134,12 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
             queue.predict_tasks(project_key, answer.unfinished)
         return {"results": answer.results}
 
+    @app.get("/projects/<int:project_id>/tasks/<int:task_id>/explain.png")
+    def explain(project_id: int, task_id: int) -> Response:
+        _note(project=project_id, task=task_id)
+        picture = projects.predictions.explain(project_id, task_id)
+        return Response(picture, content_type="image/png", headers={"Cache-Control": "no-store"})
+
     @app.post("/webhook")
     def webhook() -> tuple[dict[str, Any], int]:
         body = _body()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backend.core.types import MatcherName, RecipeName
 from backend.errors import ConfigurationError
 
 
@@ -47,10 +48,21 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
     profile: str = Field("lite", description="Which models: `lite` needs no download.")
-    matcher: Literal["posterior", "softmatcher"] = Field(
+    matcher: MatcherName = Field(
         "posterior",
-        description="Score map: foreground posterior, or the paper's exact Softmatcher. A project's extra params "
+        description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, "
+        "`sinkhorn`, `hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
         '`{"matcher": ...}` go before it.',
+    )
+    recipe: RecipeName = Field(
+        "prior",
+        description="How masks are made of the score map: `prior`, or the `paper`'s own. A project's extra params "
+        '`{"recipe": ...}` go before it.',
+    )
+    instances: bool = Field(
+        False,
+        description="True for one region an object, false for one region a label. A project's extra params "
+        '`{"instances": true}` go before it.',
     )
     background_labels: Annotated[frozenset[str], NoDecode] = Field(
         frozenset({"background"}),

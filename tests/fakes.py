@@ -12,6 +12,8 @@ from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
 from backend import jobs
+from backend.core.matching import ReferenceBank, gather_references
+from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
@@ -86,21 +88,41 @@ class ColourSoftmatcher:
         ones = np.ones(len(colours), np.float16)
         return Reference(colours, ones, ones, self.signature)
 
+    def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
+        return gather_references(references, self.signature)
+
     def segment(
         self,
         encoded: EncodedImage,
-        references: Mapping[str, Sequence[Reference]],
+        references: Mapping[str, ReferenceBank],
         options: MatchOptions | None = None,
     ) -> list[LabelMask]:
         image = np.asarray(encoded.embedding["image"])
         found = []
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
-            for colour in np.concatenate([reference.features for reference in known]).astype(np.uint8):
+            for colour in known.features.numpy().astype(np.uint8):
                 mask |= (image == colour).all(axis=2)
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
         return found
+
+    def explain(
+        self,
+        encoded: EncodedImage,
+        references: Mapping[str, ReferenceBank],
+        options: MatchOptions | None = None,
+    ) -> Trace:
+        image = np.asarray(encoded.embedding["image"])
+        blank = np.zeros(image.shape[:2], np.float32)
+        found = {one.label: one for one in self.segment(encoded, references, options)}
+        labels = tuple(
+            LabelTrace(label, blank, (), found[label].mask, 0.8, True, "Seen.")
+            if label in found
+            else LabelTrace(label, blank, (), blank > 0, 0.0, False, "Not seen.")
+            for label in references
+        )
+        return Trace("colours", "prior", labels)
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` answers at once."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backend.cli.bench import bench
 from backend.cli.evaluate import evaluate
 from backend.cli.failure import clear_errors
 
@@ -13,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
+app.add_typer(bench, name="bench")
 
 
 @app.command()
@@ -63,6 +66,27 @@ def demo(
     from backend.cli.demo import demo as run
 
     run(once)
+
+
+@app.command()
+@clear_errors
+def explain(
+    project: Annotated[int, typer.Option(help="Id of a project of Label Studio.")],
+    task: Annotated[int, typer.Option(help="Id of a task of it.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+) -> None:
+    """Draw why the masks of a task are as they are: score maps, points, proposals kept and dropped."""
+    from backend.projects import open_projects
+    from backend.settings import load_settings
+
+    projects = open_projects(load_settings())
+    try:
+        picture = projects.predictions.explain(project, task)
+    finally:
+        projects.close()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(picture)
+    typer.echo(f"written: {out}")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from backend.evaluation.run import EvaluationResult
+    from backend.pipeline import MatchOptions
 
 
 def evaluate(
@@ -24,29 +25,75 @@ def evaluate(
         bool,
         typer.Option(help="Take the masks as all there is of a class on their image; off: look-alikes are unknown."),
     ] = True,
+    matchers: Annotated[str, typer.Option(help="Names with commas, side by side.")] = "posterior",
+    recipes: Annotated[str, typer.Option(help="`prior`, `paper` or both, side by side.")] = "prior",
+    markings: Annotated[
+        bool, typer.Option(help="Also mark points, strokes, and one object of several instead of the masks.")
+    ] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+    sheets: Annotated[Path | None, typer.Option(help="Write pictures of the best, median and worst here.")] = None,
 ) -> None:
     """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
-    from backend.evaluation.run import evaluate as run_evaluation
+    from backend.evaluation.markdown import variants_to_markdown
+    from backend.evaluation.variants import evaluate_variants
 
+    variants = _variants(matchers, recipes)
     # Here, not above: the other commands' --help must not wait for torch.
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("loading the models", total=None)
-        result = run_evaluation(
+        run = evaluate_variants(
             directory,
+            variants,
             profile=profile,
             shots=shots,
             seeds=_numbers(seeds),
             limit=limit,
             is_complete=complete,
+            with_markings=markings,
+            journal=None if json_file is None else json_file.with_name(json_file.name + ".progress.jsonl"),
             on_progress=lambda name, done, total: progress.update(bar, description=name, completed=done, total=total),
         )
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result.to_json(), indent=1) + "\n")
-    Console().print(_table(result))
+        json_file.write_text(json.dumps(run.to_json(), indent=1) + "\n")
+    if markdown is not None:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(variants_to_markdown(run))
+    if sheets is not None:
+        from backend.evaluation.contact_sheet import draw_contact_sheets
+        from backend.pipeline import load_softmatcher
+
+        name, options = next(iter(variants.items()))
+        draw_contact_sheets(
+            directory, run.variants[name], load_softmatcher(profile), options, sheets,
+            shots=shots, limit=limit, is_complete=complete,
+        )  # fmt: skip
+    for name, result in run.variants.items():
+        Console().print(_table(result, name))
+    for kind, value in run.markings.items():
+        Console().print(f"mIoU, marked by {kind}: {value:.3f}")
+
+
+def _variants(matchers: str, recipes: str) -> "dict[str, MatchOptions]":
+    from backend.core.matchers import MATCHERS
+    from backend.core.types import RecipeName
+    from backend.pipeline import MatchOptions
+
+    found = {}
+    for matcher in _names(matchers, tuple(MATCHERS), "matchers"):
+        for recipe in _names(recipes, get_args(RecipeName), "recipes"):
+            found[f"{matcher} {recipe}"] = MatchOptions(matcher=matcher, recipe=recipe)  # type: ignore[arg-type]
+    return found
+
+
+def _names(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    if not named or set(named) - set(known):
+        raise typer.BadParameter(f"{what} must be of {', '.join(known)}, got {text!r}")
+    return list(dict.fromkeys(named))
 
 
 def _numbers(text: str) -> list[int]:
@@ -56,9 +103,9 @@ def _numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"seeds must be whole numbers with commas between, got {text!r}") from error
 
 
-def _table(result: "EvaluationResult") -> Table:
+def _table(result: "EvaluationResult", name: str) -> Table:
     figures = result.to_json()
-    table = Table("set / class", "mIoU", title="One reference set a class, IoU at original size")
+    table = Table("set / class", "mIoU", title=f"{name}: one reference set a class, IoU at original size")
     sets, classes = figures["sets"], figures["classes"]
     assert isinstance(sets, dict)
     assert isinstance(classes, dict)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from backend.core.types import Reference
@@ -29,8 +30,9 @@ class ReferenceBank:
 
     Attributes:
         features: (R, D) float32, of unit length.
-        foreground: (R,) float32 in [0, 1]: inside * known.
-        background: (R,) float32 in [0, 1]: (1 - inside) * known.
+        foreground: (R,) float32 >= 0: inside * known, in [0, 1] for a patch, the sum of it for one that stands for
+        others.
+        background: (R,) float32 >= 0: (1 - inside) * known, likewise.
     """
 
     features: Tensor
@@ -44,11 +46,13 @@ class ScoreMap:
 
     Attributes:
         posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where it is absent.
-        matching: (T,) float32, sums to 1: the probability map that points are sampled from.
+        matching: (T,) float32, sums to 1 (0 where nothing was found): the probability map that points are sampled from.
+        error: mean standard error of the posterior where it is estimated by a draw; 0 where it is not.
     """
 
     posterior: Tensor
     matching: Tensor
+    error: float = 0.0
 
 
 class Matcher(Protocol):
@@ -61,8 +65,8 @@ class Matcher(Protocol):
         ...
 
 
-def gather_references(references: Sequence[Reference], signature: str) -> ReferenceBank:
-    """Join the patches of several references; their order changes nothing but rounding.
+def check_references(references: Sequence[Reference], signature: str) -> None:
+    """What matching asks of the references of a label.
 
     Raises:
         BadInputError: no reference, another model's features, NaN in them, shapes that don't agree, or nothing marked.
@@ -82,12 +86,22 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
                 f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; "
                 "describe its image again"
             )
+        if not np.isfinite(reference.features).all():
+            raise BadInputError("reference features must be finite, got NaN or infinity; encode the image again")
+    if sum(float(reference.inside.astype(np.float32) @ reference.known) for reference in references) < MINIMUM_MASS:
+        raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
+
+
+def gather_references(references: Sequence[Reference], signature: str) -> ReferenceBank:
+    """Join the patches of several references; their order changes nothing but rounding.
+
+    Raises:
+        BadInputError: as `check_references`.
+    """
+    check_references(references, signature)
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
     inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
     known = torch.cat([torch.from_numpy(reference.known.astype(np.float32)) for reference in references])
-    _require_finite(features, "reference")
-    if float((inside * known).sum()) < MINIMUM_MASS:
-        raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
     return ReferenceBank(features, inside * known, (1 - inside) * known)
 
 
@@ -114,16 +128,16 @@ def match_posterior(
     Raises:
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
     """
-    _require_matchable(bank, target, temperature)
+    require_matchable(bank, target, temperature)
     logits = bank.features @ target.T / temperature
     # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
     strange = strange_similarity / temperature
     highest = logits.amax(dim=0, keepdim=True).clamp_min(strange)
     weights = (logits - highest).exp_()
-    sums = torch.stack([_balanced(bank.foreground), _balanced(bank.background)]) @ weights
+    sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
     rest = (strange - highest[0]).exp()
     posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
-    return ScoreMap(posterior, posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny))
+    return ScoreMap(posterior, to_matching(posterior))
 
 
 def match_softmatcher(
@@ -143,21 +157,46 @@ def match_softmatcher(
 
     Args, Raises: as `match_posterior`.
     """
-    _require_matchable(bank, target, temperature)
-    similarity, bank_similarity = prototype_similarity(bank, target)
-    foreground, background = bank.foreground.sum(), bank.background.sum()
-    inside_mean = (bank.foreground @ bank_similarity) / foreground
-    outside_mean = (bank.background @ bank_similarity) / background.clamp_min(MINIMUM_MASS)
-    theta = (inside_mean + outside_mean) / 2
+    require_matchable(bank, target, temperature)
+    mean, mean_outside = _mean_features(bank)
+    similarity = target @ mean
+    # The mean over foreground patches of <m, f_r> is <m, m>: the bank need not be read again.
+    theta = (mean @ mean + mean @ mean_outside) / 2
     scale = min(temperature, 1.0) * 0.5
     posterior = torch.sigmoid((similarity - theta) / scale)
     return ScoreMap(posterior, torch.softmax(similarity / temperature, dim=0))
 
 
-def prototype_similarity(bank: ReferenceBank, target: Tensor) -> tuple[Tensor, Tensor]:
-    """<m, g_t> (T,) and <m, f_r> (R,), m (D,) the mean of the foreground patches, not brought to unit length."""
-    mean = (bank.foreground @ bank.features) / bank.foreground.sum()
-    return target @ mean, bank.features @ mean
+def match_prototype(
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+) -> ScoreMap:
+    """PerSAM's mean feature, and one of the background beside it.
+
+        posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
+
+    p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit
+    length. Unknown patches are in neither. Without background the posterior is 1 everywhere. `strange_similarity` has
+    no say.
+
+    Args, Raises: as `match_posterior`.
+
+    Source: Zhang et al., "Personalize Segment Anything with one shot", ICLR 2024, Section 3.1 (which has no p-).
+    """
+    require_matchable(bank, target, temperature)
+    mean, mean_outside = _mean_features(bank)
+    similarity = target @ F.normalize(mean, dim=0)
+    matching = torch.softmax(similarity / temperature, dim=0)
+    if float(bank.background.sum()) <= 0:
+        return ScoreMap(torch.ones_like(similarity), matching)
+    similarity_outside = target @ F.normalize(mean_outside, dim=0)
+    return ScoreMap(torch.sigmoid((similarity - similarity_outside) / temperature), matching)
+
+
+def _mean_features(bank: ReferenceBank) -> tuple[Tensor, Tensor]:
+    """Means (D,) over foreground and over background patches, not of unit length; 0 without any background."""
+    masses = torch.stack([bank.foreground, bank.background])
+    means = (masses @ bank.features) / masses.sum(dim=1, keepdim=True).clamp_min(MINIMUM_MASS)
+    return means[0], means[1]
 
 
 def closest_similarity(bank: ReferenceBank, target: Tensor) -> float:
@@ -185,15 +224,17 @@ def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:
     return [posterior / excess for posterior in posteriors]
 
 
-MATCHERS: dict[str, Matcher] = {"posterior": match_posterior, "softmatcher": match_softmatcher}
-"""By the name that the setting `matcher` has."""
+def to_matching(posterior: Tensor) -> Tensor:
+    """Scores (T,) >= 0 as a probability map: they sum to 1, or are 0 everywhere."""
+    return posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _balanced(mass: Tensor) -> Tensor:
-    return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()
+def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
+    """What every matcher asks of its arguments.
 
-
-def _require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
+    Raises:
+        BadInputError: temperature not above 0, shapes that don't agree, NaN features.
+    """
     if not temperature > 0:
         raise BadInputError(f"temperature must be above 0, got {temperature}; 0.05 suits the lite encoder")
     if target.ndim != 2 or target.shape[1] != bank.features.shape[1]:
@@ -201,9 +242,11 @@ def _require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) 
             f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; "
             "encode both with one model"
         )
-    _require_finite(target, "target")
+    # One NaN or infinity makes the sum one, and summing costs no second array.
+    if not bool(torch.isfinite(target.sum())):
+        raise BadInputError("target features must be finite, got NaN or infinity; encode the image again")
 
 
-def _require_finite(features: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(features).all()):
-        raise BadInputError(f"{what} features must be finite, got NaN or infinity; encode the image again")
+def balanced_mass(mass: Tensor) -> Tensor:
+    """Masses (R,) of one class, divided by the square root of their sum."""
+    return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()

@@ -5,6 +5,7 @@ Frames: `(H, W)` is the image at its natural size; pixel (x, y) covers [x, x+1) 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ Image = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 Mask = NDArray[np.bool_]
 """(H, W) bool."""
+MatcherName = Literal["posterior", "softmatcher", "softmatcher-rff", "sinkhorn", "hungarian", "prototype"]
+"""What the setting `matcher` may be; `matchers.MATCHERS` has them."""
+RecipeName = Literal["prior", "paper"]
+"""What the setting `recipe` may be, see `recipes.propose_parts`."""
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays, as safetensors stores them."""
 

@@ -1,7 +1,7 @@
 """Data sets in the layout of FSS-1000: `DIR/<set>/<class>/<n>.jpg` with its mask `<n>.png` beside it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from PIL import Image as PillowImage
 from backend.core.types import Image, Mask
 from backend.errors import BadInputError
 
+TEST_LISTS = ("fss_test_set.txt", "splits/test.txt", "test.txt")
+"""Where FSS-1000 and its users keep the names of its 240 test classes, one a line."""
 
 @dataclass(frozen=True)
 class ImageClass:
@@ -43,20 +45,44 @@ class Episode:
 def find_classes(directory: Path) -> list[ImageClass]:
     """All classes under a directory, sorted; a class with fewer than two images is left out.
 
+    FSS-1000 has no folders of sets: `<class>/<n>.jpg` with `<n>.png`, and a list of its test classes. Where that list
+    is there (`TEST_LISTS`, in the directory or above it), only the classes that it names count.
+
     Raises:
-        BadInputError: no such directory, or no class in it.
+        BadInputError: no such directory, no class in it, or none of the list's.
     """
-    classes = []
-    for folder in sorted(path for path in directory.glob("*/*") if path.is_dir()):
-        images = tuple(sorted(path for path in folder.glob("*.jpg") if path.with_suffix(".png").is_file()))
-        if len(images) > 1:
-            classes.append(ImageClass(folder.parent.name, folder.name, images))
+    classes = _classes_in(directory.glob("*/*"))
+    if not classes:
+        classes = _listed(_classes_in(directory.glob("*")), directory)
     if not classes:
         raise BadInputError(
             f"a data set must hold <set>/<class>/<n>.jpg with <n>.png, got {directory} without any; "
             "give its root folder"
         )
     return classes
+
+
+def _classes_in(folders: Iterable[Path]) -> list[ImageClass]:
+    classes = []
+    for folder in sorted(path for path in folders if path.is_dir()):
+        images = tuple(sorted(path for path in folder.glob("*.jpg") if path.with_suffix(".png").is_file()))
+        if len(images) > 1:
+            classes.append(ImageClass(folder.parent.name, folder.name, images))
+    return classes
+
+
+def _listed(classes: list[ImageClass], directory: Path) -> list[ImageClass]:
+    lists = [folder / name for folder in (directory, directory.resolve().parent) for name in TEST_LISTS]
+    found = next((path for path in lists if path.is_file()), None)
+    if found is None or not classes:
+        return classes
+    wanted = {line.strip().rstrip("/").rpartition("/")[2] for line in found.read_text().splitlines() if line.strip()}
+    kept = [one for one in classes if one.class_name in wanted]
+    if not kept:
+        raise BadInputError(
+            f"the list {found.name} must name folders of {directory}, got none that is there; remove it"
+        )
+    return kept
 
 
 def draw_episode(one: ImageClass, *, shots: int, seed: int, limit: int | None = None) -> Episode:

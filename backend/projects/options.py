@@ -1,11 +1,12 @@
 """What may be set for one project: the ML backend's extra params in Label Studio."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from backend.core.types import MatcherName, RecipeName
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig
 from backend.pipeline import MatchOptions
@@ -18,7 +19,9 @@ class ProjectOptions(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    matcher: Literal["posterior", "softmatcher"] | None = None
+    matcher: MatcherName | None = None
+    recipe: RecipeName | None = None
+    instances: bool | None = None
     complete_annotations: bool | None = None
 
 
@@ -66,7 +69,12 @@ def _own_options(project: ProjectRecord) -> ProjectOptions:
 
 def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
     """How this project's references are matched."""
-    return MatchOptions(matcher=_own_options(project).matcher or settings.matcher)
+    own = _own_options(project)
+    return MatchOptions(
+        matcher=own.matcher or settings.matcher,
+        recipe=own.recipe or settings.recipe,
+        instances=settings.instances if own.instances is None else own.instances,
+    )
 
 
 def is_complete(settings: Settings, project: ProjectRecord) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend import __version__
+from backend.core.matching import ReferenceBank
 from backend.core.types import Reference
 from backend.errors import BadInputError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
@@ -20,6 +21,7 @@ from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
+from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
@@ -50,9 +52,9 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A project's references in memory: image tag -> label -> references."""
+    """A project's references in memory, ready to be matched: image tag -> label -> their bank."""
 
-    by_tag: Mapping[str, Mapping[str, Sequence[Reference]]]
+    by_tag: Mapping[str, Mapping[str, ReferenceBank]]
 
 
 class Predictions:
@@ -204,6 +206,35 @@ class Predictions:
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
         return _prediction(regions, self._version(project, softmatcher.signature, config.labels))
 
+    def explain(self, project_id: int, task_id: int) -> bytes:
+        """Why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and dropped.
+
+        Raises:
+            NotFoundError: project, task or image are not there (any more).
+            BadInputError: the label config or the image cannot be used.
+            LabelStudioUnavailableError: Label Studio does not answer.
+            ModelUnavailableError: the models cannot be loaded in time.
+        """
+        project = self._store.project_by_id(project_id)
+        if project is None or not project.label_config:
+            raise NotFoundError(f"project {project_id} is not known: connect it to this backend in Label Studio")
+        config = parse_label_config(project.label_config)
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        task = self._connections.client(project.key).task(task_id, project_id)
+        version, known = self._references(project, config)
+        options = match_options(self._settings, project)
+        tags = [tag for tag in config.images if tag.name in known.by_tag] or list(config.images[:1])
+        pictures = []
+        for tag in tags:
+            image = self._images.load(
+                task, tag, self._connections.fetcher(project.key), is_interactive=False, with_pixels=True
+            )
+            with self._models.gate.turn(is_interactive=False):
+                trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
+            assert image.pixels is not None  # asked for
+            pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
+        return draw_traces(pictures)
+
     def write_to_label_studio(self, project_key: str, task_ids: Sequence[int]) -> Json:
         """Predict tasks and import the predictions, except where there is one of this model_version already.
 
@@ -267,7 +298,16 @@ class Predictions:
         for stored in self._store.references(project.key, labels=config.labels, signature=softmatcher.signature):
             if stored.reference is not None and (stored.image_tag, stored.label) in usable:
                 by_tag.setdefault(stored.image_tag, {}).setdefault(stored.label, []).append(stored.reference)
-        known = _Known(by_tag)
+        options = match_options(self._settings, project)
+        banks: dict[str, dict[str, ReferenceBank]] = {}
+        for tag_name, labels in by_tag.items():
+            for label, references in labels.items():
+                try:
+                    banks.setdefault(tag_name, {})[label] = softmatcher.gather(references, options)
+                except BadInputError as error:
+                    # One label that cannot be matched leaves the others their predictions.
+                    logger.warning("project=%s label=%s: %s", project.key, label, error)
+        known = _Known(banks)
         with self._lock:
             self._known[key] = known
             while len(self._known) > _KEPT_PROJECTS:

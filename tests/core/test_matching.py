@@ -5,18 +5,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.core.matchers import MATCHERS
 from backend.core.matching import (
-    MATCHERS,
     ReferenceBank,
     gather_references,
     join_labels,
     match_posterior,
     match_softmatcher,
 )
-from backend.core.types import Reference
+from backend.core.types import MatcherName, Reference
 from backend.errors import BadInputError
 
-matchers = pytest.mark.parametrize("name", sorted(MATCHERS))
+matchers = pytest.mark.parametrize("name", ["posterior", "softmatcher"])
 
 
 def unit(count: int, depth: int = 16, seed: int = 0) -> Tensor:
@@ -63,7 +63,7 @@ def test_posterior_equals_its_definition() -> None:
 
 @matchers
 @pytest.mark.parametrize("temperature", [1e-4, 0.05, 10.0])
-def test_posterior_is_in_range_and_matching_sums_to_one(name: str, temperature: float) -> None:
+def test_posterior_is_in_range_and_matching_sums_to_one(name: MatcherName, temperature: float) -> None:
     bank = bank_of(unit(50), torch.rand(50, generator=torch.Generator().manual_seed(3)))
     found = MATCHERS[name](bank, unit(30, seed=1), temperature=temperature)
     assert bool(((found.posterior >= 0) & (found.posterior <= 1)).all())
@@ -71,7 +71,7 @@ def test_posterior_is_in_range_and_matching_sums_to_one(name: str, temperature: 
 
 
 @matchers
-def test_order_of_references_changes_nothing(name: str) -> None:
+def test_order_of_references_changes_nothing(name: MatcherName) -> None:
     one = reference(unit(20), (torch.arange(20) < 5).float())
     other = reference(unit(30, seed=1), (torch.arange(30) < 9).float())
     target = unit(25, seed=2)
@@ -81,7 +81,7 @@ def test_order_of_references_changes_nothing(name: str) -> None:
 
 
 @matchers
-def test_a_duplicated_reference_changes_nothing(name: str) -> None:
+def test_a_duplicated_reference_changes_nothing(name: MatcherName) -> None:
     one = reference(unit(20), (torch.arange(20) < 5).float())
     target = unit(25, seed=2)
     once = MATCHERS[name](gather_references([one], "m"), target, temperature=0.05)
@@ -90,7 +90,7 @@ def test_a_duplicated_reference_changes_nothing(name: str) -> None:
 
 
 @matchers
-def test_a_target_made_of_the_reference_shows_its_mask(name: str) -> None:
+def test_a_target_made_of_the_reference_shows_its_mask(name: MatcherName) -> None:
     features = torch.cat([unit(1).repeat(5, 1), unit(1, seed=9).repeat(15, 1)])
     inside = (torch.arange(20) < 5).float()
     posterior = MATCHERS[name](bank_of(features, inside), features, temperature=0.05).posterior
@@ -127,19 +127,19 @@ def test_labels_together_never_exceed_one() -> None:
 
 @matchers
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_temperature_must_be_above_zero(name: str, temperature: float) -> None:
+def test_temperature_must_be_above_zero(name: MatcherName, temperature: float) -> None:
     with pytest.raises(BadInputError, match="temperature must be above 0"):
         MATCHERS[name](bank_of(unit(4), torch.ones(4)), unit(3), temperature=temperature)
 
 
 @matchers
-def test_nan_in_the_target_is_rejected(name: str) -> None:
+def test_nan_in_the_target_is_rejected(name: MatcherName) -> None:
     with pytest.raises(BadInputError, match="target features must be finite"):
         MATCHERS[name](bank_of(unit(4), torch.ones(4)), torch.full((3, 16), float("nan")), temperature=0.05)
 
 
 @matchers
-def test_target_of_another_depth_is_rejected(name: str) -> None:
+def test_target_of_another_depth_is_rejected(name: MatcherName) -> None:
     with pytest.raises(BadInputError, match=r"target must be \(T, 16\)"):
         MATCHERS[name](bank_of(unit(4), torch.ones(4)), unit(3, depth=8), temperature=0.05)
 

@@ -1,0 +1,104 @@
+"""A bank of bounded size in place of all patches of many references: a target costs no more with 200 than with 10.
+
+Symbols as in `matching`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backend.core.matching import ReferenceBank, check_references, gather_references
+from backend.core.types import Reference
+from backend.errors import BadInputError
+
+Indices = NDArray[np.int64]
+
+
+def build_bank(references: Sequence[Reference], signature: str, *, most_patches: int) -> ReferenceBank:
+    """The patches of several references, thinned to at most `most_patches`.
+
+    Every sum over reference patches becomes a sum over some of them, each with the mass of those it stands for:
+
+        sum_r mass[r] k(f_r, g)  ~=  sum_{r drawn} w[r] mass[r] k(f_r, g),     w = known mass of the stratum / drawn
+        known mass
+
+    The strata are inside and outside. Half of the bank is for each; what one leaves free the other takes. In a stratum
+    every n-th patch is drawn along rows, views and references, so that each reference and each part of its image is
+    there in proportion: no worse here than greedy k-centres over the features, and a thousand times faster
+    (docs/algorithm.md). Unknown patches are dropped, they say nothing.
+
+    References are put in the order of their content first, so the order given changes nothing, and no seed is needed.
+
+    Args:
+        references: of one label.
+        signature: of the models in use.
+        most_patches: bound of the bank, at least 2.
+
+    Returns:
+        All known patches where they fit, as they are.
+
+    Raises:
+        BadInputError: as `gather_references`; most_patches below 2.
+    """
+    if most_patches < 2:
+        raise BadInputError(
+            f"most_patches must be at least 2, one inside and one outside, got {most_patches}; raise it"
+        )
+    check_references(references, signature)
+    ordered = sorted(references, key=_content_digest)
+    if sum(len(reference.features) for reference in ordered) <= most_patches:
+        return gather_references(ordered, signature)
+    inside, known = (
+        np.concatenate([getattr(reference, name) for reference in ordered]).astype(np.float32)
+        for name in ("inside", "known")
+    )
+    # Any part of the mask counts: an object smaller than a patch must not be drawn with the background.
+    is_inside = inside > 0
+    strata = [np.flatnonzero(is_inside & (known > 0)), np.flatnonzero(~is_inside & (known > 0))]
+    sizes = _shares([len(stratum) for stratum in strata], most_patches)
+    drawn = [_every_nth(stratum, size) for stratum, size in zip(strata, sizes, strict=True)]
+    weights = np.concatenate(
+        [
+            np.full(len(some), known[stratum].sum() / max(known[some].sum(), 1e-6), np.float32)
+            for stratum, some in zip(strata, drawn, strict=True)
+        ]
+    )
+    chosen = np.concatenate(drawn)
+    features = _rows([reference.features for reference in ordered], chosen)
+    mass = known[chosen] * weights
+    return ReferenceBank(
+        torch.from_numpy(features),
+        torch.from_numpy((inside[chosen] * mass).astype(np.float32)),
+        torch.from_numpy(((1 - inside[chosen]) * mass).astype(np.float32)),
+    )
+
+
+def _shares(available: Sequence[int], most: int) -> tuple[int, int]:
+    inside, outside = available
+    of_inside = min(inside, max(most // 2, most - outside))
+    return of_inside, min(outside, most - of_inside)
+
+
+def _every_nth(stratum: Indices, count: int) -> Indices:
+    return stratum[((np.arange(count) + 0.5) * len(stratum) / max(count, 1)).astype(np.int64)]
+
+
+def _rows(parts: Sequence[NDArray[np.float16]], rows: Indices) -> NDArray[np.float32]:
+    """Rows of the parts put one after the other, without putting them together: they may be gigabytes."""
+    ends = np.cumsum([len(part) for part in parts])
+    chosen = np.empty((len(rows), parts[0].shape[1]), np.float32)
+    owner = np.searchsorted(ends, rows, side="right")
+    for index in np.unique(owner):
+        own = owner == index
+        chosen[own] = parts[index][rows[own] - (ends[index] - len(parts[index]))]
+    return chosen
+
+
+def _content_digest(reference: Reference) -> bytes:
+    digest = hashlib.sha256()
+    for array in (reference.features, reference.inside, reference.known):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

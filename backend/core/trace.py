@@ -1,0 +1,64 @@
+"""What a segmentation went through: for people who ask why a mask is as it is, or why there is none."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalTrace:
+    """What became of one cluster of points. All in the segmenter's working frame of (h, w) px.
+
+    Attributes:
+        points_xy: (N, 2) float32, px: the cluster, a prompt of the segmenter.
+        mask: (h, w) bool, empty where the segmenter found nothing.
+        score: what the segmenter makes of it, in [0, 1].
+        is_kept: it is part of the label's mask.
+        reason: why it was kept or dropped.
+    """
+
+    points_xy: NDArray[np.float32]
+    mask: Mask
+    score: float
+    is_kept: bool
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTrace:
+    """What became of one label, in the segmenter's working frame.
+
+    Attributes:
+        label: its name.
+        score_map: (h, w) float32 in [0, 1]: the posterior, after the labels competed.
+        proposals: one a cluster.
+        mask: (h, w) bool: what they made together, cleaned, without what other labels took.
+        score: expected IoU, in [0, 1].
+        is_kept: it is part of the segmentation.
+        reason: why it was kept or dropped.
+    """
+
+    label: str
+    score_map: NDArray[np.float32]
+    proposals: tuple[ProposalTrace, ...]
+    mask: Mask
+    score: float
+    is_kept: bool
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A whole segmentation.
+
+    Attributes:
+        matcher, recipe: what made it.
+        labels: in the order of the references.
+    """
+
+    matcher: str
+    recipe: str
+    labels: tuple[LabelTrace, ...]

@@ -1,0 +1,80 @@
+"""What a user would have marked instead of a finished mask: points and strokes in it, or one object of several."""
+
+import random
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Mask, Scribble
+
+MOST_OBJECTS = 5
+"""A user marks no more objects of an image than this by hand."""
+POINTS_AN_OBJECT = 2
+STROKE_SHARE = 0.25
+"""Thickness of a stroke over the width of the object where it is thickest."""
+
+
+def simulated_points(mask: Mask, *, seed: int) -> Scribble:
+    """Key points on the largest objects of a mask: one where each is thickest, the others where the seed puts them.
+
+    Args:
+        mask: (H, W) bool, not empty.
+    """
+    points: list[tuple[float, float]] = []
+    for piece in _largest_pieces(mask):
+        distance = _distance(piece)
+        points.append(_thickest(distance))
+        points += _drawn(distance, POINTS_AN_OBJECT - 1, seed)
+    return Scribble(_size(mask), positive_xy=np.array(points, np.float32))
+
+
+def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
+    """A stroke through each of the largest objects of a mask, never outside of it.
+
+    Args:
+        mask: (H, W) bool, not empty.
+    """
+    strokes = np.zeros(mask.shape, np.uint8)
+    for piece in _largest_pieces(mask):
+        distance = _distance(piece)
+        path = [_thickest(distance), *_drawn(distance, 2, seed)]
+        corners = np.array(sorted(path), np.int32).reshape(-1, 1, 2)
+        thickness = max(1, round(2 * float(distance.max()) * STROKE_SHARE))
+        drawn = cv2.polylines(np.zeros(mask.shape, np.uint8), [corners], isClosed=False, color=1, thickness=thickness)
+        strokes |= drawn & piece.astype(np.uint8)
+    return Scribble(_size(mask), positive_strokes=strokes > 0)
+
+
+def largest_object(mask: Mask) -> Mask:
+    """The largest piece of a mask: what is marked if one object of several is."""
+    return _largest_pieces(mask)[0]
+
+
+def _largest_pieces(mask: Mask) -> list[Mask]:
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    order = sorted(range(1, count), key=lambda index: -int(stats[index, cv2.CC_STAT_AREA]))
+    # Crumbs beside an object are not what a user marks.
+    least = 0.1 * int(stats[order[0], cv2.CC_STAT_AREA])
+    kept = [index for index in order[:MOST_OBJECTS] if int(stats[index, cv2.CC_STAT_AREA]) >= least]
+    return [pieces == index for index in kept]
+
+
+def _distance(piece: Mask) -> NDArray[np.float32]:
+    framed = cv2.copyMakeBorder(piece.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return np.asarray(cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float32)
+
+
+def _thickest(distance: NDArray[np.float32]) -> tuple[float, float]:
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return float(x), float(y)
+
+
+def _drawn(distance: NDArray[np.float32], count: int, seed: int) -> list[tuple[float, float]]:
+    y, x = np.nonzero(distance >= 0.4 * distance.max())
+    draw = random.Random(f"{seed} {distance.shape} {len(y)}")
+    return [(float(x[index]), float(y[index])) for index in (draw.randrange(len(y)) for _ in range(count))]
+
+
+def _size(mask: Mask) -> tuple[int, int]:
+    return mask.shape[0], mask.shape[1]

@@ -1,0 +1,137 @@
+"""What each matcher finds, before any segmenter: its posterior against the mask, on the patch grid."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backend.core.grid import mask_coverage
+from backend.core.matchers import MATCHERS
+from backend.core.matching import match_posterior
+from backend.core.types import MatcherName
+from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
+from backend.evaluation.metrics import area_under_roc
+from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
+
+_THRESHOLDS = torch.arange(0.05, 1.0, 0.05)
+
+
+@dataclass(frozen=True)
+class MatchingQuality:
+    """Means over classes of the means over targets.
+
+    Attributes:
+        matcher: its name.
+        best_iou: with the best threshold of 19 for each target: how well the map ranks patches.
+        iou: with the threshold 0.5.
+        auroc: of the posterior against the patches that are mostly inside.
+        posterior_error: mean distance to `posterior`.
+        standard_error: mean of what the matcher itself states; 0 where it draws nothing.
+        milliseconds: median of one match.
+    """
+
+    matcher: str
+    best_iou: float
+    iou: float
+    auroc: float
+    posterior_error: float
+    standard_error: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class _Score:
+    best_iou: float
+    iou: float
+    auroc: float | None
+    posterior_error: float
+    standard_error: float
+    seconds: float
+
+
+def measure_quality(
+    directory: Path,
+    matchers: Sequence[MatcherName],
+    *,
+    seed: int = 0,
+    shots: int = 1,
+    targets: int = 2,
+    most_patches: int | None = None,
+    profile: str = "lite",
+    load: Callable[[str], Softmatcher] = load_softmatcher,
+) -> list[MatchingQuality]:
+    """Match the targets of every class of a directory with each matcher.
+
+    Args:
+        directory: as for `evaluate`.
+        matchers: names.
+        seed: draws references and targets.
+        shots: references a class.
+        targets: at most, a class.
+        most_patches: of the memory bank; None to keep every patch.
+        profile: which encoder.
+        load: makes the engine (tests bring their own).
+
+    Raises:
+        BadInputError: no data set there.
+    """
+    engine = load(profile)
+    options = MatchOptions(bank_patches=most_patches or 2**31)
+    scores: dict[MatcherName, dict[str, list[_Score]]] = {name: {} for name in matchers}
+    for one in find_classes(directory):
+        episode = draw_episode(one, shots=shots, seed=seed, limit=targets)
+        references = []
+        for path in episode.references:
+            image = read_image(path)
+            references.append(engine.describe(image, engine.encode(image), read_mask(path), is_complete=True))
+        bank = engine.gather(references, options)
+        for path in episode.targets:
+            encoded = engine.encode(read_image(path))
+            features = torch.from_numpy(encoded.features.astype(np.float32))
+            covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
+            patches = features.flatten(0, 1)
+            scales = {"temperature": engine.temperature, "strange_similarity": engine.strange_similarity}
+            exact = match_posterior(bank, patches, **scales).posterior
+            for name in matchers:
+                start = time.perf_counter()
+                found = MATCHERS[name](bank, patches, **scales)
+                seconds = time.perf_counter() - start
+                error = float((found.posterior - exact).abs().mean())
+                score = _score(found.posterior, covered, error, found.error, seconds)
+                scores[name].setdefault(one.name, []).append(score)
+    return [_summary(name, by_class) for name, by_class in scores.items()]
+
+
+def _score(
+    posterior: torch.Tensor, covered: torch.Tensor, error: float, standard_error: float, seconds: float
+) -> _Score:
+    best = max(soft_iou(posterior > threshold, covered) for threshold in _THRESHOLDS)
+    auroc = area_under_roc(posterior.tolist(), (covered > 0.5).tolist())
+    return _Score(best, soft_iou(posterior > 0.5, covered), auroc, error, standard_error, seconds)
+
+
+def soft_iou(claimed: torch.Tensor, covered: torch.Tensor) -> float:
+    """IoU of claimed patches (T,) bool with a mask that covers `covered` (T,) of each; 1 where both are empty."""
+    shared = float(covered[claimed].sum())
+    union = float(claimed.sum()) + float(covered.sum()) - shared
+    return shared / union if union > 0 else 1.0
+
+
+def _summary(name: str, by_class: dict[str, list[_Score]]) -> MatchingQuality:
+    def mean(figure: Callable[[_Score], float | None]) -> float:
+        per_class = [[value for one in some if (value := figure(one)) is not None] for some in by_class.values()]
+        return statistics.fmean(statistics.fmean(values) for values in per_class if values)
+
+    return MatchingQuality(
+        name,
+        best_iou=mean(lambda one: one.best_iou),
+        iou=mean(lambda one: one.iou),
+        auroc=mean(lambda one: one.auroc),
+        posterior_error=mean(lambda one: one.posterior_error),
+        standard_error=mean(lambda one: one.standard_error),
+        milliseconds=1000 * statistics.median(one.seconds for some in by_class.values() for one in some),
+    )

@@ -1,0 +1,277 @@
+"""Several ways to match and to make masks, on the same images in one run that can be taken up again."""
+
+import hashlib
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend.core.masks import iou
+from backend.core.types import EncodedImage, Mask, Reference
+from backend.errors import BadInputError
+from backend.evaluation.datasets import (
+    ImageClass,
+    draw_absent_target,
+    draw_episode,
+    find_classes,
+    read_image,
+    read_mask,
+)
+from backend.evaluation.markings import largest_object, simulated_points, simulated_strokes
+from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
+from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
+
+MARKINGS = ("points", "strokes", "one_object")
+"""What is marked instead of the whole mask, see `markings`."""
+
+
+@dataclass(frozen=True)
+class VariantsResult:
+    """Figures of one run.
+
+    Attributes:
+        variants: name to its figures.
+        markings: what was marked to the mIoU of the first variant; empty if only masks were.
+        resumed: classes that an earlier, interrupted run had finished.
+    """
+
+    variants: Mapping[str, EvaluationResult]
+    markings: Mapping[str, float]
+    resumed: int
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of the first variant, and of all side by side."""
+        first = next(iter(self.variants.values())).to_json()
+        brief = {
+            name: {key: value for key, value in result.to_json().items() if key != "scores"}
+            for name, result in self.variants.items()
+        }
+        found = {**first, "variants": brief}
+        if self.markings:
+            by_hand = [self.markings["points"], self.markings["strokes"]]
+            found["markings"] = dict(self.markings)
+            found["scribble_loss"] = self.markings["mask"] - statistics.fmean(by_hand)
+            found["one_object_loss"] = self.markings["mask"] - self.markings["one_object"]
+        return found
+
+
+def evaluate_variants(
+    directory: Path,
+    variants: Mapping[str, MatchOptions],
+    *,
+    profile: str = "lite",
+    shots: int = 1,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    is_complete: bool = True,
+    with_markings: bool = False,
+    journal: Path | None = None,
+    on_progress: OnProgress | None = None,
+    load: Callable[[str, Callable[[str, float], None]], Softmatcher] = load_softmatcher,
+) -> VariantsResult:
+    """Run all variants over all classes of a directory; every image is encoded once for all of them.
+
+    Args:
+        directory, profile, shots, seeds, limit, is_complete, on_progress, load: as for `evaluate`.
+        variants: name to options, at least one.
+        with_markings: also match from simulated points, strokes and one object of several, with the first variant.
+        journal: a file that gets a line for each finished class; classes that it has for the same run are not run
+            again. It is removed at the end.
+
+    Raises:
+        BadInputError: no data set there, no variants, no seeds, shots or limit below 1.
+    """
+    if not variants or not seeds:
+        raise BadInputError(
+            f"expected at least one variant and seed, got {list(variants)} and {list(seeds)}; name some"
+        )
+    start = time.perf_counter()
+    classes = find_classes(directory)
+    stages = _Stages()
+    engine = load(profile, stages.record)
+    settings = {
+        "profile": profile,
+        "shots": shots,
+        "seeds": list(seeds),
+        "limit": limit,
+        "is_complete": is_complete,
+        "signature": engine.signature,
+        "markings": with_markings,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+    run = _Run(engine, variants, tuple(seeds), shots, limit, is_complete, with_markings, classes, stages)
+    finished = _Journal(journal, {**settings, "options": {name: asdict(one) for name, one in variants.items()}})
+    for index, one in enumerate(classes):
+        if on_progress is not None:
+            on_progress(one.name, index, len(classes))
+        if one.name not in finished.lines:
+            finished.add(one.name, run.figures_of(one))
+    if on_progress is not None:
+        on_progress("done", len(classes), len(classes))
+    lines = [finished.lines[one.name] for one in classes]
+    seconds = time.perf_counter() - start
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results = {
+        name: EvaluationResult(
+            {
+                one.name: [TargetScore(**score) for score in line["scores"][name]]
+                for one, line in zip(classes, lines, strict=True)
+            },
+            [answer for line in lines for answer in line["absent"][name]],
+            _stage_medians(lines, name),
+            {**settings, "options": asdict(options)},
+            seconds,
+            peak_mb,
+        )
+        for name, options in variants.items()
+    }
+    markings: dict[str, float] = {}
+    if with_markings:
+        markings["mask"] = next(iter(results.values())).miou()
+        for kind in MARKINGS:
+            markings[kind] = statistics.fmean(statistics.fmean(line["markings"][kind]) for line in lines)
+    finished.remove()
+    return VariantsResult(results, markings, finished.resumed)
+
+
+class _Stages:
+    """Stage timings by variant; those outside of any variant belong to all of them."""
+
+    def __init__(self) -> None:
+        self.variant = ""
+        self._milliseconds: dict[str, dict[str, list[float]]] = {}
+
+    def record(self, stage: str, seconds: float) -> None:
+        self._milliseconds.setdefault(self.variant, {}).setdefault(stage, []).append(round(1000 * seconds, 3))
+
+    def take(self) -> dict[str, dict[str, list[float]]]:
+        taken, self._milliseconds = self._milliseconds, {}
+        return taken
+
+
+@dataclass(frozen=True)
+class _Run:
+    engine: Softmatcher
+    variants: Mapping[str, MatchOptions]
+    seeds: tuple[int, ...]
+    shots: int
+    limit: int | None
+    is_complete: bool
+    with_markings: bool
+    classes: Sequence[ImageClass]
+    stages: _Stages
+
+    def figures_of(self, one: ImageClass) -> dict[str, Any]:
+        images: dict[Path, EncodedImage] = {}
+        described: dict[tuple[Path, str], Reference | None] = {}
+        scores: dict[str, list[dict[str, object]]] = {name: [] for name in self.variants}
+        absent: dict[str, list[bool]] = {name: [] for name in self.variants}
+        markings: dict[str, list[float]] = {kind: [] for kind in MARKINGS}
+
+        def encoded(path: Path) -> EncodedImage:
+            if path not in images:
+                images[path] = self.engine.encode(read_image(path))
+            return images[path]
+
+        def references(paths: Sequence[Path], kind: str) -> list[Reference]:
+            for path in paths:
+                if (path, kind) not in described:
+                    described[path, kind] = self._describe(path, encoded(path), kind)
+            return [found for path in paths if (found := described[path, kind]) is not None]
+
+        for seed in self.seeds:
+            episode = draw_episode(one, shots=self.shots, seed=seed, limit=self.limit)
+            stranger = draw_absent_target(one, self.classes, seed=seed)
+            masks = references(episode.references, "mask")
+            for name, options in self.variants.items():
+                bank = {one.class_name: self.engine.gather(masks, options)} if masks else {}
+                for path in episode.targets:
+                    target, truth = encoded(path), read_mask(path)
+                    self.stages.variant = name
+                    found = self.engine.segment(target, bank, options)
+                    self.stages.variant = ""
+                    union = _union([region.mask for region in found], truth)
+                    score = float(np.mean([region.score for region in found])) if found else None
+                    scores[name].append(asdict(TargetScore(seed, f"{one.name}/{path.name}", iou(union, truth), score)))
+                if stranger is not None:
+                    absent[name].append(bool(self.engine.segment(encoded(stranger), bank, options)))
+            for kind in MARKINGS if self.with_markings else ():
+                marked = references(episode.references, kind)
+                options = next(iter(self.variants.values()))
+                for path in episode.targets:
+                    truth = read_mask(path)
+                    found = self.engine.segment(encoded(path), {one.class_name: marked}, options) if marked else []
+                    markings[kind].append(iou(_union([region.mask for region in found], truth), truth))
+        return {"scores": scores, "absent": absent, "markings": markings, "stages": self.stages.take()}
+
+    def _describe(self, path: Path, target: EncodedImage, kind: str) -> Reference | None:
+        """The reference that a marking makes; None where the scribble finds no mask."""
+        image, mask = read_image(path), read_mask(path)
+        if not mask.any():
+            return None
+        is_complete = self.is_complete
+        if kind == "one_object":
+            mask, is_complete = largest_object(mask), False
+        elif kind != "mask":
+            simulate = simulated_points if kind == "points" else simulated_strokes
+            found = self.engine.mask_from_scribble(target, simulate(mask, seed=0))
+            if found is None:
+                return None
+            mask = found.mask
+        return self.engine.describe(image, target, mask, is_complete=is_complete)
+
+
+def _union(masks: Sequence[Mask], like: Mask) -> Mask:
+    union = np.zeros_like(like)
+    for mask in masks:
+        union |= mask
+    return union
+
+
+def _stage_medians(lines: Sequence[Mapping[str, Any]], variant: str) -> dict[str, float]:
+    timings: dict[str, list[float]] = {}
+    for line in lines:
+        for owner in ("", variant):
+            for stage, values in line["stages"].get(owner, {}).items():
+                timings.setdefault(stage, []).extend(values)
+    return {stage: statistics.median(values) for stage, values in timings.items()}
+
+
+class _Journal:
+    """A line for each finished class, under the digest of the run that it belongs to."""
+
+    def __init__(self, path: Path | None, settings: Mapping[str, object]) -> None:
+        self._path = path
+        self._run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.lines: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            for text in path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue  # cut off when the run was
+                if line.get("run") == self._run:
+                    self.lines[line["class"]] = line["figures"]
+        self.resumed = len(self.lines)
+
+    def add(self, name: str, figures: dict[str, Any]) -> None:
+        self.lines[name] = figures
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                # A line that was cut off must not swallow this one.
+                file.write("\n" + json.dumps({"run": self._run, "class": name, "figures": figures}))
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

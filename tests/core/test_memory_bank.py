@@ -1,0 +1,106 @@
+"""A bounded bank answers as all the references would."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from backend.core.matching import gather_references, match_posterior
+from backend.core.memory_bank import build_bank
+from backend.core.types import Reference
+from backend.errors import BadInputError
+
+DIMS, SIGNATURE = 32, "unit-vectors"
+
+
+def _reference(seed: int, patches: int = 300) -> Reference:
+    generator = torch.Generator().manual_seed(seed)
+    directions = F.normalize(torch.randn(6, DIMS, generator=torch.Generator().manual_seed(0)), dim=1)
+    kind = torch.randint(6, (patches,), generator=generator)
+    features = F.normalize(directions[kind] + 0.15 * torch.randn(patches, DIMS, generator=generator), dim=1)
+    inside = (kind < 2).float() * torch.rand(patches, generator=generator).clamp_min(0.2)
+    known = torch.where((inside == 0) & (torch.rand(patches, generator=generator) < 0.1), 0.0, 1.0)
+    return Reference(*(one.numpy().astype(np.float16) for one in (features, inside, known)), SIGNATURE)
+
+
+REFERENCES = [_reference(seed) for seed in range(1, 21)]
+TARGET = torch.from_numpy(_reference(99).features.astype(np.float32))
+
+
+def _posterior(bank: object) -> torch.Tensor:
+    return match_posterior(bank, TARGET, temperature=0.1).posterior  # type: ignore[arg-type]
+
+
+def test_bank_is_bounded_and_close_to_all_patches() -> None:
+    full, bank = gather_references(REFERENCES, SIGNATURE), build_bank(REFERENCES, SIGNATURE, most_patches=600)
+    assert len(bank.features) == 600
+    assert float((_posterior(bank) - _posterior(full)).abs().mean()) < 0.02
+    assert float(bank.foreground.sum()) == pytest.approx(float(full.foreground.sum()), rel=0.1)
+    assert float(bank.background.sum()) == pytest.approx(float(full.background.sum()), rel=0.1)
+
+
+def test_order_of_references_changes_nothing_at_all() -> None:
+    one, other = (build_bank(order, SIGNATURE, most_patches=500) for order in (REFERENCES, REFERENCES[::-1]))
+    for name in ("features", "foreground", "background"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_few_references_are_kept_as_they_are() -> None:
+    bank = build_bank(REFERENCES[:2], SIGNATURE, most_patches=600)
+    assert len(bank.features) == 600
+    assert torch.allclose(_posterior(bank), _posterior(gather_references(REFERENCES[:2], SIGNATURE)), atol=1e-5)
+
+
+def test_both_sides_keep_half_and_what_is_free_passes_on() -> None:
+    bank = build_bank(REFERENCES, SIGNATURE, most_patches=400)
+    assert int((bank.foreground > 0).sum()) == 200
+    small = [replace(one, inside=np.where(np.arange(300) == 7, one.inside, 0).astype(np.float16)) for one in REFERENCES]
+    touched = sum(int((one.inside * one.known > 0).sum()) for one in small)
+    bank = build_bank(small, SIGNATURE, most_patches=400)
+    assert int((bank.foreground > 0).sum()) == touched
+    assert len(bank.features) == 400
+
+
+def test_object_smaller_than_a_patch_is_not_lost() -> None:
+    inside = np.zeros(300, np.float16)
+    inside[123] = 0.05
+    bank = build_bank(
+        [replace(one, inside=inside, known=np.ones(300, np.float16)) for one in REFERENCES], SIGNATURE, most_patches=100
+    )
+    assert float(bank.foreground.sum()) == pytest.approx(20 * 0.05, rel=1e-2)
+
+
+def test_unknown_patches_are_not_kept() -> None:
+    bank = build_bank(REFERENCES, SIGNATURE, most_patches=500)
+    assert bool((bank.foreground + bank.background > 0).all())
+
+
+def test_without_background_there_is_none() -> None:
+    everything = [replace(one, inside=np.ones(300, np.float16), known=np.ones(300, np.float16)) for one in REFERENCES]
+    bank = build_bank(everything, SIGNATURE, most_patches=100)
+    assert len(bank.features) == 100
+    assert float(bank.background.sum()) == 0
+    assert bool((_posterior(bank) > 0.999).all())
+
+
+def test_a_bank_of_one_patch_is_refused() -> None:
+    with pytest.raises(BadInputError, match="most_patches must be at least 2"):
+        build_bank(REFERENCES, SIGNATURE, most_patches=1)
+
+
+def test_two_hundred_references_cost_what_ten_cost() -> None:
+    many = [_reference(seed) for seed in range(200)]
+
+    def seconds(count: int) -> float:
+        bank = build_bank(many[:count], SIGNATURE, most_patches=1000)
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            _posterior(bank)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(200) < 3 * seconds(10)

@@ -1,0 +1,49 @@
+"""A trace becomes a picture that can be opened, whatever was found."""
+
+import io
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.projects.trace_picture import draw_traces
+
+IMAGE = np.full((90, 120, 3), 128, np.uint8)
+
+
+def _label(is_kept: bool, proposals: int = 7) -> LabelTrace:
+    mask = np.zeros((60, 80), bool)
+    mask[10:30, 20:50] = is_kept
+    score_map = np.linspace(0, 1, 60 * 80, dtype=np.float32).reshape(60, 80)
+    points = np.array([[20.0, 20.0], [79.0, 59.0]], np.float32)
+    parts = tuple(
+        ProposalTrace(points, mask, 0.5, is_kept, "kept" if is_kept else "dropped: why") for _ in range(proposals)
+    )
+    return LabelTrace("Ä label", score_map, parts, mask, 0.7, is_kept, "A reason that is long " * 12)
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    with PillowImage.open(io.BytesIO(content)) as picture:
+        assert picture.format == "PNG"
+        picture.load()
+        return picture.size
+
+
+def test_kept_and_dropped_labels_are_drawn() -> None:
+    one = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True),)), "task 1")]))
+    two = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True), _label(False))), "task 1")]))
+    assert one[0] == two[0]
+    assert two[1] > 1.8 * one[1] - 60
+
+
+def test_colours_tell_kept_from_dropped() -> None:
+    kept, dropped = (
+        np.asarray(PillowImage.open(io.BytesIO(draw_traces([(IMAGE, Trace("m", "r", (_label(is_kept),)), "t")]))))
+        for is_kept in (True, False)
+    )
+    assert not np.array_equal(kept, dropped)
+
+
+def test_nothing_to_tell_is_told() -> None:
+    assert _size(draw_traces([(IMAGE, Trace("posterior", "prior", ()), "task 1")]))[1] < 120
+    assert _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(False, proposals=0),)), "task 1")]))[1] > 300

@@ -1,0 +1,88 @@
+"""The engine's other ways: every matcher, the paper's recipe, one mask an object, and the trace of a segmentation."""
+
+import numpy as np
+import pytest
+
+from backend.core.masks import iou
+from backend.core.matchers import MATCHERS
+from backend.core.types import MatcherName
+from backend.models.segmenter import LiteSegmenter
+from backend.pipeline import MatchOptions, Softmatcher
+from tests.test_pipeline import ColourEncoder, describe, scene
+
+
+@pytest.fixture
+def engine() -> Softmatcher:
+    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128))
+
+
+@pytest.mark.parametrize("matcher", sorted(MATCHERS))
+def test_every_matcher_finds_the_object(engine: Softmatcher, matcher: MatcherName) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    target, truth = scene(red=(130, 70, 35))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    found = engine.segment(engine.encode(target), references, MatchOptions(matcher=matcher, minimum_presence=0.0))
+    assert [one.label for one in found] == ["Cat"]
+    assert iou(found[0].mask, truth["red"]) > 0.8
+
+
+def test_gathered_references_give_the_same_masks(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    references = [describe(engine, image, masks["red"])]
+    target = engine.encode(scene(red=(130, 70, 35))[0])
+    one = engine.segment(target, {"Cat": references})
+    other = engine.segment(target, {"Cat": engine.gather(references)})
+    assert np.array_equal(one[0].mask, other[0].mask)
+    assert one[0].score == other[0].score
+
+
+def test_the_papers_recipe_finds_the_object(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    target, truth = scene(red=(130, 70, 35))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    options = MatchOptions(matcher="softmatcher", recipe="paper", minimum_presence=0.0)
+    found = engine.segment(engine.encode(target), references, options)
+    assert iou(found[0].mask, truth["red"]) > 0.8
+
+
+def test_instances_give_one_mask_an_object(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    target, truth = scene(red1=(45, 60, 30), red2=(150, 90, 25))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    together = engine.segment(engine.encode(target), references)
+    apart = engine.segment(engine.encode(target), references, MatchOptions(instances=True))
+    assert len(together) == 1
+    assert [one.label for one in apart] == ["Cat", "Cat"]
+    assert not (apart[0].mask & apart[1].mask).any()
+    assert np.array_equal(apart[0].mask | apart[1].mask, together[0].mask)
+    assert iou(apart[0].mask | apart[1].mask, truth["red"]) > 0.9
+    assert apart[0].mask[60, 45]
+    assert apart[1].mask[90, 150]
+
+
+@pytest.mark.parametrize("recipe", ["prior", "paper"])
+def test_a_trace_tells_what_segment_does(engine: Softmatcher, recipe: str) -> None:
+    image, masks = scene(red=(60, 80, 40), blue=(150, 80, 30))
+    target = engine.encode(scene(red=(130, 70, 35))[0])
+    references = {
+        "Cat": [describe(engine, image, masks["red"])],
+        "Dog": [describe(engine, image, masks["blue"])],
+        "None": [],
+    }
+    options = MatchOptions(recipe=recipe)  # type: ignore[arg-type]
+    trace = engine.explain(target, references, options)
+    found = {one.label: one for one in engine.segment(target, references, options)}
+    assert [one.label for one in trace.labels] == ["Cat", "Dog"]
+    assert {one.label for one in trace.labels if one.is_kept} == set(found) == {"Cat"}
+    cat, dog = trace.labels
+    assert cat.score == found["Cat"].score
+    assert cat.mask.any()
+    assert cat.score_map.shape == cat.mask.shape
+    assert cat.proposals
+    assert all(part.reason == "kept" or part.reason.startswith("dropped: ") for part in cat.proposals + dog.proposals)
+    assert dog.reason
+    assert np.concatenate([part.points_xy for part in cat.proposals]).shape[1] == 2
+
+
+def test_a_trace_without_references_has_no_labels(engine: Softmatcher) -> None:
+    assert engine.explain(engine.encode(scene()[0]), {}).labels == ()
