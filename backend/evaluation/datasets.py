@@ -14,6 +14,7 @@ from backend.errors import BadInputError
 TEST_LISTS = ("fss_test_set.txt", "splits/test.txt", "test.txt")
 """Where FSS-1000 and its users keep the names of its 240 test classes, one a line."""
 
+
 @dataclass(frozen=True)
 class ImageClass:
     """One class of one set: its images, sorted by name, each with a mask beside it.
