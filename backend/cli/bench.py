@@ -28,7 +28,7 @@ def matching(
         Path | None, typer.Option(help="Folder as for `evaluate`: measure what each matcher finds there, too.")
     ] = None,
     shots: Annotated[
-        int, typer.Option(min=1, help="References a class for --quality; above 1 with several sizes of the bank, too.")
+        int, typer.Option(min=1, help="References a class for --quality; above 1: banks of several sizes.")
     ] = 1,
     targets: Annotated[int, typer.Option(min=1, help="Targets a class for --quality.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the features.")] = 0,

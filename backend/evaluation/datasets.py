@@ -1,6 +1,5 @@
 """Data sets in the layout of FSS-1000: `DIR/<set>/<class>/<n>.jpg` with its mask `<n>.png` beside it."""
 
-import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from backend.errors import BadInputError
 
 TEST_LISTS = ("fss_test_set.txt", "splits/test.txt", "test.txt")
 """Where FSS-1000 and its users keep the names of its 240 test classes, one a line."""
-VARIABLE = "SOFTMATCHER_DATASETS"
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,3 @@ def read_mask(image_path: Path) -> Mask:
     """(H, W) bool: the mask beside an image."""
     with PillowImage.open(image_path.with_suffix(".png")) as mask:
         return np.array(mask.convert("L")) > 127
-
-
-def datasets_directory() -> Path | None:
-    """Where the evaluation's data sets lie: in the variable's folder, else beside the checkout; None without them."""
-    named = os.environ.get(VARIABLE)
-    path = Path(named) if named else Path(__file__).parents[2].parent / "shared" / "datasets"
-    return path if path.is_dir() else None
