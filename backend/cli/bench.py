@@ -27,9 +27,7 @@ def matching(
     quality: Annotated[
         Path | None, typer.Option(help="Folder as for `evaluate`: measure what each matcher finds there, too.")
     ] = None,
-    shots: Annotated[
-        int, typer.Option(min=1, help="References a class for --quality; above 1: banks of several sizes.")
-    ] = 1,
+    shots: Annotated[int, typer.Option(min=1, help="References a class for --quality; above 1: several banks.")] = 1,
     targets: Annotated[int, typer.Option(min=1, help="Targets a class for --quality.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the features.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,

@@ -153,8 +153,8 @@ def _quality_table(quality: Sequence[MatchingQuality]) -> Table:
     )
     for one in quality:
         table.add_row(
-            one.matcher, str(one.shots), str(one.most_patches or "all"), f"{one.best_iou:.3f}", f"{one.iou:.3f}", f"{one.auroc:.3f}",
-            f"{one.posterior_error:.3f}", f"{one.milliseconds:.1f}",
+            one.matcher, str(one.shots), str(one.most_patches or "all"), f"{one.best_iou:.3f}", f"{one.iou:.3f}",
+            f"{one.auroc:.3f}", f"{one.posterior_error:.3f}", f"{one.milliseconds:.1f}",
         )  # fmt: skip
     return table
 
