@@ -39,7 +39,8 @@ def matching(
     run_matching_bench(
         MatchingBench(
             sizes=sizes, matchers=matchers, references=references, dims=dims, patch_px=patch, repeats=repeats,
-            slowest_s=slowest, most_patches=bank, threads=threads, quality=quality, shots=shots, targets=targets, seed=seed,
+            slowest_s=slowest, most_patches=bank, threads=threads, quality=quality,
+            shots=shots, targets=targets, seed=seed,
         ),
         json_file,
         plot,
