@@ -27,6 +27,8 @@ def matching(
     quality: Annotated[
         Path | None, typer.Option(help="Folder as for `evaluate`: measure what each matcher finds there, too.")
     ] = None,
+    shots: Annotated[int, typer.Option(min=1, help="References a class for --quality; above 1: several banks.")] = 1,
+    targets: Annotated[int, typer.Option(min=1, help="Targets a class for --quality.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the features.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw time and memory into this PNG.")] = None,
@@ -37,7 +39,8 @@ def matching(
     run_matching_bench(
         MatchingBench(
             sizes=sizes, matchers=matchers, references=references, dims=dims, patch_px=patch, repeats=repeats,
-            slowest_s=slowest, most_patches=bank, threads=threads, quality=quality, seed=seed,
+            slowest_s=slowest, most_patches=bank, threads=threads, quality=quality,
+            shots=shots, targets=targets, seed=seed,
         ),
         json_file,
         plot,

@@ -43,6 +43,8 @@ class MatchingBench:
     most_patches: int
     threads: int
     quality: Path | None
+    shots: int
+    targets: int
     seed: int
 
 
@@ -78,7 +80,12 @@ def run_matching_bench(options: MatchingBench, json_file: Path | None, plot: Pat
     )
     whole = [name for name in known if name in _BANKLESS]
     without = bench_references(whole, counts, most_patches=None, on_row=tell, **shared) if counts else []
-    quality = measure_quality(options.quality, known, seed=options.seed) if options.quality else []
+    quality = []
+    if options.quality is not None:
+        sizes = (None,) if options.shots == 1 else (None, options.most_patches, 1024, 512)
+        quality = measure_quality(
+            options.quality, known, seed=options.seed, shots=options.shots, targets=options.targets, banks=sizes
+        )
     Console().print(_table(rows))
     if quality:
         Console().print(_quality_table(quality))
@@ -141,11 +148,13 @@ def _table(rows: Sequence[MatchingRow]) -> Table:
 
 
 def _quality_table(quality: Sequence[MatchingQuality]) -> Table:
-    table = Table("matcher", "best IoU", "IoU at 0.5", "AUROC", "error", "ms", title="On the patch grid, one reference")
+    table = Table(
+        "matcher", "shots", "bank", "best IoU", "IoU at 0.5", "AUROC", "error", "ms", title="On the patch grid"
+    )
     for one in quality:
         table.add_row(
-            one.matcher, f"{one.best_iou:.3f}", f"{one.iou:.3f}", f"{one.auroc:.3f}",
-            f"{one.posterior_error:.3f}", f"{one.milliseconds:.1f}",
+            one.matcher, str(one.shots), str(one.most_patches or "all"), f"{one.best_iou:.3f}", f"{one.iou:.3f}",
+            f"{one.auroc:.3f}", f"{one.posterior_error:.3f}", f"{one.milliseconds:.1f}",
         )  # fmt: skip
     return table
 

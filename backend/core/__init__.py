@@ -1,1 +1,4 @@
-"""The mathematics: types, patch grid, matching, prompts, masks. Knows torch and numpy only."""
+"""The mathematics: types, patch grid, matching, prompts, masks.
+
+Knows torch, numpy and solvers (scipy, OpenCV, scikit-image, POT), no models.
+"""

@@ -26,15 +26,19 @@ class MatchingQuality:
 
     Attributes:
         matcher: its name.
+        shots: references a class.
+        most_patches: bound of the memory bank; None: every patch.
         best_iou: with the best threshold of 19 for each target: how well the map ranks patches.
         iou: with the threshold 0.5.
         auroc: of the posterior against the patches that are mostly inside.
-        posterior_error: mean distance to `posterior`.
+        posterior_error: mean distance to `posterior` with every patch.
         standard_error: mean of what the matcher itself states; 0 where it draws nothing.
         milliseconds: median of one match.
     """
 
     matcher: str
+    shots: int
+    most_patches: int | None
     best_iou: float
     iou: float
     auroc: float
@@ -60,7 +64,7 @@ def measure_quality(
     seed: int = 0,
     shots: int = 1,
     targets: int = 2,
-    most_patches: int | None = None,
+    banks: Sequence[int | None] = (None,),
     profile: str = "lite",
     load: Callable[[str], Softmatcher] = load_softmatcher,
 ) -> list[MatchingQuality]:
@@ -72,7 +76,7 @@ def measure_quality(
         seed: draws references and targets.
         shots: references a class.
         targets: at most, a class.
-        most_patches: of the memory bank; None to keep every patch.
+        banks: bounds of the memory bank, each tried with every matcher; None keeps every patch.
         profile: which encoder.
         load: makes the engine (tests bring their own).
 
@@ -80,30 +84,34 @@ def measure_quality(
         BadInputError: no data set there.
     """
     engine = load(profile)
-    options = MatchOptions(bank_patches=most_patches or 2**31)
-    scores: dict[MatcherName, dict[str, list[_Score]]] = {name: {} for name in matchers}
+    scores: dict[tuple[MatcherName, int | None], dict[str, list[_Score]]] = {
+        (name, most_patches): {} for most_patches in banks for name in matchers
+    }
     for one in find_classes(directory):
         episode = draw_episode(one, shots=shots, seed=seed, limit=targets)
         references = []
         for path in episode.references:
             image = read_image(path)
             references.append(engine.describe(image, engine.encode(image), read_mask(path), is_complete=True))
-        bank = engine.gather(references, options)
+        gathered = {
+            most_patches: engine.gather(references, MatchOptions(bank_patches=most_patches or 2**31))
+            for most_patches in {None, *banks}
+        }
         for path in episode.targets:
             encoded = engine.encode(read_image(path))
             features = torch.from_numpy(encoded.features.astype(np.float32))
             covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
             patches = features.flatten(0, 1)
             scales = {"temperature": engine.temperature, "strange_similarity": engine.strange_similarity}
-            exact = match_posterior(bank, patches, **scales).posterior
-            for name in matchers:
+            exact = match_posterior(gathered[None], patches, **scales).posterior
+            for name, most_patches in scores:
                 start = time.perf_counter()
-                found = MATCHERS[name](bank, patches, **scales)
+                found = MATCHERS[name](gathered[most_patches], patches, **scales)
                 seconds = time.perf_counter() - start
                 error = float((found.posterior - exact).abs().mean())
                 score = _score(found.posterior, covered, error, found.error, seconds)
-                scores[name].setdefault(one.name, []).append(score)
-    return [_summary(name, by_class) for name, by_class in scores.items()]
+                scores[name, most_patches].setdefault(one.name, []).append(score)
+    return [_summary(name, shots, most_patches, by_class) for (name, most_patches), by_class in scores.items()]
 
 
 def _score(
@@ -121,13 +129,15 @@ def soft_iou(claimed: torch.Tensor, covered: torch.Tensor) -> float:
     return shared / union if union > 0 else 1.0
 
 
-def _summary(name: str, by_class: dict[str, list[_Score]]) -> MatchingQuality:
+def _summary(name: str, shots: int, most_patches: int | None, by_class: dict[str, list[_Score]]) -> MatchingQuality:
     def mean(figure: Callable[[_Score], float | None]) -> float:
         per_class = [[value for one in some if (value := figure(one)) is not None] for some in by_class.values()]
         return statistics.fmean(statistics.fmean(values) for values in per_class if values)
 
     return MatchingQuality(
         name,
+        shots,
+        most_patches,
         best_iou=mean(lambda one: one.best_iou),
         iou=mean(lambda one: one.iou),
         auroc=mean(lambda one: one.auroc),

@@ -13,7 +13,7 @@ from PIL import ImageDraw, ImageFont
 from backend.core.trace import LabelTrace, ProposalTrace, Trace
 from backend.core.types import Image, Mask
 
-_PANEL_PX = 320
+_PANEL_PX = 308
 _THUMBNAIL_PX = 180
 _GAP_PX = 12
 _CAPTION_PX = 54
