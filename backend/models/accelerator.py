@@ -4,7 +4,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from backend.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 NetworkCall = Callable[[nn.Module, Tensor], Tensor]
+PartCall = Callable[[nn.Module, torch.device, slice], list[T]]
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -48,11 +50,12 @@ class OnDevice:
 
     A batch that does not fit into the device's memory is halved until it does; if a single item does not fit, it runs
     on the CPU, slowly, with a warning. `torch.inference_mode` is on, and on CUDA autocast (bfloat16 where it is fast,
-    otherwise float16); the answer is float32 on the CPU.
+    otherwise float16) unless `uses_half` is false.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, *, uses_half: bool = True) -> None:
         self.device = device
+        self._uses_half = uses_half
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
@@ -83,36 +86,51 @@ class OnDevice:
         Returns:
             For each item its part of the answer, float32 on the CPU.
         """
-        done: list[Tensor] = []
-        size = len(items)
-        while len(done) < len(items):
+
+        def forward(network: nn.Module, device: torch.device, part: slice) -> list[Tensor]:
+            batch = torch.stack(list(items[part]))
+            if device.type == "cuda":
+                batch = batch.pin_memory().to(device, non_blocking=True)
+            return list(call(network, batch).float().cpu().unbind(0))
+
+        return self.run_parts(len(items), len(items), forward)
+
+    def run_parts(self, count: int, at_once: int, forward: PartCall[T]) -> list[T]:
+        """Forward passes over parts of `count` things, halved where the device's memory does not hold a part.
+
+        Args:
+            count: how many things there are.
+            at_once: how many of them a pass takes, 1 or more.
+            forward: gets the network, the device that it lies on, and which things; gives one answer for each.
+        """
+        done: list[T] = []
+        size = at_once
+        while len(done) < count:
             interruption.check()
-            part = items[len(done) : len(done) + size]
+            part = slice(len(done), min(len(done) + size, count))
             try:
-                done += self._forward(self._network, part, self.device, call)
+                done += self._pass(self._network, self.device, part, forward)
             except torch.OutOfMemoryError:
                 # The failed pass' tensors are gone with its frame: what the allocator kept of them can be given back.
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                if size > 1:
-                    size = (size + 1) // 2
+                taken = part.stop - part.start
+                if taken > 1:
+                    size = (taken + 1) // 2
                     logger.warning("%s: out of memory, going on with batches of %d", self.device, size)
                     continue
                 logger.warning(
-                    "%s: not enough memory for one image, this one runs on the CPU; free the device, take a smaller "
+                    "%s: not enough memory for a single one, it runs on the CPU; free the device, take a smaller "
                     "profile, or set SOFTMATCHER_DEVICE=cpu",
                     self.device,
                 )
-                done += self._forward(self._cpu_copy(), part, torch.device("cpu"), call)
+                done += self._pass(self._cpu_copy(), torch.device("cpu"), part, forward)
         return done
 
-    def _forward(self, network: nn.Module, items: Sequence[Tensor], device: torch.device, call: NetworkCall) -> list[Tensor]:
-        batch = torch.stack(list(items))
-        if device.type == "cuda":
-            batch = batch.pin_memory().to(device, non_blocking=True)
-        with torch.inference_mode(), torch.autocast(device.type, self._amp_dtype, enabled=device.type == "cuda"):
-            answer = call(network, batch)
-        return list(answer.float().cpu().unbind(0))
+    def _pass(self, network: nn.Module, device: torch.device, part: slice, forward: PartCall[T]) -> list[T]:
+        uses_half = self._uses_half and device.type == "cuda"
+        with torch.inference_mode(), torch.autocast(device.type, self._amp_dtype, enabled=uses_half):
+            return forward(network, device, part)
 
     def _cpu_copy(self) -> nn.Module:
         with self._lock:
