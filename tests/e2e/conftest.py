@@ -59,6 +59,8 @@ def new_backend(
             "SOFTMATCHER_HOST": LOOPBACK,
             "SOFTMATCHER_PORT": str(port),
             "PYTHONUNBUFFERED": "1",
+            # On a busy machine an annotation takes longer than labelers would wait for.
+            "SOFTMATCHER_REFERENCE_WAIT_S": "10",
         }
         environment |= changes
         user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")
