@@ -152,6 +152,10 @@ class FakeLabelStudio:
             raise NotFoundError(f"task {task_id}")
         return self.tasks[task_id]
 
+    def tasks_after(self, project_id: int, task_id: int, count: int) -> list[dict[str, Any]]:
+        self._answer()
+        return [self.tasks[known] for known in sorted(self.tasks) if known > task_id][:count]
+
     def project(self, project_id: int) -> dict[str, Any]:
         self._answer()
         return {
