@@ -55,7 +55,7 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     encoder_name = source.encoder or encoder_name
     # Both files are looked for before either is read: one message names all that is to be done.
     encoder_weights, segmenter_weights = (
-        _path(source, name, profile) for name in (encoder_name, segmenter_name)
+        _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None) for name in (encoder_name, segmenter_name)
     )
     options = VitOptions(side_px=_SIDE_PX[profile])
     encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
@@ -71,13 +71,13 @@ def missing_weights(profile: str, folder: Path) -> list[str]:
     return [name for name in PROFILE_WEIGHTS.get(profile, ()) if store.find(name) is None]
 
 
-def _path(source: ModelSource, name: str, profile: str) -> Path | None:
+def _path(source: ModelSource, name: str, profile: str | None) -> Path | None:
     stored: StoredWeights | None = None
     if source.weights_folder is not None:
         store = WeightsStore(source.weights_folder)
         stored = store.find(name) if source.is_random else store.require(name, profile=profile)
     elif not source.is_random:
-        raise ConfigurationError(f"profile {profile} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
+        raise ConfigurationError(f"{name} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
     if stored is None:
         return None
     if weights_sha256(stored.path) != stored.sha256:

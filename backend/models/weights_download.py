@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[int, int | None], None]
 """Gets the bytes that are there and the bytes that there will be, or None if nobody knows."""
 
-_CHUNK_BYTES = 2**18
+_CHUNK_BYTES = 2**16
+"""Also what is lost of a connection that breaks."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def fetch_weights(
     url = _address(known, mirror)
     parts = urlsplit(url)
     if parts.scheme == "file":
-        return store.add(Path(unquote(parts.path)), name=known.name, source=url)
+        return store.add(Path(unquote(parts.path)), name=known.name, source=url, known=known)
     unfinished = store.unfinished_path(known.name)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     with _sole_download(unfinished):
@@ -81,7 +82,7 @@ def fetch_weights(
             return stored
         _download(url, known, unfinished, on_progress or (lambda done, total: None), options)
         try:
-            stored = store.add(unfinished, name=known.name, source=url, keep=False)
+            stored = store.add(unfinished, name=known.name, source=url, keep=False, known=known)
         except BadInputError:
             # A second try with these bytes would end the same way.
             unfinished.unlink(missing_ok=True)

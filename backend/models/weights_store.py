@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models.weights_catalogue import KnownWeights, known_weights
+from backend.models import weights_catalogue
+from backend.models.weights_catalogue import KnownWeights
 
 _CHUNK_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -127,7 +128,7 @@ class WeightsStore:
         """
         stored = self.find(name)
         if stored is None:
-            known = known_weights(name)
+            known = weights_catalogue.known_weights(name)
             if known is None:
                 command = f"python -m backend weights import PATH --as {name}"
             else:
@@ -150,11 +151,14 @@ class WeightsStore:
             return f"its sha256 is {found.sha256}, not {stored.sha256}: fetch or import it again"
         return None
 
-    def add(self, path: Path, *, name: str | None, source: str, keep: bool = True) -> StoredWeights:
+    def add(
+        self, path: Path, *, name: str | None, source: str, keep: bool = True, known: KnownWeights | None = None
+    ) -> StoredWeights:
         """Take a file in.
 
         Args:
             path: of the file.
+            known: what it has to be; None: the catalogue is asked.
             name: of its model; None: known by its digest or its file name.
             source: where it comes from, for the record.
             keep: copy it; otherwise it is moved.
@@ -168,8 +172,9 @@ class WeightsStore:
                 head = file.read(64)
         except OSError as error:
             raise BadInputError(f"weights must be a file that can be read, got {path} ({error})") from error
-        known = _known_by_content(found) if name is None else known_weights(name)
-        known = known or known_weights(path.name)
+        if known is None:
+            known = _known_by_content(found) if name is None else weights_catalogue.known_weights(name)
+        known = known or weights_catalogue.known_weights(path.name)
         if known is None and name is None:
             raise BadInputError(
                 f"{path.name} is none of the files in `weights list` (sha256 {found.sha256}): say whose weights it holds, "
@@ -229,9 +234,7 @@ def _safe(name: str) -> str:
 
 
 def _known_by_content(found: Digests) -> KnownWeights | None:
-    from backend.models.weights_catalogue import KNOWN_WEIGHTS
-
-    return next((known for known in KNOWN_WEIGHTS if known.sha256 == found.sha256), None)
+    return next((known for known in weights_catalogue.KNOWN_WEIGHTS if known.sha256 == found.sha256), None)
 
 
 def _place(path: Path, blob: Path, *, keep: bool) -> None:
