@@ -213,11 +213,6 @@ class FeatureCache:
                 del self._in_flight[image_sha256]
         return True
 
-    def is_in_flight(self, image_sha256: str) -> bool:
-        """True while a thread makes this image's entry."""
-        with self._lock:
-            return image_sha256 in self._in_flight
-
     # -- memory
 
     def _remember(self, image_sha256: str, encoded: EncodedImage) -> None:

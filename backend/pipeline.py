@@ -111,9 +111,7 @@ class Softmatcher:
         with self._stage("embed"):
             embeddings = embed_batch(images)
         return [
-            EncodedImage(
-                (image.shape[0], image.shape[1]), one.numpy().astype(np.float16), embedding, self.signature
-            )
+            EncodedImage((image.shape[0], image.shape[1]), one.numpy().astype(np.float16), embedding, self.signature)
             for image, one, embedding in zip(images, features, embeddings, strict=True)
         ]
 

@@ -47,16 +47,20 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
     profile: str = Field(
-        "lite", description="Which models: `lite` needs no download; `mobile`, `base`, `large`: `weights fetch PROFILE`."
+        "lite",
+        description="Which models: `lite` needs no download; `mobile`, `base`, `large`: `weights fetch PROFILE`.",
     )
     encoder: str | None = Field(
         None,
         description="timm's name of another encoder in place of the profile's (not `lite`), e.g. `vit_base_patch16_dinov3`; "
         "its weights: `weights import PATH --as NAME`.",
     )
-    weights_dir: Path | None = Field(None, description="Folder of model weights. Default: `weights` in the data folder.")
+    weights_dir: Path | None = Field(
+        None, description="Folder of model weights. Default: `weights` in the data folder."
+    )
     weights_mirror: str | None = Field(
-        None, description="Folder to download weights from in place of their publishers: https:, http: or file: address."
+        None,
+        description="Folder to download weights from in place of their publishers: https:, http: or file: address.",
     )
     device: str = Field("auto", description="Where models run: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`.")
     prefetch_tasks: int = Field(

@@ -36,7 +36,9 @@ def choose_device(wanted: str) -> torch.device:
         return device
     if device is not None and device.type == "cuda" and (device.index or 0) < count:
         return device
-    raise ConfigurationError(f"device must be auto, cpu or one of the {count} CUDA devices here, got {wanted}; set another")
+    raise ConfigurationError(
+        f"device must be auto, cpu or one of the {count} CUDA devices here, got {wanted}; set another"
+    )
 
 
 def set_threads(count: int) -> None:
@@ -64,7 +66,7 @@ class OnDevice:
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             for part in self._network.modules():
                 if isinstance(part, nn.Conv2d):
-                    part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    part.to(memory_format=torch.channels_last)
 
     @property
     def network(self) -> nn.Module:

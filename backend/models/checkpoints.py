@@ -30,8 +30,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ModelUnavailableError(f"{path} must be PyTorch weights or safetensors, got {_why(error)}; import it again") from error
-    except Exception as error:  # weights_only names the forbidden class in an UnpicklingError; anything else is damage too
+        raise ModelUnavailableError(
+            f"{path} must be PyTorch weights or safetensors, got {_why(error)}; import it again"
+        ) from error
+    except (
+        Exception
+    ) as error:  # weights_only names the forbidden class in an UnpicklingError; anything else is damage too
         raise ModelUnavailableError(
             f"{path} must hold tensors only (it is read with weights_only=True), got {_why(error)}; get the official file"
         ) from error
@@ -41,7 +45,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             break
         content = inner
     if not isinstance(content, Mapping) or not _is_state_dict(content):
-        raise ModelUnavailableError(f"{path} must hold tensors by name, got {type(content).__name__}; get the official file")
+        raise ModelUnavailableError(
+            f"{path} must hold tensors by name, got {type(content).__name__}; get the official file"
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 

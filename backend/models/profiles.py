@@ -38,7 +38,7 @@ class ModelSource:
     is_random: bool = False
 
 
-def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Encoder, Segmenter]:  # noqa: B008
+def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Encoder, Segmenter]:
     """The models of a profile.
 
     Raises:
@@ -47,15 +47,20 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     """
     if profile == "lite":
         if source.encoder is not None:
-            raise ConfigurationError(f"profile lite has its own encoder, got {source.encoder}; choose mobile, base or large")
+            raise ConfigurationError(
+                f"profile lite has its own encoder, got {source.encoder}; choose mobile, base or large"
+            )
         return EfficientNetLiteEncoder(), LiteSegmenter()
     if profile not in PROFILE_WEIGHTS:
-        raise ConfigurationError(f"profile must be one of {', '.join(PROFILES)}, got {profile}; set SOFTMATCHER_PROFILE")
+        raise ConfigurationError(
+            f"profile must be one of {', '.join(PROFILES)}, got {profile}; set SOFTMATCHER_PROFILE"
+        )
     encoder_name, segmenter_name = PROFILE_WEIGHTS[profile]
     encoder_name = source.encoder or encoder_name
     # Both files are looked for before either is read: one message names all that is to be done.
     encoder_weights, segmenter_weights = (
-        _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None) for name in (encoder_name, segmenter_name)
+        _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None)
+        for name in (encoder_name, segmenter_name)
     )
     options = VitOptions(side_px=_SIDE_PX[profile])
     encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)

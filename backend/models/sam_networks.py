@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import timm.models
 import torch
 from torch import nn
 

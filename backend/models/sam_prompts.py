@@ -114,7 +114,7 @@ def uncovered_points(scribble: Scribble, masks: Sequence[Mask]) -> Scribble | No
     height, width = covered.shape
     x = np.clip(scribble.positive_xy[:, 0].astype(int), 0, width - 1)
     y = np.clip(scribble.positive_xy[:, 1].astype(int), 0, height - 1)
-    is_missed = ~covered[y, x]
+    is_missed = np.logical_not(covered[y, x])
     if not is_missed.any():
         return None
     return Scribble(

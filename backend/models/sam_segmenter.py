@@ -70,7 +70,7 @@ class SamSegmenter:
         self,
         sam: nn.Module,
         signature: str,
-        options: SamOptions = SamOptions(),  # noqa: B008 (frozen)
+        options: SamOptions = SamOptions(),
         *,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a value)
     ) -> None:
@@ -161,7 +161,9 @@ class SamSegmenter:
             answers.update(zip(positions, decoded, strict=True))
         return [answers[position] for position in range(len(prompts))]
 
-    def _decode_group(self, image_embedding: Tensor, group: Sequence[SamPrompt], *, is_multimask: bool) -> list[Decoded]:
+    def _decode_group(
+        self, image_embedding: Tensor, group: Sequence[SamPrompt], *, is_multimask: bool
+    ) -> list[Decoded]:
         def forward(network: nn.Module, device: torch.device, part: slice) -> list[Decoded]:
             points, labels, boxes, masks = _stack(group[part])
             logits, predicted_iou = network(

@@ -73,7 +73,7 @@ class TimmEncoder:
         self,
         name: str,
         weights: Path | None,
-        options: VitOptions = VitOptions(),  # noqa: B008 (frozen)
+        options: VitOptions = VitOptions(),
         *,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a value)
         seed: int = 0,
@@ -86,7 +86,7 @@ class TimmEncoder:
         make_interruptible(network)
         self._on_device = OnDevice(network, device)
         self._options = options
-        config = network.pretrained_cfg
+        config = _config_of(network)
         self._mean = np.array(config.get("mean", (0.485, 0.456, 0.406)), np.float32) * 255
         self._std = np.array(config.get("std", (0.229, 0.224, 0.225)), np.float32) * 255
         content = weights_sha256(weights)[:12] if weights else f"random{seed}"
@@ -210,7 +210,7 @@ class _Grid:
         if self.prefix is None:
             return features if self.is_channels_last else features.permute(0, 2, 3, 1)
         height, width = (side // patch for side, patch in zip(input_hw, self.patch_px, strict=True))
-        return features[:, self.prefix :].unflatten(1, (height, width))
+        return features[:, self.prefix :].reshape(len(features), height, width, -1)
 
     @classmethod
     def of(cls, network: nn.Module, name: str) -> "_Grid":
@@ -221,7 +221,7 @@ class _Grid:
         reduction = _patch_px(network)
         if reduction is None:
             raise refused
-        config = network.pretrained_cfg
+        config = _config_of(network)
         for fixed in (False, True):
             hw = (2 * reduction[0], 3 * reduction[1])
             if fixed:
@@ -240,6 +240,11 @@ class _Grid:
             if features.ndim == 4 and tuple(features.shape[1:3]) == (rows, columns):
                 return cls(reduction, None, True, kept_hw)
         raise refused
+
+
+def _config_of(network: nn.Module) -> Mapping[str, Any]:
+    config: Any = network.pretrained_cfg
+    return dict(config)
 
 
 def _patch_px(network: nn.Module) -> tuple[int, int] | None:
@@ -263,13 +268,17 @@ def _forward(network: nn.Module, batch: Tensor) -> Tensor:
 def _create(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
-        raise ConfigurationError(f"encoder must be a model that timm {timm.__version__} knows, got {name}; near it: {close}")
+        raise ConfigurationError(
+            f"encoder must be a model that timm {timm.__version__} knows, got {name}; near it: {close}"
+        )
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, **options}
     takes_any_size = "dynamic_img_size" in _parameters_of(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         try:
-            network: nn.Module = timm.create_model(name, **arguments, **({"dynamic_img_size": True} if takes_any_size else {}))
+            network: nn.Module = timm.create_model(
+                name, **arguments, **({"dynamic_img_size": True} if takes_any_size else {})
+            )
         except TypeError:
             network = timm.create_model(name, **arguments)
     return network.eval()

@@ -53,9 +53,7 @@ def _dinov2(size: str, registers: str, size_bytes: int | None, sha256: str) -> K
 
 def _sam(letter: str, md5_start: str, size_bytes: int, sha256: str) -> KnownWeights:
     file_name = f"sam_vit_{letter}_{md5_start}.pth"
-    return KnownWeights(
-        f"sam_vit_{letter}", file_name, _SAM + file_name, size_bytes, sha256, md5_start, "Apache-2.0"
-    )
+    return KnownWeights(f"sam_vit_{letter}", file_name, _SAM + file_name, size_bytes, sha256, md5_start, "Apache-2.0")
 
 
 KNOWN_WEIGHTS = (

@@ -51,7 +51,7 @@ def fetch_weights(
     *,
     mirror: str | None = None,
     on_progress: OnProgress | None = None,
-    options: FetchOptions = FetchOptions(),  # noqa: B008 (frozen)
+    options: FetchOptions = FetchOptions(),
 ) -> StoredWeights:
     """Have a known file in the store: at once if it is there, otherwise from its publisher or a mirror.
 

@@ -1,8 +1,8 @@
 """The folder of weights: files under their SHA-256, and for each model a note which of them is its own.
 
-    <folder>/sha256/<64 hex digits>      the file
-    <folder>/models/<model name>.json    {"sha256", "size_bytes", "file_name", "source", "checked"}
-    <folder>/unfinished/<model name>...  downloads that go on where they stopped
+<folder>/sha256/<64 hex digits>      the file
+<folder>/models/<model name>.json    {"sha256", "size_bytes", "file_name", "source", "checked"}
+<folder>/unfinished/<model name>...  downloads that go on where they stopped
 """
 
 import hashlib

@@ -27,9 +27,7 @@ class Models:
     Requests that need no model (/health, /setup) never wait for more than they say.
     """
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, load: Callable[..., Softmatcher] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, load: Callable[..., Softmatcher] | None = None) -> None:
         self._settings = settings
         self._load_softmatcher = load or partial(_load_configured, settings)
         self._metrics = metrics

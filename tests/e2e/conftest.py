@@ -27,12 +27,19 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessGroup
 
 
 @pytest.fixture(scope="session")
-def label_studio(processes: ProcessGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+def label_studio_command() -> Path:
     try:
-        program = label_studio_program()
+        return label_studio_program()
     except ConfigurationError as error:
         pytest.skip(str(error))
-    with start_label_studio(processes, program, tmp_path_factory.mktemp("label-studio"), free_port()) as server:
+
+
+@pytest.fixture(scope="session")
+def label_studio(
+    processes: ProcessGroup, label_studio_command: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LabelStudio]:
+    folder = tmp_path_factory.mktemp("label-studio")
+    with start_label_studio(processes, label_studio_command, folder, free_port()) as server:
         yield server
 
 

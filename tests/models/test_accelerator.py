@@ -34,7 +34,9 @@ def _items(count: int) -> list[Tensor]:
     return [torch.full((1, 2, 2), float(number)) for number in range(count)]
 
 
-@pytest.mark.parametrize(("room", "sizes"), [(100, [7]), (4, [7, 4, 3]), (2, [7, 4, 2, 2, 2, 1]), (1, [7, 4, 2, *[1] * 7])])
+@pytest.mark.parametrize(
+    ("room", "sizes"), [(100, [7]), (4, [7, 4, 3]), (2, [7, 4, 2, 2, 2, 1]), (1, [7, 4, 2, *[1] * 7])]
+)
 def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
     network = Doubling(room)
     answers = OnDevice(network, torch.device("cpu")).run(_items(7), lambda net, batch: net(batch))

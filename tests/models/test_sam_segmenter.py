@@ -151,7 +151,9 @@ def test_half_precision_embeddings_change_masks_hardly() -> None:
 
 def test_threads_never_see_each_others_image() -> None:
     segmenter = _segmenter()
-    images = [_image(seed, height, width) for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])]
+    images = [
+        _image(seed, height, width) for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])
+    ]
 
     def answer(image: np.ndarray) -> list[np.ndarray]:
         embedding = segmenter.embed(image)

@@ -14,7 +14,11 @@ from torch import Tensor
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.vit_encoder import TimmEncoder, VitOptions, positional_basis
 
-DINOV2, DINOV2_REGISTERS, DINOV3 = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"
+DINOV2, DINOV2_REGISTERS, DINOV3 = (
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3",
+)
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 OPTIONS = VitOptions(side_px=112)
 
@@ -163,7 +167,9 @@ def test_positional_basis_finds_a_planted_direction() -> None:
     assert abs(float(basis[:, 0] @ content)) < 0.05
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_what_is_no_image_is_refused(bad: np.ndarray) -> None:
     with pytest.raises(BadInputError, match=r"\(H, W, 3\) uint8"):
         _encoder().encode(bad)

@@ -17,7 +17,7 @@ from tests.models.weights_server import WeightsServer, serve_weights
 CONTENT = bytes(range(256)) * 4000
 KNOWN = KnownWeights(
     "sam_vit_b", "sam_vit_b.pth", "https://nowhere.invalid/sam_vit_b.pth", len(CONTENT),
-    hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()[:6], "Apache-2.0",
+    hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()[:6], "Apache-2.0",
 )  # fmt: skip
 QUICK = FetchOptions(tries=3, timeout_s=5, wait_s=0.01)
 

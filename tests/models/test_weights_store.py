@@ -80,7 +80,7 @@ def test_wrong_content_under_an_official_name_is_refused(
 def test_digits_in_the_name_vouch_where_nothing_else_does(
     store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    md5 = hashlib.md5(CONTENT).hexdigest()
+    md5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
     known = KnownWeights("named", f"named_{md5[:6]}.pth", None, None, None, md5[:6], "MIT")
     monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", (known,))
     with pytest.raises(BadInputError, match=f"does not begin with {md5[:6]}"):
