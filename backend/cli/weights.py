@@ -45,7 +45,8 @@ def fetch(settings: Settings, what: str, mirror: str | None, console: Console | 
         console.print(f"profile {what} needs no download")
     for known in wanted:
         with Progress(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(),
             console=console, disable=not sys.stderr.isatty() and not console.is_terminal,
         ) as progress:  # fmt: skip
             line = progress.add_task(known.file_name, total=known.size_bytes)

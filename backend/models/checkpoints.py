@@ -37,7 +37,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         Exception
     ) as error:  # weights_only names the forbidden class in an UnpicklingError; anything else is damage too
         raise ModelUnavailableError(
-            f"{path} must hold tensors only (it is read with weights_only=True), got {_why(error)}; get the official file"
+            f"{path} must hold tensors only (read with weights_only=True), got {_why(error)}; get the official file"
         ) from error
     while isinstance(content, Mapping) and not _is_state_dict(content):
         inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)

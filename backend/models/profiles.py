@@ -1,6 +1,6 @@
 """Which encoder and segmenter a profile has, and how they are loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ class ModelSource:
     """
 
     weights_folder: Path | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoder: str | None = None
     is_random: bool = False
 
@@ -87,7 +87,7 @@ def _path(source: ModelSource, name: str, profile: str | None) -> Path | None:
         return None
     if weights_sha256(stored.path) != stored.sha256:
         raise ModelUnavailableError(
-            f"weights of {name} are damaged (their sha256 changed): run `python -m backend weights fetch {name}`, or import "
-            "the file again"
+            f"weights of {name} are damaged (their sha256 changed): run `python -m backend weights fetch {name}`, or "
+            "import the file again"
         )
     return stored.path

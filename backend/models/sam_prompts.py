@@ -114,7 +114,7 @@ def uncovered_points(scribble: Scribble, masks: Sequence[Mask]) -> Scribble | No
     height, width = covered.shape
     x = np.clip(scribble.positive_xy[:, 0].astype(int), 0, width - 1)
     y = np.clip(scribble.positive_xy[:, 1].astype(int), 0, height - 1)
-    is_missed = np.logical_not(covered[y, x])
+    is_missed: NDArray[np.bool_] = np.logical_not(covered)[y, x]
     if not is_missed.any():
         return None
     return Scribble(
@@ -153,7 +153,7 @@ def _stroke_points(strokes: Mask | None) -> NDArray[np.float32]:
 
 
 def _spread(points_xy: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    """At most `most` of the points: the one nearest to their middle first, then always the farthest from those taken."""
+    """At most `most` of the points: the one nearest to their middle, then always the farthest from those taken."""
     if len(points_xy) <= most:
         return points_xy
     chosen = [int(np.square(points_xy - points_xy.mean(axis=0)).sum(axis=1).argmin())]

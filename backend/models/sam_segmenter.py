@@ -5,7 +5,7 @@ frame a quarter of the padded input (256 x 256), the *working* frame the image w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ class SamOptions:
     working_px: int = 512
     decode_mb: float = 800.0
     is_half: bool = True
-    selection: SelectionOptions = SelectionOptions()
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,8 @@ class SamSegmenter:
         make_interruptible(sam.image_encoder)  # type: ignore[arg-type]
         self._encoder = OnDevice(sam.image_encoder, device)  # type: ignore[arg-type]
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
-        self._decoder = OnDevice(_Decoder(sam.prompt_encoder, sam.mask_decoder), device, uses_half=False)  # type: ignore[arg-type]
+        decoder = _Decoder(sam.prompt_encoder, sam.mask_decoder)  # type: ignore[arg-type]
+        self._decoder = OnDevice(decoder, device, uses_half=False)
         self._logits_px = 4 * int(sam.prompt_encoder.image_embedding_size[0])  # type: ignore[union-attr, index]
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
 
@@ -266,7 +267,7 @@ class SamSegmenter:
     def _best_masks(
         self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[SamPrompt]
     ) -> list[tuple[Mask, float]]:
-        """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: it gets three to choose."""
+        """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: three to choose from."""
         input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
         found: list[tuple[Mask, float]] = []
         for is_ambiguous in (True, False):

@@ -313,5 +313,6 @@ def load_weights(network: nn.Module, path: Path, name: str) -> None:
         network.load_state_dict(kept)
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelUnavailableError(
-            f"{path} must hold {name}, got other tensors ({str(error).splitlines()[0][:160]}); import the file of this model"
+            f"{path} must hold {name}, got other tensors ({str(error).splitlines()[0][:160]}); import the file of this "
+            "model"
         ) from error

@@ -58,8 +58,8 @@ def fetch_weights(
     Args:
         store: where it goes.
         known: which file.
-        mirror: folder in place of the publisher's, `https:`, `http:` or `file:`; the official file name is appended unless
-            the address ends with it.
+        mirror: folder in place of the publisher's, `https:`, `http:` or `file:`; the official file name is appended
+            unless the address ends with it.
         on_progress: is told of every piece.
         options: how long to try.
 
@@ -117,7 +117,8 @@ def _download(url: str, known: KnownWeights, unfinished: Path, on_progress: OnPr
             failures = 1 if after > before else failures + 1
             if failures >= options.tries:
                 raise ModelUnavailableError(
-                    f"{url} could not be downloaded ({error}); {after} bytes are kept: run the same command again to go on"
+                    f"{url} could not be downloaded ({error}); {after} bytes are kept: run the same command again to "
+                    "go on"
                 ) from error
             logger.warning("%s broke off at %d bytes (%s), going on", known.file_name, after, error)
             time.sleep(options.wait_s * 2 ** (failures - 1))

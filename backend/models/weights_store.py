@@ -177,8 +177,8 @@ class WeightsStore:
         known = known or weights_catalogue.known_weights(path.name)
         if known is None and name is None:
             raise BadInputError(
-                f"{path.name} is none of the files in `weights list` (sha256 {found.sha256}): say whose weights it holds, "
-                "with --as and timm's name of the model"
+                f"{path.name} is none of the files in `weights list` (sha256 {found.sha256}): say whose weights it "
+                "holds, with --as and timm's name of the model"
             )
         if known is not None and (reason := reason_to_refuse(known, found, head)) is not None:
             raise BadInputError(f"{path} is not {known.file_name} of {known.name}: {reason}")
@@ -187,8 +187,8 @@ class WeightsStore:
         is_recorded = known is None or known.sha256 is None
         if is_recorded and before is not None and before.sha256 != found.sha256:
             raise BadInputError(
-                f"{own_name} has other weights already (sha256 {before.sha256[:12]}, recorded when they were imported), got "
-                f"{found.sha256[:12]}; remove {self._note_path(own_name)} first if these shall take their place"
+                f"{own_name} has other weights already (sha256 {before.sha256[:12]}, recorded when they were imported), "
+                f"got {found.sha256[:12]}; remove {self._note_path(own_name)} first if these shall take their place"
             )
         blob = self._blob_path(found.sha256)
         if not blob.is_file() or blob.stat().st_size != found.size_bytes:

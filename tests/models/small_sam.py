@@ -20,7 +20,8 @@ def small_sam(seed: int = 0, *, image_px: int = 128) -> nn.Module:
                 out_chans=32,
             ),
             prompt_encoder=PromptEncoder(
-                embed_dim=32, image_embedding_size=(cells, cells), input_image_size=(image_px, image_px), mask_in_chans=16
+                embed_dim=32, image_embedding_size=(cells, cells), input_image_size=(image_px, image_px),
+                mask_in_chans=16,
             ),
             mask_decoder=MaskDecoder(
                 num_multimask_outputs=3,

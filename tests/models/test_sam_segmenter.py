@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +309,8 @@ def test_nothing_is_kept_where_the_score_map_shows_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def mobile() -> Iterator[torch.nn.Module]:
-    yield build_sam("mobile_sam", None)
+def mobile() -> torch.nn.Module:
+    return build_sam("mobile_sam", None)
 
 
 def test_mobile_sams_import_leaves_timm_as_it_was(mobile: torch.nn.Module) -> None:

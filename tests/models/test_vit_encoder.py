@@ -83,7 +83,7 @@ def test_any_grid_of_features_will_do(name: str, options: dict[str, Any], grid_h
 
 
 def test_model_that_timm_does_not_know_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="no_such_dinov2.*near it.*dinov2"):
+    with pytest.raises(ConfigurationError, match=r"no_such_dinov2.*near it.*dinov2"):
         TimmEncoder("no_such_dinov2", None)
 
 
