@@ -18,10 +18,11 @@ from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
-from backend.core.matching import MATCHERS, gather_references, join_labels
+from backend.core.matching import MATCHERS, closest_similarity, gather_references, join_labels
 from backend.core.priors import map_peak, recentre_map
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
+from backend.core.scoring import expected_iou, weigh_mask
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
@@ -30,6 +31,8 @@ from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenter import Prompt, Segmenter
 
 OnStage = Callable[[str, float], None]
+MINIMUM_SIDE_PX = 4
+"""An image smaller than this, in height or width, shows no object: resized it is one colour, alike to anything."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,23 @@ class MatchOptions:
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A label's mask before it is judged, all in the segmenter's working frame of (h, w) px.
+
+    Attributes:
+        mask: (h, w) bool, may be empty.
+        posterior: (h, w) float32 in [0, 1].
+        prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
+        closeness: how alike the most alike patches are, a cosine.
+    """
+
+    mask: Mask
+    posterior: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    closeness: float
 
 
 class Softmatcher:
@@ -191,7 +211,7 @@ class Softmatcher:
                 certain = torch.ones_like(coverage)
                 if not is_complete:
                     told = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
-                    certain = unknown_look_alikes(patches, coverage, told)
+                    certain = unknown_look_alikes(patches, coverage, told, temperature=self._encoder.temperature)
                 features.append(patches)
                 inside.append(coverage)
                 known.append(certain)
@@ -216,7 +236,8 @@ class Softmatcher:
             options: in place of the engine's own.
 
         Returns:
-            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found.
+            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found,
+            and for images of fewer than four pixels in height or width.
 
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
@@ -224,34 +245,56 @@ class Softmatcher:
         self._require_own(encoded)
         chosen = options or self._options
         labels = [label for label, label_references in references.items() if label_references]
-        if not labels:
+        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
             return []
+        found: list[LabelMask] = []
+        for label, proposal in zip(
+            labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
+        ):
+            score = expected_iou(
+                weigh_mask(proposal.mask, proposal.posterior, proposal.prior, closeness=proposal.closeness)
+            )
+            if score < chosen.minimum_score:
+                continue
+            with self._stage("upsample"):
+                natural = mask_to_size(proposal.mask, encoded.size_hw)
+                # Masks that touch in the working frame may share the pixels that its border became.
+                for other in found:
+                    natural &= ~other.mask
+            if natural.any():
+                found.append(LabelMask(label, natural, score))
+        return found
+
+    def propose(
+        self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
+    ) -> list[Proposal]:
+        """The best mask of each label in the segmenter's working frame, however bad; none of them overlap.
+
+        Args:
+            encoded: the target.
+            references: for each label its references, at least one.
+            options: of matching and masks.
+
+        Raises: as `segment`.
+        """
         with self._stage("match"):
-            posteriors, matchings = self._match(encoded, [references[label] for label in labels], chosen)
+            posteriors, matchings, closenesses = self._match(encoded, references, options)
         with self._stage("segment"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
             masks = [
-                self._mask(encoded, prior, matching, chosen) for prior, matching in zip(priors, matchings, strict=True)
+                self._mask(encoded, prior, matching, options) for prior, matching in zip(priors, matchings, strict=True)
             ]
-            masks = resolve_overlaps(masks, priors)
-        with self._stage("upsample"):
-            found = []
-            for label, mask, picture in zip(labels, masks, pictures, strict=True):
-                score = score_mask(mask, picture.numpy())
-                if score < chosen.minimum_score:
-                    continue
-                natural = mask_to_size(mask, encoded.size_hw)
-                for other in found:
-                    natural &= ~other.mask
-                if natural.any():
-                    found.append(LabelMask(label, natural, score))
-        return found
+            resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
+        return [
+            Proposal(mask, picture.numpy(), prior, closeness)
+            for mask, picture, prior, closeness in zip(resolved, pictures, priors, closenesses, strict=True)
+        ]
 
     def _match(
         self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[float]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
         temperature = self._encoder.temperature if options.temperature is None else options.temperature
@@ -261,12 +304,14 @@ class Softmatcher:
                 f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
             )
         with torch.inference_mode():
+            banks = [gather_references(one, self.signature) for one in references]
             maps = [
-                matcher(gather_references(label, self.signature), target, temperature=temperature)
-                for label in references
+                matcher(bank, target, temperature=temperature, strange_similarity=self._encoder.strange_similarity)
+                for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
-        return posteriors, [one.matching.reshape(grid) for one in maps]
+            closenesses = [closest_similarity(bank, target) for bank in banks]
+        return posteriors, [one.matching.reshape(grid) for one in maps], closenesses
 
     def _mask(self, encoded: EncodedImage, prior: NDArray[np.float32], matching: Tensor, options: MatchOptions) -> Mask:
         height, width = prior.shape
@@ -319,15 +364,6 @@ def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | Non
     if size_hw[0] > strokes.shape[0]:
         scaled |= mask_to_size(strokes, size_hw)
     return scaled
-
-
-def score_mask(mask: Mask, prior: NDArray[np.float32]) -> float:
-    """Expected IoU of a mask, in [0, 1], from the prior inside and outside of it; 0 for an empty mask."""
-    if not mask.any():
-        return 0.0
-    # Soft IoU of mask and prior: what is claimed without support and what is supported without being claimed both cost.
-    shared = float(prior[mask].sum())
-    return shared / (float(np.count_nonzero(mask)) + float(prior[~mask].sum()))
 
 
 def load_softmatcher(

@@ -3,6 +3,7 @@
 import copy
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -57,6 +58,8 @@ class OnDevice:
 
     def __init__(self, network: nn.Module, device: torch.device, *, uses_half: bool = True) -> None:
         self.device = device
+        self.on_forward: Callable[[float], None] | None = None
+        """Gets the seconds of every pass, transfers included: for benchmarks."""
         self._uses_half = uses_half
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
@@ -132,7 +135,11 @@ class OnDevice:
     def _pass(self, network: nn.Module, device: torch.device, part: slice, forward: PartCall[T]) -> list[T]:
         uses_half = self._uses_half and device.type == "cuda"
         with torch.inference_mode(), torch.autocast(device.type, self._amp_dtype, enabled=uses_half):
-            return forward(network, device, part)
+            started = time.perf_counter()
+            answers = forward(network, device, part)
+        if self.on_forward is not None:
+            self.on_forward(time.perf_counter() - started)
+        return answers
 
     def _cpu_copy(self) -> nn.Module:
         with self._lock:

@@ -83,6 +83,7 @@ class SamSegmenter:
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
         decoder = _Decoder(sam.prompt_encoder, sam.mask_decoder)  # type: ignore[arg-type]
         self._decoder = OnDevice(decoder, device, uses_half=False)
+        self.on_devices = (self._encoder, self._decoder)
         self._logits_px = 4 * int(sam.prompt_encoder.image_embedding_size[0])  # type: ignore[union-attr, index]
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
 

@@ -34,6 +34,8 @@ class VitOptions:
         side_px: the image is resized to about side_px ** 2 pixels, its aspect ratio kept.
         longest_px: bound of the longer side, for very long images.
         temperature: softmax scale of the matching.
+        strange_similarity: patches less alike than this show different things. Neither this nor the temperature is
+            measured: no DINOv2 weights were at hand.
         positional_rank: leading directions of a blank image's features that are taken out of every image's; 0: none.
         batch_size: images of one size encoded together; 0: what suits the device.
     """
@@ -41,6 +43,7 @@ class VitOptions:
     side_px: int = 448
     longest_px: int = 1344
     temperature: float = 0.07
+    strange_similarity: float = 0.0
     positional_rank: int = 0
     batch_size: int = 0
 
@@ -85,6 +88,7 @@ class TimmEncoder:
         self._grid = _Grid.of(network, name)
         make_interruptible(network)
         self._on_device = OnDevice(network, device)
+        self.on_devices = (self._on_device,)
         self._options = options
         config = _config_of(network)
         self._mean = np.array(config.get("mean", (0.485, 0.456, 0.406)), np.float32) * 255
@@ -93,6 +97,7 @@ class TimmEncoder:
         positional = f":p{options.positional_rank}" if options.positional_rank else ""
         self.signature = f"{name}:{content}:{options.side_px}px{positional}"
         self.temperature = options.temperature
+        self.strange_similarity = options.strange_similarity
         self._bases: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -1,0 +1,91 @@
+"""How good is a mask? What speaks for it, and the IoU to expect of it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Mask
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a mask, each in [0, 1] but for `closeness`.
+
+    Attributes:
+        closeness: `matching.closest_similarity`, in [-1, 1].
+        peak: mean posterior of the highest percent of the image: low where the object is absent.
+        inside: mean posterior inside the mask.
+        outside: mean posterior outside of it.
+        support: soft IoU of the mask and the posterior: what is claimed without support and what is supported without being claimed
+            both cost.
+        agreement: IoU of the mask and the thresholded prior: colours and features tell the same.
+        area: share of the image.
+    """
+
+    closeness: float
+    peak: float
+    inside: float
+    outside: float
+    support: float
+    agreement: float
+    area: float
+
+    def features(self) -> list[float]:
+        """1 and the terms of the logistic regression in `expected_iou`."""
+        return [
+            1.0,
+            self.closeness,
+            _logit(self.peak),
+            _logit(self.inside),
+            _logit(self.outside),
+            self.support,
+            self.agreement,
+            math.log(self.area + 1e-3),
+        ]
+
+
+COEFFICIENTS = (-4.0, 6.0, 0.2, 0.2, 0.0, 2.0, 1.0, 0.0)
+"""Fitted by benchmarks/calibration.py: the expected IoU of present objects, 0 for absent ones."""
+
+
+def weigh_mask(mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.float32], *, closeness: float) -> Evidence:
+    """What speaks for a mask; without pixels, an `area` of 0.
+
+    Args:
+        mask: (h, w) bool.
+        posterior: (h, w) float32 in [0, 1].
+        prior: (h, w) float32 in [0, 1], above 0.5 where the posterior says object.
+        closeness: of the target to the references' object.
+    """
+    claimed = int(np.count_nonzero(mask))
+    if not claimed:
+        return Evidence(closeness, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    highest = max(1, posterior.size // 100)
+    peak = float(np.partition(posterior, -highest, axis=None)[-highest:].mean())
+    shared, rest = float(posterior[mask].sum()), float(posterior[~mask].sum())
+    likely = prior > 0.5
+    both = int(np.count_nonzero(likely & mask))
+    return Evidence(
+        closeness=closeness,
+        peak=peak,
+        inside=shared / claimed,
+        outside=rest / max(1, mask.size - claimed),
+        support=shared / (claimed + rest),
+        agreement=both / (claimed + int(np.count_nonzero(likely)) - both),
+        area=claimed / mask.size,
+    )
+
+
+def expected_iou(evidence: Evidence) -> float:
+    """The IoU to expect of a mask, in [0, 1]; 0 for an empty one."""
+    if evidence.area == 0:
+        return 0.0
+    terms = zip(COEFFICIENTS, evidence.features(), strict=True)
+    return 1 / (1 + math.exp(-sum(coefficient * term for coefficient, term in terms)))
+
+
+def _logit(value: float) -> float:
+    bounded = min(max(value, 1e-3), 1 - 1e-3)
+    return math.log(bounded / (1 - bounded))
