@@ -154,7 +154,8 @@ class FakeLabelStudio:
 
     def tasks_after(self, project_id: int, task_id: int, count: int) -> list[dict[str, Any]]:
         self._answer()
-        return [self.tasks[known] for known in sorted(self.tasks) if known > task_id][:count]
+        later = sorted(known for known in list(self.tasks) if known > task_id)[:count]
+        return [self.tasks[known] for known in later]
 
     def project(self, project_id: int) -> dict[str, Any]:
         self._answer()

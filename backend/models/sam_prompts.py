@@ -110,11 +110,11 @@ def uncovered_points(scribble: Scribble, masks: Sequence[Mask]) -> Scribble | No
     """The scribble's key points that none of the masks covers, with its negatives; None if all are covered."""
     if not masks or not len(scribble.positive_xy):
         return None
-    covered: Mask = np.logical_or.reduce(list(masks))
+    covered: NDArray[np.bool_] = np.stack(masks).any(axis=0)
     height, width = covered.shape
     x = np.clip(scribble.positive_xy[:, 0].astype(int), 0, width - 1)
     y = np.clip(scribble.positive_xy[:, 1].astype(int), 0, height - 1)
-    is_missed: NDArray[np.bool_] = np.logical_not(covered)[y, x]
+    is_missed = np.array([not covered[row, column] for row, column in zip(y, x, strict=True)])
     if not is_missed.any():
         return None
     return Scribble(

@@ -268,7 +268,7 @@ class SamSegmenter:
     def _best_masks(
         self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[SamPrompt]
     ) -> list[tuple[Mask, float]]:
-        """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: three to choose from."""
+        """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: it gets three."""
         input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
         found: list[tuple[Mask, float]] = []
         for is_ambiguous in (True, False):

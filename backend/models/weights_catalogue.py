@@ -1,8 +1,8 @@
 """The weights files that are known by name: where they come from and what they are.
 
 The six digits in the names of SAM's files are the beginning of their MD5, not of their SHA-256. The SHA-256 below are
-not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM the
-model registry of micro-sam, for DINOv2 the conversion scripts of refiners, and others that agree with them). For SAM
+not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM
+the model registry of micro-sam, for DINOv2 the conversion scripts of refiners, and others that agree with them). For SAM
 both digests are checked, so that the name itself vouches for the content.
 """
 

@@ -187,7 +187,7 @@ class WeightsStore:
         is_recorded = known is None or known.sha256 is None
         if is_recorded and before is not None and before.sha256 != found.sha256:
             raise BadInputError(
-                f"{own_name} has other weights already (sha256 {before.sha256[:12]}, recorded when they were imported), "
+                f"{own_name} has other weights already (sha256 {before.sha256[:12]}, recorded at import), "
                 f"got {found.sha256[:12]}; remove {self._note_path(own_name)} first if these shall take their place"
             )
         blob = self._blob_path(found.sha256)
