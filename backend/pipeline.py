@@ -22,7 +22,7 @@ from backend.core.matching import MATCHERS, closest_similarity, gather_reference
 from backend.core.priors import map_peak, recentre_map
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
-from backend.core.scoring import expected_iou, weigh_mask
+from backend.core.scoring import expected_iou, presence, weigh_mask
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
@@ -46,7 +46,7 @@ class MatchOptions:
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
-        minimum_score: masks believed to be worse (expected IoU) are not returned.
+        minimum_presence: nothing is returned where the object is believed to be there with a smaller chance than this.
     """
 
     matcher: Literal["posterior", "softmatcher"] = "posterior"
@@ -55,7 +55,7 @@ class MatchOptions:
     clusters: int = 8
     seed: int = 0
     speck_percent: float = 0.02
-    minimum_score: float = 0.15
+    minimum_presence: float = 0.72
 
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
@@ -149,7 +149,8 @@ class Softmatcher:
         self._require_own(encoded)
         if scribble.size_hw != encoded.size_hw:
             raise BadInputError(
-                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; check the original sizes"
+                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; "
+                "check the original sizes"
             )
         if scribble.is_empty:
             return None
@@ -181,8 +182,8 @@ class Softmatcher:
             encoded: of the same image.
             mask: (H, W) bool: the object.
             outside: (H, W) bool or None: pixels that the user said are not the object.
-            is_complete: every object of the label on this image is in `mask`, so everything else is background; otherwise
-                patches that look like the object count as unknown.
+            is_complete: every object of the label on this image is in `mask`, so everything else is background;
+                otherwise patches that look like the object count as unknown.
 
         Raises:
             BadInputError: shapes that don't agree, an empty mask.
@@ -191,7 +192,8 @@ class Softmatcher:
         for name, array in (("mask", mask), ("outside", outside)):
             if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
                 raise BadInputError(
-                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; check the original sizes"
+                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; "
+                    "check the original sizes"
                 )
         if encoded.size_hw != image.shape[:2]:
             raise BadInputError(f"encoded image must be {image.shape[:2]}, got {encoded.size_hw}; encode this image")
@@ -251,10 +253,8 @@ class Softmatcher:
         for label, proposal in zip(
             labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
         ):
-            score = expected_iou(
-                weigh_mask(proposal.mask, proposal.posterior, proposal.prior, closeness=proposal.closeness)
-            )
-            if score < chosen.minimum_score:
+            evidence = weigh_mask(proposal.mask, proposal.posterior, proposal.prior, closeness=proposal.closeness)
+            if presence(evidence) < chosen.minimum_presence:
                 continue
             with self._stage("upsample"):
                 natural = mask_to_size(proposal.mask, encoded.size_hw)
@@ -262,7 +262,7 @@ class Softmatcher:
                 for other in found:
                     natural &= ~other.mask
             if natural.any():
-                found.append(LabelMask(label, natural, score))
+                found.append(LabelMask(label, natural, expected_iou(evidence)))
         return found
 
     def propose(

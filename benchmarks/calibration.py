@@ -1,4 +1,4 @@
-"""Which evidence tells good masks from bad and present objects from absent ones? Collects it over the data sets, fits `core.scoring`.
+"""Which evidence tells good masks from bad, and present objects from absent ones? Fits the weights of `core.scoring`.
 
     python benchmarks/calibration.py collect DIR rows.json [--seeds 0,1] [--targets 4]
     python benchmarks/calibration.py fit rows.json
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.core.masks import iou, mask_to_size
-from backend.core.scoring import Evidence, expected_iou, weigh_mask
+from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
 from backend.evaluation.datasets import draw_absent_target, draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.metrics import area_under_roc, calibration_error
 from backend.pipeline import MatchOptions, load_softmatcher
@@ -46,47 +46,67 @@ def collect(directory: Path, out: Path, seeds: list[int], targets: int) -> None:
 
 
 def fit(path: Path) -> None:
-    """Logistic regression with the IoU itself as a soft label."""
-    rows = json.loads(path.read_text())
+    """Logistic regressions: the IoU as a soft label over present objects, presence over all."""
+    rows = [row for row in json.loads(path.read_text()) if row["area"] > 0]
     evidence = [Evidence(**{name: row[name] for name in Evidence.__dataclass_fields__}) for row in rows]
-    x = np.array([one.features() for one in evidence])
-    y = np.array([row["iou"] for row in rows])
+    reached = np.array([row["iou"] for row in rows])
     present = np.array([row["present"] for row in rows])
     sets = np.array([row["set"] for row in rows])
-    weight = np.where(present, 1.0, 0.5)
-    held_out = np.zeros(len(rows))
-    for name in np.unique(sets):
-        held_out[sets == name] = _sigmoid(
-            x[sets == name] @ _logistic(x[sets != name], y[sets != name], weight[sets != name])
-        )
-    coefficients = _logistic(x, y, weight)
-    print("coefficients", [round(float(value), 3) for value in coefficients])
+    classes = np.array([row["class"] for row in rows])
+    ones = np.ones(len(rows))
+    closeness = np.array([one.closeness for one in evidence])
+    inside = np.array([_logit(one.inside) for one in evidence])
+    support = np.array([one.support for one in evidence])
+    agreement = np.array([one.agreement for one in evidence])
+
+    x = np.stack([ones, closeness, inside, support, agreement], axis=1)
+    score = _held_out(x, reached, sets, present)
+    print(
+        "IoU weights (constant, closeness, inside, support, agreement)",
+        _logistic(x[present], reached[present]).round(2),
+    )
     now = np.array([expected_iou(one) for one in evidence])
-    for name, score in (("held out", held_out), ("in core/scoring.py", now)):
-        auroc = area_under_roc(list(score[present]), list(y[present] > 0.5))
-        error = calibration_error(list(score[present]), list(y[present]))
-        print(f"{name}: AUROC {auroc:.3f} calibration {error:.3f}")
-        for limit in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4):
-            kept = np.where(present & (score >= limit), y, 0.0)
-            by_class = [
-                kept[present & (np.array([row["class"] for row in rows]) == c)].mean()
-                for c in {r["class"] for r in rows}
-            ]
-            print(
-                f"  score >= {limit}: false positives {np.mean(score[~present] >= limit):.3f} mIoU {np.mean(by_class):.4f}"
-            )
+    for name, values in (("fitted on the other sets", score), ("core/scoring.py", now)):
+        auroc = area_under_roc(list(values[present]), list(reached[present] > 0.5))
+        error = calibration_error(list(values[present]), list(reached[present]))
+        print(f"  {name}: AUROC {auroc:.3f} calibration error {error:.3f}")
+
+    x = np.stack([ones, closeness, inside, agreement], axis=1)
+    chance = _held_out(x, present.astype(float), sets, np.ones(len(rows), bool))
+    print("presence weights (constant, closeness, inside, agreement)", _logistic(x, present.astype(float)).round(2))
+    now = np.array([presence(one) for one in evidence])
+    for name, values in (("fitted on the other sets", chance), ("core/scoring.py", now)):
+        print(f"  {name}: AUROC {area_under_roc(list(values), list(present)):.3f}")
+        for limit in (0.4, 0.5, 0.6, 0.66, 0.7, 0.75, 0.8):
+            kept = np.where(values >= limit, reached, 0.0)
+            miou = np.mean([kept[present & (classes == one)].mean() for one in np.unique(classes[present])])
+            # Rows without a mask were dropped above: the rate is that of the absent pairs with one.
+            print(f"    >= {limit}: false positives {np.mean(values[~present] >= limit):.3f} mIoU {miou:.4f}")
+
+
+def _held_out(x: np.ndarray, y: np.ndarray, sets: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(x))
+    for name in np.unique(sets):
+        others = (sets != name) & fitted
+        found[sets == name] = _sigmoid(x[sets == name] @ _logistic(x[others], y[others]))
+    return found
+
+
+def _logit(value: float) -> float:
+    bounded = min(max(value, 1e-3), 1 - 1e-3)
+    return float(np.log(bounded / (1 - bounded)))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     coefficients = np.zeros(x.shape[1])
     for _ in range(50):
         p = _sigmoid(x @ coefficients)
-        gradient = x.T @ (weight * (p - y)) + 0.1 * coefficients
-        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + 0.1 * np.eye(x.shape[1])
+        gradient = x.T @ (p - y) + 0.1 * coefficients
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + 0.1 * np.eye(x.shape[1])
         coefficients -= np.linalg.solve(hessian, gradient)
     return coefficients
 

@@ -59,7 +59,7 @@ def test_one_coin_marked_finds_the_coins_of_all_other_tiles(marked_tile: int) ->
 def test_coins_are_not_found_on_other_photographs() -> None:
     tiles, truths = coin_tiles()
     reference = engine().describe(tiles[0], engine().encode(tiles[0]), largest_coin(truths[0]))
-    for photograph in (data.astronaut(), data.chelsea(), data.coffee()):
+    for photograph in (data.astronaut(), data.chelsea(), data.rocket()):
         assert engine().segment(engine().encode(photograph), {"Coin": [reference]}) == []
 
 

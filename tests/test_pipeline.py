@@ -18,7 +18,7 @@ GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
 
 
 class ColourEncoder:
-    """A patch is an eighth of the shorter side; its feature says which of its three colours is strongest, and how much."""
+    """A patch is 8 px wide; its feature is its colour."""
 
     signature = "colours"
     temperature = 0.05

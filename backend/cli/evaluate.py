@@ -28,6 +28,8 @@ def evaluate(
     """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
     from backend.evaluation.run import evaluate as run_evaluation
 
+    # Here, not above: the other commands' --help must not wait for torch.
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

@@ -1,10 +1,11 @@
 """Score maps: which patches of a target show what the references mark.
 
-Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length; `S[r, t] = <f_r, g_t>`
-their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how much is known of it; `tau` the
-temperature. A patch that is known and not inside is background, from whichever reference it comes: negatives are nothing else.
+Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length;
+`S[r, t] = <f_r, g_t>` their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how
+much is known of it; `tau` the temperature. A patch that is known and not inside is background, from whichever reference it
+comes: negatives are nothing else.
 
-Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3, Matching.
+Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class ScoreMap:
     """What a matcher says of a target's patches.
 
     Attributes:
-        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where the object is absent.
+        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where it is absent.
         matching: (T,) float32, sums to 1: the probability map that points are sampled from.
     """
 
@@ -71,13 +72,15 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
     for reference in references:
         if reference.signature != signature:
             raise BadInputError(
-                f"references must come from the models {signature}, got {reference.signature}; describe their images again"
+                f"references must come from the models {signature}, got {reference.signature}; "
+                "describe their images again"
             )
         count = len(reference.features)
         if reference.features.ndim != 2 or reference.inside.shape != (count,) or reference.known.shape != (count,):
             raise BadInputError(
                 "reference must have features (R, D), inside (R,) and known (R,), got "
-                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; describe its image again"
+                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; "
+                "describe its image again"
             )
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
     inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
@@ -195,7 +198,8 @@ def _require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) 
         raise BadInputError(f"temperature must be above 0, got {temperature}; 0.05 suits the lite encoder")
     if target.ndim != 2 or target.shape[1] != bank.features.shape[1]:
         raise BadInputError(
-            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; encode it with one model"
+            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; "
+            "encode both with one model"
         )
     _require_finite(target, "target")
 

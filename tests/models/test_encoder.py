@@ -38,7 +38,7 @@ def test_same_image_same_features_and_signature_names_the_weights(encoder: Effic
 
 
 def test_weights_are_the_trained_ones(encoder: EfficientNetLiteEncoder) -> None:
-    """Two photographs' patches are more alike within a coin than between coin and ground: random weights don't do that."""
+    """The patches of a photograph differ in their likeness to one of them: random weights hardly tell them apart."""
     from skimage import data
 
     coins = np.repeat(data.coins()[:, :, None], 3, axis=2)
