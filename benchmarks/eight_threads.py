@@ -42,7 +42,7 @@ from tests.models.small_sam import small_sam
 
 PICTURES = 8
 BATCH = 4
-PAUSE_S = 0.3
+PAUSE_S = {"click": 0.2, "open": 1.0, "batch": 0.0}
 FAR_AWAY = 10**9
 HEIGHT, WIDTH = 60, 96
 
@@ -56,7 +56,7 @@ class EverythingSoftmatcher(Softmatcher):
         references: Mapping[str, Sequence[Reference]],
         options: MatchOptions | None = None,
     ) -> list[LabelMask]:
-        return super().segment(encoded, references, replace(options or MatchOptions(), minimum_score=0.0))
+        return super().segment(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0))
 
 
 def small_softmatcher() -> Softmatcher:
@@ -149,8 +149,8 @@ class _Load:
         self._refer()
         self.clicked = [self._masks(self.ask([number], is_click=True)) for number in range(PICTURES)]
         self.predicted = [self._masks(self.ask([number])) for number in range(PICTURES)]
-        assert all(self.clicked)
-        assert all(self.predicted)
+        assert all(masks[0] for masks in self.clicked), "every click must give a mask"
+        assert all(masks[0] for masks in self.predicted), "every prediction must give a mask"
 
     def _refer(self) -> None:
         """One annotation of a finished mask: the project's reference."""
@@ -209,8 +209,7 @@ class _Load:
         """Ask until the time is over; note answers that are not the known ones."""
         rng = np.random.default_rng(seed)
         while time.monotonic() < until:
-            if kind != "batch":
-                time.sleep(PAUSE_S)  # people look at what they got: without it batches would starve
+            time.sleep(PAUSE_S[kind])  # people look at what they got: without it batches would starve
             if kind == "open":
                 self._add_next_task()
             numbers = [int(number) for number in rng.integers(0, PICTURES, BATCH if kind == "batch" else 1)]
@@ -266,7 +265,9 @@ def main() -> int:
     early_mb, late_mb = report.memory_mb
     print(f"answers {dict(report.answers)}, wrong {len(report.wrong)} {report.wrong[:3]}")
     print(f"interactive calls overtaken by a batch or a prefetch: {report.overtaken}")
-    print(f"longest wait of an interactive call {report.longest_wait_s:.2f} s, longest call {report.longest_call_s:.2f} s")
+    print(
+        f"longest wait of an interactive call {report.longest_wait_s:.2f} s, longest call {report.longest_call_s:.2f} s"
+    )
     print(f"resident memory {early_mb:.0f} MB after a quarter of the time, {late_mb:.0f} MB at the end")
     print(f"prefetch {report.prefetched}")
     if options.json:

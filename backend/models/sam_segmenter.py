@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from backend.core.types import Arrays, Image, Mask
 from backend.errors import BadInputError
 from backend.models.accelerator import OnDevice, make_interruptible
-from backend.models.sam_prompts import SamPrompt, logits_hw, prior_to_logits, scribble_to_prompts, uncovered_points
+from backend.models.sam_prompts import (
+    SamPrompt,
+    logits_hw,
+    points_by_object,
+    prior_to_logits,
+    scribble_to_prompts,
+    uncovered_points,
+)
 from backend.models.sam_selection import SelectionOptions, select_by_prior
 from backend.models.segmenter import MaskCandidate, Prompt
 
@@ -33,12 +40,14 @@ class SamOptions:
     Attributes:
         working_px: longer side of the frame of prompts and candidates.
         decode_mb: memory that one decoding pass may take, in 2**20 bytes; prompts beyond it go into the next pass.
+        most_objects: of one score map, those with the most of it; each is a prompt.
         is_half: keep image embeddings in float16 (2 MB an image); float32 is for comparisons.
         selection: which candidates of a score map are kept.
     """
 
     working_px: int = 512
     decode_mb: float = 800.0
+    most_objects: int = 8
     is_half: bool = True
     selection: SelectionOptions = field(default_factory=SelectionOptions)
 
@@ -202,11 +211,13 @@ class SamSegmenter:
     # -- the segmenter protocol
 
     def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
-        """One candidate a prompt at most, in the working frame.
+        """Candidates in the working frame.
 
-        A prompt with a prior proposes what the score map supports: its points say where, the score map goes into SAM's
-        mask input, and of SAM's three masks the one that fits the score map best is kept, if it fits at all. A prompt
-        without one is a user's scribble: what it marks is the answer.
+        Prompts with a prior propose what the score map supports. Those of one score map are joined object by object
+        first (a piece of the map above 0.5 is one): a decoder pass a cluster of points would say the same thing several
+        times, and decoding is what costs. The score map goes into SAM's mask input; of SAM's three masks the one that
+        fits the score map best is kept, if it fits at all. A candidate answers the first prompt with a point in it.
+        A prompt without a prior is a user's scribble: what it marks is the answer, one candidate at most.
         """
         with torch.inference_mode():
             proposals = [position for position, prompt in enumerate(prompts) if prompt.prior is not None]
@@ -221,22 +232,20 @@ class SamSegmenter:
         self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt], positions: Sequence[int]
     ) -> list[MaskCandidate]:
         input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
-        logits_by_prior: dict[int, NDArray[np.float32]] = {}
-        sam_prompts, owners = [], []
+        by_prior: dict[int, list[int]] = {}
         for position in positions:
-            prior = prompts[position].prior
+            by_prior.setdefault(id(prompts[position].prior), []).append(position)
+        sam_prompts, owners = [], []
+        for own in by_prior.values():
+            prior = prompts[own[0]].prior
             assert prior is not None
-            if id(prior) not in logits_by_prior:
-                logits_by_prior[id(prior)] = prior_to_logits(
-                    prior, input_hw, input_px=self._input_px, logits_px=self._logits_px
-                )
-            for one in scribble_to_prompts(
-                prompts[position].scribble, input_hw, mask_logits=logits_by_prior[id(prior)], most_points=3
-            ):
-                sam_prompts.append(one)
-                owners.append(position)
+            logits = prior_to_logits(prior, input_hw, input_px=self._input_px, logits_px=self._logits_px)
+            objects = points_by_object([prompts[position].scribble for position in own], prior)
+            for first, scribble in objects[: self._options.most_objects]:
+                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
+                owners.append(own[first])
         decoded = self.decode_prompts(embedding, sam_prompts, is_multimask=True)
-        best: dict[int, MaskCandidate] = {}
+        candidates = []
         for owner, answer in zip(owners, decoded, strict=True):
             prior = prompts[owner].prior
             assert prior is not None
@@ -245,10 +254,10 @@ class SamSegmenter:
             masks = (answer.logits[:, : small_hw[0], : small_hw[1]] > 0).numpy()
             small = cv2.resize(prior, (small_hw[1], small_hw[0]), interpolation=cv2.INTER_AREA)
             chosen = select_by_prior(masks, answer.predicted_iou.numpy(), small, self._options.selection)
-            if chosen is not None and (owner not in best or chosen.score > best[owner].score):
+            if chosen is not None:
                 logits = self.logits_at(answer.logits[None, chosen.index, None], input_hw, working_hw)[0, 0]
-                best[owner] = MaskCandidate((logits > 0).numpy(), chosen.score, owner)
-        return list(best.values())
+                candidates.append(MaskCandidate((logits > 0).numpy(), chosen.score, owner))
+        return candidates
 
     def _decode_scribble(
         self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt

@@ -17,8 +17,8 @@ from backend.projects.images import TaskImages
 logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 16
-_TRIES = 20
-_PAUSE_S = 0.5
+_TRIES = 100
+_PAUSE_S = 0.1
 
 
 class Prefetch:

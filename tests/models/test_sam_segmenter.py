@@ -13,7 +13,13 @@ from backend.core.types import Scribble
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models import sam_networks
 from backend.models.sam_networks import build_sam, load_sam_weights
-from backend.models.sam_prompts import SamPrompt, prior_to_logits, scribble_to_prompts, uncovered_points
+from backend.models.sam_prompts import (
+    SamPrompt,
+    points_by_object,
+    prior_to_logits,
+    scribble_to_prompts,
+    uncovered_points,
+)
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import SelectionOptions, select_by_prior
 from backend.models.segmenter import Prompt
@@ -191,15 +197,17 @@ def test_images_of_any_size_fit_the_frame() -> None:
         segmenter.embed(np.zeros((4, 4), np.uint8))
 
 
-def test_proposals_answer_their_own_prompt() -> None:
+def test_proposals_are_one_an_object() -> None:
     segmenter = _segmenter(selection=EVERYTHING)
     embedding = segmenter.embed(_image())
     hw = segmenter.working_hw(embedding)
     prior = np.zeros(hw, np.float32)
     prior[10:40, 10:40] = 1.0
+    prior[45:55, 60:80] = 0.9
     scribbles = [Scribble(hw, positive_xy=np.array([[x, 20], [x + 5, 25]], np.float32)) for x in (12, 20, 30)]
+    scribbles.append(Scribble(hw, positive_xy=np.array([[70, 50], [2, 2]], np.float32)))
     candidates = segmenter.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles])
-    assert [candidate.prompt_index for candidate in candidates] == [0, 1, 2]
+    assert [candidate.prompt_index for candidate in candidates] == [0, 3]
     assert all(0.0 <= candidate.score <= 1.0 and candidate.mask.shape == hw for candidate in candidates)
     strict = _segmenter(selection=SelectionOptions(minimum_iou=99.0))
     assert strict.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles]) == []
@@ -263,6 +271,19 @@ def test_score_map_becomes_bounded_logits_and_padding_is_outside() -> None:
     np.testing.assert_allclose(logits[:16, 17:], 8, atol=1e-4)
     half = prior_to_logits(np.full((8, 8), 0.5, np.float32), (128, 128), input_px=128, logits_px=32)
     np.testing.assert_allclose(half, 0, atol=1e-6)
+
+
+def test_points_are_joined_by_the_piece_of_the_score_map_they_lie_on() -> None:
+    prior = np.zeros((20, 40), np.float32)
+    prior[2:8, 2:8], prior[2:18, 20:38], prior[15:18, 2:5] = 0.9, 0.8, 0.6
+    scribbles = [
+        Scribble((20, 40), positive_xy=np.array([[3, 3], [30, 10]], np.float32)),
+        Scribble((20, 40), positive_xy=np.array([[6, 6], [12, 12]], np.float32)),
+    ]
+    (largest_from, largest), (other_from, other) = points_by_object(scribbles, prior)
+    assert (largest_from, largest.positive_xy.tolist()) == (0, [[30, 10]])
+    assert (other_from, other.positive_xy.tolist()) == (0, [[3, 3], [6, 6]])
+    assert points_by_object(scribbles, np.zeros((20, 40), np.float32)) == []
 
 
 def test_points_left_out_are_named() -> None:
