@@ -33,6 +33,7 @@ from backend.models.sam_selection import SelectionOptions
 from backend.models.vit_encoder import TimmEncoder, VitOptions
 from backend.pipeline import MatchOptions, Softmatcher
 from backend.projects import Projects
+from backend.projects.gate import Rank, _Waiter
 from backend.projects.models import Models
 from backend.service import create_app
 from backend.settings import load_settings
@@ -92,37 +93,44 @@ class Report:
     prefetched: dict[str, float] = field(default_factory=dict)
 
 
-class _Watch:
-    """Notes when calls came, began and ended, around the gate's turns."""
+class _Watch(list[_Waiter]):
+    """The gate's queue, which notes under the gate's own lock when calls came into it and when they were let in."""
 
     def __init__(self, models: Models) -> None:
+        super().__init__()
+        self._came: dict[int, float] = {}
+        self._held_s: list[float] = [0.0]
+        self.calls: list[tuple[bool, float, float]] = []
         self._turn = models.gate.turn
-        self._lock = threading.Lock()
-        self.calls: list[tuple[str, float, float, float]] = []
+        models.gate._waiters = self
         models.gate.turn = self.turn  # type: ignore[method-assign]
+
+    def append(self, waiter: _Waiter) -> None:
+        self._came[waiter.number] = time.perf_counter()
+        super().append(waiter)
+
+    def remove(self, waiter: _Waiter) -> None:
+        is_interactive = waiter.place[0] == Rank.INTERACTIVE
+        super().remove(waiter)
+        self.calls.append((is_interactive, self._came.pop(waiter.number), time.perf_counter()))
 
     @contextmanager
     def turn(self, **kind: Any) -> Iterator[None]:
-        came = time.perf_counter()
-        is_urgent = kind.get("is_urgent")
         with self._turn(**kind):
             began = time.perf_counter()
-            name = "interactive" if kind.get("is_interactive") or (is_urgent and is_urgent()) else "other"
             try:
                 yield
             finally:
-                with self._lock:
-                    self.calls.append((name, came, began, time.perf_counter()))
+                self._held_s.append(time.perf_counter() - began)
 
     def judge(self, report: Report) -> None:
         """Interactive calls against all others."""
-        others = np.array(sorted(began for name, _, began, _ in self.calls if name == "other"))
-        for name, came, began, _ in self.calls:
-            if name == "interactive":
-                report.longest_wait_s = max(report.longest_wait_s, began - came)
-                # A call that was let in in the same moment as this one came was not let in before it.
-                report.overtaken += int(np.searchsorted(others, began) - np.searchsorted(others, came + 0.001) > 0)
-        report.longest_call_s = max(ended - began for _, _, began, ended in self.calls)
+        others = np.array(sorted(let_in for is_interactive, _, let_in in self.calls if not is_interactive))
+        for is_interactive, came, let_in in self.calls:
+            if is_interactive:
+                report.longest_wait_s = max(report.longest_wait_s, let_in - came)
+                report.overtaken += int(np.searchsorted(others, let_in) > np.searchsorted(others, came))
+        report.longest_call_s = max(self._held_s)
 
 
 class _Load:

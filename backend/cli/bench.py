@@ -116,6 +116,7 @@ class _Bench:
         started = time.perf_counter()
         yield times
         times.total_s = time.perf_counter() - started
+        self._now = _Times()  # what is done between two runs belongs to neither
         parts = times.parts
         decode_s = parts.get("decode", 0.0)
         # What surrounds decoding: points sampled, masks joined and cleaned, brought to the image's size.
