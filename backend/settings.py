@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     )
     encoder: str | None = Field(
         None,
-        description="timm's name of another encoder in place of the profile's (not `lite`), e.g. `vit_base_patch16_dinov3`; its "
-        "weights: `weights import PATH --as NAME`.",
+        description="timm's name of another encoder in place of the profile's (not `lite`), e.g. "
+        "`vit_base_patch16_dinov3`; its weights: `weights import PATH --as NAME`.",
     )
     weights_dir: Path | None = Field(
         None, description="Folder of model weights. Default: `weights` in the data folder."

@@ -3,7 +3,8 @@
     python benchmarks/eight_threads.py [--seconds 120] [--json FILE]
 
 Two threads click, two open tasks (with prefetch), four ask for batches, on a service with small networks of SAM's and
-DINOv2's own layout and random weights, whose every answer is known beforehand from a single thread. Every request brings
+DINOv2's own layout and random weights, whose every answer is known beforehand from a single thread. Every request
+brings
 files that no cache knows. Fails if an answer differs, if memory grows, or if a batch call began while an interactive
 one waited. In the tests for some seconds, here for two minutes.
 """
@@ -63,8 +64,11 @@ class EverythingSoftmatcher(Softmatcher):
 def small_softmatcher() -> Softmatcher:
     """DINOv2 and SAM of two blocks each."""
     encoder = TimmEncoder(
-        "vit_small_patch14_dinov2", None, VitOptions(side_px=112), network_options={"depth": 2, "embed_dim": 48, "num_heads": 3}
-    )  # fmt: skip
+        "vit_small_patch14_dinov2",
+        None,
+        VitOptions(side_px=112),
+        network_options={"depth": 2, "embed_dim": 48, "num_heads": 3},
+    )
     everything = SelectionOptions(minimum_iou=-99.0, minimum_contrast=-1.0, minimum_prior=0.0)
     segmenter = SamSegmenter(small_sam(), "small", SamOptions(working_px=96, selection=everything))
     return EverythingSoftmatcher(encoder, segmenter)
@@ -223,7 +227,7 @@ class _Load:
             numbers = [int(number) for number in rng.integers(0, PICTURES, BATCH if kind == "batch" else 1)]
             try:
                 masks = self._masks(self.ask(numbers, is_click=kind == "click"))
-            except Exception as error:  # noqa: BLE001 (the thread would end in silence)
+            except Exception as error:  # the thread would end in silence
                 report.wrong.append(f"{kind}: {type(error).__name__}: {error}")
                 return
             right = self.clicked if kind == "click" else self.predicted

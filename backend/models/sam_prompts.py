@@ -136,7 +136,7 @@ def uncovered_points(scribble: Scribble, masks: Sequence[Mask]) -> Scribble | No
     """The scribble's key points that none of the masks covers, with its negatives; None if all are covered."""
     if not masks or not len(scribble.positive_xy):
         return None
-    covered: NDArray[np.bool_] = np.stack(masks).any(axis=0)
+    covered = np.asarray(np.stack(masks).any(axis=0))
     height, width = covered.shape
     x = np.clip(scribble.positive_xy[:, 0].astype(int), 0, width - 1)
     y = np.clip(scribble.positive_xy[:, 1].astype(int), 0, height - 1)
@@ -165,8 +165,7 @@ def _prompt(
 
 
 def _is_in(points_xy: NDArray[np.float32], box_xyxy: NDArray[np.float32]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = ((points_xy >= box_xyxy[:2]) & (points_xy <= box_xyxy[2:])).all(axis=1)
-    return inside
+    return np.asarray(((points_xy >= box_xyxy[:2]) & (points_xy <= box_xyxy[2:])).all(axis=1))
 
 
 def _stroke_points(strokes: Mask | None) -> NDArray[np.float32]:

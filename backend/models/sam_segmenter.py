@@ -255,8 +255,8 @@ class SamSegmenter:
             small = cv2.resize(prior, (small_hw[1], small_hw[0]), interpolation=cv2.INTER_AREA)
             chosen = select_by_prior(masks, answer.predicted_iou.numpy(), small, self._options.selection)
             if chosen is not None:
-                logits = self.logits_at(answer.logits[None, chosen.index, None], input_hw, working_hw)[0, 0]
-                candidates.append(MaskCandidate((logits > 0).numpy(), chosen.score, owner))
+                full = self.logits_at(answer.logits[None, chosen.index, None], input_hw, working_hw)[0, 0]
+                candidates.append(MaskCandidate((full > 0).numpy(), chosen.score, owner))
         return candidates
 
     def _decode_scribble(

@@ -2,8 +2,8 @@
 
 The six digits in the names of SAM's files are the beginning of their MD5, not of their SHA-256. The SHA-256 below are
 not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM
-the model registry of micro-sam, for DINOv2 the conversion scripts of refiners, and others that agree with them). For SAM
-both digests are checked, so that the name itself vouches for the content.
+the model registry of micro-sam, for DINOv2 the conversion scripts of refiners, and others that agree with them). A file
+with the right SHA-256 is taken; where none is known, the digits of the name have to agree.
 """
 
 from dataclasses import dataclass

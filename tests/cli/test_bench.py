@@ -17,8 +17,7 @@ def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     figures_path, chart = tmp_path / "bench.json", tmp_path / "bench.png"
     done = CliRunner().invoke(
         app,
-        ["bench", "pipeline", "--profile", "lite", "--repeats", "1", "--device", "cpu"]
-        + ["--json", str(figures_path), "--png", str(chart)],
+        ["bench", "pipeline", "--profile", "lite", "--repeats", "1", "--json", str(figures_path), "--png", str(chart)],
     )
     assert done.exit_code == 0, done.output
     figures = json.loads(figures_path.read_text())

@@ -36,9 +36,7 @@ def _random_official_files(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def test_mobile_from_official_layouts_through_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     paths = _random_official_files(mirror)
