@@ -240,18 +240,28 @@ class Predictions:
         version, known = self._references(project, config)
         counts = {"tasks": len(task_ids), "found": 0, "had_one": 0}
         predictions: list[Json] = []
-        for task_id in task_ids if known.by_tag else ():
-            try:
-                task = client.task(task_id, project.project_id)
-            except NotFoundError:
-                continue
-            if any(old.get("model_version") == version for old in task.get("predictions") or ()):
-                counts["had_one"] += 1
-                continue
-            prediction = self._predict_or_report(project, config, known, version, task)
-            if prediction is not None:
-                predictions.append({"task": task_id, **prediction})
-                counts["found"] += 1
+        good_batch = max(1, int(getattr(self._models.get(_BATCH_WAIT_S)[0], "good_batch", 1)))
+        wanted = list(task_ids if known.by_tag else ())
+        for start in range(0, len(wanted), good_batch):
+            tasks = []
+            for task_id in wanted[start : start + good_batch]:
+                try:
+                    task = client.task(task_id, project.project_id)
+                except NotFoundError:
+                    continue
+                if any(old.get("model_version") == version for old in task.get("predictions") or ()):
+                    counts["had_one"] += 1
+                    continue
+                tasks.append((task_id, task))
+            if len(tasks) > 1:
+                for tag_name in known.by_tag:
+                    tag, fetcher = config.image(tag_name), self._connections.fetcher(project.key)
+                    self._images.encode_together([task for _, task in tasks], tag, fetcher)
+            for task_id, task in tasks:
+                prediction = self._predict_or_report(project, config, known, version, task)
+                if prediction is not None:
+                    predictions.append({"task": task_id, **prediction})
+                    counts["found"] += 1
         if predictions:
             client.import_predictions(project.project_id, predictions)
         return counts
