@@ -186,6 +186,33 @@ class FeatureCache:
                 del self._in_flight[image_sha256]
         return encoded
 
+    def encode_if_absent(self, image_sha256: str, encode: Callable[[], EncodedImage]) -> bool:
+        """Have the entry of an image made unless it is there or being made; False if it was. Waits for no other thread.
+
+        Raises:
+            BadInputError: not a sha256 in 64 hex digits.
+            ValueError: encoded by other models than the cache's.
+        """
+        path = self._path(image_sha256)
+        if self._recall(image_sha256) is not None or path.exists():
+            return False
+        with self._lock:
+            if image_sha256 in self._in_flight:
+                return False
+            own: Future[EncodedImage] = Future()
+            self._in_flight[image_sha256] = own
+        try:
+            encoded = encode()
+            self.put(image_sha256, encoded)
+            own.set_result(encoded)
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._in_flight[image_sha256]
+        return True
+
     # -- memory
 
     def _remember(self, image_sha256: str, encoded: EncodedImage) -> None:

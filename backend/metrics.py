@@ -47,6 +47,13 @@ class Metrics:
             "softmatcher_model_wait_seconds", "Time a call waited for its turn on the models.", ["kind"],
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
+        self.gate_waiting = Gauge(
+            "softmatcher_model_waiting", "Calls that wait for their turn on the models.", registry=self.registry
+        )
+        self.prefetched = Counter(
+            "softmatcher_prefetched", "Images looked at ahead: encoded, known, interrupted or failed.", ["outcome"],
+            registry=self.registry,
+        )  # fmt: skip
         self.tasks = Counter(
             "softmatcher_tasks", "Tasks predicted: found, empty, failed or handed to the queue.", ["outcome"],
             registry=self.registry,

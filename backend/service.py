@@ -6,13 +6,17 @@
 import hmac
 import logging
 import secrets
+import select
+import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import __version__
+from backend.core.interruption import InterruptedWorkError, interruptible
 from backend.errors import (
     BadInputError,
     ConfigurationError,
@@ -41,6 +45,8 @@ _STATUS: dict[type[SoftmatcherError], int] = {
     StoreUnavailableError: 503,
 }
 _RETRY_AFTER_S = 5
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx' status for it; nobody reads it but the log and /metrics."""
 
 
 def create_app(projects: Projects, queue: JobQueue) -> Flask:
@@ -116,7 +122,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     @app.post("/predict")
     def predict() -> dict[str, Any]:
         body = _body()
-        tasks = body.get("tasks")
+        tasks, environ = body.get("tasks"), request.environ
         if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
             raise BadInputError(f'expected "tasks": a list of tasks, got {type(tasks).__name__}')
         label_config = _text(body, "label_config")
@@ -124,6 +130,12 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         context = params.get("context") if isinstance(params, dict) else None
         project_key = projects.project_key(body.get("project"), tasks)
         _note(project=project_key, tasks=len(tasks))
+        with interruptible(lambda: client_is_gone(environ)):
+            return answer_prediction(project_key, label_config, tasks, context)
+
+    def answer_prediction(
+        project_key: str, label_config: str, tasks: list[dict[str, Any]], context: object
+    ) -> dict[str, Any]:
         if isinstance(context, dict) and context.get("result"):
             if len(tasks) != 1:
                 raise BadInputError(f"an interactive request has one task, got {len(tasks)}")
@@ -150,6 +162,11 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     def answer_http_error(error: HTTPException) -> tuple[Response, int]:
         return jsonify(error=error.description, id=g.get("request_id")), error.code or 500
 
+    @app.errorhandler(InterruptedWorkError)
+    def answer_nobody(error: InterruptedWorkError) -> tuple[Response, int]:
+        _note(client="gone")
+        return jsonify(error="the client went away"), _CLIENT_CLOSED_REQUEST
+
     @app.errorhandler(Exception)
     def answer_error(error: Exception) -> tuple[Response, int]:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
@@ -165,6 +182,26 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         return response, status
 
     return app
+
+
+def client_is_gone(environ: Mapping[str, Any]) -> bool:
+    """True if whoever sent the request closed the connection; False if that cannot be seen.
+
+    Args:
+        environ: of WSGI; gunicorn and werkzeug put the client's socket into it.
+    """
+    client = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if client is None:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(client, select.POLLIN)
+        # After a request there is nothing to read but its end, or a pipelined next request, which is someone alive.
+        return bool(poll.poll(0)) and client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except (BlockingIOError, ValueError):  # nothing to read after all; TLS, which cannot be peeked into
+        return False
+    except OSError:
+        return True
 
 
 def _body() -> dict[str, Any]:

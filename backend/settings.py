@@ -47,7 +47,26 @@ class Settings(BaseSettings):
         None, description="Address of the service as Label Studio reaches it, if a proxy changes it on the way."
     )
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
-    profile: str = Field("lite", description="Which models: `lite` needs no download.")
+    profile: str = Field(
+        "lite",
+        description="Which models: `lite` needs no download; `mobile`, `base`, `large`: `weights fetch PROFILE`.",
+    )
+    encoder: str | None = Field(
+        None,
+        description="timm's name of another encoder in place of the profile's (not `lite`), e.g. "
+        "`vit_base_patch16_dinov3`; its weights: `weights import PATH --as NAME`.",
+    )
+    weights_dir: Path | None = Field(
+        None, description="Folder of model weights. Default: `weights` in the data folder."
+    )
+    weights_mirror: str | None = Field(
+        None,
+        description="Folder to download weights from in place of their publishers: https:, http: or file: address.",
+    )
+    device: str = Field("auto", description="Where models run: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`.")
+    prefetch_tasks: int = Field(
+        2, ge=0, le=20, description="Tasks whose images are encoded ahead when one is opened; 0: none."
+    )
     matcher: MatcherName = Field(
         "posterior",
         description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, "
@@ -119,6 +138,11 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """SQLAlchemy address of the store."""
         return self.database_url or f"sqlite:///{(self.data_dir / 'softmatcher.db').resolve()}"
+
+    @property
+    def weights_folder(self) -> Path:
+        """Folder of model weights."""
+        return self.weights_dir or self.data_dir / "weights"
 
     @property
     def cache_dir(self) -> Path:

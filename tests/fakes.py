@@ -174,6 +174,11 @@ class FakeLabelStudio:
             raise NotFoundError(f"task {task_id}")
         return self.tasks[task_id]
 
+    def tasks_after(self, project_id: int, task_id: int, count: int) -> list[dict[str, Any]]:
+        self._answer()
+        later = sorted(known for known in list(self.tasks) if known > task_id)[:count]
+        return [self.tasks[known] for known in later]
+
     def project(self, project_id: int) -> dict[str, Any]:
         self._answer()
         return {

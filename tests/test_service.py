@@ -2,15 +2,20 @@
 
 import base64
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from backend.errors import ModelUnavailableError
 from backend.labelstudio.codec import is_own_region_id
 from backend.labelstudio.rle import decode_mask, encode_mask
-from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, draw, make_backend, png
+from backend.projects import open_projects
+from backend.service import client_is_gone, create_app
+from backend.settings import load_settings
+from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
 RED_BOX = (10, 10, 30, 30)
@@ -418,3 +423,63 @@ def test_secrets_are_in_no_log(backend: Backend, caplog: pytest.LogCaptureFixtur
     _with_red_reference(backend)
     assert "t" * 40 not in caplog.text
     assert "t" * 40 not in repr(backend.projects.store.projects())
+
+
+class _Plug:
+    """Both ends of a client's connection."""
+
+    def __init__(self) -> None:
+        self.server_end, self.client_end = socket.socketpair()
+
+    def __enter__(self) -> "_Plug":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server_end.close()
+        self.client_end.close()
+
+
+def test_a_client_that_went_away_is_noticed_one_that_waits_is_not() -> None:
+    with _Plug() as plug:
+        environ = {"gunicorn.socket": plug.server_end}
+        assert not client_is_gone(environ)
+        plug.client_end.send(b"GET /next")  # pipelined: somebody is alive
+        assert not client_is_gone(environ)
+    with _Plug() as plug:
+        plug.client_end.close()
+        assert client_is_gone({"gunicorn.socket": plug.server_end})
+        plug.server_end.close()
+        assert client_is_gone({"gunicorn.socket": plug.server_end}) in (True, False)
+    assert not client_is_gone({})
+
+
+def test_nobody_is_encoded_for_who_went_away(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    body = {
+        "tasks": [task], "project": backend.label_studio.key, "label_config": LABEL_CONFIG,
+        "params": {"context": {"result": [_keypoint(20, 20)]}},
+    }  # fmt: skip
+    engine: Any = backend.projects.models.get(0)[0]
+    with _Plug() as plug:
+        plug.client_end.close()
+        answer = backend.client.post("/predict", json=body, environ_overrides={"gunicorn.socket": plug.server_end})
+    assert answer.status_code == 499
+    assert engine.encoded_images == 0
+    assert backend.client.post("/predict", json=body).status_code == 200
+    assert engine.encoded_images == 1
+
+
+def test_missing_weights_are_told_by_health_and_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(data_dir=tmp_path, profile="base")
+    projects = open_projects(settings)
+    projects.models.start()
+    client = create_app(projects, PatientQueue()).test_client()  # type: ignore[arg-type]
+    with pytest.raises(ModelUnavailableError):
+        projects.models.get(60)
+    assert client.get("/health").status_code == 200
+    assert "python -m backend weights fetch base" in client.get("/health").get_json()["model"]
+    body = {"project": "1.1795365244", "schema": LABEL_CONFIG, "hostname": "http://x", "extra_params": None}
+    answer = client.post("/setup", json=body)
+    assert answer.status_code == 503
+    assert "weights fetch base" in answer.get_json()["error"]
+    projects.close()

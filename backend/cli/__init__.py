@@ -8,6 +8,7 @@ import typer
 from backend.cli.bench import bench
 from backend.cli.evaluate import evaluate
 from backend.cli.failure import clear_errors
+from backend.cli.model_commands import weights_app
 
 app = typer.Typer(
     help="Softmatcher for Label Studio: one scribble becomes brush masks on the other tasks.",
@@ -16,6 +17,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(bench, name="bench")
+
+
+app.add_typer(weights_app, name="weights")
 
 
 @app.command()

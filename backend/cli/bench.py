@@ -45,3 +45,24 @@ def matching(
         json_file,
         plot,
     )  # fmt: skip
+
+
+@bench.command()
+@clear_errors
+def pipeline(
+    profile: Annotated[list[str] | None, typer.Option(help="Which profiles; repeat it. Default: lite, mobile.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    image: Annotated[list[str] | None, typer.Option(help="Image files. Default: a photograph of scikit-image.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each part, after one that does not count.")] = 5,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the figures there.")] = None,
+    chart: Annotated[str | None, typer.Option("--png", help="Draw a chart there (needs matplotlib).")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of one model call; 0: PyTorch's choice.")] = 0,
+) -> None:
+    """Time every part of a prediction, cold and warm; random weights where real ones are missing."""
+    from backend.cli.bench_pipeline import bench_pipeline as run
+    from backend.settings import load_settings
+
+    run(
+        load_settings(), profile or ["lite", "mobile"], device=device, images=image or [], repeats=repeats,
+        json_file=json_file, chart=chart, threads=threads,
+    )  # fmt: skip

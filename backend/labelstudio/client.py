@@ -105,6 +105,16 @@ class LabelStudioClient:
         """All tasks of a project in the order of their ids, read page by page, with annotations and predictions."""
         return self._pages(project_id, [])
 
+    def tasks_after(self, project_id: int, task_id: int, count: int) -> list[Json]:
+        """The tasks that follow one in the order of their ids, at most `count`; [] after the last."""
+        if count < 1:
+            return []
+        query = {
+            "filters": {"conjunction": "and", "items": [_filter("id", "greater", task_id)]},
+            "ordering": ["tasks:id"],
+        }
+        return self._tasks(project_id, query, page_size=count)
+
     def annotated_tasks(self, project_id: int) -> Iterator[tuple[Json, list[Json]]]:
         """All tasks of a project that have annotations, in the order of their ids, read page by page; with these."""
         has_annotations = _filter("total_annotations", "greater", 0)

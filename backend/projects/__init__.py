@@ -18,6 +18,7 @@ from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import read_extra_params, told_on_setup
 from backend.projects.predictions import Predictions
+from backend.projects.prefetch import Prefetch
 from backend.projects.references import References
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -47,7 +48,10 @@ class Projects:
         self._connections = connections
         images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
         self.references = References(settings, store, metrics, models, connections, images)
-        self.predictions = Predictions(settings, store, metrics, models, connections, images)
+        self._prefetch = Prefetch(
+            connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.gate.is_wanted
+        )
+        self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
         self._connected: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -160,6 +164,7 @@ class Projects:
 
     def close(self) -> None:
         """Let go of connections."""
+        self._prefetch.close()
         self._connections.close()
         self.store.close()
 

@@ -3,12 +3,15 @@
 import hashlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from backend.core import interruption
 from backend.core.types import EncodedImage, Image
+from backend.errors import SoftmatcherError
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
@@ -42,6 +45,7 @@ class TaskImages:
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._known: OrderedDict[tuple[str, object], tuple[str, float]] = OrderedDict()
+        self._awaited: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def load(
@@ -81,14 +85,86 @@ class TaskImages:
 
         def encode() -> EncodedImage:
             image = decode()
-            with self._models.gate.turn(is_interactive=is_interactive):
+            # An interactive call may come to wait for this very encoding: then it is as urgent as that.
+            gate = self._models.gate
+            with gate.turn(is_interactive=is_interactive, is_urgent=lambda: self._awaited[sha256] > 0):
                 return softmatcher.encode(image)
 
         if with_pixels:
             decode()
-        encoded = cache.get_or_encode(sha256, encode)
+        with self._awaiting(sha256, is_interactive=is_interactive):
+            encoded = cache.get_or_encode(sha256, encode)
         self._remember(known_as, sha256)
         return TaskImage(sha256, encoded, pixels[0] if pixels else None)
+
+    def look_ahead(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> str:
+        """Encode the image of a task that may be opened soon, giving way to whoever wants the models now.
+
+        Returns:
+            `encoded`, or `known` if it was there or is being encoded.
+
+        Raises:
+            InterruptedWorkError: somebody wanted the models.
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had.
+            ModelUnavailableError: no models yet.
+        """
+        fields = task.get("data")
+        url = tag.address(fields if isinstance(fields, Mapping) else {})
+        softmatcher, cache = self._models.get(0)
+        known_as = (url, task.get("id"))
+        if (sha256 := self._recall(known_as)) is not None and cache.get(sha256) is not None:
+            return "known"
+        content = fetcher.fetch(url, _task_id(task))
+        sha256 = hashlib.sha256(content).hexdigest()
+        interruption.check()
+        if cache.get(sha256) is not None:
+            self._remember(known_as, sha256)
+            return "known"
+        image = decode_image(content, self._max_pixels)
+        # The turn comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
+        with self._models.gate.turn(is_prefetch=True):
+            is_new = cache.encode_if_absent(sha256, lambda: softmatcher.encode(image))
+        self._remember(known_as, sha256)
+        return "encoded" if is_new else "known"
+
+    def encode_together(self, tasks: Sequence[Mapping[str, Any]], tag: ImageTag, fetcher: ImageFetcher) -> None:
+        """Encode the images of several tasks in one turn, where the device gains by it; `load` then finds them.
+
+        What cannot be had or read is left to `load`, which says why, for each task by itself.
+        """
+        softmatcher, cache = self._models.get(60.0)
+        images: dict[str, Image] = {}
+        for task in tasks:
+            fields = task.get("data")
+            try:
+                url = tag.address(fields if isinstance(fields, Mapping) else {})
+                known_as = (url, task.get("id"))
+                if (known := self._recall(known_as)) is not None and cache.get(known) is not None:
+                    continue
+                content = fetcher.fetch(url, _task_id(task))
+                sha256 = hashlib.sha256(content).hexdigest()
+                if sha256 not in images and cache.get(sha256) is None:
+                    images[sha256] = decode_image(content, self._max_pixels)
+            except SoftmatcherError:
+                continue
+            self._remember(known_as, sha256)
+        if len(images) > 1:
+            with self._models.gate.turn():
+                encoded = softmatcher.encode_many(list(images.values()))
+            for sha256, one in zip(images, encoded, strict=True):
+                cache.put(sha256, one)
+
+    @contextmanager
+    def _awaiting(self, sha256: str, *, is_interactive: bool) -> Iterator[None]:
+        with self._lock:
+            self._awaited[sha256] += is_interactive
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._awaited[sha256] -= is_interactive
+                if not self._awaited[sha256]:
+                    del self._awaited[sha256]
 
     def _recall(self, known_as: tuple[str, object]) -> str | None:
         with self._lock:

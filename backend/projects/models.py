@@ -3,50 +3,22 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
-from backend.pipeline import Softmatcher, load_softmatcher
+from backend.models.accelerator import choose_device, set_threads
+from backend.models.profiles import ModelSource
+from backend.pipeline import OnStage, Softmatcher, load_softmatcher
+from backend.projects.gate import ModelGate
 from backend.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-
-class ModelGate:
-    """One model call at a time; an interactive call goes before every batch call that waits."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._condition = threading.Condition()
-        self._is_busy = False
-        self._interactive_waiting = 0
-
-    @contextmanager
-    def turn(self, *, is_interactive: bool) -> Iterator[None]:
-        """Hold the models for one call (tenths of a second), not for a whole request."""
-        started = time.perf_counter()
-        with self._condition:
-            self._interactive_waiting += is_interactive
-            try:
-                self._condition.wait_for(
-                    lambda: not self._is_busy and (is_interactive or self._interactive_waiting == 0)
-                )
-                self._is_busy = True
-            finally:
-                self._interactive_waiting -= is_interactive
-        self._metrics.gate_seconds.labels("interactive" if is_interactive else "batch").observe(
-            time.perf_counter() - started
-        )
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._is_busy = False
-                self._condition.notify_all()
+_TRY_AGAIN_AFTER_S = 10.0
 
 
 class Models:
@@ -55,17 +27,16 @@ class Models:
     Requests that need no model (/health, /setup) never wait for more than they say.
     """
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, load: Callable[..., Softmatcher] = load_softmatcher
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, load: Callable[..., Softmatcher] | None = None) -> None:
         self._settings = settings
-        self._load_softmatcher = load
+        self._load_softmatcher = load or partial(_load_configured, settings)
         self._metrics = metrics
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._loaded: tuple[Softmatcher, FeatureCache] | None = None
         self._failure: str | None = None
+        self._failed_at = 0.0
         self.gate = ModelGate(metrics)
 
     def start(self) -> None:
@@ -79,11 +50,8 @@ class Models:
         started = time.perf_counter()
         settings = self._settings
         try:
+            set_threads(settings.torch_threads)
             softmatcher = self._load_softmatcher(settings.profile, on_stage=self._metrics.on_stage)
-            if settings.torch_threads:
-                import torch  # here, since only now the models have it loaded anyway
-
-                torch.set_num_threads(settings.torch_threads)
             cache = FeatureCache(settings.cache_dir, settings.cache_mb, softmatcher.signature)
         except SoftmatcherError as error:
             self._failure = str(error)
@@ -98,6 +66,7 @@ class Models:
                 "models ready profile=%s signature=%s ms=%.0f",
                 settings.profile, softmatcher.signature, 1000 * (time.perf_counter() - started),
             )  # fmt: skip
+        self._failed_at = time.monotonic()
         self._ready.set()
 
     @property
@@ -114,12 +83,27 @@ class Models:
             ModelUnavailableError: not loaded after `wait_s` seconds, or cannot be loaded.
         """
         self.start()
+        self._try_again()
         if not self._ready.wait(wait_s):
             raise ModelUnavailableError("the models are still loading: try again in some seconds")
         if self._loaded is None:
             raise ModelUnavailableError(str(self._failure))
         return self._loaded
 
+    def _try_again(self) -> None:
+        """After a failure: the weights may have been fetched meanwhile."""
+        with self._lock:
+            is_due = self._ready.is_set() and self._loaded is None
+            if is_due and time.monotonic() - self._failed_at > _TRY_AGAIN_AFTER_S:
+                self._ready.clear()
+                self._thread = threading.Thread(target=self._load, name="load-models", daemon=True)
+                self._thread.start()
+
     def cache_figures(self) -> dict[str, float]:
         """For /metrics: hits, misses, evictions, bytes; empty while loading."""
         return asdict(self._loaded[1].stats) if self._loaded else {}
+
+
+def _load_configured(settings: Settings, profile: str, on_stage: OnStage) -> Softmatcher:
+    source = ModelSource(settings.weights_folder, choose_device(settings.device), settings.encoder)
+    return load_softmatcher(profile, on_stage, source)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend import __version__
+from backend.core import interruption
+from backend.core.interruption import InterruptedWorkError
 from backend.core.matching import ReferenceBank
 from backend.core.types import Reference
 from backend.errors import BadInputError, NotFoundError, SoftmatcherError
@@ -21,6 +23,7 @@ from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
+from backend.projects.prefetch import Prefetch
 from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -68,6 +71,7 @@ class Predictions:
         models: Models,
         connections: Connections,
         images: TaskImages,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -75,6 +79,7 @@ class Predictions:
         self._models = models
         self._connections = connections
         self._images = images
+        self._prefetch = prefetch
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -108,10 +113,14 @@ class Predictions:
         config = parse_label_config(label_config)
         self._models.get(min(_BATCH_WAIT_S, self._settings.predict_budget_s))
         project = self._project(project_key, label_config)
-        if len(tasks) == 1:
+        is_open = len(tasks) == 1
+        if is_open:
             self._wait_for_references(project_key)
         version, known = self._references(project, config)
         results: list[Json | list[Json]] = [[] for _ in tasks]
+        if is_open and self._prefetch is not None:
+            # Even without references: the labeler will scribble on the next task too.
+            self._prefetch.note_opened(project_key, tasks[0].get("id"), config)
         if not known.by_tag:
             return Answer(results, 0, ())
         found = 0
@@ -121,17 +130,27 @@ class Predictions:
                 unfinished = [rest["id"] for rest in tasks[position:] if isinstance(rest.get("id"), int)]
                 self._metrics.tasks.labels("handed_on").inc(len(unfinished))
                 break
-            prediction = self._predict_or_report(project, config, known, version, task)
+            interruption.check()
+            prediction = self._predict_or_report(project, config, known, version, task, is_open=is_open)
             if prediction is not None:
                 results[position] = prediction
                 found += 1
         return Answer(results, found, tuple(unfinished))
 
     def _predict_or_report(
-        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json
+        self,
+        project: ProjectRecord,
+        config: LabelConfig,
+        known: _Known,
+        version: str,
+        task: Json,
+        *,
+        is_open: bool = False,
     ) -> Json | None:
         try:
-            prediction = self._predict(project, config, known, version, task)
+            prediction = self._predict(project, config, known, version, task, is_open=is_open)
+        except InterruptedWorkError:
+            raise
         except SoftmatcherError as error:
             self._metrics.tasks.labels("failed").inc()
             logger.warning("project=%s task=%s: %s", project.key, task.get("id"), error)
@@ -144,16 +163,17 @@ class Predictions:
         return prediction
 
     def _predict(
-        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json
+        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json, *, is_open: bool
     ) -> Json | None:
+        """`is_open`: somebody waits for this one task on the screen, so it goes before batches."""
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
         regions: list[Json] = []
         for tag_name, references in known.by_tag.items():
             image = self._images.load(
-                task, config.image(tag_name), self._connections.fetcher(project.key), is_interactive=False
+                task, config.image(tag_name), self._connections.fetcher(project.key), is_interactive=is_open
             )
-            with self._models.gate.turn(is_interactive=False):
+            with self._models.gate.turn(is_interactive=is_open):
                 found = softmatcher.segment(image.encoded, references, options)
             with self._metrics.stage("rle"):
                 regions += [
@@ -251,18 +271,28 @@ class Predictions:
         version, known = self._references(project, config)
         counts = {"tasks": len(task_ids), "found": 0, "had_one": 0}
         predictions: list[Json] = []
-        for task_id in task_ids if known.by_tag else ():
-            try:
-                task = client.task(task_id, project.project_id)
-            except NotFoundError:
-                continue
-            if any(old.get("model_version") == version for old in task.get("predictions") or ()):
-                counts["had_one"] += 1
-                continue
-            prediction = self._predict_or_report(project, config, known, version, task)
-            if prediction is not None:
-                predictions.append({"task": task_id, **prediction})
-                counts["found"] += 1
+        good_batch = max(1, int(getattr(self._models.get(_BATCH_WAIT_S)[0], "good_batch", 1)))
+        wanted = list(task_ids if known.by_tag else ())
+        for start in range(0, len(wanted), good_batch):
+            tasks = []
+            for task_id in wanted[start : start + good_batch]:
+                try:
+                    task = client.task(task_id, project.project_id)
+                except NotFoundError:
+                    continue
+                if any(old.get("model_version") == version for old in task.get("predictions") or ()):
+                    counts["had_one"] += 1
+                    continue
+                tasks.append((task_id, task))
+            if len(tasks) > 1:
+                for tag_name in known.by_tag:
+                    tag, fetcher = config.image(tag_name), self._connections.fetcher(project.key)
+                    self._images.encode_together([task for _, task in tasks], tag, fetcher)
+            for task_id, task in tasks:
+                prediction = self._predict_or_report(project, config, known, version, task)
+                if prediction is not None:
+                    predictions.append({"task": task_id, **prediction})
+                    counts["found"] += 1
         if predictions:
             client.import_predictions(project.project_id, predictions)
         return counts

@@ -1,0 +1,37 @@
+"""Work that nobody waits for any more ends early.
+
+A caller says when its work is no longer wanted (`interruptible`); what works for long asks now and then (`check`). The
+condition belongs to the calling thread, so nothing has to be passed through the layers in between.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_calling = threading.local()
+
+
+class InterruptedWorkError(Exception):
+    """The work in hand is not wanted any more. No fault of anyone: whoever set the condition catches it."""
+
+
+@contextmanager
+def interruptible(is_unwanted: Callable[[], bool]) -> Iterator[None]:
+    """While the block runs, `check` raises as soon as `is_unwanted` (or an enclosing block's condition) is true."""
+    outer = getattr(_calling, "is_unwanted", None)
+    _calling.is_unwanted = is_unwanted if outer is None else lambda: outer() or is_unwanted()
+    try:
+        yield
+    finally:
+        _calling.is_unwanted = outer
+
+
+def check() -> None:
+    """End here if this thread's work is not wanted any more; costs a microsecond where nothing was said.
+
+    Raises:
+        InterruptedWorkError: it is not.
+    """
+    is_unwanted = getattr(_calling, "is_unwanted", None)
+    if is_unwanted is not None and is_unwanted():
+        raise InterruptedWorkError("nobody waits for this any more")

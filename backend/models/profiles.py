@@ -1,0 +1,93 @@
+"""Which encoder and segmenter a profile has, and how they are loaded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.models.encoder import EfficientNetLiteEncoder, Encoder
+from backend.models.sam_networks import build_sam
+from backend.models.sam_segmenter import SamOptions, SamSegmenter
+from backend.models.segmenter import LiteSegmenter, Segmenter
+from backend.models.vit_encoder import TimmEncoder, VitOptions
+from backend.models.weights import weights_sha256
+from backend.models.weights_catalogue import PROFILE_WEIGHTS
+from backend.models.weights_store import StoredWeights, WeightsStore
+
+PROFILES = ("lite", *PROFILE_WEIGHTS)
+
+_SIDE_PX = {"mobile": 448, "base": 518, "large": 518}
+"""Side of the encoder's input; 518 is what DINOv2's position table was made for."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where models come from.
+
+    Attributes:
+        weights_folder: of `WeightsStore`; None for `lite`, which needs none.
+        device: a device that exists.
+        encoder: timm's name of an encoder in place of the profile's, or None.
+        is_random: random weights where real ones are missing: for benchmarks and tests, never for users.
+    """
+
+    weights_folder: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    encoder: str | None = None
+    is_random: bool = False
+
+
+def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Encoder, Segmenter]:
+    """The models of a profile.
+
+    Raises:
+        ConfigurationError: no such profile or encoder.
+        ModelUnavailableError: weights are missing or wrong; says which command helps.
+    """
+    if profile == "lite":
+        if source.encoder is not None:
+            raise ConfigurationError(
+                f"profile lite has its own encoder, got {source.encoder}; choose mobile, base or large"
+            )
+        return EfficientNetLiteEncoder(), LiteSegmenter()
+    if profile not in PROFILE_WEIGHTS:
+        raise ConfigurationError(
+            f"profile must be one of {', '.join(PROFILES)}, got {profile}; set SOFTMATCHER_PROFILE"
+        )
+    encoder_name, segmenter_name = PROFILE_WEIGHTS[profile]
+    encoder_name = source.encoder or encoder_name
+    # Both files are looked for before either is read: one message names all that is to be done.
+    encoder_weights, segmenter_weights = (
+        _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None)
+        for name in (encoder_name, segmenter_name)
+    )
+    options = VitOptions(side_px=_SIDE_PX[profile])
+    encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
+    sam = build_sam(segmenter_name, segmenter_weights)
+    content = weights_sha256(segmenter_weights)[:12] if segmenter_weights else "random0"
+    segmenter = SamSegmenter(sam, f"{segmenter_name}:{content}", SamOptions(), device=source.device)
+    return encoder, segmenter
+
+
+def missing_weights(profile: str, folder: Path) -> list[str]:
+    """Models of a profile whose weights are not stored."""
+    store = WeightsStore(folder)
+    return [name for name in PROFILE_WEIGHTS.get(profile, ()) if store.find(name) is None]
+
+
+def _path(source: ModelSource, name: str, profile: str | None) -> Path | None:
+    stored: StoredWeights | None = None
+    if source.weights_folder is not None:
+        store = WeightsStore(source.weights_folder)
+        stored = store.find(name) if source.is_random else store.require(name, profile=profile)
+    elif not source.is_random:
+        raise ConfigurationError(f"{name} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
+    if stored is None:
+        return None
+    if weights_sha256(stored.path) != stored.sha256:
+        raise ModelUnavailableError(
+            f"weights of {name} are damaged (their sha256 changed): run `python -m backend weights fetch {name}`, or "
+            "import the file again"
+        )
+    return stored.path

@@ -1,0 +1,323 @@
+"""Encoders through timm: DINOv2, DINOv3 and any other model with patch tokens or a feature grid."""
+
+import inspect
+import math
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backend.core.types import Image
+from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
+from backend.models.accelerator import OnDevice, make_interruptible
+from backend.models.checkpoints import read_state_dict
+from backend.models.weights import weights_sha256
+
+_KEPT_BASES = 16
+
+
+@dataclass(frozen=True)
+class VitOptions:
+    """Sizes of a timm encoder.
+
+    Attributes:
+        side_px: the image is resized to about side_px ** 2 pixels, its aspect ratio kept.
+        longest_px: bound of the longer side, for very long images.
+        temperature: softmax scale of the matching.
+        strange_similarity: patches less alike than this show different things. Neither this nor the temperature is
+            measured: no DINOv2 weights were at hand.
+        positional_rank: leading directions of a blank image's features that are taken out of every image's; 0: none.
+        batch_size: images of one size encoded together; 0: what suits the device.
+    """
+
+    side_px: int = 448
+    longest_px: int = 1344
+    temperature: float = 0.07
+    strange_similarity: float = 0.0
+    positional_rank: int = 0
+    batch_size: int = 0
+
+
+class TimmEncoder:
+    """The last feature map of a timm model, each patch of unit length.
+
+    Its values are the model's own `forward_features` (after its last norm): class and register tokens are dropped, and
+    what the model gives as tokens, channels first or channels last comes out as one grid.
+
+    Positional bias: vision transformers mark where a patch is as well as what it shows. The features of a blank image
+    of the same size show nothing but position; the space of their `positional_rank` leading right singular vectors is
+    projected out, `f' = (f - V V^T f) / |f - V V^T f|`.
+    Source: INSID3 (CVPR 2026), training-free in-context segmentation; own implementation.
+
+    Args:
+        name: of the model in timm, `vit_small_patch14_dinov2` for example.
+        weights: a file in timm's or Facebook's own layout; None: random ones, for tests and benchmarks.
+        options: sizes.
+        device: where it runs.
+        seed: of random weights.
+        network_options: for `timm.create_model`: sizes of small models in tests.
+
+    Raises:
+        ConfigurationError: timm has no such model, or it has no grid of features.
+        ModelUnavailableError: the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: Path | None,
+        options: VitOptions = VitOptions(),
+        *,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (a value)
+        seed: int = 0,
+        network_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        network = _create(name, network_options or {}, seed=None if weights else seed)
+        if weights is not None:
+            load_weights(network, weights, name)
+        self._grid = _Grid.of(network, name)
+        make_interruptible(network)
+        self._on_device = OnDevice(network, device)
+        self.on_devices = (self._on_device,)
+        self._options = options
+        config = _config_of(network)
+        self._mean = np.array(config.get("mean", (0.485, 0.456, 0.406)), np.float32) * 255
+        self._std = np.array(config.get("std", (0.229, 0.224, 0.225)), np.float32) * 255
+        content = weights_sha256(weights)[:12] if weights else f"random{seed}"
+        positional = f":p{options.positional_rank}" if options.positional_rank else ""
+        self.signature = f"{name}:{content}:{options.side_px}px{positional}"
+        self.temperature = options.temperature
+        self.strange_similarity = options.strange_similarity
+        self._bases: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def batch_size(self) -> int:
+        """Images that `encode_batch` takes to the device at a time."""
+        return self._options.batch_size or self._on_device.good_batch
+
+    def encode(self, image: Image) -> Tensor:
+        """The feature map of an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB of any size.
+
+        Returns:
+            (H_p, W_p, D) float32 on the CPU, each patch of unit length.
+
+        Raises:
+            BadInputError: not such an image.
+        """
+        return self.encode_batch([image])[0]
+
+    def encode_batch(self, images: Sequence[Image]) -> list[Tensor]:
+        """The same for several images: those of one input size share a forward pass.
+
+        Raises:
+            BadInputError: one of them is no such image.
+        """
+        inputs = [self._input(image) for image in images]
+        by_size: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
+        for position, pixels in enumerate(inputs):
+            by_size.setdefault((pixels.shape[1], pixels.shape[2]), []).append(position)
+        features: list[Tensor] = [torch.empty(0)] * len(images)
+        for positions in by_size.values():
+            for start in range(0, len(positions), self.batch_size):
+                chunk = positions[start : start + self.batch_size]
+                for position, raw in zip(chunk, self._features([inputs[one] for one in chunk]), strict=True):
+                    features[position] = self._finished(raw)
+        return features
+
+    def input_hw(self, height: int, width: int) -> tuple[int, int]:
+        """Size at which an image of (height, width) px is encoded: whole patches, nearly its aspect ratio."""
+        patch = self._grid.patch_px
+        scale = min(self._options.side_px / math.sqrt(height * width), self._options.longest_px / max(height, width))
+        return max(round(height * scale / patch[0]), 1) * patch[0], max(round(width * scale / patch[1]), 1) * patch[1]
+
+    def _input(self, image: Image) -> Tensor:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        height, width = self._grid.fixed_hw or self.input_hw(image.shape[0], image.shape[1])
+        shrinks = image.shape[0] > height and image.shape[1] > width
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        return torch.from_numpy((resized - self._mean) / self._std).permute(2, 0, 1).contiguous()
+
+    def _features(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        hw = inputs[0].shape[1], inputs[0].shape[2]
+        return self._on_device.run(inputs, lambda network, batch: self._grid.read(_forward(network, batch), hw))
+
+    def _finished(self, raw: Tensor) -> Tensor:
+        features = F.normalize(raw, dim=-1)
+        if self._options.positional_rank:
+            basis = self._positional_basis((raw.shape[0], raw.shape[1]))
+            features = F.normalize(features - (features @ basis) @ basis.T, dim=-1)
+        return features
+
+    def _positional_basis(self, grid_hw: tuple[int, int]) -> Tensor:
+        """(D, rank) float32: a constant of the model at one size, computed once a size."""
+        with self._lock:
+            known = self._bases.get(grid_hw)
+        if known is not None:
+            return known
+        # Normalised pixels: zero is the mean colour of the model's training images.
+        blank = torch.zeros(3, grid_hw[0] * self._grid.patch_px[0], grid_hw[1] * self._grid.patch_px[1])
+        basis = positional_basis(self._features([blank])[0], self._options.positional_rank)
+        with self._lock:
+            self._bases[grid_hw] = basis
+            while len(self._bases) > _KEPT_BASES:
+                self._bases.popitem(last=False)
+        return basis
+
+
+def positional_basis(blank: Tensor, rank: int) -> Tensor:
+    """The directions along which a blank image's patches differ from nothing.
+
+    Args:
+        blank: (H_p, W_p, D) float32, its features.
+        rank: directions wanted; at most min(H_p W_p, D) come.
+
+    Returns:
+        (D, rank) float32, orthonormal columns: the leading right singular vectors of the patches of unit length.
+    """
+    patches = F.normalize(blank.flatten(0, 1), dim=-1)
+    right: Tensor = torch.linalg.svd(patches, full_matrices=False)[2]
+    return right[:rank].T.contiguous()
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How a network's features lie: found out once, with a small input of unequal sides.
+
+    Attributes:
+        patch_px: input pixels a patch covers, down and across.
+        prefix: class and register tokens before the patches; None for feature maps.
+        is_channels_last: of feature maps.
+        fixed_hw: input size of networks that take no other.
+    """
+
+    patch_px: tuple[int, int]
+    prefix: int | None
+    is_channels_last: bool
+    fixed_hw: tuple[int, int] | None
+
+    def read(self, features: Tensor, input_hw: tuple[int, int]) -> Tensor:
+        """(B, N, D) tokens, or (B, D, h, w), or (B, h, w, D) as (B, h, w, D)."""
+        if self.prefix is None:
+            return features if self.is_channels_last else features.permute(0, 2, 3, 1)
+        height, width = (side // patch for side, patch in zip(input_hw, self.patch_px, strict=True))
+        return features[:, self.prefix :].reshape(len(features), height, width, -1)
+
+    @classmethod
+    def of(cls, network: nn.Module, name: str) -> "_Grid":
+        refused = ConfigurationError(
+            f"encoder must be a timm model with patch tokens or a feature map, got {name}; "
+            "name another, vit_small_patch14_dinov2 for example"
+        )
+        reduction = _patch_px(network)
+        if reduction is None:
+            raise refused
+        config = _config_of(network)
+        for fixed in (False, True):
+            hw = (2 * reduction[0], 3 * reduction[1])
+            if fixed:
+                hw = (int(config["input_size"][1]), int(config["input_size"][2]))
+            try:
+                with torch.inference_mode():
+                    features = _forward(network.eval(), torch.zeros(1, 3, *hw))
+            except (RuntimeError, AssertionError, ValueError):
+                continue
+            rows, columns = hw[0] // reduction[0], hw[1] // reduction[1]
+            kept_hw = hw if fixed else None
+            if features.ndim == 3 and features.shape[1] >= rows * columns:
+                return cls(reduction, features.shape[1] - rows * columns, False, kept_hw)
+            if features.ndim == 4 and tuple(features.shape[2:]) == (rows, columns):
+                return cls(reduction, None, False, kept_hw)
+            if features.ndim == 4 and tuple(features.shape[1:3]) == (rows, columns):
+                return cls(reduction, None, True, kept_hw)
+        raise refused
+
+
+def _config_of(network: nn.Module) -> Mapping[str, Any]:
+    config: Any = network.pretrained_cfg
+    return dict(config)
+
+
+def _patch_px(network: nn.Module) -> tuple[int, int] | None:
+    if hasattr(network, "num_prefix_tokens"):
+        size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        if isinstance(size, tuple):
+            return int(size[0]), int(size[1])
+        return None if size is None else (int(size), int(size))
+    information = getattr(network, "feature_info", None)
+    if not information:
+        return None
+    stride = int(list(information)[-1]["reduction"])
+    return stride, stride
+
+
+def _forward(network: nn.Module, batch: Tensor) -> Tensor:
+    features: Tensor = network.forward_features(batch)  # type: ignore[operator]
+    return features
+
+
+def _create(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
+        raise ConfigurationError(
+            f"encoder must be a model that timm {timm.__version__} knows, got {name}; near it: {close}"
+        )
+    arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, **options}
+    takes_any_size = "dynamic_img_size" in _parameters_of(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        try:
+            network: nn.Module = timm.create_model(
+                name, **arguments, **({"dynamic_img_size": True} if takes_any_size else {})
+            )
+        except TypeError:
+            network = timm.create_model(name, **arguments)
+    return network.eval()
+
+
+def _parameters_of(name: str) -> set[str]:
+    """Names of the arguments of the class behind a model: the transformers of the timm module that defines it."""
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    classes = (getattr(module, found) for found in ("VisionTransformer", "Eva") if hasattr(module, found))
+    return {parameter for one in classes for parameter in inspect.signature(one.__init__).parameters}
+
+
+def load_weights(network: nn.Module, path: Path, name: str) -> None:
+    """Put a weights file into a network, its names turned from the publisher's layout into timm's by timm itself.
+
+    Raises:
+        ModelUnavailableError: a tensor is missing or has another shape.
+    """
+    state = read_state_dict(path)
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    wanted = network.state_dict()
+    try:
+        if convert is not None:
+            state = convert(dict(state), network)
+        kept = {key: tensor for key, tensor in state.items() if key in wanted}
+        missing = sorted(set(wanted) - set(kept))
+        if missing:
+            raise ModelUnavailableError(
+                f"{path} must hold {name}, but {len(missing)} of its {len(wanted)} tensors are missing "
+                f"({', '.join(missing[:3])}); import the file of this model"
+            )
+        network.load_state_dict(kept)
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelUnavailableError(
+            f"{path} must hold {name}, got other tensors ({str(error).splitlines()[0][:160]}); import the file of this "
+            "model"
+        ) from error

@@ -1,0 +1,106 @@
+"""The weights files that are known by name: where they come from and what they are.
+
+The six digits in the names of SAM's files are the beginning of their MD5, not of their SHA-256. The SHA-256 below are
+not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM
+the model registry of micro-sam, for DINOv2 the conversion scripts of refiners, and others that agree with them). A file
+with the right SHA-256 is taken; where none is known, the digits of the name have to agree.
+"""
+
+from dataclasses import dataclass
+
+from backend.errors import ConfigurationError
+
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
+_DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """A weights file.
+
+    Attributes:
+        name: of the model: timm's for encoders, one of `SAM_MODELS` for segmenters.
+        file_name: the official one.
+        url: where its publisher offers it; None where one has to ask for it.
+        size_bytes: of the file, or None if it is not known.
+        sha256: of the file, or None: then what was imported first is recorded and held to.
+        md5_start: what the MD5 begins with, from the official name, or None.
+        licence: of the weights.
+    """
+
+    name: str
+    file_name: str
+    url: str | None
+    size_bytes: int | None
+    sha256: str | None
+    md5_start: str | None
+    licence: str
+
+
+def _dinov2(size: str, registers: str, size_bytes: int | None, sha256: str) -> KnownWeights:
+    letter = size[0]
+    file_name = f"dinov2_vit{letter}14_{'reg4_' if registers else ''}pretrain.pth"
+    return KnownWeights(
+        f"vit_{size}_patch14_{registers}dinov2",
+        file_name,
+        f"{_DINOV2}dinov2_vit{letter}14/{file_name}",
+        size_bytes,
+        sha256,
+        None,
+        "Apache-2.0",
+    )
+
+
+def _sam(letter: str, md5_start: str, size_bytes: int, sha256: str) -> KnownWeights:
+    file_name = f"sam_vit_{letter}_{md5_start}.pth"
+    return KnownWeights(f"sam_vit_{letter}", file_name, _SAM + file_name, size_bytes, sha256, md5_start, "Apache-2.0")
+
+
+KNOWN_WEIGHTS = (
+    _dinov2("small", "", 88283115, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    _dinov2("small", "reg4_", None, "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb"),
+    _dinov2("base", "", 346378731, "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+    _dinov2("base", "reg4_", 346393545, "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71"),
+    _dinov2("large", "", 1217586395, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+    _dinov2("large", "reg4_", 1217607321, "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51"),
+    KnownWeights(
+        "mobile_sam",
+        "mobile_sam.pt",
+        "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
+        40728226,
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        None,
+        "Apache-2.0",
+    ),
+    _sam("b", "01ec64", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    _sam("l", "0b3195", 1249524607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    _sam("h", "4b8939", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+)
+
+PROFILE_WEIGHTS: dict[str, tuple[str, str]] = {
+    "mobile": ("vit_small_patch14_dinov2", "mobile_sam"),
+    "base": ("vit_base_patch14_dinov2", "sam_vit_b"),
+    "large": ("vit_large_patch14_dinov2", "sam_vit_h"),
+}
+"""Encoder and segmenter of the profiles that need a download."""
+
+
+def known_weights(name: str) -> KnownWeights | None:
+    """The file of a model by the model's or the file's name; None for one that is not in the catalogue."""
+    return next((known for known in KNOWN_WEIGHTS if name in (known.name, known.file_name)), None)
+
+
+def weights_of(profile_or_name: str) -> list[KnownWeights]:
+    """The files of a profile, or the one of a model.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    if profile_or_name == "lite":
+        return []
+    names = PROFILE_WEIGHTS.get(profile_or_name, (profile_or_name,))
+    found = [known for name in names if (known := known_weights(name)) is not None]
+    if not found:
+        names_known = ", ".join(["lite", *PROFILE_WEIGHTS, *(known.name for known in KNOWN_WEIGHTS)])
+        raise ConfigurationError(f"expected a profile or a model of {names_known}, got {profile_or_name}")
+    return found

@@ -1,0 +1,107 @@
+"""Turns on the models of one device: one call at a time, what a person waits for first."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from backend.core import interruption
+from backend.errors import ModelUnavailableError
+from backend.metrics import Metrics
+
+_LOOK_EVERY_S = 0.25
+"""How soon a call that waits notices that its client went away."""
+
+
+class Rank(IntEnum):
+    """Who goes first; within a rank, who came first."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+    PREFETCH = 2
+
+
+@dataclass(eq=False)
+class _Waiter:
+    rank: Rank
+    number: int
+    is_urgent: Callable[[], bool] | None = None
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        if self.is_urgent is not None and self.is_urgent():
+            return Rank.INTERACTIVE, self.number
+        return self.rank, self.number
+
+
+class ModelGate:
+    """One model call at a time; an interactive call goes before every other that waits, a prefetch after all.
+
+    The queue is bounded: beyond `most_waiting` calls a further one is refused at once, instead of growing old in it.
+    """
+
+    def __init__(self, metrics: Metrics, *, most_waiting: int = 64) -> None:
+        self._metrics = metrics
+        self._most_waiting = most_waiting
+        self._condition = threading.Condition()
+        self._is_busy = False
+        self._waiters: list[_Waiter] = []
+        self._count = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """True if a call that a person or a batch waits for is in the queue: a prefetch then gives way."""
+        return any(waiter.rank < Rank.PREFETCH for waiter in self._waiters)
+
+    @contextmanager
+    def turn(
+        self, *, is_interactive: bool = False, is_prefetch: bool = False, is_urgent: Callable[[], bool] | None = None
+    ) -> Iterator[None]:
+        """Hold the models for one call (tenths of a second), not for a whole request.
+
+        Args:
+            is_interactive: somebody looks at the screen meanwhile.
+            is_prefetch: nobody waits for it. It is interrupted (`core.interruption`) once anyone else wants the models.
+            is_urgent: asked while waiting: true once an interactive call depends on this one.
+
+        Raises:
+            ModelUnavailableError: too many calls wait already.
+            InterruptedWorkError: whoever wanted this went away while it waited.
+        """
+        rank = Rank.INTERACTIVE if is_interactive else Rank.PREFETCH if is_prefetch else Rank.BATCH
+        self._wait(rank, is_urgent)
+        try:
+            if is_prefetch:
+                with interruption.interruptible(lambda: self.is_wanted):
+                    yield
+            else:
+                yield
+        finally:
+            with self._condition:
+                self._is_busy = False
+                self._condition.notify_all()
+
+    def _wait(self, rank: Rank, is_urgent: Callable[[], bool] | None) -> None:
+        with self._condition:
+            if len(self._waiters) >= self._most_waiting:
+                raise ModelUnavailableError(
+                    f"the models are busy: {len(self._waiters)} calls wait for them already; try again in some seconds"
+                )
+            self._count += 1
+            waiter = _Waiter(rank, self._count, is_urgent)
+            self._waiters.append(waiter)
+            self._metrics.gate_waiting.set(len(self._waiters))
+            try:
+                while self._is_busy or min(self._waiters, key=lambda one: one.place) is not waiter:
+                    self._condition.wait(_LOOK_EVERY_S)
+                    interruption.check()
+                interruption.check()
+                self._is_busy = True
+            finally:
+                self._waiters.remove(waiter)
+                self._metrics.gate_waiting.set(len(self._waiters))
+                self._condition.notify_all()
+        self._metrics.gate_seconds.labels(rank.name.lower()).observe(time.perf_counter() - waiter.since)

@@ -1,0 +1,43 @@
+"""`bench pipeline` gives a table, JSON and a chart."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from backend.cli import app
+
+RUNS = ("click cold", "click warm", "predict cold", "predict warm")
+
+
+def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path))
+    figures_path, chart = tmp_path / "bench.json", tmp_path / "bench.png"
+    done = CliRunner().invoke(
+        app,
+        ["bench", "pipeline", "--profile", "lite", "--repeats", "1", "--json", str(figures_path), "--png", str(chart)],
+    )
+    assert done.exit_code == 0, done.output
+    figures = json.loads(figures_path.read_text())
+    lite = figures["profiles"]["lite"]
+    assert lite["random_weights"] == []
+    assert lite["image_hw"] == [480, 640]
+    for run in RUNS:
+        parts = lite[run]["parts_ms"]
+        assert sum(parts.values()) == pytest.approx(lite[run]["total_ms"], rel=0.02)
+    assert lite["click cold"]["parts_ms"]["encode"] > 0
+    assert lite["click warm"]["parts_ms"]["encode"] == lite["predict warm"]["parts_ms"]["encode"] == 0
+    assert lite["predict cold"]["parts_ms"]["match"] > 0
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    assert "click: cold / warm" in done.output
+
+
+def test_what_cannot_be_benched_says_why(tmp_path: Path) -> None:
+    unknown = CliRunner().invoke(app, ["bench", "pipeline", "--profile", "huge"])
+    assert unknown.exit_code == 2
+    assert "lite, mobile, base, large" in unknown.stderr
+    absent = CliRunner().invoke(app, ["bench", "pipeline", "--profile", "lite", "--image", str(tmp_path / "x.jpg")])
+    assert absent.exit_code == 2
+    assert "can be read" in absent.stderr

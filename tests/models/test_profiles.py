@@ -1,0 +1,106 @@
+"""Profiles from files in the official layouts, through the command line, offline."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from typer.testing import CliRunner
+
+from backend.cli import app
+from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.metrics import Metrics
+from backend.models import weights_catalogue
+from backend.models.profiles import ModelSource, load_profile, missing_weights
+from backend.models.sam_networks import build_sam
+from backend.models.weights_catalogue import KNOWN_WEIGHTS
+from backend.models.weights_store import WeightsStore
+from backend.pipeline import load_softmatcher
+from backend.projects.models import Models
+from backend.settings import load_settings
+
+
+def _random_official_files(folder: Path) -> dict[str, Path]:
+    """Files named and laid out as Facebook's DINOv2 ViT-S/14 and MobileSAM's, with random weights."""
+    encoder = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    paths = {
+        "vit_small_patch14_dinov2": folder / "dinov2_vits14_pretrain.pth",
+        "mobile_sam": folder / "mobile_sam.pt",
+    }
+    torch.save({"mask_token": torch.zeros(1, 384), **encoder.state_dict()}, paths["vit_small_patch14_dinov2"])
+    torch.save(build_sam("mobile_sam", None, seed=3).state_dict(), paths["mobile_sam"])
+    return paths
+
+
+def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    paths = _random_official_files(mirror)
+    run = CliRunner().invoke
+    monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("SOFTMATCHER_PROFILE", "mobile")
+
+    refused = run(app, ["weights", "fetch", "mobile", "--mirror", mirror.as_uri()])
+    assert refused.exit_code == 2
+    assert "dinov2_vits14_pretrain.pth" in refused.stderr  # random weights are not the official ones
+
+    by_name = {
+        name: replace(
+            next(known for known in KNOWN_WEIGHTS if known.name == name),
+            size_bytes=path.stat().st_size,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for name, path in paths.items()
+    }
+    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", tuple(by_name.get(k.name, k) for k in KNOWN_WEIGHTS))
+
+    settings = load_settings()
+    models = Models(settings, Metrics())
+    with pytest.raises(ModelUnavailableError, match="run `python -m backend weights fetch mobile`"):
+        models.get(60)
+    assert "weights fetch mobile" in models.state
+
+    fetched = run(app, ["weights", "fetch", "mobile", "--mirror", mirror.as_uri()])
+    assert fetched.exit_code == 0, fetched.output
+    assert run(app, ["weights", "import", str(paths["mobile_sam"])]).exit_code == 0
+    listed = json.loads(run(app, ["weights", "list", "--json"]).stdout)
+    assert {row["model"] for row in listed if row["stored"]} == set(paths)
+    verified = run(app, ["weights", "verify"])
+    assert verified.exit_code == 0
+    assert verified.stdout.count("ok, by the catalogue's sha256") == 2
+
+    softmatcher = load_softmatcher("mobile", source=ModelSource(settings.weights_folder))
+    for name, known in by_name.items():
+        assert f"{name}:{str(known.sha256)[:12]}" in softmatcher.signature
+    encoder, _ = load_profile("mobile", ModelSource(settings.weights_folder))
+    features = encoder.encode(np.zeros((480, 640, 3), np.uint8))
+    assert features.shape == (28, 37, 384)
+
+    blob = WeightsStore(settings.weights_folder).require("mobile_sam").path
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.unlink()
+    blob.write_bytes(content)
+    assert run(app, ["weights", "verify"]).exit_code == 1
+    from backend.models.weights import weights_sha256
+
+    weights_sha256.cache_clear()  # as in the next process
+    with pytest.raises(ModelUnavailableError, match=r"mobile_sam are damaged.*weights fetch mobile_sam"):
+        load_softmatcher("mobile", source=ModelSource(settings.weights_folder))
+
+
+def test_unknown_profile_and_encoder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="lite, mobile, base, large"):
+        load_softmatcher("huge")
+    with pytest.raises(ConfigurationError, match="lite has its own encoder"):
+        load_softmatcher("lite", source=ModelSource(encoder="resnet18"))
+    with pytest.raises(ModelUnavailableError, match="weights import PATH --as vit_base_patch16_dinov3"):
+        load_softmatcher("base", source=ModelSource(tmp_path, encoder="vit_base_patch16_dinov3"))
+    with pytest.raises(ModelUnavailableError, match="weights fetch vit_base_patch14_reg4_dinov2"):
+        load_softmatcher("base", source=ModelSource(tmp_path, encoder="vit_base_patch14_reg4_dinov2"))
+    assert missing_weights("base", tmp_path) == ["vit_base_patch14_dinov2", "sam_vit_b"]
+    assert missing_weights("lite", tmp_path) == []

@@ -1,0 +1,142 @@
+"""The queue for the models: who goes first, how long it may be, and what nobody waits for any more."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from backend.core import interruption
+from backend.core.interruption import InterruptedWorkError, interruptible
+from backend.errors import ModelUnavailableError
+from backend.metrics import Metrics
+from backend.projects.gate import ModelGate
+
+
+class _Held:
+    """A gate that a batch call holds until `release`."""
+
+    def __init__(self, gate: ModelGate) -> None:
+        self._may_end, is_held = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with gate.turn():
+                is_held.set()
+                self._may_end.wait(10)
+
+        self._thread = threading.Thread(target=hold)
+        self._thread.start()
+        assert is_held.wait(5)
+
+    def release(self) -> None:
+        self._may_end.set()
+        self._thread.join(5)
+
+
+def _start(call: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.05)
+    return thread
+
+
+def test_prefetch_goes_after_everything_and_equals_in_their_order() -> None:
+    gate, order = ModelGate(Metrics()), list[str]()
+    held = _Held(gate)
+
+    def call(name: str, **kind: bool) -> None:
+        with gate.turn(**kind):
+            order.append(name)
+
+    threads = [
+        _start(lambda: call("prefetch", is_prefetch=True)),
+        _start(lambda: call("batch 1")),
+        _start(lambda: call("batch 2")),
+        _start(lambda: call("click 1", is_interactive=True)),
+        _start(lambda: call("click 2", is_interactive=True)),
+    ]
+    held.release()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["click 1", "click 2", "batch 1", "batch 2", "prefetch"]
+
+
+def test_batch_call_that_an_interactive_one_depends_on_is_as_urgent() -> None:
+    gate, order = ModelGate(Metrics()), list[str]()
+    held, is_awaited = _Held(gate), threading.Event()
+
+    def call(name: str, is_urgent: Callable[[], bool] | None = None) -> None:
+        with gate.turn(is_urgent=is_urgent):
+            order.append(name)
+
+    threads = [_start(lambda: call("batch")), _start(lambda: call("awaited", is_awaited.is_set))]
+    is_awaited.set()
+    held.release()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["awaited", "batch"]
+
+
+def test_running_prefetch_gives_way_to_a_click() -> None:
+    gate, started, outcome = ModelGate(Metrics()), threading.Event(), list[str]()
+
+    def look_ahead() -> None:
+        try:
+            with gate.turn(is_prefetch=True):
+                started.set()
+                for _ in range(1000):
+                    interruption.check()
+                    time.sleep(0.005)
+        except InterruptedWorkError:
+            outcome.append("interrupted")
+
+    thread = _start(look_ahead)
+    assert started.wait(5)
+    before = time.perf_counter()
+    with gate.turn(is_interactive=True):
+        waited_s = time.perf_counter() - before
+    thread.join(5)
+    assert outcome == ["interrupted"]
+    assert waited_s < 0.5
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    gate = ModelGate(Metrics(), most_waiting=2)
+    held = _Held(gate)
+
+    def call() -> None:
+        with gate.turn():
+            pass
+
+    threads = [_start(call), _start(call)]
+    with pytest.raises(ModelUnavailableError, match="2 calls wait"), gate.turn(is_interactive=True):
+        pass
+    held.release()
+    for thread in threads:
+        thread.join(5)
+    with gate.turn():
+        pass
+
+
+def test_a_client_that_went_away_leaves_the_queue() -> None:
+    metrics = Metrics()
+    gate, is_gone, outcome = ModelGate(metrics), threading.Event(), list[str]()
+    held = _Held(gate)
+
+    def call() -> None:
+        try:
+            with interruptible(is_gone.is_set), gate.turn(is_interactive=True):
+                outcome.append("ran")
+        except InterruptedWorkError:
+            outcome.append("left")
+
+    thread = _start(call)
+    assert b"softmatcher_model_waiting 1.0" in metrics.render()
+    is_gone.set()
+    thread.join(5)
+    assert outcome == ["left"]
+    assert b"softmatcher_model_waiting 0.0" in metrics.render()
+    held.release()
+    with gate.turn():
+        pass
+    assert b'softmatcher_model_wait_seconds_count{kind="batch"} 2.0' in metrics.render()

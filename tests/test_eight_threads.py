@@ -1,0 +1,12 @@
+"""The two-minute load of benchmarks/eight_threads.py, for some seconds."""
+
+from benchmarks.eight_threads import run
+
+
+def test_mixed_requests_get_their_own_answers_and_clicks_never_wait_for_batches() -> None:
+    report = run(6.0)
+    assert report.wrong == []
+    assert report.overtaken == 0
+    assert min(report.answers[kind] for kind in ("click", "open", "batch")) >= 1
+    early_mb, late_mb = report.memory_mb
+    assert late_mb < early_mb + 60
