@@ -11,8 +11,9 @@ from typing import Any
 
 from backend import __version__
 from backend.core.types import Reference
-from backend.errors import BadInputError, NotFoundError, SoftmatcherError
+from backend.errors import BadInputError, SoftmatcherError
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
+from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
@@ -24,6 +25,9 @@ from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
 logger = logging.getLogger(__name__)
+
+OWN_VERSIONS = "softmatcher-"
+"""What every model_version of this backend begins with, whatever its release and profile."""
 
 Json = dict[str, Any]
 
@@ -49,7 +53,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class KnownReferences:
     """A project's references in memory: image tag -> label -> references."""
 
     by_tag: Mapping[str, Mapping[str, Sequence[Reference]]]
@@ -73,7 +77,7 @@ class Predictions:
         self._models = models
         self._connections = connections
         self._images = images
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], KnownReferences] = OrderedDict()
         self._lock = threading.Lock()
 
     def model_version(self, project_key: str, *, wait_s: float = _BATCH_WAIT_S) -> str:
@@ -91,7 +95,7 @@ class Predictions:
         references = self._store.references_digest(project.key, labels, signature) if project else ""
         options = match_options(self._settings, project).digest() if project else ""
         digest = hashlib.sha256("\n".join((signature, options, references)).encode()).hexdigest()
-        return f"softmatcher-{__version__}-{self._settings.profile}-{digest[:12]}"
+        return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
 
     def predict(self, project_key: str, label_config: str, tasks: Sequence[Json]) -> Answer:
         """Predict tasks from the project's references, within the time that Label Studio waits.
@@ -108,7 +112,7 @@ class Predictions:
         project = self._project(project_key, label_config)
         if len(tasks) == 1:
             self._wait_for_references(project_key)
-        version, known = self._references(project, config)
+        version, known = self.references(project, config)
         results: list[Json | list[Json]] = [[] for _ in tasks]
         if not known.by_tag:
             return Answer(results, 0, ())
@@ -126,10 +130,10 @@ class Predictions:
         return Answer(results, found, tuple(unfinished))
 
     def _predict_or_report(
-        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json
+        self, project: ProjectRecord, config: LabelConfig, known: KnownReferences, version: str, task: Json
     ) -> Json | None:
         try:
-            prediction = self._predict(project, config, known, version, task)
+            prediction = self.predict_task(project, config, known, version, task)
         except SoftmatcherError as error:
             self._metrics.tasks.labels("failed").inc()
             logger.warning("project=%s task=%s: %s", project.key, task.get("id"), error)
@@ -141,15 +145,40 @@ class Predictions:
         self._metrics.tasks.labels("found" if prediction else "empty").inc()
         return prediction
 
-    def _predict(
-        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json
+    def predict_task(
+        self,
+        project: ProjectRecord,
+        config: LabelConfig,
+        known: KnownReferences,
+        version: str,
+        task: Json,
+        *,
+        files: Mapping[str, bytes | None] | None = None,
+        fetcher: ImageFetcher | None = None,
     ) -> Json | None:
+        """One task's prediction from references; None if nothing is found.
+
+        Args:
+            project: of the task.
+            config: its label config.
+            known: as `references` gives them.
+            version: as `references` gives it.
+            task: as Label Studio gives it.
+            files: image tag -> file, as far as they were fetched before.
+            fetcher: of the project; made anew if it is not given.
+
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had or used; the message says why.
+            ModelUnavailableError: no models.
+        """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
+        fetcher = fetcher or self._connections.fetcher(project.key)
         regions: list[Json] = []
         for tag_name, references in known.by_tag.items():
+            content = files.get(tag_name) if files else None
             image = self._images.load(
-                task, config.image(tag_name), self._connections.fetcher(project.key), is_interactive=False
+                task, config.image(tag_name), fetcher, is_interactive=False, content=content
             )
             with self._models.gate.turn(is_interactive=False):
                 found = softmatcher.segment(image.encoded, references, options)
@@ -204,38 +233,6 @@ class Predictions:
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
         return _prediction(regions, self._version(project, softmatcher.signature, config.labels))
 
-    def write_to_label_studio(self, project_key: str, task_ids: Sequence[int]) -> Json:
-        """Predict tasks and import the predictions, except where there is one of this model_version already.
-
-        Raises:
-            LabelStudioUnavailableError: Label Studio does not answer.
-            NotFoundError: the project is not known.
-        """
-        client = self._connections.client(project_key)
-        project = self._store.project(project_key)
-        if project is None:
-            raise NotFoundError(f"project {project_key} is not in the store (any more)")
-        config = parse_label_config(project.label_config)
-        self._models.get(_BATCH_WAIT_S)
-        version, known = self._references(project, config)
-        counts = {"tasks": len(task_ids), "found": 0, "had_one": 0}
-        predictions: list[Json] = []
-        for task_id in task_ids if known.by_tag else ():
-            try:
-                task = client.task(task_id, project.project_id)
-            except NotFoundError:
-                continue
-            if any(old.get("model_version") == version for old in task.get("predictions") or ()):
-                counts["had_one"] += 1
-                continue
-            prediction = self._predict_or_report(project, config, known, version, task)
-            if prediction is not None:
-                predictions.append({"task": task_id, **prediction})
-                counts["found"] += 1
-        if predictions:
-            client.import_predictions(project.project_id, predictions)
-        return counts
-
     def _project(self, project_key: str, label_config: str) -> ProjectRecord:
         """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""
         project = self._store.project(project_key)
@@ -253,10 +250,17 @@ class Predictions:
             while time.monotonic() < deadline and self._store.has_pending(project_key, wait_s + 1):
                 time.sleep(_PENDING_POLL_S)
 
-    def _references(self, project: ProjectRecord, config: LabelConfig) -> tuple[str, _Known]:
-        """The model_version and the references of the labels that the config has now."""
+    def references(
+        self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str] | None = None
+    ) -> tuple[str, KnownReferences]:
+        """The model_version, and the references of the labels that the config has now, or of some of them.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
-        version = self._version(project, softmatcher.signature, config.labels)
+        wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
+        version = self._version(project, softmatcher.signature, wanted)
         key = (project.key, version)
         with self._lock:
             if key in self._known:
@@ -264,15 +268,24 @@ class Predictions:
                 return version, self._known[key]
         usable = {(brush.to_name, label) for brush in config.brushes for label in brush.labels}
         by_tag: dict[str, dict[str, list[Reference]]] = {}
-        for stored in self._store.references(project.key, labels=config.labels, signature=softmatcher.signature):
+        for stored in self._store.references(project.key, labels=wanted, signature=softmatcher.signature):
             if stored.reference is not None and (stored.image_tag, stored.label) in usable:
                 by_tag.setdefault(stored.image_tag, {}).setdefault(stored.label, []).append(stored.reference)
-        known = _Known(by_tag)
+        known = KnownReferences(by_tag)
         with self._lock:
             self._known[key] = known
             while len(self._known) > _KEPT_PROJECTS:
                 self._known.popitem(last=False)
         return version, known
+
+    def references_digest(self, project: ProjectRecord, labels: Sequence[str]) -> str:
+        """Digest of the references of these labels.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        return self._store.references_digest(project.key, labels, softmatcher.signature)
 
 
 def _from_drafts(
