@@ -113,16 +113,14 @@ def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
 
 
 def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
-    """Predict tasks of a propagation for some minutes, write them to Label Studio, and leave the rest to another job."""
+    """Predict tasks of a propagation for some minutes, write them to Label Studio, leave the rest to another job."""
     projects, queue = _current()
     started = time.perf_counter()
     must_stop = _StopSignal(queue)
     job = get_current_job()
     claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
     try:
-        worked = projects.propagations.work(
-            propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop
-        )
+        worked = projects.propagations.work(propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop)
     except NotFoundError as error:
         return {"propagation": propagation_id, "gone": str(error)}
     if worked.left == "more":
@@ -137,7 +135,9 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
 
 def estimate_quality(project_key: str) -> dict[str, Any]:
     """Leave each reference out in turn and predict it from the others."""
-    return _run("estimate_quality", project_key, lambda projects: {"iou": projects.quality.estimate(project_key)["iou"]})
+    return _run(
+        "estimate_quality", project_key, lambda projects: {"iou": projects.quality.estimate(project_key)["iou"]}
+    )
 
 
 def _call_workers(projects: Projects, queue: "JobQueue", project_key: str, propagation_id: int) -> None:
@@ -292,8 +292,8 @@ class JobQueue:
                 result_ttl=_RESULT_TTL_S,
                 failure_ttl=_FAILURE_TTL_S,
                 job_id=None if name is None else f"{name}{uuid4().hex}",
-                # Only jobs whose worker vanished are left: what fails says so itself, and is not tried again as it is.
-                retry=Retry(max=_ABANDONED_RETRIES),
+                # For jobs whose worker vanished; what fails in a propagation is noted there, and is no failed job.
+                retry=None if name is None else Retry(max=_ABANDONED_RETRIES),
             )
         except RedisError as error:
             raise _unavailable(error) from error

@@ -17,7 +17,7 @@ _WEBHOOK_TRIES = 12
 
 
 class Upkeep:
-    """Queues the reconciliations and propagations that are due, and gives Label Studio's webhooks the credentials they lack.
+    """Queues reconciliations and propagations that are due; gives Label Studio's webhooks the credentials they lack.
 
     Label Studio registers `<backend>/webhook` itself on connecting, but without basic auth, even if the backend has it
     (recorded with 1.23.2). So after a project's /setup its webhook gets the header through Label Studio's API.

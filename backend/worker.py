@@ -1,4 +1,4 @@
-"""The RQ worker: models loaded once a process, jobs run in it one after the other, at a lower priority than the service."""
+"""The RQ worker: models loaded once a process, jobs one after the other, at a lower priority than the service."""
 
 import logging
 import os

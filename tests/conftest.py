@@ -23,7 +23,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def backend(tmp_path: Path) -> Iterator[Backend]:
     made = make_backend(tmp_path / "data", FakeLabelStudio())
-    jobs.use_projects(made.projects)
+    jobs.use_projects(made.projects, made.queue)  # type: ignore[arg-type]
     yield made
     jobs.use_projects(None)
     made.projects.close()

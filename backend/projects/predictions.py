@@ -177,9 +177,7 @@ class Predictions:
         regions: list[Json] = []
         for tag_name, references in known.by_tag.items():
             content = files.get(tag_name) if files else None
-            image = self._images.load(
-                task, config.image(tag_name), fetcher, is_interactive=False, content=content
-            )
+            image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=False, content=content)
             with self._models.gate.turn(is_interactive=False):
                 found = softmatcher.segment(image.encoded, references, options)
             with self._metrics.stage("rle"):

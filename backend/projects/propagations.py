@@ -153,7 +153,8 @@ class Propagations:
         project = self._store.project(project_key)
         if project is None:
             raise NotFoundError(
-                f"project {project_key} is not known here: connect this backend to it in Label Studio (Settings > Model)"
+                f"project {project_key} is not known here: connect this backend to it in Label Studio "
+                "(Settings > Model)"
             )
         return project
 
@@ -193,7 +194,8 @@ class Propagations:
             version, digest, has_references = self._versions(project, record.wanted)
             if not has_references:
                 store.fail(
-                    propagation_id, "there is no reference to predict from: mark an object on a task, submit, start again"
+                    propagation_id,
+                    "there is no reference to predict from: mark an object on a task, submit, start again",
                 )
                 return {"planned": 0, "state": "failed"}
             store.note_version(propagation_id, version, digest)

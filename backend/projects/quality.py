@@ -79,9 +79,7 @@ class Quality:
                 (task,) = client.tasks_of(project.project_id, [left_out.task_id]) or (None,)
                 if task is None:
                     continue
-                image = self._images.load(
-                    task, config.image(left_out.image_tag), fetcher, is_interactive=False
-                )
+                image = self._images.load(task, config.image(left_out.image_tag), fetcher, is_interactive=False)
             except SoftmatcherError as error:
                 logger.warning("project=%s reference=%d is not tried: %s", project_key, left_out.id, error)
                 continue

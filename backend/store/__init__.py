@@ -83,7 +83,7 @@ class Store:
         self._engine.dispose()
 
     def create_tables(self) -> None:
-        """Make what is missing, also in the database of an older release. Processes that start at once wait for each other.
+        """Make what is missing, also in an older release's database. Processes that start at once wait for each other.
 
         Version 2 added tables to version 1 and changed none, so that making the missing ones is the whole migration.
 

@@ -1,6 +1,6 @@
 """Propagations and their tasks: who predicts which task, and what came of it.
 
-A task's row goes pending -> running (claimed by one job of one worker) -> done, empty, failed or cancelled. Only whoever
+A task's row goes pending -> running (claimed by one job of one worker) -> done, empty, failed or cancelled. Only who
 holds the claim may finish it, so a job that was given up on and comes back late changes nothing.
 """
 
@@ -266,9 +266,7 @@ class PropagationStore:
 
     def try_finish(self, propagation_id: int) -> bool:
         """True for whoever is the one to tidy up: every task is finished, and nobody does it yet."""
-        unfinished = sa.exists().where(
-            _rows.c.propagation_id == propagation_id, _rows.c.state.in_(UNFINISHED)
-        )
+        unfinished = sa.exists().where(_rows.c.propagation_id == propagation_id, _rows.c.state.in_(UNFINISHED))
         return self._update(propagation_id, _runs.c.state == "running", ~unfinished, state="finishing") > 0
 
     def complete(self, propagation_id: int) -> bool:
@@ -301,18 +299,14 @@ class PropagationStore:
             if hopeless:
                 _update_rows(
                     connection, propagation_id, hopeless, state="failed", finished_at=time.time(),
-                    reason=f"given up after {MAX_ATTEMPTS} tries: each time the worker ended in the middle; its log has "
-                    "the reason",
+                    reason=f"given up after {MAX_ATTEMPTS} tries: each time the worker ended in the middle; its log says "
+                    "more",
                 )  # fmt: skip
             usable = [row for row in found if row.attempts < MAX_ATTEMPTS]
-            if usable and usable[0].attempts:
-                usable = usable[:1]
-            else:
-                usable = [row for row in usable if not row.attempts]
+            is_suspect = bool(usable and usable[0].attempts)
+            usable = usable[:1] if is_suspect else [row for row in usable if not row.attempts]
             ids = [int(row.task_id) for row in usable]
-            _update_rows(
-                connection, propagation_id, ids, state="running", claim=claim, attempts=_rows.c.attempts + 1
-            )
+            _update_rows(connection, propagation_id, ids, state="running", claim=claim, attempts=_rows.c.attempts + 1)
         return ids
 
     def still_claimed(self, propagation_id: int, claim: str) -> set[int]:
@@ -346,9 +340,7 @@ class PropagationStore:
         with self._write() as connection:
             count = connection.execute(changed, values).rowcount
             connection.execute(
-                sa.update(_runs)
-                .where(_runs.c.id == propagation_id)
-                .values(pauses=0, paused_until=None, problem=None)
+                sa.update(_runs).where(_runs.c.id == propagation_id).values(pauses=0, paused_until=None, problem=None)
             )
         return int(count)
 
@@ -551,9 +543,7 @@ def _forget_old(connection: sa.Connection, project_key: str) -> None:
         .limit(_KEPT_A_PROJECT)
     )
     kept = [row.id for row in connection.execute(newest)]
-    connection.execute(
-        sa.delete(_runs).where(_runs.c.project_key == project_key, _runs.c.id.not_in(kept))
-    )
+    connection.execute(sa.delete(_runs).where(_runs.c.project_key == project_key, _runs.c.id.not_in(kept)))
 
 
 def _portions(task_ids: Sequence[int]) -> Iterable[Sequence[int]]:
@@ -571,6 +561,4 @@ def _as_filter(told: Json) -> Json:
 
 
 def _task_row(row: sa.Row[Any]) -> TaskRow:
-    return TaskRow(
-        int(row.task_id), str(row.state), row.score, row.model_version, row.reason, int(row.attempts)
-    )
+    return TaskRow(int(row.task_id), str(row.state), row.score, row.model_version, row.reason, int(row.attempts))
