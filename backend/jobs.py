@@ -265,7 +265,10 @@ class JobQueue:
             raise _unavailable(error) from error
 
     def _started(self, queue: str) -> list[str]:
-        return [str(job_id) for job_id in StartedJobRegistry(queue=self._queues[queue]).get_job_ids(cleanup=False)]
+        # Those whose heartbeats ended stay listed until some worker cleans up: their time is over all the same.
+        registry = StartedJobRegistry(queue=self._queues[queue])
+        entries = self.connection.zrangebyscore(registry.key, time.time(), "+inf")
+        return [entry.decode().partition(":")[0] for entry in entries]
 
     def _live_jobs(self, queue: str, name: str) -> list[str]:
         """Jobs of a name that wait or run."""

@@ -42,6 +42,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     def execute_job(self, job: Any, queue: Any) -> None:
         """Run a job, with heartbeats from a thread beside it."""
         execution = self.prepare_execution(job)
+        self.heartbeat()
         is_over = threading.Event()
 
         def beat() -> None:

@@ -95,6 +95,7 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(propagation: tuple[JobQue
     assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "the job was not begun"
     job = rq_queue.fetch_job(job_id)
     worker.prepare_execution(job)
+    worker.heartbeat()
     assert queue.is_claim_alive(f"{worker.name}:{job_id}")
     assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
     queue.connection.delete(worker.key)

@@ -89,7 +89,8 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         if request.method in ("GET", "HEAD", "OPTIONS"):
             return
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-        hosts = {request.host, urlsplit(projects.settings.public_url or "").netloc}
+        # A sandboxed frame's origin is "null", which has no host: nor may the empty one be among ours.
+        hosts = {request.host, urlsplit(projects.settings.public_url or "").netloc} - {""}
         is_foreign = site not in _SAME_SITE if site else bool(origin) and urlsplit(origin or "").netloc not in hosts
         if is_foreign:
             raise BadInputError("this request came from the page of another site: use the project's own page")
