@@ -19,10 +19,12 @@ from torch import Tensor
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matching import MATCHERS, gather_references, join_labels
+from backend.core.priors import map_peak, recentre_map
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
+from backend.models.affinity import scribble_affinity
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
 
@@ -70,7 +72,7 @@ class Softmatcher:
         self,
         encoder: Encoder,
         segmenter: Segmenter,
-        options: MatchOptions = MatchOptions(),  # noqa: B008 (frozen)
+        options: MatchOptions = MatchOptions(),
         on_stage: OnStage | None = None,
     ) -> None:
         self._encoder = encoder
@@ -109,7 +111,8 @@ class Softmatcher:
         working_hw = self._segmenter.working_hw(encoded.embedding)
         resized = scale_scribble(scribble, working_hw)
         with self._stage("scribble"):
-            candidates = self._segmenter.decode(encoded.embedding, [Prompt(resized)])
+            affinity = scribble_affinity(encoded.features, resized, temperature=self._encoder.temperature)
+            candidates = self._segmenter.decode(encoded.embedding, [Prompt(resized, affinity=affinity)])
         if not candidates:
             return None
         best = max(candidates, key=lambda candidate: candidate.score)
@@ -202,15 +205,16 @@ class Softmatcher:
             posteriors, matchings = self._match(encoded, [references[label] for label in labels], chosen)
         with self._stage("segment"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
-            priors = [map_to_size(posterior, working_hw).numpy() for posterior in posteriors]
+            pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
+            priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
             masks = [
                 self._mask(encoded, prior, matching, chosen) for prior, matching in zip(priors, matchings, strict=True)
             ]
             masks = resolve_overlaps(masks, priors)
         with self._stage("upsample"):
             found = []
-            for label, mask, prior in zip(labels, masks, priors, strict=True):
-                score = score_mask(mask, prior)
+            for label, mask, picture in zip(labels, masks, pictures, strict=True):
+                score = score_mask(mask, picture.numpy())
                 if score < chosen.minimum_score:
                     continue
                 natural = mask_to_size(mask, encoded.size_hw)

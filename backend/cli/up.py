@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from rich.console import Console
@@ -75,26 +75,45 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
 
 
 def keep_running(processes: ProcessGroup, console: Console) -> None:
-    """Start again what ends, at most five times a minute each; returns never, Ctrl-C leaves it."""
-    restarts: dict[str, deque[float]] = defaultdict(deque)
+    """Start again what ends; returns never, Ctrl-C leaves it."""
+    restarts = Restarts(processes, console)
     while True:
         time.sleep(0.5)
-        for child in processes.ended():
-            times = restarts[child.name]
-            now = time.monotonic()
+        restarts.restart_ended()
+
+
+class Restarts:
+    """Starts processes again that have ended, at most five times a minute each.
+
+    Args:
+        processes: to look after.
+        console: where it is said.
+        clock: seconds.
+    """
+
+    def __init__(self, processes: ProcessGroup, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._processes = processes
+        self._console = console
+        self._clock = clock
+        self._times: dict[str, deque[float]] = defaultdict(deque)
+
+    def restart_ended(self) -> None:
+        """Start again what has ended: at once, then 1, 2, 4, 8 s after the last time, then when a minute has gone."""
+        for child in self._processes.ended():
+            times, now = self._times[child.name], self._clock()
             while times and now - times[0] > 60:
                 times.popleft()
-            # 0, 1, 2, 4, 8 seconds after the last one; the sixth waits until the first is a minute old.
-            pause_s = 2.0 ** (len(times) - 1) if times else 0.0
-            if len(times) >= RESTARTS_A_MINUTE or (times and now - times[-1] < pause_s):
+            if len(times) >= RESTARTS_A_MINUTE or (times and now - times[-1] < 2.0 ** (len(times) - 1)):
                 continue
             times.append(now)
-            console.print(
+            self._console.print(
                 f"[yellow]{child.name} ended with code {child.exit_code}, starting it again "
-                f"({len(times)} of at most {RESTARTS_A_MINUTE} a minute). The end of {child.log_path}:[/yellow]"
+                f"({len(times)} of at most {RESTARTS_A_MINUTE} times a minute). "
+                f"The end of {child.log_path}:[/yellow]",
+                soft_wrap=True,
             )
-            console.print(child.last_lines(5), markup=False)
-            processes.restart(child.name)
+            self._console.print(child.last_lines(5), markup=False)
+            self._processes.restart(child.name)
 
 
 def _own_port(settings: Settings) -> int:
@@ -114,7 +133,8 @@ def _local_url(settings: Settings, port: int) -> str:
 
 def _say_how_to_connect(console: Console, settings: Settings, port: int, redis_url: str, workers: int) -> None:
     address = settings.public_url or _local_url(settings, port)
-    console.print(f"[bold]Softmatcher is up[/bold] at {address}  ({workers} worker{'s' if workers > 1 else ''})")
+    count = f"{workers} worker{'s' if workers > 1 else ''}"
+    console.print(f"[bold]Softmatcher is up[/bold] at {address}  ({count})", soft_wrap=True)
     console.print(
         f"  Label Studio  {settings.label_studio_url}" + ("" if settings.label_studio_api_key else " (no token)")
     )

@@ -77,6 +77,6 @@ def unknown_look_alikes(features: Tensor, inside: Tensor, outside: Tensor | None
     similarity = features @ mean
     limit = torch.quantile(similarity[core], LOOK_ALIKE_QUANTILE)
     # A patch that the mask touches is no stranger: its other part is the object's own border.
-    is_look_alike = (similarity > limit) & (inside <= 0.0)
+    is_look_alike = (similarity >= limit - 1e-6) & (inside <= 0.0)
     known = torch.where(is_look_alike, 0.0, 1.0)
     return known if outside is None else torch.maximum(known, outside)

@@ -27,12 +27,19 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessGroup
 
 
 @pytest.fixture(scope="session")
-def label_studio(processes: ProcessGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+def label_studio_command() -> Path:
     try:
-        program = label_studio_program()
+        return label_studio_program()
     except ConfigurationError as error:
         pytest.skip(str(error))
-    with start_label_studio(processes, program, tmp_path_factory.mktemp("label-studio"), free_port()) as server:
+
+
+@pytest.fixture(scope="session")
+def label_studio(
+    processes: ProcessGroup, label_studio_command: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LabelStudio]:
+    folder = tmp_path_factory.mktemp("label-studio")
+    with start_label_studio(processes, label_studio_command, folder, free_port()) as server:
         yield server
 
 
@@ -59,6 +66,8 @@ def new_backend(
             "SOFTMATCHER_HOST": LOOPBACK,
             "SOFTMATCHER_PORT": str(port),
             "PYTHONUNBUFFERED": "1",
+            # On a busy machine an annotation takes longer than labelers would wait for.
+            "SOFTMATCHER_REFERENCE_WAIT_S": "10",
         }
         environment |= changes
         user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")

@@ -96,9 +96,9 @@ def test_labeling_with_a_smart_key_point(page: Page, new_project: NewProject, ba
     open_task(page, f"{data_manager}?task={project.tasks[MARKED]}")
 
     page.locator("text=Auto-Annotation").first.click()
-    page.locator(".lsf-toolbar__smart").first.hover()
-    page.locator('.lsf-toolbar__smart button[aria-label="key-point-tool"]').first.click()
-    # The second of the three controls; the tool has to be chosen first.
+    page.locator(".lsf-tool_smart").first.hover()
+    page.locator('.lsf-tool_smart[aria-label="key-point-tool"]').first.click()
+    # The label of the second of the three controls; the tool has to be chosen before it.
     page.locator(".lsf-label_clickable").nth(1).click()
     click_image(page, centre_of(coin_mask(MARKED, 2)), SAMPLES[MARKED].size_hw)
     accept = page.get_by_test_id("bottombar-accept-suggestions-button")

@@ -44,7 +44,7 @@ def test_a_legacy_token_where_they_are_off_is_said_in_the_log(
     project = new_project(backend, {MARKED: SAMPLES[MARKED].image})
     answer = project.label_studio.interact(project.connection, project.tasks[MARKED], [point_on(MARKED, 1)])
     assert "errors" in answer
-    assert "legacy" in backend.log()
+    assert "set LABEL_STUDIO_API_KEY" in backend.log()
     assert TOKEN not in backend.log()
 
 

@@ -1,0 +1,112 @@
+"""Data sets in the layout of FSS-1000: `DIR/<set>/<class>/<n>.jpg` with its mask `<n>.png` beside it."""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from backend.core.types import Image, Mask
+from backend.errors import BadInputError
+
+VARIABLE = "SOFTMATCHER_DATASETS"
+
+
+@dataclass(frozen=True)
+class ImageClass:
+    """One class of one set: its images, sorted by name, each with a mask beside it.
+
+    Attributes:
+        set_name: the folder above.
+        class_name: the folder.
+        images: paths of the photographs.
+    """
+
+    set_name: str
+    class_name: str
+    images: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """`set/class`."""
+        return f"{self.set_name}/{self.class_name}"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One draw: the references of a class, and the images they are tried on."""
+
+    references: tuple[Path, ...]
+    targets: tuple[Path, ...]
+
+
+def find_classes(directory: Path) -> list[ImageClass]:
+    """All classes under a directory, sorted; a class with fewer than two images is left out.
+
+    Raises:
+        BadInputError: no such directory, or no class in it.
+    """
+    classes = []
+    for folder in sorted(path for path in directory.glob("*/*") if path.is_dir()):
+        images = tuple(sorted(path for path in folder.glob("*.jpg") if path.with_suffix(".png").is_file()))
+        if len(images) > 1:
+            classes.append(ImageClass(folder.parent.name, folder.name, images))
+    if not classes:
+        raise BadInputError(
+            f"a data set must hold <set>/<class>/<n>.jpg with <n>.png, got {directory} without any; give its root folder"
+        )
+    return classes
+
+
+def draw_episode(one: ImageClass, *, shots: int, seed: int, limit: int | None = None) -> Episode:
+    """Draw distinct references by the seed; all other images of the class are targets.
+
+    Args:
+        one: the class.
+        shots: references wanted; one image at least is left as a target.
+        seed: the same seed gives the same draw, whatever the other classes are.
+        limit: at most this many targets, drawn too.
+
+    Raises:
+        BadInputError: shots or limit below 1.
+    """
+    if shots < 1 or (limit is not None and limit < 1):
+        raise BadInputError(f"shots and limit must be at least 1, got {shots} and {limit}; raise them")
+    drawn = list(one.images)
+    random.Random(f"{one.name} {seed}").shuffle(drawn)
+    count = min(shots, len(drawn) - 1)
+    targets = drawn[count:] if limit is None else drawn[count : count + limit]
+    return Episode(tuple(drawn[:count]), tuple(sorted(targets)))
+
+
+def draw_absent_target(one: ImageClass, classes: Sequence[ImageClass], *, seed: int) -> Path | None:
+    """An image of another set and another class name, so that the object should not be on it; None where there is none."""
+    others = [
+        image
+        for other in classes
+        if other.set_name != one.set_name and other.class_name != one.class_name
+        for image in other.images
+    ]
+    return random.Random(f"absent {one.name} {seed}").choice(others) if others else None
+
+
+def read_image(path: Path) -> Image:
+    """(H, W, 3) uint8 RGB."""
+    with PillowImage.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(image_path: Path) -> Mask:
+    """(H, W) bool: the mask beside an image."""
+    with PillowImage.open(image_path.with_suffix(".png")) as mask:
+        return np.array(mask.convert("L")) > 127
+
+
+def datasets_directory() -> Path | None:
+    """Where the evaluation's data sets lie on this machine (the variable, else beside the checkout); None without them."""
+    named = os.environ.get(VARIABLE)
+    path = Path(named) if named else Path(__file__).parents[2].parent / "shared" / "datasets"
+    return path if path.is_dir() else None

@@ -1,0 +1,35 @@
+"""Views of a reference, and what stays unknown on it."""
+
+import numpy as np
+import torch
+
+from backend.core.references import reference_views, unknown_look_alikes
+
+
+def test_every_view_shows_the_object_under_its_mask() -> None:
+    image = np.zeros((60, 90, 3), np.uint8)
+    mask = np.zeros((60, 90), bool)
+    mask[20:30, 50:70] = True
+    image[mask] = 255
+    views = list(reference_views(image, mask, ~mask))
+    assert len(views) == 3
+    for view in views:
+        assert np.array_equal(view.image[..., 0] == 255, view.mask)
+        assert view.outside is not None
+        assert np.array_equal(view.outside, ~view.mask)
+    assert views[2].mask.mean() > 2 * views[0].mask.mean()
+
+
+def test_a_mask_of_one_pixel_in_the_corner_has_its_views() -> None:
+    mask = np.zeros((5, 4), bool)
+    mask[4, 3] = True
+    assert all(view.mask.any() for view in reference_views(np.zeros((5, 4, 3), np.uint8), mask, None))
+
+
+def test_look_alikes_are_unknown_unless_the_user_said_outside() -> None:
+    object_patch, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    features = torch.stack([object_patch, object_patch, object_patch, other])
+    inside = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    assert unknown_look_alikes(features, inside, None).tolist() == [1.0, 0.0, 0.0, 1.0]
+    told = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert unknown_look_alikes(features, inside, told).tolist() == [1.0, 1.0, 0.0, 1.0]

@@ -1,0 +1,87 @@
+"""The commands that start everything, run as `make` runs them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from backend.cli.processes import free_port
+from tests.e2e.scene import wait_until
+
+
+def heed_ctrl_c() -> None:
+    """As in a terminal: a shell that runs the tests in the background has Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def running(arguments: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "backend", *arguments],
+            env=dict(os.environ) | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=heed_ctrl_c,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
+
+
+def processes_with(text: str) -> list[int]:
+    """Ids of the processes that have this text in their environment or command line."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                seen = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in seen:
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+def test_up_keeps_service_and_worker_running_until_ctrl_c(tmp_path: Path) -> None:
+    port = free_port()
+    log, data_dir = tmp_path / "out", tmp_path / "data"
+    environment = {"SOFTMATCHER_PORT": str(port), "SOFTMATCHER_DATA_DIR": str(data_dir)}
+    with running(["up", "--workers", "2"], log, environment) as process:
+        wait_until(lambda: "Softmatcher is up" in log.read_text(), "up", 180)
+        assert f"http://127.0.0.1:{port}" in log.read_text()
+        assert requests.get(f"http://127.0.0.1:{port}/health", timeout=10).json()["status"] == "UP"
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        workers = [pid for pid in children if b"work" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: "worker-1 ended with code -9, starting it again" in log.read_text(), "restart", 30)
+
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert processes_with(str(data_dir)) == []
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.timeout(600)
+def test_demo_once_shows_the_main_job_and_ends_all(tmp_path: Path, label_studio_command: Path) -> None:
+    log, data_dir = tmp_path / "out", tmp_path / "data"
+    with running(["demo", "--once"], log, {"SOFTMATCHER_DATA_DIR": str(data_dir), "COLUMNS": "120"}) as process:
+        assert process.wait(540) == 0, log.read_text()
+    said = log.read_text()
+    rows = re.findall(r"│ (coins-\d) +│ +(\d+) │ +([\d.]+) │ +([\d.]+) │ +(\d+) │", said)
+    assert [row[0] for row in rows] == ["coins-1", "coins-3", "coins-4", "coins-5", "coins-6"]
+    assert sum(float(row[3]) for row in rows) / len(rows) >= 0.8
+    assert processes_with(str(data_dir)) == []
