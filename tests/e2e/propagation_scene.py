@@ -11,12 +11,15 @@ from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, wait_unt
 ACTIVE = ("planning", "running", "finishing")
 
 
-def many_coins(count: int) -> Mapping[str, Image]:
-    """`count` images: the marked tile, then the others again and again, each a little darker than the last."""
+def many_coins(count: int, *, darker: int = 0) -> Mapping[str, Image]:
+    """`count` images: the marked tile, then the others again and again, each a little darker than the last.
+
+    Tests that differ in `darker` (by 10 at least) share no file, so no features in a cache either.
+    """
     images = {MARKED: SAMPLES[MARKED].image}
     for number in range(count - 1):
-        tile = SAMPLES[TARGETS[number % len(TARGETS)]].image
-        images[f"tile-{number}"] = np.clip(tile.astype(int) - number // len(TARGETS), 0, 255).astype(np.uint8)
+        tile = SAMPLES[TARGETS[number % len(TARGETS)]].image.astype(int)
+        images[f"tile-{number}"] = np.clip(tile - darker - number // len(TARGETS), 0, 255).astype(np.uint8)
     return images
 
 
