@@ -268,7 +268,7 @@ class JobQueue:
         # Those whose heartbeats ended stay listed until some worker cleans up: their time is over all the same.
         registry = StartedJobRegistry(queue=self._queues[queue])
         entries = self.connection.zrangebyscore(registry.key, time.time(), "+inf")
-        return [entry.decode().partition(":")[0] for entry in entries]
+        return [str(registry.parse_job_id(entry)) for entry in entries]
 
     def _live_jobs(self, queue: str, name: str) -> list[str]:
         """Jobs of a name that wait or run."""
