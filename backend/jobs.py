@@ -145,9 +145,8 @@ def _call_workers(projects: Projects, queue: "JobQueue", project_key: str, propa
     try:
         record = projects.store.propagations.get(propagation_id)
         if record.is_active:
-            queue.ensure_propagation_jobs(
-                project_key, propagation_id, projects.store.propagations.counts(propagation_id).pending
-            )
+            waiting = projects.store.propagations.waiting(propagation_id, _MOST_JOBS_A_PROPAGATION * TASKS_A_JOB)
+            queue.ensure_propagation_jobs(project_key, propagation_id, waiting)
     except (NotFoundError, QueueUnavailableError) as error:
         logger.warning("propagation=%d workers are called later: %s", propagation_id, error)
 

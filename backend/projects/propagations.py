@@ -176,7 +176,7 @@ class Propagations:
 
         Args:
             propagation_id: in state `planning`; nothing happens in any other.
-            on_page: called when the first tasks are in, and with every page after it: workers may begin.
+            on_page: called when there are tasks for workers: after the first page, the second, the fourth, ...
 
         Returns:
             Figures for the log; `paused_s` if Label Studio is away.
@@ -199,11 +199,12 @@ class Propagations:
                 )
                 return {"planned": 0, "state": "failed"}
             store.note_version(propagation_id, version, digest)
-            for page in self._pages(record, project):
+            for number, page in enumerate(self._pages(record, project), start=1):
                 if not store.add_planned(propagation_id, page):
                     return {"planned": planned, "state": "ended"}
                 planned += len(page)
-                on_page()
+                if number & (number - 1) == 0:
+                    on_page()
             store.finish_plan(propagation_id)
         except (LabelStudioUnavailableError, StoreUnavailableError) as error:
             return {"planned": planned, "paused_s": round(self._pause(propagation_id, error))}
@@ -292,7 +293,7 @@ class Propagations:
             store.release(propagation_id, [claim], counts_as_attempt=True)
             raise
         store.release(propagation_id, [claim], counts_as_attempt=False)
-        has_more = store.get(propagation_id).is_active and store.counts(propagation_id).pending > 0
+        has_more = store.get(propagation_id).is_active and store.waiting(propagation_id, 1) > 0
         return Worked(finished, "more" if has_more else "nothing")
 
     def _work_on(

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from backend.cli.label_studio_server import LabelStudio
+from backend.cli.processes import free_port
 from tests.e2e.conftest import NewProject, StartBackend
+from tests.e2e.flaky_proxy import FlakyProxy
 from tests.e2e.propagation_scene import assert_each_task_once, many_coins, newest
 from tests.e2e.scene import TARGETS, Backend, point_on, wait_until
 
@@ -20,9 +23,19 @@ COUNT = 16
 
 
 @pytest.fixture
-def guarded(start_other_backend: StartBackend) -> Backend:
+def slow_images(label_studio: LabelStudio) -> Iterator[FlakyProxy]:
+    """Label Studio with images that take their time: there is something to watch."""
+    proxy = FlakyProxy(label_studio.url, free_port())
+    proxy.image_delay_s = 0.8
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def guarded(start_other_backend: StartBackend, slow_images: FlakyProxy) -> Backend:
     return start_other_backend(
         "guarded",
+        LABEL_STUDIO_URL=slow_images.url,
         SOFTMATCHER_BASIC_AUTH_USER=USER,
         SOFTMATCHER_BASIC_AUTH_PASS=PASSWORD,
         SOFTMATCHER_TORCH_THREADS="1",
@@ -50,7 +63,7 @@ def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewPro
     messages: list[str] = []
     page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: messages.append(str(error)))
-    images = {**many_coins(COUNT, darker=60), "text": b"this is no image"}
+    images = {**many_coins(COUNT), "text": b"this is no image"}
     project = new_project(guarded, images)
     project.wait_for_webhook_credentials()
     project.mark_one_coin()

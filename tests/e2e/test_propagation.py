@@ -43,15 +43,16 @@ def proxy(label_studio: LabelStudio) -> Iterator[FlakyProxy]:
 @pytest.fixture(scope="module")
 def propagating(new_backend: StartBackend, proxy: FlakyProxy) -> Iterator[Backend]:
     """A backend with one worker, whose Label Studio can be taken away."""
+    proxy.image_delay_s = 0.4
     made = new_backend("propagating", LABEL_STUDIO_URL=proxy.url, SOFTMATCHER_TORCH_THREADS="1")
     yield made
     made.stop()
 
 
 @pytest.fixture
-def marked(new_project: NewProject, propagating: Backend, request: pytest.FixtureRequest) -> Project:
+def marked(new_project: NewProject, propagating: Backend) -> Project:
     """A project of 24 tasks with one coin of one of them marked."""
-    project = new_project(propagating, many_coins(COUNT, darker=10 * (1 + hash(request.node.name) % 5)))
+    project = new_project(propagating, many_coins(COUNT))
     project.mark_one_coin()
     return project
 
@@ -170,7 +171,7 @@ def test_broken_images_fail_with_a_reason_and_can_be_tried_again(new_project: Ne
     assert (ended["counts"]["done"], ended["counts"]["failed"]) == (2, 2)
     reasons = {failure["first_task"]: failure["reason"] for failure in ended["failures"]}
     assert set(reasons) == {project.tasks["text"], project.tasks["missing"]}
-    assert "404" in reasons[project.tasks["missing"]]
+    assert "does not exist" in reasons[project.tasks["missing"]]
 
     good = project.label_studio.task(project.tasks[TARGETS[0]])["data"]["image"]
     project.label_studio.call("PATCH", f"/api/tasks/{project.tasks['missing']}/", json={"data": {"image": good}})
