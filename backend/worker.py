@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 LEASE_S = 45
 """A worker that was not heard of for so long counts as gone, and its tasks go to others."""
 _BEAT_S = 10.0
-_NICENESS = 10
-"""The service answers people: on shared cores its interactive calls come first."""
+_NICENESS = 5
+"""The service answers people: on shared cores its calls get about three times a worker's time. Not more: labelers wait
+for references too, and workers make these."""
 
 
 class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]

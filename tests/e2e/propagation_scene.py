@@ -51,7 +51,7 @@ def wait_for_finished(project: Project, propagation: int, count: int) -> None:
     )  # fmt: skip
 
 
-def wait_for_end(project: Project, propagation: int, timeout_s: float = 240) -> Json:
+def wait_for_end(project: Project, propagation: int, timeout_s: float = 420) -> Json:
     wait_until(
         lambda: status(project, propagation)["state"] not in ACTIVE,
         f"the propagation's end: {status(project, propagation)}; the log:\n{project.backend.log()[-3000:]}", timeout_s,

@@ -202,6 +202,37 @@ def test_cancelled_and_gone_on_with_while_a_reference_is_deleted(marked: Project
     assert ended["counts"]["done"] == COUNT
 
 
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A data folder whose feature cache is on a disk of 64 kB."""
+    cache = tmp_path / "data" / "features"
+    cache.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(cache)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield cache.parent
+    subprocess.run(["umount", "--lazy", str(cache)], check=True)
+
+
+def test_starts_by_itself_and_works_with_a_full_disk_for_its_cache(
+    full_disk: Path, start_other_backend: StartBackend, new_project: NewProject
+) -> None:
+    backend = start_other_backend(
+        "full-disk",
+        SOFTMATCHER_DATA_DIR=str(full_disk),
+        SOFTMATCHER_PROPAGATE_AFTER_REFERENCES="1",
+        SOFTMATCHER_TORCH_THREADS="1",
+    )
+    project = new_project(backend)
+    project.mark_one_coin()
+    wait_until(lambda: bool(backend.get(f"/projects/{project.id}/propagations").json()["propagations"]), "it starts")
+    ended = wait_for_end(project, newest(project)["id"])
+    assert ended["started_by"] == "new references"
+    assert_each_task_once(project, ended)
+    assert ended["counts"]["done"] == len(project.tasks)
+    assert "No space left on device" in backend.log()
+
+
 def test_command_line_counts_starts_and_watches(new_project: NewProject, propagating: Backend) -> None:
     project = new_project(propagating)
     project.mark_one_coin()
