@@ -18,10 +18,11 @@ from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
-from backend.core.matching import MATCHERS, gather_references, join_labels
+from backend.core.matching import MATCHERS, closest_similarity, gather_references, join_labels
 from backend.core.priors import map_peak, recentre_map
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.references import reference_views, unknown_look_alikes
+from backend.core.scoring import expected_iou, presence, weigh_mask
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
@@ -29,6 +30,8 @@ from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.segmenter import LiteSegmenter, Prompt, Segmenter
 
 OnStage = Callable[[str, float], None]
+MINIMUM_SIDE_PX = 4
+"""An image smaller than this, in height or width, shows no object: resized it is one colour, alike to anything."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class MatchOptions:
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
-        minimum_score: masks believed to be worse (expected IoU) are not returned.
+        minimum_presence: nothing is returned where the object is believed to be there with a smaller chance than this.
     """
 
     matcher: Literal["posterior", "softmatcher"] = "posterior"
@@ -51,11 +54,28 @@ class MatchOptions:
     clusters: int = 8
     seed: int = 0
     speck_percent: float = 0.02
-    minimum_score: float = 0.15
+    minimum_presence: float = 0.72
 
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A label's mask before it is judged, all in the segmenter's working frame of (h, w) px.
+
+    Attributes:
+        mask: (h, w) bool, may be empty.
+        posterior: (h, w) float32 in [0, 1].
+        prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
+        closeness: how alike the most alike patches are, a cosine.
+    """
+
+    mask: Mask
+    posterior: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    closeness: float
 
 
 class Softmatcher:
@@ -104,7 +124,8 @@ class Softmatcher:
         self._require_own(encoded)
         if scribble.size_hw != encoded.size_hw:
             raise BadInputError(
-                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; check the original sizes"
+                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; "
+                "check the original sizes"
             )
         if scribble.is_empty:
             return None
@@ -136,8 +157,8 @@ class Softmatcher:
             encoded: of the same image.
             mask: (H, W) bool: the object.
             outside: (H, W) bool or None: pixels that the user said are not the object.
-            is_complete: every object of the label on this image is in `mask`, so everything else is background; otherwise
-                patches that look like the object count as unknown.
+            is_complete: every object of the label on this image is in `mask`, so everything else is background;
+                otherwise patches that look like the object count as unknown.
 
         Raises:
             BadInputError: shapes that don't agree, an empty mask.
@@ -146,7 +167,8 @@ class Softmatcher:
         for name, array in (("mask", mask), ("outside", outside)):
             if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
                 raise BadInputError(
-                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; check the original sizes"
+                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; "
+                    "check the original sizes"
                 )
         if encoded.size_hw != image.shape[:2]:
             raise BadInputError(f"encoded image must be {image.shape[:2]}, got {encoded.size_hw}; encode this image")
@@ -166,7 +188,7 @@ class Softmatcher:
                 certain = torch.ones_like(coverage)
                 if not is_complete:
                     told = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
-                    certain = unknown_look_alikes(patches, coverage, told)
+                    certain = unknown_look_alikes(patches, coverage, told, temperature=self._encoder.temperature)
                 features.append(patches)
                 inside.append(coverage)
                 known.append(certain)
@@ -191,7 +213,8 @@ class Softmatcher:
             options: in place of the engine's own.
 
         Returns:
-            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found.
+            At most one mask a label, none of them overlapping, in the order of `references`; [] where nothing is found,
+            and for images of fewer than four pixels in height or width.
 
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
@@ -199,34 +222,54 @@ class Softmatcher:
         self._require_own(encoded)
         chosen = options or self._options
         labels = [label for label, label_references in references.items() if label_references]
-        if not labels:
+        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
             return []
+        found: list[LabelMask] = []
+        for label, proposal in zip(
+            labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
+        ):
+            evidence = weigh_mask(proposal.mask, proposal.posterior, proposal.prior, closeness=proposal.closeness)
+            if presence(evidence) < chosen.minimum_presence:
+                continue
+            with self._stage("upsample"):
+                natural = mask_to_size(proposal.mask, encoded.size_hw)
+                # Masks that touch in the working frame may share the pixels that its border became.
+                for other in found:
+                    natural &= ~other.mask
+            if natural.any():
+                found.append(LabelMask(label, natural, expected_iou(evidence)))
+        return found
+
+    def propose(
+        self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
+    ) -> list[Proposal]:
+        """The best mask of each label in the segmenter's working frame, however bad; none of them overlap.
+
+        Args:
+            encoded: the target.
+            references: for each label its references, at least one.
+            options: of matching and masks.
+
+        Raises: as `segment`.
+        """
         with self._stage("match"):
-            posteriors, matchings = self._match(encoded, [references[label] for label in labels], chosen)
+            posteriors, matchings, closenesses = self._match(encoded, references, options)
         with self._stage("segment"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
             masks = [
-                self._mask(encoded, prior, matching, chosen) for prior, matching in zip(priors, matchings, strict=True)
+                self._mask(encoded, prior, matching, options) for prior, matching in zip(priors, matchings, strict=True)
             ]
-            masks = resolve_overlaps(masks, priors)
-        with self._stage("upsample"):
-            found = []
-            for label, mask, picture in zip(labels, masks, pictures, strict=True):
-                score = score_mask(mask, picture.numpy())
-                if score < chosen.minimum_score:
-                    continue
-                natural = mask_to_size(mask, encoded.size_hw)
-                for other in found:
-                    natural &= ~other.mask
-                if natural.any():
-                    found.append(LabelMask(label, natural, score))
-        return found
+            resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
+        return [
+            Proposal(mask, picture.numpy(), prior, closeness)
+            for mask, picture, prior, closeness in zip(resolved, pictures, priors, closenesses, strict=True)
+        ]
 
     def _match(
         self, encoded: EncodedImage, references: Sequence[Sequence[Reference]], options: MatchOptions
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[float]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
         temperature = self._encoder.temperature if options.temperature is None else options.temperature
@@ -236,12 +279,14 @@ class Softmatcher:
                 f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
             )
         with torch.inference_mode():
+            banks = [gather_references(one, self.signature) for one in references]
             maps = [
-                matcher(gather_references(label, self.signature), target, temperature=temperature)
-                for label in references
+                matcher(bank, target, temperature=temperature, strange_similarity=self._encoder.strange_similarity)
+                for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
-        return posteriors, [one.matching.reshape(grid) for one in maps]
+            closenesses = [closest_similarity(bank, target) for bank in banks]
+        return posteriors, [one.matching.reshape(grid) for one in maps], closenesses
 
     def _mask(self, encoded: EncodedImage, prior: NDArray[np.float32], matching: Tensor, options: MatchOptions) -> Mask:
         height, width = prior.shape
@@ -294,15 +339,6 @@ def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | Non
     if size_hw[0] > strokes.shape[0]:
         scaled |= mask_to_size(strokes, size_hw)
     return scaled
-
-
-def score_mask(mask: Mask, prior: NDArray[np.float32]) -> float:
-    """Expected IoU of a mask, in [0, 1], from the prior inside and outside of it; 0 for an empty mask."""
-    if not mask.any():
-        return 0.0
-    # Soft IoU of mask and prior: what is claimed without support and what is supported without being claimed both cost.
-    shared = float(prior[mask].sum())
-    return shared / (float(np.count_nonzero(mask)) + float(prior[~mask].sum()))
 
 
 def load_softmatcher(profile: str, on_stage: OnStage | None = None) -> Softmatcher:

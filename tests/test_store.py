@@ -1,4 +1,4 @@
-"""The store on real SQLite files, and on PostgreSQL where SOFTMATCHER_TEST_POSTGRES_URL names a database to use."""
+"""The store on real SQLite files, and on PostgreSQL where it is installed."""
 
 import hashlib
 import itertools
@@ -35,7 +35,6 @@ from backend.store.packing import pack_mask, unpack_mask
 KEY = "1.1795365244"
 OTHER_KEY = "2.1795365300"
 SIGNATURE = "models-a"
-POSTGRES = "SOFTMATCHER_TEST_POSTGRES_URL"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -44,9 +43,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/store.db"
         return
-    server = os.environ.get(POSTGRES)
-    if not server:
-        pytest.skip(f"{POSTGRES} is not set")
+    server = request.getfixturevalue("postgres_url")
     schema = f"softmatcher_test_{uuid.uuid4().hex}"
     admin = sa.create_engine(sa.make_url(server).set(drivername="postgresql+psycopg"))
     with admin.begin() as connection:

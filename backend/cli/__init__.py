@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from backend.cli.evaluate import evaluate
 from backend.cli.failure import clear_errors
 
 app = typer.Typer(
@@ -112,3 +113,6 @@ def doctor(
 
     if not run_doctor(load_settings(), project):
         raise typer.Exit(1)
+
+
+app.command()(clear_errors(evaluate))

@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backend.evaluation.run import EvaluationResult
-from backend.evaluation.run import evaluate as run_evaluation
+if TYPE_CHECKING:
+    from backend.evaluation.run import EvaluationResult
 
 
 def evaluate(
@@ -25,7 +25,11 @@ def evaluate(
         typer.Option(help="Take the masks as all there is of a class on their image; off: look-alikes are unknown."),
     ] = True,
 ) -> None:
-    """Measure mIoU: the seed draws the references of a class, all its other images are targets, scored at original size."""
+    """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
+    from backend.evaluation.run import evaluate as run_evaluation
+
+    # Here, not above: the other commands' --help must not wait for torch.
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -52,7 +56,7 @@ def _numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"seeds must be whole numbers with commas between, got {text!r}") from error
 
 
-def _table(result: EvaluationResult) -> Table:
+def _table(result: "EvaluationResult") -> Table:
     figures = result.to_json()
     table = Table("set / class", "mIoU", title="One reference set a class, IoU at original size")
     sets, classes = figures["sets"], figures["classes"]

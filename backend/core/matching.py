@@ -1,10 +1,11 @@
 """Score maps: which patches of a target show what the references mark.
 
-Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length; `S[r, t] = <f_r, g_t>`
-their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how much is known of it; `tau` the
-temperature. A patch that is known and not inside is background, from whichever reference it comes: negatives are nothing else.
+Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length;
+`S[r, t] = <f_r, g_t>` their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how
+much is known of it; `tau` the temperature. A patch that is known and not inside is background, from whichever reference it
+comes: negatives are nothing else.
 
-Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3, Matching.
+Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class ScoreMap:
     """What a matcher says of a target's patches.
 
     Attributes:
-        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where the object is absent.
+        posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where it is absent.
         matching: (T,) float32, sums to 1: the probability map that points are sampled from.
     """
 
@@ -53,8 +54,10 @@ class ScoreMap:
 class Matcher(Protocol):
     """From a label's references and a target's patches to its score map. Values in, values out: no state."""
 
-    def __call__(self, bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
-        """Match `bank` to `target`, (T, D) float32 of unit length."""
+    def __call__(
+        self, bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+    ) -> ScoreMap:
+        """Match `bank` to `target`, (T, D) float32 of unit length; both scales are the encoder's."""
         ...
 
 
@@ -69,13 +72,15 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
     for reference in references:
         if reference.signature != signature:
             raise BadInputError(
-                f"references must come from the models {signature}, got {reference.signature}; describe their images again"
+                f"references must come from the models {signature}, got {reference.signature}; "
+                "describe their images again"
             )
         count = len(reference.features)
         if reference.features.ndim != 2 or reference.inside.shape != (count,) or reference.known.shape != (count,):
             raise BadInputError(
                 "reference must have features (R, D), inside (R,) and known (R,), got "
-                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; describe its image again"
+                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; "
+                "describe its image again"
             )
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
     inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
@@ -86,45 +91,55 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
     return ReferenceBank(features, inside * known, (1 - inside) * known)
 
 
-def match_posterior(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+def match_posterior(
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+) -> ScoreMap:
     """The foreground posterior, balanced.
 
-        q[t] = a[t] / (a[t] + b[t])
+        q[t] = a[t] / (a[t] + b[t] + exp(s0 / tau))
         a[t] = sum_r foreground[r] exp(S[r, t] / tau) / sqrt(sum_r foreground[r]),     b[t] likewise with background[r]
 
     Balancing by the square root of the masses lies between no balance (a small object drowns) and full balance
     (every patch counts for its class alone, a large background is as loud as a small one).
-    Without any background in the bank q is 1 everywhere: nobody has said what the object is not.
+    The last term stands for everything that no reference shows: a patch that is less similar than s0 to all of them is
+    not taken for the object just because it is even less like the background. Without background in the bank it is all
+    that the object is told from.
 
     Args:
         bank: R patches of the references.
         target: (T, D) float32 of unit length.
         temperature: tau > 0.
+        strange_similarity: s0 in [-1, 1].
 
     Raises:
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
     """
     _require_matchable(bank, target, temperature)
     logits = bank.features @ target.T / temperature
-    # The largest term of each patch becomes 1: nothing overflows, and not both sums vanish.
-    weights = (logits - logits.amax(dim=0, keepdim=True)).exp_()
+    # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
+    strange = strange_similarity / temperature
+    highest = logits.amax(dim=0, keepdim=True).clamp_min(strange)
+    weights = (logits - highest).exp_()
     sums = torch.stack([_balanced(bank.foreground), _balanced(bank.background)]) @ weights
-    posterior = (sums[0] / sums.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
+    rest = (strange - highest[0]).exp()
+    posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
     return ScoreMap(posterior, posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+def match_softmatcher(
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+) -> ScoreMap:
     """The paper's exact score in closed form.
 
         p[t] = softmax_t(<m, g_t> / tau),     m = sum_r foreground[r] f_r / sum_r foreground[r]
 
-    equal to the geometric mean over reference patches of the softmax over target patches. It sums to 1 whether or not the
-    object is there, so the posterior comes from where the references' own patches lie on the same scale:
+    equal to the geometric mean over reference patches of the softmax over target patches. It sums to 1 whether or not
+    the object is there, so the posterior comes from where the references' own patches lie on the same scale:
 
-        posterior[t] = sigmoid((<m, g_t> - theta) / tau)
+        posterior[t] = sigmoid(2 (<m, g_t> - theta) / min(tau, 1)),     theta halfway between the means of <m, f_r>
+                                                                        over foreground and over background patches
 
-    theta: between the mean of <m, f_r> over foreground and over background patches, nearer the foreground the fewer they
-    are (the balanced odds of `match_posterior`). Negatives enter through theta alone: the paper's score knows none.
+    Negatives enter through theta alone: the paper's score knows none. `strange_similarity` has no say.
 
     Args, Raises: as `match_posterior`.
     """
@@ -143,6 +158,19 @@ def prototype_similarity(bank: ReferenceBank, target: Tensor) -> tuple[Tensor, T
     """<m, g_t> (T,) and <m, f_r> (R,), m (D,) the mean of the foreground patches, not brought to unit length."""
     mean = (bank.foreground @ bank.features) / bank.foreground.sum()
     return target @ mean, bank.features @ mean
+
+
+def closest_similarity(bank: ReferenceBank, target: Tensor) -> float:
+    """How alike the most alike patches are: near 1 where the object is present, low where it is absent.
+
+    The posterior only compares: it can't tell "the object" from "rather the object than the background". This can.
+
+    Returns:
+        the highest percent's least of max_r <f_r, g_t> over foreground patches r, in [-1, 1].
+    """
+    core = bank.features[bank.foreground >= 0.5 * bank.foreground.max()]
+    likeness = (target @ core.T).amax(dim=1)
+    return float(torch.quantile(likeness, 0.99))
 
 
 def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:
@@ -170,7 +198,8 @@ def _require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) 
         raise BadInputError(f"temperature must be above 0, got {temperature}; 0.05 suits the lite encoder")
     if target.ndim != 2 or target.shape[1] != bank.features.shape[1]:
         raise BadInputError(
-            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; encode it with one model"
+            f"target must be (T, {bank.features.shape[1]}) as its references, got {tuple(target.shape)}; "
+            "encode both with one model"
         )
     _require_finite(target, "target")
 

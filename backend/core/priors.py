@@ -27,7 +27,7 @@ def recentre_map(score_map: Tensor, peak: float) -> Tensor:
 
     One threshold for all images is wrong: an object that looks unlike its reference has low odds all over, but still
     higher ones than its surroundings. The best threshold of an image grows with the map's peak (rank correlation 0.67
-    over the evaluation's classes). Whether a low peak means that the object is absent is not asked here, but of the score.
+    over the evaluation's classes). Whether a low peak means that the object is absent is asked in `scoring.presence`.
 
     Args:
         score_map: float32 in [0, 1].

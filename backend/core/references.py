@@ -12,7 +12,7 @@ from backend.core.types import Image, Mask
 ZOOM = 1.5
 """Side of the zoomed view over the longer side of the object's box."""
 MINIMUM_ZOOM_PX = 32
-LOOK_ALIKE_QUANTILE = 0.1
+BACKGROUND_QUANTILE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,27 +56,33 @@ def _zoom_window(mask: Mask) -> tuple[slice, slice]:
     return rows, columns
 
 
-def unknown_look_alikes(features: Tensor, inside: Tensor, outside: Tensor | None) -> Tensor:
+def unknown_look_alikes(features: Tensor, inside: Tensor, outside: Tensor | None, *, temperature: float) -> Tensor:
     """How much is known of each patch of a view when nobody said that the mask is all there is.
 
-    A patch outside the mask that is as similar to the mask's mean feature as the mask's own patches are may be another, unmarked
-    object of the label: nothing is known of it, unless the user said that it is outside.
+    A patch outside the mask may belong to another, unmarked object of the label. Which ones look so is asked of the view
+    itself: the half of the outside patches that is least similar to the mask's mean feature is taken for background, and
+    a patch is unknown if between mask and this background its posterior (`matching.match_posterior`, without its own
+    vote) is above 0.5, unless the user said that it is outside.
 
     Args:
         features: (R, D) float32, of unit length.
         inside: (R,) float32 in [0, 1].
         outside: (R,) float32 in [0, 1] or None: what the user said is not the object.
+        temperature: of these features.
 
     Returns:
-        (R,) float32 in [0, 1].
+        (R,) float32 in [0, 1]; 1 for every patch that the mask touches, whose rest is the object's own border.
     """
-    core = inside > 0.5
-    if not bool(core.any()):
-        core = inside >= inside.max()
-    mean = (inside @ features) / inside.sum().clamp_min(1e-6)
+    # A patch that the mask touches is no stranger.
+    strangers = inside <= 0.0
+    if not bool(strangers.any()):
+        return torch.ones_like(inside)
+    mean = (inside @ features) / inside.sum()
     similarity = features @ mean
-    limit = torch.quantile(similarity[core], LOOK_ALIKE_QUANTILE)
-    # A patch that the mask touches is no stranger: its other part is the object's own border.
-    is_look_alike = (similarity >= limit - 1e-6) & (inside <= 0.0)
+    background = strangers & (similarity <= torch.quantile(similarity[strangers], BACKGROUND_QUANTILE))
+    weights = ((features @ features.T - 1.0) / temperature).exp_().fill_diagonal_(0.0)
+    foreground_sum = (inside @ weights) / inside.sum().sqrt()
+    background_sum = (background.float() @ weights) / background.float().sum().sqrt()
+    is_look_alike = strangers & ~background & (foreground_sum > background_sum)
     known = torch.where(is_look_alike, 0.0, 1.0)
     return known if outside is None else torch.maximum(known, outside)

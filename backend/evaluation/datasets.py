@@ -56,7 +56,8 @@ def find_classes(directory: Path) -> list[ImageClass]:
             classes.append(ImageClass(folder.parent.name, folder.name, images))
     if not classes:
         raise BadInputError(
-            f"a data set must hold <set>/<class>/<n>.jpg with <n>.png, got {directory} without any; give its root folder"
+            f"a data set must hold <set>/<class>/<n>.jpg with <n>.png, got {directory} without any; "
+            "give its root folder"
         )
     return classes
 
@@ -83,7 +84,7 @@ def draw_episode(one: ImageClass, *, shots: int, seed: int, limit: int | None = 
 
 
 def draw_absent_target(one: ImageClass, classes: Sequence[ImageClass], *, seed: int) -> Path | None:
-    """An image of another set and another class name, so that the object should not be on it; None where there is none."""
+    """An image of another set and another class name, so that the object should not be on it; None without any."""
     others = [
         image
         for other in classes
@@ -106,7 +107,7 @@ def read_mask(image_path: Path) -> Mask:
 
 
 def datasets_directory() -> Path | None:
-    """Where the evaluation's data sets lie on this machine (the variable, else beside the checkout); None without them."""
+    """Where the evaluation's data sets lie: in the variable's folder, else beside the checkout; None without them."""
     named = os.environ.get(VARIABLE)
     path = Path(named) if named else Path(__file__).parents[2].parent / "shared" / "datasets"
     return path if path.is_dir() else None

@@ -1,4 +1,4 @@
-"""Few-shot evaluation of a profile: draws references, segments the other images of their class, scores at original size."""
+"""Few-shot evaluation of a profile: draws references, segments the other images of their class, measures the masks."""
 
 import platform
 import resource

@@ -30,6 +30,11 @@ class Encoder(Protocol):
         """The softmax scale at which this encoder's similarities are sharp enough, and no sharper."""
         ...
 
+    @property
+    def strange_similarity(self) -> float:
+        """The cosine below which two of this encoder's patches have nothing in common."""
+        ...
+
     def encode(self, image: Image) -> Tensor:
         """(H, W, 3) uint8 RGB to (H_p, W_p, D) float32, each patch of unit length."""
         ...
@@ -43,11 +48,13 @@ class EncoderOptions:
         side_px: the image is resized to about side_px ** 2 pixels, its aspect ratio kept.
         level_weights: share of the network's stages 2, 4, 5 and 6 (strides 8, 16, 32, 32) in a patch's similarity.
         temperature: softmax scale of the matching, measured on these features.
+        strange_similarity: patches less alike than this show different things, measured likewise.
     """
 
     side_px: int = 448
     level_weights: tuple[float, float, float, float] = (0.25, 1.0, 0.75, 0.25)
     temperature: float = 0.05
+    strange_similarity: float = 0.3
 
 
 STAGES = (2, 4, 5, 6)
@@ -76,6 +83,7 @@ class EfficientNetLiteEncoder:
         levels = "-".join(f"{weight:g}" for weight in options.level_weights)
         self.signature = f"tf_efficientnet_lite2:{weights_sha256(path)[:12]}:{options.side_px}px:{levels}"
         self.temperature = options.temperature
+        self.strange_similarity = options.strange_similarity
 
     def encode(self, image: Image) -> Tensor:
         """The feature map of an image.

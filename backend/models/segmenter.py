@@ -20,8 +20,8 @@ class Prompt:
 
     Attributes:
         scribble: its points, boxes and strokes; `size_hw` is the working size.
-        prior: (h, w) float32 in [0, 1] or None: a score map that the mask should follow. With a prior the positive points say
-            which pieces of it are meant; without one they are all there is.
+        prior: (h, w) float32 in [0, 1] or None: a score map that the mask should follow. With a prior the positive
+            points say which pieces of it are meant; without one they are all there is.
         affinity: (h, w) float32 in [0, 1] or None: how much each pixel looks like what the scribble marks.
     """
 

@@ -57,8 +57,8 @@ def test_posterior_equals_its_definition() -> None:
     kernel = torch.exp(features.double() @ target.double().T / 0.1)
     a = (inside.double() @ kernel) / inside.double().sum().sqrt()
     b = ((1 - inside.double()) @ kernel) / (1 - inside.double()).sum().sqrt()
-    found = match_posterior(bank_of(features, inside), target, temperature=0.1).posterior
-    assert torch.allclose(found.double(), a / (a + b), rtol=1e-4)
+    found = match_posterior(bank_of(features, inside), target, temperature=0.1, strange_similarity=0.2).posterior
+    assert torch.allclose(found.double(), a / (a + b + np.exp(0.2 / 0.1)), rtol=1e-4)
 
 
 @matchers

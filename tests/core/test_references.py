@@ -28,8 +28,15 @@ def test_a_mask_of_one_pixel_in_the_corner_has_its_views() -> None:
 
 def test_look_alikes_are_unknown_unless_the_user_said_outside() -> None:
     object_patch, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    features = torch.stack([object_patch, object_patch, object_patch, other])
-    inside = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    assert unknown_look_alikes(features, inside, None).tolist() == [1.0, 0.0, 0.0, 1.0]
-    told = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    assert unknown_look_alikes(features, inside, told).tolist() == [1.0, 1.0, 0.0, 1.0]
+    features = torch.stack([object_patch, object_patch, object_patch, other, other, other])
+    inside = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    known = unknown_look_alikes(features, inside, None, temperature=0.05)
+    assert known.tolist() == [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    told = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    known = unknown_look_alikes(features, inside, told, temperature=0.05)
+    assert known.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_mask_of_everything_leaves_nothing_unknown() -> None:
+    features = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert unknown_look_alikes(features, torch.ones(9), None, temperature=0.05).tolist() == [1.0] * 9

@@ -1,6 +1,5 @@
 """Real processes for the end-to-end tests: one Label Studio, one queue, and backends, each with its own data folder."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_p
 from backend.cli.sample import LABEL_CONFIG
 from backend.core.types import Image
 from backend.errors import ConfigurationError
-from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project
+from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, own_environment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,17 +57,17 @@ def new_backend(
         queue = EmbeddedValkey(processes, folder / "valkey", name=f"{name}-valkey")
         queues.append(queue)
         port = free_port()
-        environment = dict(os.environ) | {
-            "LABEL_STUDIO_URL": label_studio.url,
-            "LABEL_STUDIO_API_KEY": TOKEN,
-            "REDIS_URL": queue.url,
-            "SOFTMATCHER_DATA_DIR": str(folder / "data"),
-            "SOFTMATCHER_HOST": LOOPBACK,
-            "SOFTMATCHER_PORT": str(port),
-            "PYTHONUNBUFFERED": "1",
+        environment = own_environment(
+            LABEL_STUDIO_URL=label_studio.url,
+            LABEL_STUDIO_API_KEY=TOKEN,
+            REDIS_URL=queue.url,
+            SOFTMATCHER_DATA_DIR=str(folder / "data"),
+            SOFTMATCHER_HOST=LOOPBACK,
+            SOFTMATCHER_PORT=str(port),
             # On a busy machine an annotation takes longer than labelers would wait for.
-            "SOFTMATCHER_REFERENCE_WAIT_S": "10",
-        }
+            SOFTMATCHER_REFERENCE_WAIT_S="10",
+            PYTHONUNBUFFERED="1",
+        )
         environment |= changes
         user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")
         auth = (user, changes["SOFTMATCHER_BASIC_AUTH_PASS"]) if user else None

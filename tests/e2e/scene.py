@@ -1,5 +1,6 @@
 """What the end-to-end tests talk about: a backend, a project of Label Studio, coins whose masks are known."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,12 @@ from backend.projects import key_of_project
 SAMPLES = {sample.name: sample for sample in sample_tasks()}
 MARKED = "coins-2"
 TARGETS = tuple(name for name in SAMPLES if name != MARKED)
+
+
+def own_environment(**variables: str) -> dict[str, str]:
+    """The shell's environment without what it sets for a backend, and with these variables."""
+    foreign = ("SOFTMATCHER_", "LABEL_STUDIO_", "REDIS_URL", "DATABASE_URL")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | variables
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:

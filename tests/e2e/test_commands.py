@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from backend.cli.processes import free_port
-from tests.e2e.scene import wait_until
+from tests.e2e.scene import own_environment, wait_until
 
 
 def heed_ctrl_c() -> None:
@@ -26,7 +26,7 @@ def running(arguments: list[str], log: Path, environment: dict[str, str]) -> Ite
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "backend", *arguments],
-            env=dict(os.environ) | environment,
+            env=own_environment(**environment),
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

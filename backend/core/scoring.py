@@ -1,0 +1,103 @@
+"""How good is a mask? What speaks for it, the IoU to expect of it, and whether the object is there at all."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Mask
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a mask, each in [0, 1] but for `closeness`.
+
+    Attributes:
+        closeness: `matching.closest_similarity`, in [-1, 1].
+        peak: mean posterior of the highest percent of the image: low where the object is absent.
+        inside: mean posterior inside the mask.
+        outside: mean posterior outside of it.
+        support: soft IoU of the mask and the posterior: what is claimed without support and what is supported without
+            being claimed both cost.
+        agreement: IoU of the mask and the thresholded prior: colours and features tell the same.
+        area: share of the image.
+    """
+
+    closeness: float
+    peak: float
+    inside: float
+    outside: float
+    support: float
+    agreement: float
+    area: float
+
+
+# Fitted by benchmarks/calibration.py: logistic regressions on 68 classes, each set judged by a fit on the other sets.
+IOU_WEIGHTS = {"constant": -2.44, "closeness": -0.07, "inside": 0.32, "support": 0.93, "agreement": 3.29}
+PRESENCE_WEIGHTS = {"constant": -7.0, "closeness": 14.5, "inside": 1.0, "agreement": 1.5}
+
+
+def weigh_mask(mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.float32], *, closeness: float) -> Evidence:
+    """What speaks for a mask; without pixels, an `area` of 0.
+
+    Args:
+        mask: (h, w) bool.
+        posterior: (h, w) float32 in [0, 1].
+        prior: (h, w) float32 in [0, 1], above 0.5 where the posterior says object.
+        closeness: of the target to the references' object.
+    """
+    claimed = int(np.count_nonzero(mask))
+    if not claimed:
+        return Evidence(closeness, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    highest = max(1, posterior.size // 100)
+    peak = float(np.partition(posterior, -highest, axis=None)[-highest:].mean())
+    shared, rest = float(posterior[mask].sum()), float(posterior[~mask].sum())
+    likely = prior > 0.5
+    both = int(np.count_nonzero(likely & mask))
+    return Evidence(
+        closeness=closeness,
+        peak=peak,
+        inside=shared / claimed,
+        outside=rest / max(1, mask.size - claimed),
+        support=shared / (claimed + rest),
+        agreement=both / (claimed + int(np.count_nonzero(likely)) - both),
+        area=claimed / mask.size,
+    )
+
+
+def expected_iou(evidence: Evidence) -> float:
+    """The IoU to expect of a mask if the object is present, in [0, 1]; 0 for an empty mask."""
+    if evidence.area == 0:
+        return 0.0
+    return _logistic(
+        IOU_WEIGHTS["constant"]
+        + IOU_WEIGHTS["closeness"] * evidence.closeness
+        + IOU_WEIGHTS["inside"] * _logit(evidence.inside)
+        + IOU_WEIGHTS["support"] * evidence.support
+        + IOU_WEIGHTS["agreement"] * evidence.agreement
+    )
+
+
+def presence(evidence: Evidence) -> float:
+    """The chance that the object is on the image at all, in [0, 1]; 0 for an empty mask.
+
+    Judged apart from the expected IoU: a poor mask of an object that is there is worth more than none.
+    """
+    if evidence.area == 0:
+        return 0.0
+    return _logistic(
+        PRESENCE_WEIGHTS["constant"]
+        + PRESENCE_WEIGHTS["closeness"] * evidence.closeness
+        + PRESENCE_WEIGHTS["inside"] * _logit(evidence.inside)
+        + PRESENCE_WEIGHTS["agreement"] * evidence.agreement
+    )
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def _logit(value: float) -> float:
+    bounded = min(max(value, 1e-3), 1 - 1e-3)
+    return math.log(bounded / (1 - bounded))

@@ -1,0 +1,240 @@
+"""The engine on drawn images with an encoder that sees colours: the right answer is known to the pixel."""
+
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backend.core.masks import iou
+from backend.core.types import Image, Mask, Reference, Scribble
+from backend.errors import BadInputError, ConfigurationError
+from backend.models.segmenter import LiteSegmenter
+from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher, scale_scribble
+
+GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
+
+
+class ColourEncoder:
+    """A patch is 8 px wide; its feature is its colour."""
+
+    signature = "colours"
+    temperature = 0.05
+    strange_similarity = 0.3
+
+    def encode(self, image: Image) -> Tensor:
+        rows, columns = (max(1, side // 8) for side in image.shape[:2])
+        small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
+        return torch.nn.functional.normalize(torch.from_numpy(small) - 60.0, dim=2)
+
+
+def scene(**discs: tuple[int, int, int]) -> tuple[Image, dict[str, Mask]]:
+    """A noisy green image of 160x200 px with discs (x, y, radius) named by their colour, and their masks."""
+    y, x = np.mgrid[:160, :200] + 0.5
+    image = np.full((160, 200, 3), GREEN, np.int16)
+    masks = {}
+    for name, (centre_x, centre_y, radius) in discs.items():
+        colour = name.rstrip("0123456789")
+        mask = (x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2
+        image[mask] = {"red": RED, "blue": BLUE}[colour]
+        masks[colour] = masks.get(colour, np.zeros_like(mask)) | mask
+    noise = np.random.default_rng(0).integers(-15, 16, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), masks
+
+
+@pytest.fixture
+def engine() -> Softmatcher:
+    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128))
+
+
+def describe(engine: Softmatcher, image: Image, mask: Mask, *, is_complete: bool = True) -> Reference:
+    return engine.describe(image, engine.encode(image), mask, is_complete=is_complete)
+
+
+@pytest.mark.parametrize("matcher", ["posterior", "softmatcher"])
+def test_an_image_matched_with_itself_finds_its_own_mask(engine: Softmatcher, matcher: str) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    options = MatchOptions(matcher=matcher)
+    found = engine.segment(engine.encode(image), {"Cat": [describe(engine, image, masks["red"])]}, options)
+    assert [one.label for one in found] == ["Cat"]
+    assert iou(found[0].mask, masks["red"]) > 0.93
+    assert found[0].score > 0.6
+
+
+@pytest.mark.parametrize("matcher", ["posterior", "softmatcher"])
+def test_an_object_elsewhere_and_of_another_size_is_found(engine: Softmatcher, matcher: str) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    target, truth = scene(red=(140, 50, 25))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    found = engine.segment(engine.encode(target), references, MatchOptions(matcher=matcher))
+    assert iou(found[0].mask, truth["red"]) > 0.9
+
+
+def test_two_labels_are_found_and_do_not_overlap(engine: Softmatcher) -> None:
+    image, masks = scene(red=(60, 60, 35), blue=(140, 100, 30))
+    target, truth = scene(red=(120, 60, 30), blue=(90, 90, 30))
+    references = {
+        "Cat": [describe(engine, image, masks["red"])],
+        "Dog": [describe(engine, image, masks["blue"])],
+    }
+    found = {one.label: one.mask for one in engine.segment(engine.encode(target), references)}
+    assert not (found["Cat"] & found["Dog"]).any()
+    assert iou(found["Cat"], truth["red"] & ~truth["blue"]) > 0.85
+    assert iou(found["Dog"], truth["blue"]) > 0.85
+
+
+def test_an_absent_object_gives_nothing(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    for target in (scene()[0], scene(blue=(100, 80, 40))[0]):
+        assert engine.segment(engine.encode(target), references) == []
+
+
+def test_no_references_give_nothing(engine: Softmatcher) -> None:
+    encoded = engine.encode(scene()[0])
+    assert engine.segment(encoded, {}) == []
+    assert engine.segment(encoded, {"Cat": []}) == []
+
+
+def test_order_of_references_changes_nothing(engine: Softmatcher) -> None:
+    first, first_masks = scene(red=(70, 80, 40))
+    second, second_masks = scene(red=(120, 70, 25))
+    references = [describe(engine, first, first_masks["red"]), describe(engine, second, second_masks["red"])]
+    target = engine.encode(scene(red=(50, 100, 30))[0])
+    one = engine.segment(target, {"Cat": references})
+    other = engine.segment(target, {"Cat": references[::-1]})
+    assert iou(one[0].mask, other[0].mask) > 0.999
+    assert one[0].score == pytest.approx(other[0].score, abs=1e-3)
+
+
+def test_a_mirrored_target_has_the_mirrored_mask(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    target, truth = scene(red=(140, 60, 30))
+    found = engine.segment(engine.encode(np.ascontiguousarray(target[:, ::-1])), references)
+    assert iou(found[0].mask[:, ::-1], truth["red"]) > 0.9
+
+
+def test_one_of_two_marked_objects_finds_both_unless_complete(engine: Softmatcher) -> None:
+    image, masks = scene(red=(50, 80, 30), red2=(150, 80, 30))
+    left = masks["red"] & (np.arange(200) < 100)
+    encoded = engine.encode(image)
+    open_reference = engine.describe(image, encoded, left)
+    told = engine.describe(image, encoded, left, outside=masks["red"] & ~left)
+    assert iou(engine.segment(encoded, {"Cat": [open_reference]})[0].mask, masks["red"]) > 0.9
+    assert told.known.astype(np.float32).sum() > open_reference.known.astype(np.float32).sum() + 5
+
+
+def test_masks_come_at_natural_size_and_same_input_gives_the_same_answer(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    large = cv2.resize(image, (1000, 800), interpolation=cv2.INTER_CUBIC)
+    first, second = (engine.segment(engine.encode(large), references)[0] for _ in range(2))
+    assert first.mask.shape == (800, 1000)
+    assert np.array_equal(first.mask, second.mask)
+    truth = cv2.resize(masks["red"].astype(np.uint8), (1000, 800), interpolation=cv2.INTER_NEAREST) > 0
+    assert iou(first.mask, truth) > 0.93
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 40, 3), (300, 1, 3), (2, 2, 3)])
+def test_tiny_images_are_survived(engine: Softmatcher, shape: tuple[int, int, int]) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    assert engine.segment(engine.encode(np.full(shape, 90, np.uint8)), references) == []
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+@pytest.mark.parametrize("fill", ["everything", "pixel"])
+def test_masks_of_everything_and_of_one_pixel_are_references(engine: Softmatcher, fill: str, is_complete: bool) -> None:
+    image, _ = scene(red=(70, 80, 40))
+    mask = np.full(image.shape[:2], fill == "everything")
+    mask[80, 70] = True
+    reference = describe(engine, image, mask, is_complete=is_complete)
+    assert np.isfinite(reference.features.astype(np.float32)).all()
+    for found in engine.segment(engine.encode(image), {"Cat": [reference]}):
+        assert 0 <= found.score <= 1
+
+
+def test_key_point_becomes_the_disc_under_it(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40), blue=(160, 40, 20))
+    scribble = Scribble((160, 200), np.array([[70, 80]], np.float32), np.array([[160, 40]], np.float32))
+    found = engine.mask_from_scribble(engine.encode(image), scribble)
+    assert found is not None
+    assert iou(found.mask, masks["red"]) > 0.9
+
+
+def test_a_scribble_without_anything_positive_has_no_mask(engine: Softmatcher) -> None:
+    scribble = Scribble((160, 200), negative_xy=np.array([[5, 5]], np.float32))
+    assert engine.mask_from_scribble(engine.encode(scene()[0]), scribble) is None
+
+
+def test_scaled_scribbles_keep_their_place_and_thin_strokes() -> None:
+    strokes = np.zeros((100, 200), bool)
+    strokes[50] = True
+    scribble = Scribble((100, 200), np.array([[20, 10]], np.float32), positive_strokes=strokes)
+    scaled = scale_scribble(scribble, (25, 50))
+    assert scaled.positive_xy.tolist() == [[5, 2.5]]
+    assert scaled.positive_strokes is not None
+    assert scaled.positive_strokes.sum() == 50
+    assert scaled.positive_strokes[12].all()
+
+
+def test_wrong_shapes_and_models_are_rejected(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    encoded = engine.encode(image)
+    with pytest.raises(BadInputError, match=r"mask must be \(160, 200\) bool"):
+        engine.describe(image, encoded, masks["red"][:50])
+    with pytest.raises(BadInputError, match="reference mask must mark the object"):
+        engine.describe(image, encoded, np.zeros((160, 200), bool))
+    with pytest.raises(BadInputError, match="scribble must be drawn on"):
+        engine.mask_from_scribble(encoded, Scribble((10, 10), np.array([[1, 1]], np.float32)))
+    other = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=64))
+    with pytest.raises(BadInputError, match="image must be encoded by the models"):
+        other.segment(encoded, {"Cat": [describe(engine, image, masks["red"])]})
+    with pytest.raises(BadInputError, match="references must come from the models"):
+        other.segment(other.encode(image), {"Cat": [describe(engine, image, masks["red"])]})
+
+
+def test_wrong_settings_are_rejected(engine: Softmatcher) -> None:
+    image, masks = scene(red=(70, 80, 40))
+    encoded, references = engine.encode(image), {"Cat": [describe(engine, image, masks["red"])]}
+    with pytest.raises(BadInputError, match="temperature must be above 0"):
+        engine.segment(encoded, references, MatchOptions(temperature=0))
+    with pytest.raises(ConfigurationError, match="matcher must be one of"):
+        engine.segment(encoded, references, MatchOptions(matcher="magic"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="profile must be lite"):
+        load_softmatcher("huge")
+
+
+def test_digest_changes_with_every_option() -> None:
+    variants = [
+        MatchOptions(),
+        MatchOptions(matcher="softmatcher"),
+        MatchOptions(seed=1),
+        MatchOptions(temperature=0.1),
+    ]
+    assert len({options.digest() for options in variants}) == 4
+    assert MatchOptions().digest() == MatchOptions().digest()
+
+
+def test_stages_are_reported_and_threads_do_not_mix_images() -> None:
+    stages: list[str] = []
+    engine = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), on_stage=lambda name, _: stages.append(name))
+    image, masks = scene(red=(70, 80, 40))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    places = [(50, 60), (140, 60), (60, 110), (140, 110)]
+    reached: dict[tuple[int, int], float] = {}
+
+    def work(place: tuple[int, int]) -> None:
+        target, truth = scene(red=(*place, 30))
+        reached[place] = iou(engine.segment(engine.encode(target), references)[0].mask, truth["red"])
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(reached[place] for place in places) > 0.9
+    assert {"encode", "describe", "match", "segment", "upsample"} <= set(stages)
