@@ -98,6 +98,9 @@ def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewPro
     )
     page.reload()
     expect(page.locator("#quality .big")).to_contain_text("0.")
+    for picture in page.locator(".tile img").all():
+        picture.scroll_into_view_if_needed()
+        wait_until(lambda picture=picture: bool(picture.evaluate("img => img.naturalWidth > 50")), "picture shown", 120)
     page.screenshot(path=ARTIFACTS / "propagation-done.png", full_page=True)
     ended = newest(project)
     assert_each_task_once(project, ended)

@@ -1,6 +1,6 @@
 """Workers on two hosts: network namespaces, each with its own files; PostgreSQL and queue reached over the wire.
 
-Needs root, `ip`, and a PostgreSQL that SOFTMATCHER_TEST_POSTGRES_URL names.
+Needs root, the program `ip`, and PostgreSQL.
 """
 
 import os
@@ -21,7 +21,7 @@ from backend.cli.label_studio_server import TOKEN, Json, LabelStudio
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 from tests.e2e.conftest import NewProject
 from tests.e2e.propagation_scene import assert_each_task_once, many_coins, start, wait_for_end
-from tests.e2e.scene import Backend, Project, wait_until
+from tests.e2e.scene import Backend, Project, own_environment, wait_until
 
 BRIDGE, GATEWAY = "smbr0", "10.77.31.1"
 COUNT = 24
@@ -71,14 +71,14 @@ class Forwarder:
 def ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+        pytest.skip(f"this machine does not allow it: ip {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
     """Two network namespaces on one bridge."""
     if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("network namespaces need root and the program ip (Debian: iproute2)")
+        pytest.skip("this machine does not allow network namespaces: they need root and the program ip (iproute2)")
     names = [f"softmatcher-{letter}" for letter in "ab"]
     with ExitStack() as stack:
 
@@ -102,13 +102,10 @@ def hosts() -> Iterator[list[str]]:
 
 @pytest.fixture
 def two_hosts(
-    hosts: list[str], processes: ProcessGroup, label_studio: LabelStudio, tmp_path: Path
+    hosts: list[str], postgres_url: str, processes: ProcessGroup, label_studio: LabelStudio, tmp_path: Path
 ) -> Iterator[Backend]:
     """A service here, and a worker on each of the hosts."""
-    server = os.environ.get("SOFTMATCHER_TEST_POSTGRES_URL")
-    if not server:
-        pytest.skip("SOFTMATCHER_TEST_POSTGRES_URL is not set")
-    database = sa.make_url(server)
+    database = sa.make_url(postgres_url)
     schema = f"softmatcher_hosts_{uuid.uuid4().hex}"
     admin = sa.create_engine(database.set(drivername="postgresql+psycopg"))
     with admin.begin() as connection:
@@ -125,15 +122,15 @@ def two_hosts(
         to_database, to_queue, to_label_studio = (forwarder.port for forwarder in forwarders)
         address = database.set(host=GATEWAY, port=to_database).update_query_dict({"options": f"-csearch_path={schema}"})
         port = free_port()
-        environment = dict(os.environ) | {
-            "LABEL_STUDIO_URL": f"http://{GATEWAY}:{to_label_studio}",
-            "LABEL_STUDIO_API_KEY": TOKEN,
-            "REDIS_URL": f"redis://{GATEWAY}:{to_queue}/0",
-            "DATABASE_URL": address.render_as_string(hide_password=False),
-            "SOFTMATCHER_PORT": str(port),
-            "SOFTMATCHER_TORCH_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = own_environment(
+            LABEL_STUDIO_URL=f"http://{GATEWAY}:{to_label_studio}",
+            LABEL_STUDIO_API_KEY=TOKEN,
+            REDIS_URL=f"redis://{GATEWAY}:{to_queue}/0",
+            DATABASE_URL=address.render_as_string(hide_password=False),
+            SOFTMATCHER_PORT=str(port),
+            SOFTMATCHER_TORCH_THREADS="1",
+            PYTHONUNBUFFERED="1",
+        )
         command = [sys.executable, "-m", "backend"]
         backend = Backend("hosts", f"http://{LOOPBACK}:{port}", processes, environment)
         processes.start(
