@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LEASE_S = 45
 """A worker that was not heard of for so long counts as gone, and its tasks go to others."""
 _BEAT_S = 10.0
-_NICENESS = 5
+NICENESS = 5
 """The service answers people: on shared cores its calls get about three times a worker's time. Not more: labelers wait
 for references too, and workers make these."""
 
@@ -80,7 +80,7 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     jobs = JobQueue(settings.redis_url)
     jobs.ping()
     with suppress(OSError):
-        os.nice(_NICENESS)
+        os.nice(NICENESS)
     projects = open_projects(settings)
     projects.models.start()
     for project in projects.store.projects():

@@ -4,8 +4,8 @@
     python benchmarks/propagation.py plan [--tasks 1000 100000] [--json FILE]
 
 `rate`: a real Label Studio, service and workers (profile lite, embedded Valkey) on 640 x 480 px photographs made of
-scikit-image's astronaut, no two the same, no feature cache on disk. First the pipeline alone on the same files, in this
-process; then a propagation with one worker, then one with two, with a key point asked for every second. Interactive
+scikit-image's astronaut, no two the same, no feature cache on disk. First the pipeline alone on the same files, in a
+process of the workers' priority; then a propagation with one worker, then one with two, with a key point asked for every second. Interactive
 answers are asked for before, too: at rest.
 
 `plan`: a simulated Label Studio that lists as many tasks as are asked for. The planner of a real worker's code in a
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +37,7 @@ from service import ANNOTATION, HEIGHT, KEY, PROJECT, WIDTH, memory_mb, photogra
 from backend.cli.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 from backend.cli.sample import COIN, LABEL_CONFIG
+from backend.worker import NICENESS
 
 Json = dict[str, Any]
 
@@ -92,7 +93,8 @@ def measure_rate(count: int, alone: int) -> Json:
 
         idle = interactive_ms(label_studio, connection, tasks[:5], 20)
         reference = (root / "data", project)
-        alone_rate = pipeline_alone([files[f"photograph-{number}"] for number in range(min(alone, count))], reference)
+        some = [files[f"photograph-{number}"] for number in range(min(alone, count))]
+        alone_rate = in_own_process(_pipeline_alone, some, reference)
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         print(f"pipeline alone                 {alone_rate:6.2f} tasks/s ({min(alone, count)} images)")
         figures: Json = {"alone_per_s": alone_rate, "idle_ms": idle, "load": os.getloadavg()[0]}
@@ -167,8 +169,21 @@ def interactive_ms(label_studio: LabelStudio, connection: int, tasks: list[int],
     return times
 
 
-def pipeline_alone(contents: list[bytes], reference: tuple[Path, int]) -> float:
+def in_own_process(function: Callable[..., None], *arguments: object) -> Any:
+    """What the function puts into the queue that is its last argument."""
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.Queue()
+    child = context.Process(target=function, args=(*arguments, results))
+    child.start()
+    result = results.get(timeout=3600)
+    child.join()
+    return result
+
+
+def _pipeline_alone(contents: list[bytes], reference: tuple[Path, int], results: Any) -> None:
     """Images a second: decode, encode, match, segment, run-length encode, with the project's own reference."""
+    # As the workers do: on a machine where others compute, too, their share of the cores would else not be the same.
+    os.nice(NICENESS)
     from backend.labelstudio.codec import mask_to_region
     from backend.labelstudio.image_decoding import decode_image
     from backend.labelstudio.label_config import parse_label_config
@@ -194,7 +209,7 @@ def pipeline_alone(contents: list[bytes], reference: tuple[Path, int]) -> float:
     began = time.perf_counter()
     for content in contents:
         predict(content)
-    return len(contents) / (time.perf_counter() - began)
+    results.put(len(contents) / (time.perf_counter() - began))
 
 
 def metrics(url: str) -> str:
@@ -265,12 +280,7 @@ def many_tasks(count: int) -> Iterator[str]:
 
 def measure_plan(count: int) -> Json:
     with tempfile.TemporaryDirectory() as folder, many_tasks(count) as url:
-        context = multiprocessing.get_context("spawn")
-        results: Any = context.Queue()
-        child = context.Process(target=_plan, args=(url, f"{folder}/data", results))
-        child.start()
-        figures: Json = results.get(timeout=3600)
-        child.join()
+        figures: Json = in_own_process(_plan, url, f"{folder}/data")
         figures |= _show(url, folder)
     print(
         f"{count:7d} tasks: planned in {figures['plan_s']:.1f} s; planner's peak {figures['peak_mb']:.0f} MB, of which "

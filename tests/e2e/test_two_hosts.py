@@ -113,14 +113,14 @@ def two_hosts(
     queue = EmbeddedValkey(processes, tmp_path / "valkey", name="hosts-valkey")
     with ExitStack() as stack:
         forwarders = [
-            Forwarder(socket.AF_INET, (database.host, database.port or 5432)),
+            _to_postgres(database),
             Forwarder(socket.AF_UNIX, queue.url.removeprefix("unix://")),
             Forwarder(socket.AF_INET, (LOOPBACK, int(label_studio.url.rpartition(":")[2]))),
         ]
         for forwarder in forwarders:
             stack.callback(forwarder.close)
         to_database, to_queue, to_label_studio = (forwarder.port for forwarder in forwarders)
-        address = database.set(host=GATEWAY, port=to_database).update_query_dict({"options": f"-csearch_path={schema}"})
+        address = database.set(host=GATEWAY, port=to_database, query={"options": f"-csearch_path={schema}"})
         port = free_port()
         environment = own_environment(
             LABEL_STUDIO_URL=f"http://{GATEWAY}:{to_label_studio}",
@@ -148,6 +148,13 @@ def two_hosts(
     with admin.begin() as connection:
         connection.execute(sa.schema.DropSchema(schema, cascade=True))
     admin.dispose()
+
+
+def _to_postgres(database: sa.URL) -> Forwarder:
+    folder = database.query.get("host")
+    if isinstance(folder, str):
+        return Forwarder(socket.AF_UNIX, f"{folder}/.s.PGSQL.{database.port or 5432}")
+    return Forwarder(socket.AF_INET, (database.host, database.port or 5432))
 
 
 def masks(project: Project) -> dict[int, list[list[int]]]:
