@@ -5,8 +5,8 @@
 
 `rate`: a real Label Studio, service and workers (profile lite, embedded Valkey) on 640 x 480 px photographs made of
 scikit-image's astronaut, no two the same, no feature cache on disk. First the pipeline alone on the same files, in a
-process of the workers' priority; then a propagation with one worker, then one with two, with a key point asked for every second. Interactive
-answers are asked for before, too: at rest.
+process of the workers' priority; then a propagation with one worker, then one with two, with a key point asked for
+every second. Interactive answers are asked for before, too: at rest.
 
 `plan`: a simulated Label Studio that lists as many tasks as are asked for. The planner of a real worker's code in a
 process of its own: peak memory during the plan, statements to the database, seconds; then a real service shows the
