@@ -24,7 +24,6 @@ from backend.errors import (
     QueueUnavailableError,
 )
 from backend.projects import Projects
-from backend.projects.propagations import TASKS_A_JOB
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,8 @@ _FAILURE_TTL_S = 7 * 24 * 3600
 _PROPAGATION_JOB_TIMEOUT_S = 900
 _ABANDONED_RETRIES = 3
 _MOST_JOBS_A_PROPAGATION = 64
+_TASKS_WORTH_A_JOB = 10
+"""Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
 
 _projects: Projects | None = None
@@ -145,7 +146,7 @@ def _call_workers(projects: Projects, queue: "JobQueue", project_key: str, propa
     try:
         record = projects.store.propagations.get(propagation_id)
         if record.is_active:
-            waiting = projects.store.propagations.waiting(propagation_id, _MOST_JOBS_A_PROPAGATION * TASKS_A_JOB)
+            waiting = projects.store.propagations.waiting(propagation_id, _MOST_JOBS_A_PROPAGATION * _TASKS_WORTH_A_JOB)
             queue.ensure_propagation_jobs(project_key, propagation_id, waiting)
     except (NotFoundError, QueueUnavailableError) as error:
         logger.warning("propagation=%d workers are called later: %s", propagation_id, error)
@@ -211,7 +212,7 @@ class JobQueue:
 
     def ensure_propagation_jobs(self, project_key: str, propagation_id: int, tasks: int) -> int:
         """Queue as many jobs as are missing for `tasks` waiting tasks and the workers there are; how many."""
-        wanted = min(-(-tasks // TASKS_A_JOB), max(1, self.count_workers()), _MOST_JOBS_A_PROPAGATION)
+        wanted = min(-(-tasks // _TASKS_WORTH_A_JOB), max(1, self.count_workers()), _MOST_JOBS_A_PROPAGATION)
         # One job at least: when all tasks are finished somebody has to tidy up.
         missing = max(1, wanted) - len(self._live_jobs(PROPAGATIONS, _propagation_job(propagation_id)))
         for _ in range(missing):

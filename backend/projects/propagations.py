@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-TASKS_A_JOB = 200
+_TASKS_A_JOB = 200
 """As many tasks are worth a job: minutes of work."""
-JOB_S = 120.0
+_JOB_S = 120.0
 """A job that has run so long makes room for other projects' jobs and goes to the end of the queue."""
 _TASKS_A_BATCH = 25
 _FIRST_PAUSE_S = 5.0
@@ -272,9 +272,9 @@ class Propagations:
             return Worked(0, "paused")
         self.give_back_dead(propagation_id, lambda held: held != claim and is_alive(held))
         finished = 0
-        deadline = time.monotonic() + JOB_S
+        deadline = time.monotonic() + _JOB_S
         try:
-            while finished < TASKS_A_JOB and time.monotonic() < deadline and not should_stop():
+            while finished < _TASKS_A_JOB and time.monotonic() < deadline and not should_stop():
                 task_ids = store.claim(propagation_id, claim, _TASKS_A_BATCH)
                 if not task_ids:
                     break

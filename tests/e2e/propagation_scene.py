@@ -43,14 +43,6 @@ def newest(project: Project) -> Json:
     return found[0]
 
 
-def wait_for_finished(project: Project, propagation: int, count: int) -> None:
-    """Wait until the propagation is in the middle."""
-    wait_until(
-        lambda: status(project, propagation)["counts"]["finished"] >= count,
-        f"{count} tasks finished; the log:\n{project.backend.log()[-3000:]}", 120,
-    )  # fmt: skip
-
-
 def wait_for_end(project: Project, propagation: int, timeout_s: float = 420) -> Json:
     wait_until(
         lambda: status(project, propagation)["state"] not in ACTIVE,

@@ -26,7 +26,6 @@ from tests.e2e.propagation_scene import (
     start_second_worker,
     status,
     wait_for_end,
-    wait_for_finished,
 )
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, point_on, wait_until
 
@@ -86,8 +85,10 @@ def test_start_training_predicts_every_task_once_and_replaces_what_is_out_of_dat
 def test_killed_worker_loses_nothing(marked: Project) -> None:
     second = start_second_worker(marked.backend)
     propagation = start(marked)
-    wait_for_finished(marked, propagation, 1)
+    # A share is four tasks here: five are more than one worker's.
+    wait_until(lambda: status(marked, propagation)["counts"]["running"] > 4, "both workers have tasks", 120)
     marked.backend.processes.kill(second)
+    assert status(marked, propagation)["is_active"]
     # Its tasks come back when its heartbeats have been missed for 45 s.
     assert_each_task_once(marked, wait_for_end(marked, propagation))
     marked.backend.processes.stop(second)
