@@ -71,5 +71,5 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
 
 
 def _unversioned(prediction: dict[str, Any]) -> dict[str, Any]:
-    """label-studio-ml names the version in /setup; another one in a prediction makes Label Studio predict without end."""
+    """label-studio-ml names the version in /setup: with another in a prediction Label Studio predicts without end."""
     return {name: value for name, value in prediction.items() if name != "model_version"}

@@ -8,8 +8,8 @@ is drawn (by area) and the cut is compared with that component, at the image's n
 GrabCut (OpenCV) with the same scribbles: a box is its rectangle; points and strokes are sure foreground discs.
 
 `coins` are scikit-image's coins in six tiles; the masks come from scikit-image's watershed tutorial. The other sets are
-folders `<set>/<class>/<n>.jpg|.png` below `--data` (default: SOFTMATCHER_DATASETS, or ../shared/datasets beside the
-repository). `--affinity` is `lite`'s deep features as `cut+affinity`. Times are CPU time of one thread,
+folders `<set>/<class>/<n>.jpg|.png` below `--data` (default: SOFTMATCHER_TEST_DATASETS, or ../shared/datasets beside
+the repository). `--affinity` is `lite`'s deep features as `cut+affinity`. Times are CPU time of one thread,
 so that other work on the machine does not count; encoding is not in them.
 """
 
@@ -284,7 +284,7 @@ def evaluate(
 def main() -> None:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("SOFTMATCHER_DATASETS", str(ROOT.parent / "shared" / "datasets"))
+    default = os.environ.get("SOFTMATCHER_TEST_DATASETS", str(ROOT.parent / "shared" / "datasets"))
     parser.add_argument("--data", type=Path, default=Path(default))
     parser.add_argument(
         "--sets", default="", help="comma separated; default: coins, coins-384 and every folder of --data"

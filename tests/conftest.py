@@ -34,6 +34,16 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def datasets() -> Path:
+    """The evaluation data sets, which no package brings and no clone has."""
+    beside = Path(__file__).parents[2] / "shared" / "datasets"
+    folder = Path(os.environ.get("SOFTMATCHER_TEST_DATASETS", beside))
+    if not folder.is_dir():
+        pytest.skip("the evaluation data sets are not here; name their folder in SOFTMATCHER_TEST_DATASETS")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL database: the one that the variable names, else one of a server of our own."""
     if url := os.environ.get(postgres.VARIABLE):

@@ -25,7 +25,8 @@ def _keypoint(x: float, y: float, label: str = "Cat", **more: Any) -> dict[str, 
     """A key point as Label Studio sends it: percent of a 64 x 48 image."""
     value = {"x": 100 * x / 64, "y": 100 * y / 48, "width": 0.5, "keypointlabels": [label]}
     return {
-        "id": f"kp-{label}-{x}-{y}", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "origin": "manual",
+        "id": f"kp-{label}-{x}-{y}", "type": "keypointlabels", "from_name": "kp", "to_name": "image",
+        "origin": "manual",
         "original_width": 64, "original_height": 48, "image_rotation": 0, "value": value, **more,
     }  # fmt: skip
 

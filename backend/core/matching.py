@@ -1,9 +1,9 @@
 """Score maps: which patches of a target show what the references mark.
 
 Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length;
-`S[r, t] = <f_r, g_t>` their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1] how
-much is known of it; `tau` the temperature. A patch that is known and not inside is background, from whichever reference it
-comes: negatives are nothing else.
+`S[r, t] = <f_r, g_t>` their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1]
+how much is known of it; `tau` the temperature. A patch that is known and not inside is background, from whichever
+reference it comes: negatives are nothing else.
 
 Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3.
 """

@@ -59,10 +59,10 @@ def _zoom_window(mask: Mask) -> tuple[slice, slice]:
 def unknown_look_alikes(features: Tensor, inside: Tensor, outside: Tensor | None, *, temperature: float) -> Tensor:
     """How much is known of each patch of a view when nobody said that the mask is all there is.
 
-    A patch outside the mask may belong to another, unmarked object of the label. Which ones look so is asked of the view
-    itself: the half of the outside patches that is least similar to the mask's mean feature is taken for background, and
-    a patch is unknown if between mask and this background its posterior (`matching.match_posterior`, without its own
-    vote) is above 0.5, unless the user said that it is outside.
+    A patch outside the mask may belong to another, unmarked object of the label. Which ones look so is asked of the
+    view itself: the half of the outside patches that is least similar to the mask's mean feature is taken for
+    background, and a patch is unknown if between mask and this background its posterior (`matching.match_posterior`,
+    without its own vote) is above 0.5, unless the user said that it is outside.
 
     Args:
         features: (R, D) float32, of unit length.

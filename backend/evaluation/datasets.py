@@ -1,6 +1,5 @@
 """Data sets in the layout of FSS-1000: `DIR/<set>/<class>/<n>.jpg` with its mask `<n>.png` beside it."""
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from PIL import Image as PillowImage
 
 from backend.core.types import Image, Mask
 from backend.errors import BadInputError
-
-VARIABLE = "SOFTMATCHER_DATASETS"
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,3 @@ def read_mask(image_path: Path) -> Mask:
     """(H, W) bool: the mask beside an image."""
     with PillowImage.open(image_path.with_suffix(".png")) as mask:
         return np.array(mask.convert("L")) > 127
-
-
-def datasets_directory() -> Path | None:
-    """Where the evaluation's data sets lie: in the variable's folder, else beside the checkout; None without them."""
-    named = os.environ.get(VARIABLE)
-    path = Path(named) if named else Path(__file__).parents[2].parent / "shared" / "datasets"
-    return path if path.is_dir() else None

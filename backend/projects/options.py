@@ -14,7 +14,7 @@ from backend.store import ProjectRecord
 
 
 class ProjectOptions(BaseModel):
-    """Extra params of the ML backend; what is missing comes from the service's settings. Other names mean nothing here."""
+    """Extra params of the ML backend; what is missing comes from the service's settings. Other names mean nothing."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from backend.cli.evaluate import evaluate as evaluate_command
 from backend.core.types import Image
-from backend.evaluation.datasets import datasets_directory, draw_episode, find_classes, read_image, read_mask
+from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import evaluate
 from backend.models.segmenter import LiteSegmenter
 from backend.pipeline import Softmatcher, load_softmatcher
@@ -90,15 +90,12 @@ def test_command_rejects_seeds_that_are_no_numbers(directory: Path) -> None:
 
 
 @pytest.mark.datasets
-def test_easy_real_classes_keep_their_quality() -> None:
+def test_easy_real_classes_keep_their_quality(datasets: Path) -> None:
     """A regression guard: four classes of photographs, one reference each; the whole run is `evaluate`'s."""
-    directory = datasets_directory()
-    if directory is None:
-        pytest.skip("the evaluation data sets are not here; name their folder in SOFTMATCHER_DATASETS")
     wanted = {"fss_mini/basketball", "via_objects/fire_truck", "davis_video/blackswan", "nuclei/fluorescence"}
     engine = load_softmatcher("lite")
     reached = []
-    for one in (one for one in find_classes(directory) if one.name in wanted):
+    for one in (one for one in find_classes(datasets) if one.name in wanted):
         episode = draw_episode(one, shots=1, seed=0, limit=3)
         image = read_image(episode.references[0])
         reference = engine.describe(image, engine.encode(image), read_mask(episode.references[0]), is_complete=True)
