@@ -278,7 +278,13 @@ class Propagations:
                 task_ids = store.claim(propagation_id, claim, _TASKS_A_BATCH)
                 if not task_ids:
                     break
-                finished += self._work_on(store.get(propagation_id), claim, task_ids, should_stop)
+                # A slow model takes minutes for a batch: the time counts there, too.
+                finished += self._work_on(
+                    store.get(propagation_id),
+                    claim,
+                    task_ids,
+                    lambda: time.monotonic() > deadline or should_stop(),
+                )
             if store.try_finish(propagation_id) or store.get(propagation_id).state == "finishing":
                 self._tidy_up(store.get(propagation_id))
         except LabelStudioUnavailableError as error:
