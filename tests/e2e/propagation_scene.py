@@ -75,7 +75,11 @@ def assert_each_task_once(project: Project, ended: Json) -> None:
 
 
 def start_second_worker(backend: Backend) -> str:
-    """The name of its process."""
+    """The name of its process; it is ready to work."""
     name = f"{backend.name}-worker-2"
+    log_path = backend.processes[f"{backend.name}-worker"].log_path.with_name(f"{name}.log")
+    # Logs are appended to, and an earlier test's worker may have had the name.
+    before = log_path.read_text().count("models ready") if log_path.exists() else 0
     backend.processes.start(name, backend.processes[f"{backend.name}-worker"].program.command, backend.environment)
+    wait_until(lambda: log_path.read_text().count("models ready") > before, "the second worker has models", 240)
     return name
