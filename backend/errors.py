@@ -16,6 +16,10 @@ class NotFoundError(SoftmatcherError):
     """A project, task, annotation or image does not exist (any more)."""
 
 
+class ConflictError(SoftmatcherError):
+    """What was asked for cannot go with what is running: wait for it, cancel it, or ask to replace it."""
+
+
 class ConfigurationError(SoftmatcherError):
     """A setting is missing or wrong: the operator has to change it."""
 

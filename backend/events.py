@@ -10,6 +10,7 @@ from typing import Any
 from backend.errors import BadInputError, QueueUnavailableError
 from backend.jobs import JobQueue
 from backend.projects import Projects
+from backend.store.records import PropagationFilter
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class EventReceiver:
             return {"status": "done"}
         if action == "START_TRAINING":
             key = self._projects.note_project(body.get("project"))
-            return {"status": "queued", "job": self._queue.reconcile(key)}
+            return self._propagate(key)
         logger.info("webhook action %s is unknown: ignored", action)
         return {"status": "ignored"}
 
@@ -65,6 +66,18 @@ class EventReceiver:
             self._projects.store.save_project(project_key, needs_reconcile=True)
             logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
             return {"status": "waits for the queue"}
+
+    def _propagate(self, project_key: str) -> dict[str, Any]:
+        # Asked for anew, with what the project has now: one that runs is out of date.
+        record = self._projects.propagations.start(
+            project_key, PropagationFilter(), "Label Studio: start training", supersede=True
+        )
+        answer = {"status": "queued", "propagation": record.id}
+        try:
+            return {**answer, "job": self._queue.plan_propagation(project_key, record.id)}
+        except QueueUnavailableError as error:
+            logger.warning("project=%s propagation=%d waits for the queue: %s", project_key, record.id, error)
+            return answer
 
     def _take_in(self, project_key: str, annotation_ids: list[int]) -> dict[str, Any]:
         if len(annotation_ids) > _ONE_BY_ONE:

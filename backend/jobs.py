@@ -1,49 +1,71 @@
 """What the workers do: plain functions of ids and JSON, and the queue that the service puts them on.
 
-A job may run twice or late: each looks at the state of Label Studio when it runs, so the result is the same.
+A job may run twice or late: each looks at the state of the store and of Label Studio when it runs, so the result is the
+same.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue, Worker
+from rq import Queue, Retry, Worker, get_current_job
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from backend.errors import ConfigurationError, LabelStudioUnavailableError, QueueUnavailableError
+from backend.errors import (
+    ConfigurationError,
+    LabelStudioUnavailableError,
+    NotFoundError,
+    QueueUnavailableError,
+)
 from backend.projects import Projects
 
 logger = logging.getLogger(__name__)
 
-REFERENCES, PREDICTIONS = "softmatcher-references", "softmatcher-predictions"
-QUEUES = (REFERENCES, PREDICTIONS)
-"""In the order in which workers serve them."""
+REFERENCES, PLANS, PROPAGATIONS = "softmatcher-references", "softmatcher-plans", "softmatcher-propagations"
+QUEUES = (REFERENCES, PLANS, PROPAGATIONS)
+"""In the order in which workers serve them: a labeler waits for references, nobody for a propagation's end."""
 
 _RESULT_TTL_S = 3600
 _FAILURE_TTL_S = 7 * 24 * 3600
-_TASKS_A_JOB = 50
+_PROPAGATION_JOB_TIMEOUT_S = 900
+_ABANDONED_RETRIES = 3
+_MOST_JOBS_A_PROPAGATION = 64
+_TASKS_WORTH_A_JOB = 10
+"""Another worker is called in for so many tasks; it then takes as many as it can get."""
+_QUEUE_ASKED_S = 0.5
 
 _projects: Projects | None = None
+_queue: "JobQueue | None" = None
+_stopping = threading.Event()
 
 
-def use_projects(projects: Projects | None) -> None:
-    """Name what this process' jobs work on; the worker calls it once, before its first job."""
-    global _projects
-    _projects = projects
+def use_projects(projects: Projects | None, queue: "JobQueue | None" = None) -> None:
+    """Name what this process' jobs work on, and where they put further jobs; once, before the first job."""
+    global _projects, _queue
+    _projects, _queue = projects, queue
+    _stopping.clear()
 
 
-def _current() -> Projects:
-    if _projects is None:
+def ask_to_stop() -> None:
+    """Let the running job give back what it has not begun: the worker is to end."""
+    _stopping.set()
+
+
+def _current() -> tuple[Projects, "JobQueue"]:
+    if _projects is None or _queue is None:
         raise ConfigurationError("jobs run in a worker: start one with `python -m backend work`")
-    return _projects
+    return _projects, _queue
 
 
 def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]) -> dict[str, Any]:
     started = time.perf_counter()
-    projects = _current()
+    projects, _ = _current()
     try:
         outcome = work(projects)
     except LabelStudioUnavailableError as error:
@@ -51,9 +73,13 @@ def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]
         projects.store.save_project(project_key, needs_reconcile=True)
         logger.warning("job=%s project=%s waits for Label Studio: %s", name, project_key, error)
         return {"waits_for_label_studio": str(error)}
+    _log_job(name, project_key, started, outcome)
+    return outcome
+
+
+def _log_job(name: str, project_key: str, started: float, outcome: dict[str, Any]) -> None:
     figures = " ".join(f"{key}={value}" for key, value in outcome.items())
     logger.info("job=%s project=%s %s ms=%.0f", name, project_key, figures, 1000 * (time.perf_counter() - started))
-    return outcome
 
 
 def take_in_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
@@ -71,11 +97,75 @@ def reconcile(project_key: str) -> dict[str, Any]:
     return _run("reconcile", project_key, lambda projects: projects.references.reconcile(project_key))
 
 
-def predict_tasks(project_key: str, task_ids: list[int]) -> dict[str, Any]:
-    """Predict tasks and write the predictions through Label Studio's API, none twice for one model_version."""
+def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
+    """Look the project through, list its tasks, and call workers as the list grows."""
+    projects, queue = _current()
+    started = time.perf_counter()
+    try:
+        outcome = projects.propagations.plan(
+            propagation_id, on_page=lambda: _call_workers(projects, queue, project_key, propagation_id)
+        )
+    except NotFoundError as error:
+        outcome = {"gone": str(error)}
+    if outcome.get("planned") or outcome.get("paused_s") is None:
+        _call_workers(projects, queue, project_key, propagation_id)
+    _log_job("plan_propagation", project_key, started, {"propagation": propagation_id, **outcome})
+    return outcome
+
+
+def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
+    """Predict tasks of a propagation for some minutes, write them to Label Studio, leave the rest to another job."""
+    projects, queue = _current()
+    started = time.perf_counter()
+    must_stop = _StopSignal(queue)
+    job = get_current_job()
+    claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
+    try:
+        worked = projects.propagations.work(propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop)
+    except NotFoundError as error:
+        return {"propagation": propagation_id, "gone": str(error)}
+    if worked.left == "more":
+        try:
+            queue.propagate(project_key, propagation_id)
+        except QueueUnavailableError as error:
+            logger.warning("propagation=%d waits for the queue: %s", propagation_id, error)
+    outcome = {"propagation": propagation_id, "finished": worked.finished, "left": worked.left}
+    _log_job("propagate", project_key, started, outcome)
+    return outcome
+
+
+def estimate_quality(project_key: str) -> dict[str, Any]:
+    """Leave each reference out in turn and predict it from the others."""
     return _run(
-        "predict_tasks", project_key, lambda projects: projects.predictions.write_to_label_studio(project_key, task_ids)
+        "estimate_quality", project_key, lambda projects: {"iou": projects.quality.estimate(project_key)["iou"]}
     )
+
+
+def _call_workers(projects: Projects, queue: "JobQueue", project_key: str, propagation_id: int) -> None:
+    """See that there are as many jobs as are of use: one for each worker, as far as there are tasks for it."""
+    try:
+        record = projects.store.propagations.get(propagation_id)
+        if record.is_active:
+            waiting = projects.store.propagations.waiting(propagation_id, _MOST_JOBS_A_PROPAGATION * _TASKS_WORTH_A_JOB)
+            queue.ensure_propagation_jobs(project_key, propagation_id, waiting)
+    except (NotFoundError, QueueUnavailableError) as error:
+        logger.warning("propagation=%d workers are called later: %s", propagation_id, error)
+
+
+class _StopSignal:
+    """True when the worker is to end, or an annotation waits: labelers go first."""
+
+    def __init__(self, queue: "JobQueue") -> None:
+        self._queue = queue
+        self._asked_at = time.monotonic()
+
+    def __call__(self) -> bool:
+        if _stopping.is_set():
+            return True
+        if time.monotonic() - self._asked_at < _QUEUE_ASKED_S:
+            return False
+        self._asked_at = time.monotonic()
+        return self._queue.has_references_waiting()
 
 
 class JobQueue:
@@ -96,14 +186,58 @@ class JobQueue:
         """Returns the job's id."""
         return self._enqueue(REFERENCES, reconcile, (project_key,), timeout_s=3600)
 
-    def predict_tasks(self, project_key: str, task_ids: Sequence[int]) -> list[str]:
-        """Returns the ids of the jobs, one for each 50 tasks."""
-        return [
-            self._enqueue(
-                PREDICTIONS, predict_tasks, (project_key, list(task_ids[start : start + _TASKS_A_JOB])), timeout_s=1800
-            )
-            for start in range(0, len(task_ids), _TASKS_A_JOB)
-        ]
+    def plan_propagation(self, project_key: str, propagation_id: int) -> str:
+        """Returns the job's id."""
+        return self._enqueue(
+            PLANS, plan_propagation, (project_key, propagation_id), timeout_s=3600, name=_plan_job(propagation_id)
+        )
+
+    def propagate(self, project_key: str, propagation_id: int) -> str:
+        """Returns the job's id."""
+        return self._enqueue(
+            PROPAGATIONS, propagate, (project_key, propagation_id), timeout_s=_PROPAGATION_JOB_TIMEOUT_S,
+            name=_propagation_job(propagation_id),
+        )  # fmt: skip
+
+    def estimate_quality(self, project_key: str) -> str:
+        """Returns the job's id."""
+        return self._enqueue(PLANS, estimate_quality, (project_key,), timeout_s=1800)
+
+    def ensure_planned(self, project_key: str, propagation_id: int) -> bool:
+        """Queue the planning unless that job waits or runs; whether it was queued."""
+        if self._live_jobs(PLANS, _plan_job(propagation_id)):
+            return False
+        self.plan_propagation(project_key, propagation_id)
+        return True
+
+    def ensure_propagation_jobs(self, project_key: str, propagation_id: int, tasks: int) -> int:
+        """Queue as many jobs as are missing for `tasks` waiting tasks and the workers there are; how many."""
+        wanted = min(-(-tasks // _TASKS_WORTH_A_JOB), max(1, self.count_workers()), _MOST_JOBS_A_PROPAGATION)
+        # One job at least: when all tasks are finished somebody has to tidy up.
+        missing = max(1, wanted) - len(self._live_jobs(PROPAGATIONS, _propagation_job(propagation_id)))
+        for _ in range(missing):
+            self.propagate(project_key, propagation_id)
+        return max(0, missing)
+
+    def is_claim_alive(self, claim: str) -> bool:
+        """Whether the worker that a claim names still lives and has that job; yes if Redis cannot tell.
+
+        RQ's own heartbeats decide: a worker's key and a job's entry among the started ones expire without them.
+        """
+        worker, _, job_id = claim.partition(":")
+        try:
+            if not self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}"):
+                return False
+            return job_id in self._started(PROPAGATIONS)
+        except RedisError:
+            return True
+
+    def has_references_waiting(self) -> bool:
+        """Whether annotations wait to be taken in; no if Redis cannot tell."""
+        try:
+            return bool(self._queues[REFERENCES].count)
+        except RedisError:
+            return False
 
     def waiting(self) -> dict[str, int]:
         """Jobs waiting in each queue; empty if Redis does not answer."""
@@ -130,14 +264,51 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, name: str, function: Callable[..., object], args: tuple[object, ...], *, timeout_s: int) -> str:
+    def _started(self, queue: str) -> list[str]:
+        # Those whose heartbeats ended stay listed until some worker cleans up: their time is over all the same.
+        registry = StartedJobRegistry(queue=self._queues[queue])
+        entries = self.connection.zrangebyscore(registry.key, time.time(), "+inf")
+        return [str(registry.parse_job_id(entry)) for entry in entries]
+
+    def _live_jobs(self, queue: str, name: str) -> list[str]:
+        """Jobs of a name that wait or run."""
         try:
-            job = self._queues[name].enqueue_call(
-                function, args=args, timeout=timeout_s, result_ttl=_RESULT_TTL_S, failure_ttl=_FAILURE_TTL_S
+            job_ids = {*map(str, self._queues[queue].get_job_ids()), *self._started(queue)}
+        except RedisError as error:
+            raise _unavailable(error) from error
+        return [job_id for job_id in job_ids if job_id.startswith(name)]
+
+    def _enqueue(
+        self,
+        queue: str,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        *,
+        timeout_s: int,
+        name: str | None = None,
+    ) -> str:
+        try:
+            job = self._queues[queue].enqueue_call(
+                function,
+                args=args,
+                timeout=timeout_s,
+                result_ttl=_RESULT_TTL_S,
+                failure_ttl=_FAILURE_TTL_S,
+                job_id=None if name is None else f"{name}{uuid4().hex}",
+                # For jobs whose worker vanished; what fails in a propagation is noted there, and is no failed job.
+                retry=None if name is None else Retry(max=_ABANDONED_RETRIES),
             )
         except RedisError as error:
             raise _unavailable(error) from error
         return str(job.id)
+
+
+def _plan_job(propagation_id: int) -> str:
+    return f"plan-{propagation_id}-"
+
+
+def _propagation_job(propagation_id: int) -> str:
+    return f"propagation-{propagation_id}-"
 
 
 def _unavailable(error: RedisError) -> QueueUnavailableError:

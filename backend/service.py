@@ -9,7 +9,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
@@ -20,6 +20,7 @@ from backend.core.interruption import InterruptedWorkError, interruptible
 from backend.errors import (
     BadInputError,
     ConfigurationError,
+    ConflictError,
     LabelStudioError,
     LabelStudioUnavailableError,
     ModelUnavailableError,
@@ -31,12 +32,14 @@ from backend.errors import (
 from backend.events import EventReceiver
 from backend.jobs import JobQueue
 from backend.projects import Projects
+from backend.web import create_pages
 
 logger = logging.getLogger(__name__)
 
 _STATUS: dict[type[SoftmatcherError], int] = {
     BadInputError: 422,
     NotFoundError: 404,
+    ConflictError: 409,
     ConfigurationError: 500,
     LabelStudioUnavailableError: 503,
     LabelStudioError: 502,
@@ -51,7 +54,7 @@ _CLIENT_CLOSED_REQUEST = 499
 
 def create_app(projects: Projects, queue: JobQueue) -> Flask:
     """The Flask application over one set of projects; owns no state of its own."""
-    app = Flask("softmatcher")
+    app = Flask("softmatcher", static_folder=None)
     # Batch tasks carry their annotations and predictions: bodies of some hundred MB are Label Studio's normal.
     app.config["MAX_CONTENT_LENGTH"] = 2 * 1024**3
     events = EventReceiver(projects, queue)
@@ -143,7 +146,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         answer = projects.predictions.predict(project_key, label_config, tasks)
         _note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
         if answer.unfinished:
-            queue.predict_tasks(project_key, answer.unfinished)
+            hand_on(project_key, answer.unfinished)
         return {"results": answer.results}
 
     @app.get("/projects/<int:project_id>/tasks/<int:task_id>/explain.png")
@@ -152,11 +155,22 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         picture = projects.predictions.explain(project_id, task_id)
         return Response(picture, content_type="image/png", headers={"Cache-Control": "no-store"})
 
+    def hand_on(project_key: str, task_ids: Sequence[int]) -> None:
+        propagation_id = projects.propagations.hand_on(project_key, task_ids)
+        try:
+            if propagation_id is not None:
+                queue.ensure_propagation_jobs(project_key, propagation_id, len(task_ids))
+        except QueueUnavailableError as error:
+            # What is done is answered all the same; upkeep calls workers when the queue is back.
+            logger.warning("project=%s propagation=%s waits for the queue: %s", project_key, propagation_id, error)
+
     @app.post("/webhook")
     def webhook() -> tuple[dict[str, Any], int]:
         body = _body()
         _note(action=_text(body, "action"))
         return events.receive(body), 201
+
+    app.register_blueprint(create_pages(projects, queue))
 
     @app.errorhandler(HTTPException)
     def answer_http_error(error: HTTPException) -> tuple[Response, int]:

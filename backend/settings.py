@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     reference_wait_s: float = Field(
         2.0, ge=0, le=10, description="Seconds that the prediction of one task waits for an annotation just submitted."
     )
+    propagate_after_references: int = Field(
+        0, ge=0, description="New references after which a project is propagated by itself; 0: only when asked."
+    )
     cache_mb: float = Field(2048.0, ge=0, description="Bound of the feature cache on disk, MB.")
     max_image_mb: float = Field(100.0, gt=0, description="Largest image file that is downloaded, MB.")
     max_image_mpx: float = Field(120.0, gt=0, description="Largest image that is decoded, megapixels.")

@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 from urllib.parse import urlsplit
 
 from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.projects import Projects
+from backend.store.records import PropagationFilter
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +17,7 @@ _WEBHOOK_TRIES = 12
 
 
 class Upkeep:
-    """Queues the reconciliations that are due, and gives Label Studio's webhooks the credentials they lack.
+    """Queues reconciliations and propagations that are due; gives Label Studio's webhooks the credentials they lack.
 
     Label Studio registers `<backend>/webhook` itself on connecting, but without basic auth, even if the backend has it
     (recorded with 1.23.2). So after a project's /setup its webhook gets the header through Label Studio's API.
@@ -35,6 +37,7 @@ class Upkeep:
         while not wait.wait(_EVERY_S):
             try:
                 self.reconcile_due()
+                self.propagate_due()
                 self.authorize_webhooks()
             except SoftmatcherError as error:
                 logger.warning("upkeep: %s", error)
@@ -52,6 +55,27 @@ class Upkeep:
                 except QueueUnavailableError:
                     self._projects.store.save_project(project.key, needs_reconcile=True)
                     raise
+
+    def propagate_due(self) -> None:
+        """Start what is to start by itself, and see that everything that is unfinished has jobs.
+
+        A job may be lost with a worker that was killed, with Redis' last second, or with a service that ended between
+        the store and the queue; a pause ends by itself. What remains is in the store, and is looked through here.
+        """
+        projects, queue = self._projects, self._queue
+        propagations = projects.propagations
+        for project_key in propagations.due_projects():
+            propagations.start(project_key, PropagationFilter(), "new references", supersede=False)
+        for record in projects.store.propagations.active():
+            if record.paused_until is not None and record.paused_until > time.time():
+                continue
+            if record.state == "planning":
+                queue.ensure_planned(record.project_key, record.id)
+                continue
+            propagations.give_back_dead(record.id, queue.is_claim_alive)
+            counts = projects.store.propagations.counts(record.id)
+            if counts.pending or not counts.running:
+                queue.ensure_propagation_jobs(record.project_key, record.id, counts.pending)
 
     def authorize_webhooks(self) -> None:
         """Put the basic-auth header on the webhook of every project that called /setup since the start."""

@@ -15,7 +15,7 @@ from backend import jobs
 from backend.core.matching import ReferenceBank, gather_references
 from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
-from backend.errors import LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
+from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
 from backend.pipeline import MatchOptions
 from backend.projects import Projects
@@ -53,6 +53,7 @@ class ColourSoftmatcher:
     """Objects are areas of one colour: the same interface as `backend.pipeline.Softmatcher`, in microseconds."""
 
     signature = "colours-1"
+    good_batch = 1
 
     def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
         self.encoded_images = 0
@@ -94,14 +95,17 @@ class ColourSoftmatcher:
     def segment(
         self,
         encoded: EncodedImage,
-        references: Mapping[str, ReferenceBank],
+        references: Mapping[str, ReferenceBank | Sequence[Reference]],
         options: MatchOptions | None = None,
     ) -> list[LabelMask]:
         image = np.asarray(encoded.embedding["image"])
         found = []
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
-            for colour in known.features.numpy().astype(np.uint8):
+            features = known.features.numpy() if isinstance(known, ReferenceBank) else known[0].features
+            for one in known if not isinstance(known, ReferenceBank) else ():
+                features = np.concatenate([features, one.features])
+            for colour in features.astype(np.uint8):
                 mask |= (image == colour).all(axis=2)
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
@@ -137,7 +141,11 @@ class FakeLabelStudio:
     imported: list[dict[str, Any]] = field(default_factory=list)
     hooks: list[dict[str, Any]] = field(default_factory=list)
     is_down: bool = False
+    answers_get_lost: bool = False
     fetches: int = 0
+    listings: int = 0
+    page: int = 3
+    last_prediction: int = 0
 
     @property
     def key(self) -> str:
@@ -193,12 +201,58 @@ class FakeLabelStudio:
             if mine:
                 yield task, mine
 
+    def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
+        self._answer()
+        self.listings += 1
+        return [
+            {**self.tasks[i], "predictions": list(self.tasks[i]["predictions"])} for i in task_ids if i in self.tasks
+        ]
+
+    def task_ids(
+        self, project_id: int, *, after: int = 0, only_unlabeled: bool = False, more_predictions_than: int | None = None
+    ) -> Iterator[list[int]]:
+        annotated = {annotation["task"] for annotation in self.annotations.values()}
+        chosen = [
+            task_id
+            for task_id, task in sorted(self.tasks.items())
+            if task_id > after
+            and not (only_unlabeled and task_id in annotated)
+            and (more_predictions_than is None or len(task["predictions"]) > more_predictions_than)
+        ]
+        for start in range(0, len(chosen), self.page):
+            self._answer()
+            yield chosen[start : start + self.page]
+
+    def count_tasks(self, project_id: int, *, only_unlabeled: bool = False) -> int:
+        return sum(len(page) for page in self.task_ids(project_id, only_unlabeled=only_unlabeled))
+
+    def version(self) -> str:
+        self._answer()
+        return "1.23.2"
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        self._answer()
+        for task in self.tasks.values():
+            task["predictions"] = [each for each in task["predictions"] if each["id"] != prediction_id]
+
     def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:
         self._answer()
+        if any(prediction["task"] not in self.tasks for prediction in predictions):
+            raise BadInputError("task is not in the project")
         self.imported += predictions
         for prediction in predictions:
-            self.tasks[prediction["task"]]["predictions"].append(prediction)
+            self.add_prediction(prediction["task"], prediction)
+        if self.answers_get_lost:
+            raise LabelStudioUnavailableError("the answer got lost")
         return len(predictions)
+
+    def add_prediction(self, task_id: int, prediction: dict[str, Any]) -> None:
+        self.last_prediction += 1
+        self.tasks[task_id]["predictions"].append({**prediction, "id": self.last_prediction})
+
+    def versions_of(self, task_id: int) -> list[str]:
+        """The model_versions of a task's predictions, oldest first."""
+        return [each["model_version"] for each in self.tasks[task_id]["predictions"]]
 
     def webhooks(self, project_id: int) -> list[dict[str, Any]]:
         self._answer()
@@ -237,6 +291,7 @@ class PatientQueue:
 
     def __init__(self) -> None:
         self.jobs: list[tuple[str, tuple[Any, ...]]] = []
+        self.live_claims: set[str] = set()
         self.is_down = False
 
     def _add(self, name: str, *args: Any) -> str:
@@ -251,8 +306,32 @@ class PatientQueue:
     def reconcile(self, project_key: str) -> str:
         return self._add("reconcile", project_key)
 
-    def predict_tasks(self, project_key: str, task_ids: Sequence[int]) -> list[str]:
-        return [self._add("predict_tasks", project_key, list(task_ids))]
+    def plan_propagation(self, project_key: str, propagation_id: int) -> str:
+        return self._add("plan_propagation", project_key, propagation_id)
+
+    def propagate(self, project_key: str, propagation_id: int) -> str:
+        return self._add("propagate", project_key, propagation_id)
+
+    def estimate_quality(self, project_key: str) -> str:
+        return self._add("estimate_quality", project_key)
+
+    def ensure_planned(self, project_key: str, propagation_id: int) -> bool:
+        return self._ensure("plan_propagation", project_key, propagation_id)
+
+    def ensure_propagation_jobs(self, project_key: str, propagation_id: int, tasks: int) -> int:
+        return int(self._ensure("propagate", project_key, propagation_id))
+
+    def _ensure(self, *job: Any) -> bool:
+        if (job[0], job[1:]) in self.jobs:
+            return False
+        self._add(*job)
+        return True
+
+    def is_claim_alive(self, claim: str) -> bool:
+        return claim in self.live_claims
+
+    def has_references_waiting(self) -> bool:
+        return False
 
     def waiting(self) -> dict[str, int]:
         return {"fake": len(self.jobs)}

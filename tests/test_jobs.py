@@ -12,6 +12,8 @@ from backend import jobs
 from backend.cli.processes import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import QUEUES, JobQueue
+from backend.store.records import PropagationFilter
+from backend.worker import LEASE_S, HeartbeatWorker
 from tests.fakes import Backend, draw, png
 
 POINT = {
@@ -41,16 +43,105 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
     key = backend.projects.note_project(backend.label_studio.project(1))
     queue = JobQueue(redis_url)
     queue.take_in_annotation(key, 10)
-    assert queue.waiting() == {jobs.REFERENCES: 1, jobs.PREDICTIONS: 0}
+    assert queue.waiting() == {jobs.REFERENCES: 1, jobs.PLANS: 0, jobs.PROPAGATIONS: 0}
     _work(redis_url)
-    assert queue.waiting() == {jobs.REFERENCES: 0, jobs.PREDICTIONS: 0}
+    assert queue.waiting() == {jobs.REFERENCES: 0, jobs.PLANS: 0, jobs.PROPAGATIONS: 0}
     assert backend.projects.count_references() == {"1": 1}
 
 
-def test_many_tasks_are_cut_into_jobs(backend: Backend, redis_url: str) -> None:
+@pytest.fixture
+def propagation(backend: Backend, redis_url: str) -> tuple[JobQueue, str, int]:
+    """A queue, and a propagation of ten tasks that nobody has planned yet."""
+    for number in range(1, 11):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number, 30))))
+    backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
-    assert len(JobQueue(redis_url).predict_tasks(key, range(1, 121))) == 3
+    queue = JobQueue(redis_url)
+    jobs.use_projects(backend.projects, queue)
+    return queue, key, backend.projects.propagations.start(key, PropagationFilter(), "test", supersede=False).id
+
+
+def test_propagation_goes_through_the_queue(
+    backend: Backend, redis_url: str, propagation: tuple[JobQueue, str, int]
+) -> None:
+    queue, key, identifier = propagation
+    assert queue.ensure_planned(key, identifier)
+    assert not queue.ensure_planned(key, identifier), "the job waits already"
     _work(redis_url)
+    assert backend.projects.store.propagations.get(identifier).state == "done"
+    assert sorted(item["task"] for item in backend.label_studio.imported) == list(range(1, 11))
+
+
+def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[JobQueue, str, int]) -> None:
+    queue, key, identifier = propagation
+    assert queue.ensure_propagation_jobs(key, identifier, 5000) == 1, "no worker is there yet: one job waits for it"
+    assert queue.ensure_propagation_jobs(key, identifier, 5000) == 0
+    workers = [
+        SimpleWorker([Queue(name, connection=queue.connection) for name in QUEUES], connection=queue.connection)
+        for _ in range(3)
+    ]
+    for worker in workers:
+        worker.register_birth()
+    assert queue.ensure_propagation_jobs(key, identifier, 5000) == 2
+    assert queue.ensure_propagation_jobs(key, identifier, 5) == 0
+
+
+def test_claim_lives_as_long_as_its_worker_and_its_job(propagation: tuple[JobQueue, str, int]) -> None:
+    queue, key, identifier = propagation
+    job_id = queue.propagate(key, identifier)
+    rq_queue = Queue(jobs.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
+    worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
+    worker.register_birth()
+    assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "the job was not begun"
+    job = rq_queue.fetch_job(job_id)
+    worker.prepare_execution(job)
+    worker.heartbeat()
+    assert queue.is_claim_alive(f"{worker.name}:{job_id}")
+    assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
+    queue.connection.delete(worker.key)
+    assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "its heartbeats ended"
+
+
+def test_claims_count_as_alive_while_redis_is_away() -> None:
+    assert JobQueue("redis://127.0.0.1:1/0").is_claim_alive("worker:job")
+
+
+def test_annotation_that_waits_interrupts_a_propagation(
+    backend: Backend, propagation: tuple[JobQueue, str, int]
+) -> None:
+    queue, key, identifier = propagation
+    backend.projects.propagations.plan(identifier)
+    queue.take_in_annotation(key, 10)
+    before = jobs._QUEUE_ASKED_S
+    jobs._QUEUE_ASKED_S = 0.0
+    try:
+        outcome = jobs.propagate(key, identifier)
+    finally:
+        jobs._QUEUE_ASKED_S = before
+    assert outcome["left"] == "more"
+    assert backend.projects.store.propagations.counts(identifier).pending == 10
+
+
+def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
+    backend: Backend, propagation: tuple[JobQueue, str, int]
+) -> None:
+    queue, key, identifier = propagation
+    backend.projects.propagations.plan(identifier)
+    fetch = backend.label_studio.fetch
+    fetched: list[str] = []
+
+    def fetch_then_stop(url: str, task_id: int | None) -> bytes:
+        fetched.append(url)
+        if len(fetched) == 3:
+            jobs.ask_to_stop()
+        return fetch(url, task_id)
+
+    backend.label_studio.fetch = fetch_then_stop  # type: ignore[method-assign]
+    outcome = jobs.propagate(key, identifier)
+    counts = backend.projects.store.propagations.counts(identifier)
+    assert 0 < outcome["finished"] < 10
+    assert (counts.pending, counts.running) == (10 - outcome["finished"], 0)
+    assert queue.waiting()[jobs.PROPAGATIONS] == 1, "another worker, or the next one, goes on"
 
 
 def test_job_without_a_worker_says_how_to_start_one() -> None:

@@ -166,7 +166,11 @@ def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, b
     slow = make_backend(tmp_path / "data", backend.label_studio, predict_budget_s=1e-9)
     results = _predict(slow, tasks).json["results"]
     assert results == [[]] * 5
-    assert slow.queue.jobs == [("predict_tasks", (backend.label_studio.key, [2, 3, 4, 5, 6]))]
+    (handed_on,) = slow.projects.store.propagations.active()
+    assert slow.queue.jobs == [("propagate", (backend.label_studio.key, handed_on.id))]
+    assert _predict(slow, tasks).json["results"] == [[]] * 5
+    assert len(slow.queue.jobs) == 1
+    assert slow.projects.store.propagations.counts(handed_on.id).pending == 5
     slow.work()
     assert sorted(item["task"] for item in backend.label_studio.imported) == [2, 3, 4, 5, 6]
     _predict(slow, tasks)
@@ -298,7 +302,9 @@ def test_reconciliation_brings_in_what_was_not_announced_and_forgets_what_is_gon
     del backend.label_studio.annotations[10]
     answer = _announce(backend, "START_TRAINING")
     assert answer.json["job"]
+    assert answer.json["propagation"]
     backend.work()
+    assert {item["task"] for item in backend.label_studio.imported} == {2}, "only task 2 shows what is marked now"
     stored = backend.projects.store.reference_masks(backend.label_studio.key)
     assert [reference.annotation_id for reference in stored] == [11]
     outcome = backend.projects.references.reconcile(backend.label_studio.key)

@@ -95,6 +95,43 @@ def explain(
 
 @app.command()
 @clear_errors
+def propagate(
+    project: Annotated[int, typer.Option(help="Id of the project in Label Studio.")],
+    only_unlabeled: Annotated[bool, typer.Option("--only-unlabeled", help="Leave out tasks with annotations.")] = False,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Predict this label only; may be given several times.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many tasks.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many tasks it would be; start nothing.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show progress until it ends; exit code 1 on failures.")
+    ] = False,
+    supersede: Annotated[
+        bool, typer.Option("--supersede/--refuse", help="If one runs: end it, or refuse to start another.")
+    ] = False,
+    service: Annotated[str | None, typer.Option(help="Address of the service; default: of these settings.")] = None,
+) -> None:
+    """Predict all tasks of a project through the workers."""
+    from backend.cli.propagate import propagate as run
+    from backend.settings import load_settings
+
+    is_fine = run(
+        load_settings(),
+        project,
+        service=service,
+        only_unlabeled=only_unlabeled,
+        labels=label or [],
+        limit=limit,
+        supersede=supersede,
+        is_dry_run=dry_run,
+        is_watched=watch,
+    )
+    if not is_fine:
+        raise typer.Exit(1)
+
+
+@app.command()
+@clear_errors
 def doctor(
     project: Annotated[int | None, typer.Option(help="Also check this project of Label Studio.")] = None,
 ) -> None:

@@ -36,7 +36,7 @@ def up(workers: int) -> None:
         try:
             # The queue's folder is given back after its process has ended.
             queue = stack.enter_context(ExitStack())
-            processes = stack.enter_context(ProcessGroup(settings.data_dir / "logs"))
+            processes = stack.enter_context(ProcessGroup(settings.data_dir / "logs", grace_s=30))
             with console.status("Starting queue, service and workers ..."):
                 redis_url = settings.redis_url
                 if redis_url is None:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _RENEW_BEFORE_S = 30.0
 """Access tokens live 300 s; one that ends while a request is on its way would cost a 401 and another request."""
 _PAGE = 25
+_LEAN_PAGE = 100
 _SHOWN_CHARACTERS = 300
 
 Json = dict[str, Any]
@@ -121,6 +122,51 @@ class LabelStudioClient:
         for task in self._pages(project_id, [has_annotations]):
             yield task, list(task.get("annotations") or [])
 
+    def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[Json]:
+        """The tasks of these ids that the project has, with annotations and predictions, in one request.
+
+        Args:
+            project_id: of the project.
+            task_ids: at most 100: they travel in the address.
+        """
+        if not task_ids:
+            return []
+        query = {"selectedItems": {"all": False, "included": list(task_ids)}}
+        return self._tasks(project_id, query, page_size=len(task_ids))
+
+    def task_ids(
+        self, project_id: int, *, after: int = 0, only_unlabeled: bool = False, more_predictions_than: int | None = None
+    ) -> Iterator[list[int]]:
+        """The ids of a project's tasks in their order, page by page, without what the tasks contain.
+
+        Args:
+            project_id: of the project.
+            after: only ids above this one.
+            only_unlabeled: leave out tasks that have annotations.
+            more_predictions_than: only tasks with more predictions than this.
+        """
+        filters = _task_filters(only_unlabeled=only_unlabeled, more_predictions_than=more_predictions_than)
+        while True:
+            answer = self._list(project_id, [*filters, _filter("id", "greater", after)], page_size=_LEAN_PAGE)
+            ids = [int(task["id"]) for task in _items(answer.get("tasks"))]
+            if ids:
+                yield ids
+            if len(ids) < _LEAN_PAGE:
+                return
+            after = ids[-1]
+
+    def count_tasks(self, project_id: int, *, only_unlabeled: bool = False) -> int:
+        """How many tasks a project has."""
+        answer = self._list(project_id, _task_filters(only_unlabeled=only_unlabeled), page_size=1)
+        return int(answer.get("total", 0))
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete one prediction; one that is gone already is no error."""
+        try:
+            self._request("DELETE", f"/api/predictions/{prediction_id}/")
+        except NotFoundError:
+            logger.debug("prediction %d was gone already", prediction_id)
+
     def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         """Add predictions, all in one request; those that are there already stay.
 
@@ -189,6 +235,11 @@ class LabelStudioClient:
         listing = {"fields": "all", "resolve_uri": "false", "review": "true", "page": 1, "page_size": page_size}
         params = {"project": project_id, "query": json.dumps(query), **listing}
         return _items(self._get("/api/tasks", params=params).get("tasks"))
+
+    def _list(self, project_id: int, filters: Sequence[Json], *, page_size: int) -> Json:
+        query = {"filters": {"conjunction": "and", "items": list(filters)}, "ordering": ["tasks:id"]}
+        listing = {"resolve_uri": "false", "review": "true", "page": 1, "page_size": page_size}
+        return self._get("/api/tasks", params={"project": project_id, "query": json.dumps(query), **listing})
 
     def _get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
         return _object(self._request("GET", path, params=params))
@@ -348,6 +399,13 @@ def _detail(response: requests.Response) -> str:
     if isinstance(answer, dict):
         answer = answer.get("validation_errors") or answer.get("detail") or "no detail"
     return str(answer)[:_SHOWN_CHARACTERS]
+
+
+def _task_filters(*, only_unlabeled: bool = False, more_predictions_than: int | None = None) -> list[Json]:
+    filters = [_filter("total_annotations", "equal", 0)] if only_unlabeled else []
+    if more_predictions_than is not None:
+        filters.append(_filter("total_predictions", "greater", more_predictions_than))
+    return filters
 
 
 def _filter(column: str, operator: str, value: int) -> Json:

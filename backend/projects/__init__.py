@@ -13,12 +13,16 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
+from backend.projects.bulk import BulkPredictions
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import read_extra_params, told_on_setup
+from backend.projects.pictures import Pictures
 from backend.projects.predictions import Predictions
 from backend.projects.prefetch import Prefetch
+from backend.projects.propagations import Propagations
+from backend.projects.quality import Quality
 from backend.projects.references import References
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -35,6 +39,9 @@ class Projects:
     Attributes:
         references: takes annotations in.
         predictions: answers with masks.
+        propagations: predicts whole projects through the workers.
+        quality: estimates how good predictions are.
+        pictures: draws small pictures for the project's page.
         models: loaded in the background.
     """
 
@@ -52,6 +59,10 @@ class Projects:
             connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.gate.is_wanted
         )
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
+        bulk = BulkPredictions(metrics, connections, images, self.predictions)
+        self.propagations = Propagations(settings, store, connections, self.references, self.predictions, bulk)
+        self.quality = Quality(settings, store, models, connections, images, self.predictions)
+        self.pictures = Pictures(store, connections, images)
         self._connected: dict[str, str] = {}
         self._lock = threading.Lock()
 

@@ -56,9 +56,19 @@ class TaskImages:
         *,
         is_interactive: bool,
         with_pixels: bool = False,
+        content: bytes | None = None,
         wait_s: float = 60.0,
     ) -> TaskImage:
         """The encoded image that a task shows in an image tag.
+
+        Args:
+            task: as Label Studio gives it.
+            tag: of the label config.
+            fetcher: of the project.
+            is_interactive: a labeler waits for it.
+            with_pixels: decode the file even where its features are known.
+            content: the file, if `download` fetched it before.
+            wait_s: for the models.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
@@ -72,15 +82,17 @@ class TaskImages:
             encoded = cache.get(sha256)
             if encoded is not None:
                 return TaskImage(sha256, encoded, None)
-        with self._metrics.stage("fetch"):
-            content = fetcher.fetch(url, _task_id(task))
-        sha256 = hashlib.sha256(content).hexdigest()
+        if content is None:
+            with self._metrics.stage("fetch"):
+                content = fetcher.fetch(url, _task_id(task))
+        file = content
+        sha256 = hashlib.sha256(file).hexdigest()
         pixels: list[Image] = []
 
         def decode() -> Image:
             if not pixels:
                 with self._metrics.stage("read"):
-                    pixels.append(decode_image(content, self._max_pixels))
+                    pixels.append(decode_image(file, self._max_pixels))
             return pixels[0]
 
         def encode() -> EncodedImage:
@@ -127,6 +139,11 @@ class TaskImages:
         self._remember(known_as, sha256)
         return "encoded" if is_new else "known"
 
+    @property
+    def good_batch(self) -> int:
+        """Images that are worth giving `encode_together` at a time; 1 where it gains nothing."""
+        return max(1, self._models.get(60.0)[0].good_batch)
+
     def encode_together(self, tasks: Sequence[Mapping[str, Any]], tag: ImageTag, fetcher: ImageFetcher) -> None:
         """Encode the images of several tasks in one turn, where the device gains by it; `load` then finds them.
 
@@ -165,6 +182,31 @@ class TaskImages:
                 self._awaited[sha256] -= is_interactive
                 if not self._awaited[sha256]:
                     del self._awaited[sha256]
+
+    def download(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> bytes | None:
+        """The file that `load` will need, for threads that fetch ahead; None if its features are known already.
+
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
+        """
+        fields = task.get("data")
+        url = tag.address(fields if isinstance(fields, Mapping) else {})
+        _, cache = self._models.get(60.0)
+        sha256 = self._recall((url, task.get("id")))
+        if sha256 is not None and cache.get(sha256) is not None:
+            return None
+        with self._metrics.stage("fetch"):
+            return fetcher.fetch(url, _task_id(task))
+
+    def picture(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> Image:
+        """The decoded image, (H, W, 3) uint8, for showing; needs no model.
+
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
+        """
+        fields = task.get("data")
+        url = tag.address(fields if isinstance(fields, Mapping) else {})
+        return decode_image(fetcher.fetch(url, _task_id(task)), self._max_pixels)
 
     def _recall(self, known_as: tuple[str, object]) -> str | None:
         with self._lock:

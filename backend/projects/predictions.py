@@ -16,6 +16,7 @@ from backend.core.matching import ReferenceBank
 from backend.core.types import Reference
 from backend.errors import BadInputError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
+from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
@@ -29,6 +30,9 @@ from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
 logger = logging.getLogger(__name__)
+
+OWN_VERSIONS = "softmatcher-"
+"""What every model_version of this backend begins with, whatever its release and profile."""
 
 Json = dict[str, Any]
 
@@ -54,7 +58,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class KnownReferences:
     """A project's references in memory, ready to be matched: image tag -> label -> their bank."""
 
     by_tag: Mapping[str, Mapping[str, ReferenceBank]]
@@ -80,7 +84,7 @@ class Predictions:
         self._connections = connections
         self._images = images
         self._prefetch = prefetch
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], KnownReferences] = OrderedDict()
         self._lock = threading.Lock()
 
     def model_version(self, project_key: str, *, wait_s: float = _BATCH_WAIT_S) -> str:
@@ -98,7 +102,7 @@ class Predictions:
         references = self._store.references_digest(project.key, labels, signature) if project else ""
         options = match_options(self._settings, project).digest() if project else ""
         digest = hashlib.sha256("\n".join((signature, options, references)).encode()).hexdigest()
-        return f"softmatcher-{__version__}-{self._settings.profile}-{digest[:12]}"
+        return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
 
     def predict(self, project_key: str, label_config: str, tasks: Sequence[Json]) -> Answer:
         """Predict tasks from the project's references, within the time that Label Studio waits.
@@ -116,7 +120,7 @@ class Predictions:
         is_open = len(tasks) == 1
         if is_open:
             self._wait_for_references(project_key)
-        version, known = self._references(project, config)
+        version, known = self.references(project, config)
         results: list[Json | list[Json]] = [[] for _ in tasks]
         if is_open and self._prefetch is not None:
             # Even without references: the labeler will scribble on the next task too.
@@ -141,14 +145,14 @@ class Predictions:
         self,
         project: ProjectRecord,
         config: LabelConfig,
-        known: _Known,
+        known: KnownReferences,
         version: str,
         task: Json,
         *,
         is_open: bool = False,
     ) -> Json | None:
         try:
-            prediction = self._predict(project, config, known, version, task, is_open=is_open)
+            prediction = self.predict_task(project, config, known, version, task, is_open=is_open)
         except InterruptedWorkError:
             raise
         except SoftmatcherError as error:
@@ -162,17 +166,41 @@ class Predictions:
         self._metrics.tasks.labels("found" if prediction else "empty").inc()
         return prediction
 
-    def _predict(
-        self, project: ProjectRecord, config: LabelConfig, known: _Known, version: str, task: Json, *, is_open: bool
+    def predict_task(
+        self,
+        project: ProjectRecord,
+        config: LabelConfig,
+        known: KnownReferences,
+        version: str,
+        task: Json,
+        *,
+        files: Mapping[str, bytes | None] | None = None,
+        fetcher: ImageFetcher | None = None,
+        is_open: bool = False,
     ) -> Json | None:
-        """`is_open`: somebody waits for this one task on the screen, so it goes before batches."""
+        """One task's prediction from references; None if nothing is found.
+
+        Args:
+            project: of the task.
+            config: its label config.
+            known: as `references` gives them.
+            version: as `references` gives it.
+            task: as Label Studio gives it.
+            files: image tag -> file, as far as they were fetched before.
+            fetcher: of the project; made anew if it is not given.
+            is_open: somebody waits for this one task on the screen, so it goes before batches.
+
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had or used; the message says why.
+            ModelUnavailableError: no models.
+        """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
+        fetcher = fetcher or self._connections.fetcher(project.key)
         regions: list[Json] = []
         for tag_name, references in known.by_tag.items():
-            image = self._images.load(
-                task, config.image(tag_name), self._connections.fetcher(project.key), is_interactive=is_open
-            )
+            content = files.get(tag_name) if files else None
+            image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, content=content)
             with self._models.gate.turn(is_interactive=is_open):
                 found = softmatcher.segment(image.encoded, references, options)
             with self._metrics.stage("rle"):
@@ -241,7 +269,7 @@ class Predictions:
         config = parse_label_config(project.label_config)
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         task = self._connections.client(project.key).task(task_id, project_id)
-        version, known = self._references(project, config)
+        version, known = self.references(project, config)
         options = match_options(self._settings, project)
         tags = [tag for tag in config.images if tag.name in known.by_tag] or list(config.images[:1])
         pictures = []
@@ -254,48 +282,6 @@ class Predictions:
             assert image.pixels is not None  # asked for
             pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
         return draw_traces(pictures)
-
-    def write_to_label_studio(self, project_key: str, task_ids: Sequence[int]) -> Json:
-        """Predict tasks and import the predictions, except where there is one of this model_version already.
-
-        Raises:
-            LabelStudioUnavailableError: Label Studio does not answer.
-            NotFoundError: the project is not known.
-        """
-        client = self._connections.client(project_key)
-        project = self._store.project(project_key)
-        if project is None:
-            raise NotFoundError(f"project {project_key} is not in the store (any more)")
-        config = parse_label_config(project.label_config)
-        self._models.get(_BATCH_WAIT_S)
-        version, known = self._references(project, config)
-        counts = {"tasks": len(task_ids), "found": 0, "had_one": 0}
-        predictions: list[Json] = []
-        good_batch = max(1, int(getattr(self._models.get(_BATCH_WAIT_S)[0], "good_batch", 1)))
-        wanted = list(task_ids if known.by_tag else ())
-        for start in range(0, len(wanted), good_batch):
-            tasks = []
-            for task_id in wanted[start : start + good_batch]:
-                try:
-                    task = client.task(task_id, project.project_id)
-                except NotFoundError:
-                    continue
-                if any(old.get("model_version") == version for old in task.get("predictions") or ()):
-                    counts["had_one"] += 1
-                    continue
-                tasks.append((task_id, task))
-            if len(tasks) > 1:
-                for tag_name in known.by_tag:
-                    tag, fetcher = config.image(tag_name), self._connections.fetcher(project.key)
-                    self._images.encode_together([task for _, task in tasks], tag, fetcher)
-            for task_id, task in tasks:
-                prediction = self._predict_or_report(project, config, known, version, task)
-                if prediction is not None:
-                    predictions.append({"task": task_id, **prediction})
-                    counts["found"] += 1
-        if predictions:
-            client.import_predictions(project.project_id, predictions)
-        return counts
 
     def _project(self, project_key: str, label_config: str) -> ProjectRecord:
         """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""
@@ -314,10 +300,17 @@ class Predictions:
             while time.monotonic() < deadline and self._store.has_pending(project_key, wait_s + 1):
                 time.sleep(_PENDING_POLL_S)
 
-    def _references(self, project: ProjectRecord, config: LabelConfig) -> tuple[str, _Known]:
-        """The model_version and the references of the labels that the config has now."""
+    def references(
+        self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str] | None = None
+    ) -> tuple[str, KnownReferences]:
+        """The model_version, and the references of the labels that the config has now, or of some of them.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
-        version = self._version(project, softmatcher.signature, config.labels)
+        wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
+        version = self._version(project, softmatcher.signature, wanted)
         key = (project.key, version)
         with self._lock:
             if key in self._known:
@@ -325,24 +318,33 @@ class Predictions:
                 return version, self._known[key]
         usable = {(brush.to_name, label) for brush in config.brushes for label in brush.labels}
         by_tag: dict[str, dict[str, list[Reference]]] = {}
-        for stored in self._store.references(project.key, labels=config.labels, signature=softmatcher.signature):
+        for stored in self._store.references(project.key, labels=wanted, signature=softmatcher.signature):
             if stored.reference is not None and (stored.image_tag, stored.label) in usable:
                 by_tag.setdefault(stored.image_tag, {}).setdefault(stored.label, []).append(stored.reference)
         options = match_options(self._settings, project)
         banks: dict[str, dict[str, ReferenceBank]] = {}
-        for tag_name, labels in by_tag.items():
-            for label, references in labels.items():
+        for tag_name, of_tag in by_tag.items():
+            for label, references in of_tag.items():
                 try:
                     banks.setdefault(tag_name, {})[label] = softmatcher.gather(references, options)
                 except BadInputError as error:
                     # One label that cannot be matched leaves the others their predictions.
                     logger.warning("project=%s label=%s: %s", project.key, label, error)
-        known = _Known(banks)
+        known = KnownReferences(banks)
         with self._lock:
             self._known[key] = known
             while len(self._known) > _KEPT_PROJECTS:
                 self._known.popitem(last=False)
         return version, known
+
+    def references_digest(self, project: ProjectRecord, labels: Sequence[str]) -> str:
+        """Digest of the references of these labels.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        return self._store.references_digest(project.key, labels, softmatcher.signature)
 
 
 def _from_drafts(

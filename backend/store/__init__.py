@@ -28,7 +28,15 @@ from backend.store.database import (
     upsert,
 )
 from backend.store.packing import reference_to_row, row_to_reference
-from backend.store.records import AnnotationRecord, Json, NewReference, ProjectRecord, StoredReference
+from backend.store.propagations import PropagationStore
+from backend.store.records import (
+    AnnotationRecord,
+    Json,
+    NewReference,
+    ProjectRecord,
+    ReferenceSummary,
+    StoredReference,
+)
 from backend.store.tables import SCHEMA_VERSION
 
 __all__ = ["AnnotationRecord", "NewReference", "ProjectRecord", "Store", "StoredReference"]
@@ -67,6 +75,7 @@ class Store:
                 f"{self._name} needs the Python package {error.name}: pip install 'psycopg[binary]'"
             ) from error
         self._writing = self._engine.execution_options(is_writing=True)
+        self.propagations = PropagationStore(self._rows, self._write)
         forget_connections_after_fork(self._engine)
 
     def close(self) -> None:
@@ -74,7 +83,9 @@ class Store:
         self._engine.dispose()
 
     def create_tables(self) -> None:
-        """Make what is missing. Processes that start at once wait for each other.
+        """Make what is missing, also in an older release's database. Processes that start at once wait for each other.
+
+        Version 2 added tables to version 1 and changed none, so that making the missing ones is the whole migration.
 
         Raises:
             ConfigurationError: a newer release wrote this database.
@@ -223,6 +234,19 @@ class Store:
     def reference_masks(self, project_key: str, *, labels: Collection[str] | None = None) -> list[StoredReference]:
         """References whatever models made them, without features: for showing and exporting."""
         return self._load_references(_references_where(project_key, labels, None), with_features=False)
+
+    def reference_mask(self, project_key: str, reference_id: int) -> StoredReference | None:
+        """One reference of a project, without features; None if it is not there (any more)."""
+        wanted = [*_references_where(project_key, None, None), tables.references.c.id == reference_id]
+        found = self._load_references(wanted, with_features=False)
+        return found[0] if found else None
+
+    def list_references(self, project_key: str) -> list[ReferenceSummary]:
+        """All references of a project without their contents, by label, newest first."""
+        columns = [tables.references.c[name] for name in ReferenceSummary.__dataclass_fields__]
+        mine = sa.select(*columns).where(tables.references.c.project_key == project_key)
+        ordered = mine.order_by(tables.references.c.label, tables.references.c.created_at.desc())
+        return [ReferenceSummary(**row._mapping) for row in self._rows(ordered)]
 
     def references_digest(self, project_key: str, labels: Collection[str] | None, signature: str) -> str:
         """sha256 over the references' digests: the same references give the same one, whatever the order or process."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -116,3 +116,141 @@ class StoredReference:
     reference: Reference | None
     digest: str
     created_at: float
+
+
+@dataclass(frozen=True)
+class ReferenceSummary:
+    """What a list shows of a reference; fields as in `StoredReference`."""
+
+    id: int
+    label: str
+    task_id: int
+    annotation_id: int
+    created_at: float
+
+
+@dataclass(frozen=True)
+class PropagationFilter:
+    """Which tasks of a project a propagation predicts, and with what.
+
+    Attributes:
+        only_unlabeled: leave out tasks that have an annotation.
+        labels: predict these only; None for all of the label config.
+        limit: at most so many tasks, those with the lowest ids; None for all.
+    """
+
+    only_unlabeled: bool = False
+    labels: tuple[str, ...] | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class PropagationRecord:
+    """One propagation.
+
+    Attributes:
+        state: planning, running, finishing, done, cancelled, superseded or failed.
+        started_by: for people to read.
+        created_at, started_at, finished_at: unix times in s; started once all tasks are known.
+        model_version, references_digest: with which it was planned; references may change while it runs.
+        planned_up_to: id of the last task that was planned.
+        is_planned: all tasks are known.
+        problem: why it failed, or why it waits.
+        paused_until: unix time in s before which no job works on it; None if none has to wait.
+        pauses: how many pauses there were since something last succeeded.
+    """
+
+    id: int
+    project_key: str
+    state: str
+    wanted: PropagationFilter
+    started_by: str
+    created_at: float
+    model_version: str | None
+    references_digest: str | None
+    planned_up_to: int
+    is_planned: bool
+    started_at: float | None
+    finished_at: float | None
+    problem: str | None
+    paused_until: float | None
+    pauses: int
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is something left to do."""
+        return self.state in ("planning", "running", "finishing")
+
+
+@dataclass(frozen=True)
+class PropagationCounts:
+    """Tasks of a propagation by state.
+
+    Attributes:
+        finished_lately: how many were finished within the last `window_s` seconds.
+    """
+
+    STATES: ClassVar = ("pending", "running", "done", "empty", "failed", "cancelled")
+
+    pending: int
+    running: int
+    done: int
+    empty: int
+    failed: int
+    cancelled: int
+    finished_lately: int
+    window_s: float
+
+    @property
+    def total(self) -> int:
+        """All tasks."""
+        return self.pending + self.running + self.finished
+
+    @property
+    def finished(self) -> int:
+        """Tasks with which nothing more will be done."""
+        return self.done + self.empty + self.failed + self.cancelled
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks that wait or are being predicted."""
+        return self.pending + self.running
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What came of one task.
+
+    Attributes:
+        state: done, empty, failed or cancelled.
+        score: of the prediction in Label Studio.
+        model_version: with which it was predicted.
+        reason: why it failed.
+    """
+
+    task_id: int
+    state: str
+    score: float | None = None
+    model_version: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task of a propagation; fields as in `TaskOutcome`."""
+
+    task_id: int
+    state: str
+    score: float | None
+    model_version: str | None
+    reason: str | None
+    attempts: int
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Tasks that failed for one reason, and the first of them."""
+
+    reason: str
+    count: int
+    first_task_id: int

@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Raise it with every change; new tables alone need no more than that, see `Store.create_tables`."""
 
 metadata = sa.MetaData()
@@ -82,4 +82,49 @@ pending = sa.Table(
     sa.Column("project_key", sa.Text, primary_key=True),
     sa.Column("annotation_id", _Id, primary_key=True, autoincrement=False),
     sa.Column("marked_at", sa.Double, nullable=False),
+)
+# A propagation and its tasks are kept after it has ended: they say what was predicted with which references.
+propagations = sa.Table(
+    "propagations",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("filter", sa.Text, nullable=False),
+    sa.Column("started_by", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("model_version", sa.Text),
+    sa.Column("references_digest", sa.Text),
+    sa.Column("planned_up_to", _Id, nullable=False),
+    sa.Column("is_planned", sa.Boolean, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("problem", sa.Text),
+    sa.Column("paused_until", sa.Double),
+    sa.Column("pauses", sa.Integer, nullable=False),
+    sa.Index("propagations_of", "project_key", "id"),
+    sa.Index("propagations_by_state", "state"),
+)
+# The index serves claims (`finished_at` is NULL for all that is pending) and holds all that counting needs.
+propagation_tasks = sa.Table(
+    "propagation_tasks",
+    metadata,
+    sa.Column("propagation_id", sa.ForeignKey(propagations.c.id, ondelete="CASCADE"), primary_key=True),
+    sa.Column("task_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("claim", sa.Text),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("score", sa.Double),
+    sa.Column("model_version", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Index("propagation_tasks_by_state", "propagation_id", "state", "finished_at", "task_id"),
+)
+quality_estimates = sa.Table(
+    "quality_estimates",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("estimated_at", sa.Double, nullable=False),
+    sa.Column("figures", sa.Text, nullable=False),
 )

@@ -1,16 +1,21 @@
 """Stands between a backend and Label Studio, and can take Label Studio away at a chosen moment."""
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 
 
 class FlakyProxy:
-    """Passes requests on until `images_left` images have been fetched; after that, connections are cut."""
+    """Passes requests on until `images_left` images have been fetched; after that, connections are cut.
+
+    Each image takes `image_delay_s` seconds longer, so that there is a middle in which something can happen.
+    """
 
     def __init__(self, target: str, port: int) -> None:
         self.images_left: int | None = None
+        self.image_delay_s = 0.0
         self._target = target
         self._lock = threading.Lock()
         proxy = self
@@ -21,6 +26,8 @@ class FlakyProxy:
                     self.close_connection = True
                     self.connection.close()
                     return
+                if "/data/upload/" in self.path:
+                    time.sleep(proxy.image_delay_s)
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
                 answer = requests.request(

@@ -276,6 +276,52 @@ def test_annotated_tasks_are_paged_by_id_so_that_changes_meanwhile_skip_none(web
     assert found[0][1] == [{"id": 10}]
 
 
+def test_ids_of_tasks_are_paged_without_what_the_tasks_contain(web: Web) -> None:
+    def listing(request: Request) -> Answer:
+        filters = {item["filter"]: item for item in json.loads(request.query["query"][0])["filters"]["items"]}
+        after = filters["filter:tasks:id"]["value"]
+        page = [{"id": number} for number in range(after + 1, 251)][: int(request.query["page_size"][0])]
+        return answer({"tasks": page, "total": 250})
+
+    web.routes["/api/tasks"] = listing
+    client = LabelStudioClient(web.url, LEGACY)
+    pages = list(client.task_ids(3, after=20, only_unlabeled=True, more_predictions_than=1))
+    assert [number for page in pages for number in page] == list(range(21, 251))
+    assert len(web.requests) == 3
+    query = web.requests[0].query
+    assert "fields" not in query, "annotations and predictions stay where they are"
+    assert query["review"] == ["true"], "Label Studio must not ask its ML backends while it lists"
+    items = json.loads(query["query"][0])["filters"]["items"]
+    assert [(item["filter"], item["operator"], item["value"]) for item in items] == [
+        ("filter:tasks:total_annotations", "equal", 0),
+        ("filter:tasks:total_predictions", "greater", 1),
+        ("filter:tasks:id", "greater", 20),
+    ]
+
+
+def test_tasks_are_counted_with_one_small_request(web: Web) -> None:
+    web.always("/api/tasks", answer({"tasks": [{"id": 1}], "total": 12345}))
+    assert LabelStudioClient(web.url, LEGACY).count_tasks(3) == 12345
+    assert web.requests[0].query["page_size"] == ["1"]
+
+
+def test_some_tasks_come_in_one_request(web: Web) -> None:
+    web.always("/api/tasks", answer({"tasks": [{"id": 7}, {"id": 9}], "total": 2}))
+    client = LabelStudioClient(web.url, LEGACY)
+    assert [task["id"] for task in client.tasks_of(3, [7, 8, 9])] == [7, 9]
+    assert client.tasks_of(3, []) == []
+    assert len(web.requests) == 1
+    assert web.requests[0].query["fields"] == ["all"]
+
+
+def test_prediction_that_is_gone_needs_no_deleting(web: Web) -> None:
+    web.always("/api/predictions/5/", Answer(status=204), Answer(status=404))
+    client = LabelStudioClient(web.url, LEGACY)
+    client.delete_prediction(5)
+    client.delete_prediction(5)
+    assert [request.method for request in web.requests] == ["DELETE", "DELETE"]
+
+
 def test_predictions_go_in_one_request(web: Web) -> None:
     web.always("/api/projects/4/import/predictions", answer({"created": 2}, 201))
     client = LabelStudioClient(web.url, LEGACY)

@@ -11,7 +11,17 @@ from backend import jobs
 from backend.core.types import EncodedImage, Image
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
-from tests.fakes import LABEL_CONFIG, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
+from backend.projects.bulk import Batch, BulkPredictions
+from backend.projects.images import TaskImages
+from tests.fakes import (
+    LABEL_CONFIG,
+    ColourSoftmatcher,
+    FakeConnections,
+    FakeLabelStudio,
+    draw,
+    make_backend,
+    png,
+)
 
 
 class BatchSoftmatcher(ColourSoftmatcher):
@@ -45,11 +55,20 @@ def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, mo
     try:
         backend.projects.store.save_project(label_studio.key, label_config=LABEL_CONFIG)
         backend.projects.references.take_in(label_studio.key, 1)
-        outcome = backend.projects.predictions.write_to_label_studio(label_studio.key, list(range(2, 9)))
+        project, config = backend.projects.store.project(label_studio.key), parse_label_config(LABEL_CONFIG)
+        assert project
+        version, known = backend.projects.predictions.references(project, config)
+        images = TaskImages(backend.projects.models, backend.projects.metrics, max_pixels=10**6)
+        connections = FakeConnections(label_studio)
+        bulk = BulkPredictions(backend.projects.metrics, connections, images, backend.projects.predictions)  # type: ignore[arg-type]
+        batch = Batch(project, config, version, known, list(range(2, 9)))
+        outcomes = bulk.run(batch, should_stop=lambda: False, still_wanted=lambda: set(batch.task_ids))
     finally:
         jobs.use_projects(None)
         backend.projects.close()
-    assert outcome == {"tasks": 7, "found": 6, "had_one": 0}
+    assert {outcome.task_id: outcome.state for outcome in outcomes} == {
+        task_id: "failed" if task_id == 4 else "done" for task_id in range(2, 9)
+    }
     assert sorted(prediction["task"] for prediction in label_studio.imported) == [2, 3, 5, 6, 7, 8]
     # Tasks 2 to 4 (one of them without an image), 5 to 7, and 8 by itself.
     assert engine.batches == [2, 3]

@@ -1,0 +1,261 @@
+"""Predicts a batch of tasks and writes the predictions to Label Studio: exactly one of this backend a task.
+
+May run twice for the same tasks, be killed anywhere and run again: what Label Studio has decides what is left to do.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from backend.errors import (
+    BadInputError,
+    LabelStudioError,
+    LabelStudioUnavailableError,
+    NotFoundError,
+    SoftmatcherError,
+)
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.images import ImageFetcher
+from backend.labelstudio.label_config import LabelConfig
+from backend.metrics import Metrics
+from backend.projects.connection import Connections
+from backend.projects.images import TaskImages
+from backend.projects.predictions import OWN_VERSIONS, KnownReferences, Predictions
+from backend.store import ProjectRecord
+from backend.store.records import TaskOutcome
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+_FETCHED_AHEAD = 4
+_FETCHERS = 2
+"""Downloads from Label Studio at a time, for one worker."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is predicted, with what.
+
+    Attributes:
+        project: of the tasks.
+        config: its label config.
+        version: the model_version.
+        known: the references.
+        task_ids: of the tasks.
+    """
+
+    project: ProjectRecord
+    config: LabelConfig
+    version: str
+    known: KnownReferences
+    task_ids: Sequence[int]
+
+
+class BulkPredictions:
+    """Takes batches of tasks through download, prediction, import and removal of what is replaced."""
+
+    def __init__(
+        self, metrics: Metrics, connections: Connections, images: TaskImages, predictions: Predictions
+    ) -> None:
+        self._metrics = metrics
+        self._connections = connections
+        self._images = images
+        self._predictions = predictions
+
+    def run(
+        self, batch: Batch, *, should_stop: Callable[[], bool], still_wanted: Callable[[], set[int]]
+    ) -> list[TaskOutcome]:
+        """Predict the batch and write it.
+
+        Args:
+            batch: the tasks, at most 100.
+            should_stop: asked before each task; True leaves the rest.
+            still_wanted: asked once before writing: the tasks whose predictions may still be written.
+
+        Returns:
+            Outcomes of the tasks that were finished; those left are not among them.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer; nothing is half done that a second run would not
+                see.
+            LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
+        """
+        client = self._connections.client(batch.project.key)
+        tasks = {int(task["id"]): task for task in client.tasks_of(batch.project.project_id, batch.task_ids)}
+        outcomes = [
+            TaskOutcome(task_id, "failed", reason="the task is not in the project any more")
+            for task_id in batch.task_ids
+            if task_id not in tasks
+        ]
+        replaced: dict[int, list[int]] = {}
+        to_predict: list[Json] = []
+        for task in tasks.values():
+            current, old = _own_predictions(task, batch.version)
+            replaced[task["id"]] = [int(each["id"]) for each in (*old, *current[:-1])]
+            if current:
+                outcomes.append(TaskOutcome(task["id"], "done", _score(current[-1]), batch.version))
+            else:
+                to_predict.append(task)
+        had_one = {outcome.task_id for outcome in outcomes if outcome.state == "done"}
+        found = self._predict(batch, to_predict, client, should_stop, outcomes)
+        wanted = still_wanted()
+        outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]
+        written = self._write(client, batch, {id_: one for id_, one in found.items() if id_ in wanted}, outcomes)
+        for task_id in (*written, *(had_one & wanted)):
+            for prediction_id in replaced.get(task_id, ()):
+                client.delete_prediction(prediction_id)
+        return outcomes
+
+    def keep_one(self, project: ProjectRecord, task_ids: Sequence[int]) -> int:
+        """Remove all but the newest prediction of this backend from each of the tasks; how many were removed.
+
+        Raises:
+            LabelStudioError, ConfigurationError: Label Studio cannot be used.
+        """
+        client = self._connections.client(project.key)
+        removed = 0
+        for task in client.tasks_of(project.project_id, task_ids):
+            for prediction in sorted(_own(task), key=lambda each: int(each["id"]))[:-1]:
+                client.delete_prediction(int(prediction["id"]))
+                removed += 1
+        return removed
+
+    def _predict(
+        self,
+        batch: Batch,
+        tasks: Sequence[Json],
+        client: LabelStudioClient,
+        should_stop: Callable[[], bool],
+        outcomes: list[TaskOutcome],
+    ) -> dict[int, Json | None]:
+        """Task id -> prediction, None if nothing was found; failures go to the outcomes."""
+        found: dict[int, Json | None] = {}
+        fetcher = self._connections.fetcher(batch.project.key)
+        for task, files in self._encoded(batch, tasks, fetcher, should_stop):
+            task_id = int(task["id"])
+            try:
+                found[task_id] = self._predictions.predict_task(
+                    batch.project, batch.config, batch.known, batch.version, task, files=files(), fetcher=fetcher
+                )
+            except LabelStudioUnavailableError as error:
+                # Is it all of Label Studio, or one image on a host that is down?
+                client.version()
+                outcomes.append(self._failed(batch, task_id, str(error)))
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                outcomes.append(self._failed(batch, task_id, str(error)))
+            except SoftmatcherError:
+                raise
+            except Exception as error:
+                logger.exception("project=%s task=%s", batch.project.key, task_id)
+                reason = f"internal error ({type(error).__name__}); the worker's log has the details"
+                outcomes.append(self._failed(batch, task_id, reason))
+            else:
+                self._metrics.tasks.labels("found" if found[task_id] else "empty").inc()
+        return found
+
+    def _failed(self, batch: Batch, task_id: int, reason: str) -> TaskOutcome:
+        self._metrics.tasks.labels("failed").inc()
+        logger.warning("project=%s task=%d: %s", batch.project.key, task_id, reason)
+        return TaskOutcome(task_id, "failed", model_version=batch.version, reason=reason[:500])
+
+    def _encoded(
+        self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
+    ) -> Iterator[tuple[Json, Callable[[], Mapping[str, bytes | None]]]]:
+        """Tasks with their files; where the device gains by it, several of them encoded together before."""
+        good_batch = self._images.good_batch
+        if good_batch == 1:
+            yield from self._fetched(batch, tasks, fetcher, should_stop)
+            return
+        for start in range(0, len(tasks), good_batch):
+            if should_stop():
+                return
+            together = tasks[start : start + good_batch]
+            for tag_name in batch.known.by_tag:
+                self._images.encode_together(together, batch.config.image(tag_name), fetcher)
+            yield from self._fetched(batch, together, fetcher, should_stop)
+
+    def _fetched(
+        self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
+    ) -> Iterator[tuple[Json, Callable[[], Mapping[str, bytes | None]]]]:
+        """Tasks with their files, of which the next few are downloaded while one is being predicted."""
+
+        def fetch(task: Json) -> Mapping[str, bytes | None]:
+            return {
+                tag_name: self._images.download(task, batch.config.image(tag_name), fetcher)
+                for tag_name in batch.known.by_tag
+            }
+
+        pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        waiting: deque[tuple[Json, Future[Mapping[str, bytes | None]]]] = deque()
+        rest = iter(tasks)
+        try:
+            while not should_stop():
+                while len(waiting) < _FETCHED_AHEAD and (task := next(rest, None)) is not None:
+                    waiting.append((task, pool.submit(fetch, task)))
+                if not waiting:
+                    return
+                task, files = waiting.popleft()
+                yield task, files.result
+        finally:
+            # A download that hangs must not hold up a worker that is asked to end.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _write(
+        self,
+        client: LabelStudioClient,
+        batch: Batch,
+        found: Mapping[int, Json | None],
+        outcomes: list[TaskOutcome],
+    ) -> list[int]:
+        """Import the predictions; the tasks that are as they should be now, with and without one."""
+        written = [task_id for task_id, prediction in found.items() if prediction is None]
+        outcomes += [TaskOutcome(task_id, "empty", model_version=batch.version) for task_id in written]
+        predictions = [{"task": task_id, **prediction} for task_id, prediction in found.items() if prediction]
+        for one, problem in self._import(client, batch.project.project_id, predictions):
+            if problem is None:
+                written.append(one["task"])
+                outcomes.append(TaskOutcome(one["task"], "done", _score(one), batch.version))
+            else:
+                outcomes.append(self._failed(batch, one["task"], problem))
+        return written
+
+    def _import(
+        self, client: LabelStudioClient, project_id: int, predictions: Sequence[Json]
+    ) -> Iterator[tuple[Json, str | None]]:
+        try:
+            with self._metrics.stage("import"):
+                client.import_predictions(project_id, predictions)
+        except BadInputError as error:
+            # Label Studio refuses all of them for one, for example if a task was deleted a moment ago.
+            if len(predictions) == 1:
+                yield predictions[0], str(error)
+                return
+            for one in predictions:
+                yield from self._import(client, project_id, [one])
+        else:
+            for one in predictions:
+                yield one, None
+
+
+def _own(task: Json) -> list[Json]:
+    return [
+        each for each in task.get("predictions") or () if str(each.get("model_version") or "").startswith(OWN_VERSIONS)
+    ]
+
+
+def _own_predictions(task: Json, version: str) -> tuple[list[Json], list[Json]]:
+    """This backend's predictions of a task: those of the version, oldest first, and the others."""
+    own = sorted(_own(task), key=lambda each: int(each.get("id") or 0))
+    return (
+        [each for each in own if each["model_version"] == version],
+        [each for each in own if each["model_version"] != version],
+    )
+
+
+def _score(prediction: Json) -> float | None:
+    score = prediction.get("score")
+    return float(score) if isinstance(score, int | float) else None

@@ -1,0 +1,138 @@
+"""An estimate of quality from the references alone: each is left out in turn and predicted from the others."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from backend.core.types import Mask
+from backend.errors import SoftmatcherError
+from backend.labelstudio.label_config import parse_label_config
+from backend.projects.connection import Connections
+from backend.projects.images import TaskImages
+from backend.projects.models import Models
+from backend.projects.options import match_options
+from backend.projects.predictions import Predictions
+from backend.settings import Settings
+from backend.store import Store, StoredReference
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+_AT_MOST = 40
+"""References that are left out in turn, spread over all labels: some tenths of a second each."""
+_MODEL_WAIT_S = 120.0
+
+
+class Quality:
+    """Leave-one-out over a project's references."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        models: Models,
+        connections: Connections,
+        images: TaskImages,
+        predictions: Predictions,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._models = models
+        self._connections = connections
+        self._images = images
+        self._predictions = predictions
+
+    def estimate(self, project_key: str) -> Json:
+        """IoU of each reference's mask with what the references of other images find on its image; kept in the store.
+
+        A reference that marks one of several objects on its image makes the figure lower than the truth.
+
+        Returns:
+            `labels`: label -> {`references`, `tried`, `iou` (mean, None if there was none to try)}, `iou`: the mean
+            over the labels.
+
+        Raises:
+            ModelUnavailableError: no models.
+            LabelStudioUnavailableError: an image cannot be had now.
+        """
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        project = self._store.project(project_key)
+        if project is None or not project.label_config:
+            return {"labels": {}, "iou": None}
+        config = parse_label_config(project.label_config)
+        by_label: dict[str, list[StoredReference]] = defaultdict(list)
+        for stored in self._store.references(project_key, labels=config.labels, signature=softmatcher.signature):
+            if stored.reference is not None:
+                by_label[stored.label].append(stored)
+        client, fetcher = self._connections.client(project_key), self._connections.fetcher(project_key)
+        options = match_options(self._settings, project)
+        ious: dict[str, list[float]] = defaultdict(list)
+        for left_out in _in_turn(by_label, _AT_MOST):
+            others = _others(by_label, left_out)
+            if not others.get(left_out.label):
+                continue
+            try:
+                (task,) = client.tasks_of(project.project_id, [left_out.task_id]) or (None,)
+                if task is None:
+                    continue
+                image = self._images.load(task, config.image(left_out.image_tag), fetcher, is_interactive=False)
+            except SoftmatcherError as error:
+                logger.warning("project=%s reference=%d is not tried: %s", project_key, left_out.id, error)
+                continue
+            with self._models.gate.turn(is_interactive=False):
+                found = softmatcher.segment(
+                    image.encoded,
+                    {label: [one.reference for one in some if one.reference] for label, some in others.items()},
+                    options,
+                )
+            mask = next((one.mask for one in found if one.label == left_out.label), np.zeros_like(left_out.mask))
+            ious[left_out.label].append(_iou(mask, left_out.mask))
+        labels = {
+            label: {
+                "references": len(some),
+                "tried": len(ious[label]),
+                "iou": round(float(np.mean(ious[label])), 3) if ious[label] else None,
+            }
+            for label, some in sorted(by_label.items())
+        }
+        means = [entry["iou"] for entry in labels.values() if entry["iou"] is not None]
+        figures: Json = {"labels": labels, "iou": round(float(np.mean(means)), 3) if means else None}
+        self._store.propagations.save_quality(
+            project_key, self._predictions.model_version(project_key, wait_s=_MODEL_WAIT_S), figures
+        )
+        return figures
+
+
+def _in_turn(by_label: dict[str, list[StoredReference]], at_most: int) -> list[StoredReference]:
+    """The same number of each label, as far as there are, in an order that depends on content only."""
+    queues = [list(some) for _, some in sorted(by_label.items())]
+    chosen: list[StoredReference] = []
+    while len(chosen) < at_most and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < at_most:
+                chosen.append(queue.pop(0))
+    return chosen
+
+
+def _others(by_label: dict[str, list[StoredReference]], left_out: StoredReference) -> dict[str, list[StoredReference]]:
+    """Of the same image none stays: it would find itself."""
+    return {
+        label: [one for one in some if one.image_sha256 != left_out.image_sha256]
+        for label, some in by_label.items()
+        if _same_tag(some, left_out)
+    }
+
+
+def _same_tag(some: Sequence[StoredReference], left_out: StoredReference) -> bool:
+    return any(one.image_tag == left_out.image_tag for one in some)
+
+
+def _iou(one: Mask, other: Mask) -> float:
+    if one.shape != other.shape:
+        return 0.0
+    union = int(np.count_nonzero(one | other))
+    return int(np.count_nonzero(one & other)) / union if union else 0.0

@@ -1,0 +1,436 @@
+"""Propagation over fakes: every task exactly once, whatever is interrupted, refused or lost in between."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
+from backend.projects.propagations import Worked
+from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
+from tests.fakes import Backend, draw, png
+
+RED_BOX = (10, 10, 30, 30)
+ALL = PropagationFilter()
+
+
+def _point(label: str = "Cat") -> dict[str, Any]:
+    value = {"x": 30, "y": 40, "width": 1, "keypointlabels": [label]}
+    return {
+        "id": f"point-{label}", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
+        "original_height": 48, "value": value,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def key(backend: Backend) -> str:
+    """A project of eight tasks: the first is annotated, the others show the object, but for task 5."""
+    for number in range(1, 9):
+        picture = draw(blue=RED_BOX) if number == 5 else draw(red=(10, 10, 30 + number, 30))
+        backend.label_studio.add_task(number, png(picture))
+    backend.label_studio.annotate(10, 1, [_point()])
+    return backend.projects.note_project(backend.label_studio.project(1))
+
+
+def _start(backend: Backend, key: str, wanted: PropagationFilter = ALL, **more: Any) -> PropagationRecord:
+    record = backend.projects.propagations.start(key, wanted, "test", **{"supersede": False, **more})
+    backend.projects.propagations.plan(record.id)
+    return backend.projects.store.propagations.get(record.id)
+
+
+def _work(
+    backend: Backend, record: PropagationRecord, *, claim: str = "w:1", should_stop: Callable[[], bool] = lambda: False
+) -> Worked:
+    backend.projects.store.propagations._update(record.id, paused_until=None)
+    return backend.projects.propagations.work(
+        record.id, claim, is_alive=backend.queue.is_claim_alive, should_stop=should_stop
+    )
+
+
+def _counts(backend: Backend, record: PropagationRecord) -> PropagationCounts:
+    return backend.projects.store.propagations.counts(record.id)
+
+
+def _state(backend: Backend, record: PropagationRecord) -> str:
+    return backend.projects.store.propagations.get(record.id).state
+
+
+def _after(calls: int) -> Callable[[], bool]:
+    """False so often, then True."""
+    left = [calls]
+
+    def is_over() -> bool:
+        left[0] -= 1
+        return left[0] < 0
+
+    return is_over
+
+
+def test_every_task_is_predicted_once_and_absence_is_an_answer(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    assert _work(backend, record).left == "nothing"
+    counts = _counts(backend, record)
+    assert (counts.total, counts.done, counts.empty, counts.failed) == (8, 7, 1, 0)
+    assert _state(backend, record) == "done"
+    version = backend.projects.predictions.model_version(key)
+    assert [backend.label_studio.versions_of(number) for number in range(1, 9)] == [
+        [version] if number != 5 else [] for number in range(1, 9)
+    ]
+    assert record.model_version == version
+
+
+def test_annotations_that_were_not_announced_count(backend: Backend, key: str) -> None:
+    assert backend.projects.count_references() == {"1": 0}
+    _start(backend, key)
+    assert backend.projects.count_references() == {"1": 1}
+
+
+def test_without_references_it_fails_and_says_what_to_do(backend: Backend, key: str) -> None:
+    backend.label_studio.annotations.clear()
+    record = _start(backend, key)
+    assert record.state == "failed"
+    assert "mark an object" in str(record.problem)
+
+
+def test_only_older_predictions_of_this_backend_are_removed(backend: Backend, key: str) -> None:
+    for version in ("softmatcher-0.0.1-lite-abc", "yolo-7"):
+        for number in (2, 5):
+            backend.label_studio.add_prediction(number, {"model_version": version, "result": [], "score": 0.5})
+    record = _start(backend, key)
+    _work(backend, record)
+    assert backend.label_studio.versions_of(2) == ["yolo-7", record.model_version]
+    assert backend.label_studio.versions_of(5) == ["yolo-7"], "nothing is found there any more"
+
+
+def test_failed_tasks_keep_their_older_prediction_and_say_why(backend: Backend, key: str) -> None:
+    backend.label_studio.images["/data/upload/1/3.png"] = b"this is no image"
+    del backend.label_studio.images["/data/upload/1/4.png"]
+    backend.label_studio.add_prediction(4, {"model_version": "softmatcher-0-lite-old", "result": [], "score": 0.5})
+    record = _start(backend, key)
+    _work(backend, record)
+    reasons = {group.first_task_id: group.reason for group in backend.projects.store.propagations.failures(record.id)}
+    assert set(reasons) == {3, 4}
+    assert "404" in reasons[4]
+    assert backend.label_studio.versions_of(4) == ["softmatcher-0-lite-old"]
+    assert _counts(backend, record).done == 5
+
+    backend.label_studio.add_task(4, png(draw(red=RED_BOX)))
+    assert backend.projects.propagations.retry(record.id, "failed") == 2
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.failed) == (6, 1)
+    assert len(backend.label_studio.versions_of(4)) == 1
+    assert _state(backend, record) == "done"
+
+
+def test_deleted_task_fails_with_its_reason(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    del backend.label_studio.tasks[6]
+    _work(backend, record)
+    (group,) = backend.projects.store.propagations.failures(record.id)
+    assert (group.first_task_id, group.count) == (6, 1)
+    assert "not in the project" in group.reason
+
+
+def test_task_deleted_while_its_batch_is_predicted_does_not_spoil_the_batch(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    tasks_of = backend.label_studio.tasks_of
+
+    def read_then_delete(project_id: int, task_ids: list[int]) -> list[dict[str, Any]]:
+        found = tasks_of(project_id, task_ids)
+        backend.label_studio.tasks.pop(6, None)
+        return found
+
+    backend.label_studio.tasks_of = read_then_delete  # type: ignore[method-assign,assignment]
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.empty, counts.failed) == (6, 1, 1)
+
+
+def test_starting_again_predicts_nothing_anew(backend: Backend, key: str) -> None:
+    _work(backend, _start(backend, key))
+    imported = len(backend.label_studio.imported)
+    second = _start(backend, key)
+    _work(backend, second)
+    assert _counts(backend, second).done == 7
+    assert len(backend.label_studio.imported) == imported
+
+
+def test_answer_that_gets_lost_leads_to_no_second_prediction(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    backend.label_studio.answers_get_lost = True
+    assert _work(backend, record).left == "paused"
+    assert _counts(backend, record).pending == 8
+    backend.label_studio.answers_get_lost = False
+    _work(backend, record)
+    assert _counts(backend, record).done == 7
+    assert all(len(backend.label_studio.versions_of(number)) == (number != 5) for number in range(1, 9))
+
+
+def test_prediction_that_label_studio_added_meanwhile_is_one_too_many(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    import_predictions = backend.label_studio.import_predictions
+
+    def import_beside_retrieval(project_id: int, predictions: list[dict[str, Any]]) -> int:
+        backend.label_studio.add_prediction(3, {**predictions[0], "task": 3})
+        return import_predictions(project_id, predictions)
+
+    backend.label_studio.import_predictions = import_beside_retrieval  # type: ignore[method-assign]
+    _work(backend, record)
+    assert backend.label_studio.versions_of(3) == [record.model_version]
+    assert _state(backend, record) == "done"
+
+
+def test_label_studio_away_pauses_longer_and_longer_and_goes_on(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    backend.label_studio.is_down = True
+    pauses = []
+    for _ in range(6):
+        assert _work(backend, record).left == "paused"
+        paused = backend.projects.store.propagations.get(record.id)
+        pauses.append((paused.paused_until or 0) - time.time())
+    assert [round(pause_s) for pause_s in pauses] == [5, 10, 20, 40, 60, 60]
+    assert "does not answer" in str(paused.problem)
+    assert _counts(backend, record).pending == 8
+    backend.label_studio.is_down = False
+    assert _work(backend, record).finished == 8
+    ended = backend.projects.store.propagations.get(record.id)
+    assert (ended.state, ended.problem, ended.paused_until) == ("done", None, None)
+
+
+def test_image_host_away_fails_its_tasks_only(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    fetch = backend.label_studio.fetch
+
+    def fetch_but_one(url: str, task_id: int | None) -> bytes:
+        if task_id == 2:
+            raise LabelStudioUnavailableError("images.example did not answer")
+        return fetch(url, task_id)
+
+    backend.label_studio.fetch = fetch_but_one  # type: ignore[method-assign]
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.failed) == (6, 1)
+
+
+def test_planning_goes_on_where_it_was_interrupted(backend: Backend, key: str) -> None:
+    record = backend.projects.propagations.start(key, ALL, "test", supersede=False)
+    pages = []
+
+    def cut_off() -> None:
+        pages.append(1)
+        backend.label_studio.is_down = len(pages) == 2
+
+    outcome = backend.projects.propagations.plan(record.id, on_page=cut_off)
+    assert outcome["paused_s"] == 5
+    assert _counts(backend, record).total == 6
+    backend.label_studio.is_down = False
+    backend.projects.store.propagations._update(record.id, paused_until=None)
+    assert backend.projects.propagations.plan(record.id) == {"planned": 2}
+    assert _counts(backend, record).total == 8
+    assert _state(backend, record) == "running"
+
+
+def test_filters(backend: Backend, key: str) -> None:
+    unlabeled = _start(backend, key, PropagationFilter(only_unlabeled=True))
+    assert _counts(backend, unlabeled).total == 7
+    few = _start(backend, key, PropagationFilter(limit=4), supersede=True)
+    assert _counts(backend, few).total == 4
+    assert _state(backend, unlabeled) == "superseded"
+    assert _counts(backend, unlabeled).cancelled == 7
+    assert backend.projects.propagations.count(key, PropagationFilter(limit=5)) == 5
+    assert backend.projects.propagations.count(key, PropagationFilter(only_unlabeled=True)) == 7
+
+
+def test_one_label_alone(backend: Backend, key: str) -> None:
+    backend.label_studio.annotate(11, 5, [_point("Dog")])
+    record = _start(backend, key, PropagationFilter(labels=("Dog",)))
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.empty) == (1, 7)
+    assert record.model_version != backend.projects.predictions.model_version(key)
+    with pytest.raises(BadInputError, match="Cat, Dog"):
+        _start(backend, key, PropagationFilter(labels=("Elephant",)), supersede=True)
+
+
+def test_second_start_is_refused_or_replaces(backend: Backend, key: str) -> None:
+    first = _start(backend, key)
+    with pytest.raises(ConflictError, match="supersede"):
+        _start(backend, key)
+    second = _start(backend, key, supersede=True)
+    _work(backend, first)
+    _work(backend, second)
+    assert (_state(backend, first), _state(backend, second)) == ("superseded", "done")
+    assert len(backend.label_studio.imported) == 7
+
+
+def test_cancel_keeps_what_is_done_and_can_be_taken_back(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    _work(backend, record, should_stop=_after(4))
+    done = _counts(backend, record).finished
+    assert 0 < done < 8
+    assert backend.projects.store.propagations.cancel(record.id)
+    assert not backend.projects.store.propagations.cancel(record.id)
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.finished, counts.cancelled, counts.unfinished) == (8, 8 - done, 0)
+    assert len(backend.label_studio.imported) == counts.done
+    backend.projects.propagations.retry(record.id, "unfinished")
+    _work(backend, record)
+    assert _counts(backend, record).done == 7
+    assert _state(backend, record) == "done"
+
+
+def test_cancel_in_the_middle_of_a_batch_writes_nothing_more(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    fetch = backend.label_studio.fetch
+
+    def fetch_then_cancel(url: str, task_id: int | None) -> bytes:
+        backend.projects.store.propagations.cancel(record.id)
+        return fetch(url, task_id)
+
+    backend.label_studio.fetch = fetch_then_cancel  # type: ignore[method-assign]
+    _work(backend, record)
+    assert backend.label_studio.imported == []
+    assert _counts(backend, record).cancelled == 8
+
+
+def test_tasks_of_a_killed_worker_go_to_the_next(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    store = backend.projects.store.propagations
+    assert store.claim(record.id, "dead:1", 3) == [1, 2, 3]
+    assert store.claim(record.id, "alive:2", 3) == [4, 5, 6]
+    backend.queue.live_claims.add("alive:2")
+    _work(backend, record, claim="next:3")
+    counts = _counts(backend, record)
+    assert (counts.running, counts.pending, counts.finished) == (3, 0, 5)
+    assert _state(backend, record) == "running"
+    backend.queue.live_claims.clear()
+    _work(backend, record, claim="next:3")
+    assert _counts(backend, record).finished == 8
+    assert len(backend.label_studio.imported) == 7
+
+
+def test_worker_that_was_given_up_on_writes_nothing_late(backend: Backend, key: str) -> None:
+    """It hung; its tasks went to another; it comes back."""
+    record = _start(backend, key)
+    fetch = backend.label_studio.fetch
+    is_first = [True]
+
+    def hang_once(url: str, task_id: int | None) -> bytes:
+        if is_first[0]:
+            is_first[0] = False
+            backend.label_studio.fetch = fetch  # type: ignore[method-assign]
+            _work(backend, record, claim="other:2")
+        return fetch(url, task_id)
+
+    backend.label_studio.fetch = hang_once  # type: ignore[method-assign]
+    _work(backend, record, claim="hung:1")
+    assert len(backend.label_studio.imported) == 7
+    assert _state(backend, record) == "done"
+
+
+def test_task_that_takes_its_worker_down_ends_as_failed_and_takes_no_other_with_it(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    segment = backend.projects.models.get(1)[0].segment
+
+    def die_on_four(encoded: Any, *rest: Any) -> Any:
+        if encoded.embedding["image"][15, 33].tolist() == [200, 30, 30] and (
+            encoded.embedding["image"][15, 34].tolist() != [200, 30, 30]
+        ):
+            raise KeyboardInterrupt
+        return segment(encoded, *rest)
+
+    backend.projects.models.get(1)[0].segment = die_on_four  # type: ignore[method-assign]
+    for _ in range(20):
+        try:
+            if _work(backend, record).left == "nothing":
+                break
+        except KeyboardInterrupt:
+            continue
+    counts = _counts(backend, record)
+    assert (counts.done, counts.empty, counts.failed) == (6, 1, 1)
+    (group,) = backend.projects.store.propagations.failures(record.id)
+    assert group.first_task_id == 4
+    assert "worker ended" in group.reason
+
+
+def test_last_reference_deleted_meanwhile(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    backend.projects.store.delete_annotations(key, [10])
+    _work(backend, record)
+    (group,) = backend.projects.store.propagations.failures(record.id)
+    assert group.count == 8
+    assert "no reference left" in group.reason
+
+
+def test_references_that_change_meanwhile_leave_outdated_tasks(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    _work(backend, record, should_stop=_after(4))
+    backend.label_studio.annotate(11, 5, [_point("Dog")])
+    backend.projects.references.take_in(key, 11)
+    _work(backend, record)
+    now = backend.projects.propagations.version_now(record)
+    outdated = backend.projects.store.propagations.count_outdated(record.id, now)
+    assert 0 < outdated < 8
+    assert backend.projects.propagations.retry(record.id, "outdated") == outdated
+    _work(backend, record)
+    assert backend.projects.store.propagations.count_outdated(record.id, now) == 0
+    assert all(backend.label_studio.versions_of(number) == [now] for number in range(1, 9))
+
+
+def test_handed_on_tasks_are_predicted_once(backend: Backend, key: str) -> None:
+    record = _start(backend, key, PropagationFilter(limit=4))
+    propagations = backend.projects.propagations
+    assert propagations.hand_on(key, [3, 4, 5, 6]) == record.id
+    assert _counts(backend, record).total == 6
+    _work(backend, record)
+    other = propagations.hand_on(key, [6, 7])
+    assert other not in (None, record.id)
+    assert propagations.hand_on(key, [6, 7]) == other
+    assert propagations.hand_on(key, []) is None
+    _work(backend, backend.projects.store.propagations.get(other or 0))
+    assert sorted(item["task"] for item in backend.label_studio.imported) == [1, 2, 3, 4, 6, 7]
+
+
+def test_starts_by_itself_after_enough_references(backend: Backend, key: str) -> None:
+    propagations = backend.projects.propagations
+    backend.projects.references.reconcile(key)
+    assert propagations.due_projects() == [], "it is off unless it is asked for"
+    propagations._settings = backend.settings.model_copy(update={"propagate_after_references": 2})
+    assert propagations.due_projects() == []
+    backend.label_studio.annotate(11, 5, [_point("Dog")])
+    backend.projects.references.take_in(key, 11)
+    assert propagations.due_projects() == [key]
+    record = _start(backend, key)
+    assert propagations.due_projects() == []
+    _work(backend, record)
+    assert propagations.due_projects() == [], "none of them is new any more"
+
+
+def test_database_operations_a_task_do_not_grow(backend: Backend) -> None:
+    def statements(count: int, first: int) -> float:
+        for number in range(first, first + count):
+            backend.label_studio.add_task(number, png(draw(red=RED_BOX)))
+        backend.label_studio.annotate(10, 1, [_point()])
+        key = backend.projects.note_project(backend.label_studio.project(1))
+        executed: list[str] = []
+        engine = backend.projects.store._engine
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            executed.append(statement)
+
+        import sqlalchemy as sa
+
+        sa.event.listen(engine, "before_cursor_execute", note)
+        record = _start(backend, key, supersede=True)
+        while _work(backend, record).left == "more":
+            pass
+        sa.event.remove(engine, "before_cursor_execute", note)
+        assert _counts(backend, record).done == first + count - 1
+        return len(executed) / (first + count - 1)
+
+    backend.label_studio.page = 100
+    few, many = statements(100, 1), statements(700, 101)
+    assert many < 1.2 * few
