@@ -204,7 +204,7 @@ def test_wrong_settings_are_rejected(engine: Softmatcher) -> None:
         engine.segment(encoded, references, MatchOptions(temperature=0))
     with pytest.raises(ConfigurationError, match="matcher must be one of"):
         engine.segment(encoded, references, MatchOptions(matcher="magic"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="profile must be lite"):
+    with pytest.raises(ConfigurationError, match="profile must be one of lite, mobile"):
         load_softmatcher("huge")
 
 
