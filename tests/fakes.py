@@ -102,10 +102,8 @@ class ColourSoftmatcher:
         found = []
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
-            features = known.features.numpy() if isinstance(known, ReferenceBank) else known[0].features
-            for one in known if not isinstance(known, ReferenceBank) else ():
-                features = np.concatenate([features, one.features])
-            for colour in features.astype(np.uint8):
+            bank = known if isinstance(known, ReferenceBank) else self.gather(known)
+            for colour in bank.features.numpy().astype(np.uint8):
                 mask |= (image == colour).all(axis=2)
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
