@@ -22,6 +22,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     NotFoundError,
     QueueUnavailableError,
+    SoftmatcherError,
 )
 from backend.projects import Projects
 
@@ -73,6 +74,14 @@ def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]
         projects.store.save_project(project_key, needs_reconcile=True)
         logger.warning("job=%s project=%s waits for Label Studio: %s", name, project_key, error)
         return {"waits_for_label_studio": str(error)}
+    except NotFoundError as error:
+        logger.warning("job=%s project=%s is gone: %s", name, project_key, error)
+        return {"gone": str(error)}
+    except SoftmatcherError as error:
+        # A wrong token, say. It is tried again, so that what the operator mends makes up for what was missed.
+        projects.store.save_project(project_key, needs_reconcile=True)
+        logger.error("job=%s project=%s failed: %s", name, project_key, error)
+        return {"failed": str(error)}
     _log_job(name, project_key, started, outcome)
     return outcome
 

@@ -13,6 +13,7 @@ from backend.store.records import PropagationFilter
 logger = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
+_RECONCILE_AGAIN_S = 15.0
 _WEBHOOK_TRIES = 12
 
 
@@ -27,6 +28,7 @@ class Upkeep:
         self._projects = projects
         self._queue = queue
         self._tries: dict[tuple[str, str], int] = {}
+        self._reconcile_after: dict[str, float] = {}
 
     def start(self) -> None:
         """Run until the process ends."""
@@ -47,7 +49,7 @@ class Upkeep:
     def reconcile_due(self) -> None:
         """Queue a reconciliation of each project that is marked, and take the mark off."""
         for project in self._projects.store.projects():
-            if project.needs_reconcile:
+            if project.needs_reconcile and time.monotonic() >= self._reconcile_after.get(project.key, 0.0):
                 # The mark goes first: the job may set it again before this thread goes on.
                 self._projects.store.save_project(project.key, needs_reconcile=False)
                 try:
@@ -55,6 +57,8 @@ class Upkeep:
                 except QueueUnavailableError:
                     self._projects.store.save_project(project.key, needs_reconcile=True)
                     raise
+                # A project whose every reconciliation fails does not fill queue and log.
+                self._reconcile_after[project.key] = time.monotonic() + _RECONCILE_AGAIN_S
 
     def propagate_due(self) -> None:
         """Start what is to start by itself, and see that everything that is unfinished has jobs.

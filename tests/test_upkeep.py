@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import QueueUnavailableError
+from backend import jobs
+from backend.errors import LabelStudioError, QueueUnavailableError
 from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
 
@@ -65,3 +66,26 @@ def test_webhook_that_label_studio_registers_later_is_found_later(tmp_path: Path
     backend.label_studio.hooks = [{"id": 1, "url": f"{URL}/webhook", "headers": {}}]
     upkeep.authorize_webhooks()
     assert "Authorization" in backend.label_studio.hooks[0]["headers"]
+
+
+def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _connect(backend)
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep.reconcile_due()
+
+    def refuse(project_id: int) -> None:
+        raise LabelStudioError("token refused: set LABEL_STUDIO_API_KEY")
+
+    monkeypatch.setattr(backend.label_studio, "project", refuse)
+    name, (key,) = backend.queue.jobs.pop()
+    assert jobs.reconcile(key) == {"failed": "token refused: set LABEL_STUDIO_API_KEY"}
+    project = backend.projects.store.project(key)
+    assert project
+    assert project.needs_reconcile
+    upkeep.reconcile_due()
+    assert backend.queue.jobs == [], "not at once"
+    monkeypatch.setattr("backend.upkeep.time.monotonic", lambda: 10.0**9)
+    upkeep.reconcile_due()
+    assert backend.queue.jobs == [(name, (key,))]

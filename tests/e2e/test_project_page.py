@@ -34,7 +34,7 @@ def slow_images(label_studio: LabelStudio) -> Iterator[FlakyProxy]:
 @pytest.fixture
 def guarded(start_other_backend: StartBackend, slow_images: FlakyProxy) -> Backend:
     return start_other_backend(
-        "guarded",
+        "guarded-page",
         LABEL_STUDIO_URL=slow_images.url,
         SOFTMATCHER_BASIC_AUTH_USER=USER,
         SOFTMATCHER_BASIC_AUTH_PASS=PASSWORD,
