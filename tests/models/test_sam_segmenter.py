@@ -99,7 +99,7 @@ def test_every_kind_of_prompt_is_answered_as_by_sam_predictor(is_multimask: bool
 
 
 @pytest.mark.skipif(
-    os.environ.get("SOFTMATCHER_TEST_FULL_SAM") != "1", reason="a minute and 3 GB: set SOFTMATCHER_TEST_FULL_SAM=1"
+    os.environ.get("SOFTMATCHER_TEST_FULL_SAM") != "1", reason="minutes and 3 GB: set SOFTMATCHER_TEST_FULL_SAM=1"
 )
 @pytest.mark.parametrize("name", ["sam_vit_b", "mobile_sam"])
 def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
