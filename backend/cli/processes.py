@@ -74,6 +74,31 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Inside, Ctrl-C waits: a process that is started and not yet noted would be left behind.
+
+    By handlers: signals that are ignored or masked would be so in the new process too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {
+        number: signal.signal(number, lambda signum, frame: arrived.append(signum))
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for signum in arrived:
+            signal.raise_signal(signum)
+
+
 @dataclass(frozen=True)
 class Program:
     """What to run.
@@ -250,9 +275,10 @@ class ProcessGroup:
         if program.name in self._children and self._children[program.name].exit_code is None:
             raise ProcessFailedError(f"{program.name} runs already")
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        child = ChildProcess(program, self._log_dir / f"{program.name}.log")
-        self._children[program.name] = child
-        self._tell_guard(f"+{child.pid}")
+        with _signals_later():
+            child = ChildProcess(program, self._log_dir / f"{program.name}.log")
+            self._children[program.name] = child
+            self._tell_guard(f"+{child.pid}")
         return child
 
     def _end(self, children: Sequence[ChildProcess]) -> None:

@@ -10,7 +10,14 @@ import pytest
 import redis
 import requests
 
-from backend.cli.processes import EmbeddedValkey, ProcessFailedError, ProcessGroup, free_port
+from backend.cli.processes import (
+    ChildProcess,
+    EmbeddedValkey,
+    ProcessFailedError,
+    ProcessGroup,
+    Program,
+    free_port,
+)
 from backend.errors import ConfigurationError
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
@@ -196,3 +203,19 @@ def test_a_second_valkey_on_the_same_data_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=r"another queue runs on .*valkey.*SOFTMATCHER_DATA_DIR"):
             EmbeddedValkey(group, tmp_path / "valkey")
     valkey.close()
+
+
+def test_ctrl_c_while_a_process_starts_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    class InterruptedChild(ChildProcess):
+        def __init__(self, program: Program, log_path: Path) -> None:
+            super().__init__(program, log_path)
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("backend.cli.processes.ChildProcess", InterruptedChild)
+    with pytest.raises(KeyboardInterrupt), ProcessGroup(tmp_path / "logs", grace_s=3) as group:
+        group.start("one", SLEEP, ENVIRONMENT)
+    assert len(started) == 1
+    assert wait_until_gone(*started)
