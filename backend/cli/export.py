@@ -129,3 +129,55 @@ def _export_zip(
     finally:
         beside.unlink(missing_ok=True)
     return report
+
+
+def import_masks(
+    folder: Annotated[Path, typer.Argument(help="COCO files, or PNG masks with labels.json; images beside them help.")],
+    project: Annotated[int, typer.Option(help="Id of the project in Label Studio.")],
+    as_: Annotated[
+        str, typer.Option("--as", help="annotations; or references: annotations that are also taken in at once.")
+    ] = "annotations",
+) -> None:
+    """Make masks that are there already annotations. Exit code 1: done, but something did not fit and is listed."""
+    from backend.errors import BadInputError
+    from backend.settings import load_settings
+
+    if as_ not in ("annotations", "references"):
+        raise BadInputError(f"--as must be annotations or references, got {as_!r}")
+    if not _import_masks(load_settings(), project, folder, with_references=as_ == "references"):
+        raise typer.Exit(1)
+
+
+def _import_masks(settings: "Settings", project_id: int, folder: Path, *, with_references: bool) -> bool:
+    from backend.exports.importing import find_masks, import_masks
+    from backend.exports.reading import open_project
+
+    with opened_projects(settings) as projects:
+        project = open_project(projects, project_id)
+        sources = find_masks(folder, project.config)
+        with progress_bar(project.client.count_tasks(project_id), "tasks") as on_task:
+            report = import_masks(project, sources, on_task=on_task)
+        typer.echo(
+            f"{report.imported} annotations with {report.objects} masks added; {report.already} tasks had them "
+            f"already; {len(report.kept)} tasks keep an annotation of their own"
+        )
+        for line in (*report.kept, *report.problems):
+            typer.echo(f"  {line}")
+        if with_references:
+            report.problems.extend(_take_in(projects, project.key, report.annotations))
+    return not report.problems
+
+
+def _take_in(projects: "Projects", project_key: str, annotations: list[int]) -> list[str]:
+    """Make references of annotations here and now; what did not become any."""
+    failed: list[str] = []
+    with progress_bar(len(annotations), "references") as on_annotation:
+        for annotation in annotations:
+            outcome = projects.references.take_in(project_key, annotation)
+            if outcome not in ("references", "none"):
+                failed.append(f"annotation {annotation}: {outcome}")
+            on_annotation()
+    typer.echo(f"{len(annotations) - len(failed)} annotations taken in as references")
+    for line in failed:
+        typer.echo(f"  {line}")
+    return failed

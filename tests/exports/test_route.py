@@ -46,9 +46,9 @@ def test_what_cannot_be_exported_is_said_before_anything_is_sent(
 
 def test_label_studio_that_is_away_is_503_and_the_next_export_is_not_refused(filled: Backend) -> None:
     filled.label_studio.is_down = True
-    assert filled.client.get("/projects/1/export?format=coco").status_code == 503
+    assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 503
     filled.label_studio.is_down = False
-    assert filled.client.get("/projects/1/export?format=coco").status_code == 200
+    assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 200
 
 
 def test_an_export_that_breaks_off_is_no_zip(filled: Backend) -> None:
@@ -56,29 +56,36 @@ def test_an_export_that_breaks_off_is_no_zip(filled: Backend) -> None:
     answer = filled.client.get("/projects/1/export?format=coco", buffered=False)
     assert answer.status_code == 200
     received = bytearray()
-    with pytest.raises(LabelStudioUnavailableError):
+
+    def receive() -> None:
         for chunk in answer.iter_encoded():
-            received += chunk
+            received.extend(chunk)
+
+    with pytest.raises(LabelStudioUnavailableError):
+        receive()
     answer.close()
     assert received
     with pytest.raises(zipfile.BadZipFile):
         zipfile.ZipFile(io.BytesIO(bytes(received)))
     filled.label_studio.away.clear()
-    assert filled.client.get("/projects/1/export?format=coco").status_code == 200
+    assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 200
 
 
 def test_one_download_at_a_time(filled: Backend) -> None:
     first = filled.client.get("/projects/1/export?format=coco", buffered=False)
-    refused = filled.client.get("/projects/1/export?format=coco")
+    refused = filled.client.get("/projects/1/export?format=coco", buffered=True)
     assert refused.status_code == 409
     assert "being downloaded already" in refused.json["error"]
     first.close()
-    assert filled.client.get("/projects/1/export?format=coco").status_code == 200
+    assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 200
 
 
 def test_basic_auth_guards_it(tmp_path: Path) -> None:
     backend = make_backend(tmp_path / "data", FakeLabelStudio(), basic_auth_user="labeler", basic_auth_pass="secret")
     fill(backend.label_studio)
-    assert backend.client.get("/projects/1/export?format=coco").status_code == 401
-    assert backend.client.get("/projects/1/export?format=coco", auth=("labeler", "secret")).status_code == 200
+    assert backend.client.get("/projects/1/export?format=coco", buffered=True).status_code == 401
+    assert (
+        backend.client.get("/projects/1/export?format=coco", auth=("labeler", "secret"), buffered=True).status_code
+        == 200
+    )
     backend.projects.close()
