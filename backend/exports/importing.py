@@ -1,4 +1,4 @@
-"""Masks that are there already, as COCO or PNG, into Label Studio: as annotations of the tasks that show their images."""
+"""Masks that are there already, as COCO or PNG, into Label Studio: annotations of the tasks that show their images."""
 
 import hashlib
 import json
@@ -218,8 +218,8 @@ class _Index:
             if named:
                 named[0].matched = True
                 report.problems.append(
-                    f"task {task_id}: {self._names_of_tasks[key]} tasks and {len(named)} mask files are called {key!r}: "
-                    "put the images into the folder too, then their content decides"
+                    f"task {task_id}: {self._names_of_tasks[key]} tasks and {len(named)} mask files are called "
+                    f"{key!r}: put the images into the folder too, then their content decides"
                 )
                 return None
         return None
