@@ -1,9 +1,10 @@
 """Make the README's pictures anew: a labeler at work on the demo's steel parts, in a real Label Studio, in Chromium.
 
-    .venv/bin/python docs/screenshots.py
+    .venv/bin/python docs/screenshots.py [DATA_FOLDER]
 
 Needs what `make install` installs, and Chromium (`CHROMIUM=PATH` if it is not at /usr/bin/chromium). Starts Label
-Studio, queue, service and worker on a new data folder, and ends them. Writes PNGs of at most 300 kB to docs/images.
+Studio, queue, service and worker, and ends them; in a data folder that has a Label Studio already it starts sooner.
+Writes PNGs of at most 300 kB to docs/images.
 """
 
 import os
@@ -11,14 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import requests
 from PIL import Image as PillowImage
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from rich.console import Console
 
 from backend.cli.demo import start_all
@@ -32,7 +34,28 @@ from backend.cli.sample_surfaces import CORROSION, SCUFF
 IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 300_000
 SLOW_MS = 120_000
-VIEWPORT = {"width": 1220, "height": 800}
+VIEWPORT = {"width": 1360, "height": 860}
+EDITOR = {"x": 240, "y": 48, "width": 1120, "height": 812}
+"""The window without the list of tasks to the left."""
+TABLE = {"x": 0, "y": 48, "width": 1030, "height": 640}
+EDITOR_WIDTH_PX = 960
+EXPLAINED_LABEL_PX = 700
+"""Height of the first label's part of the explanation."""
+HIDDEN_COLUMNS = (
+    "inner_id",
+    "cancelled_annotations",
+    "annotations_ids",
+    "annotators",
+    "annotations_results",
+    "predictions_results",
+    "completed_at",
+    "storage_filename",
+    "created_at",
+    "updated_at",
+    "updated_by",
+    "avg_lead_time",
+    "draft_exists",
+)
 POINT_LABELS_FROM = 2
 """Label Studio shows the labels of each control in the order of the config: brush, point, box; two labels each."""
 
@@ -41,7 +64,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     console = Console()
     with signals_as_interrupt(), ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(sys.argv[1] if len(sys.argv) > 1 else stack.enter_context(tempfile.TemporaryDirectory()))
         os.environ["SOFTMATCHER_REFERENCE_WAIT_S"] = "10"
         queue = stack.enter_context(ExitStack())
         processes = stack.enter_context(ProcessGroup(folder / "logs"))
@@ -95,14 +118,9 @@ def work_on_steel(page: Page, label_studio: LabelStudio, service_url: str) -> No
 
     open_task(page, f"{data_manager}?task={tasks[marked.name]}")
     page.locator("text=Auto-Annotation").first.click()
-    choose_smart_tool(page, "key-point-tool")
-    page.locator(".lsf-label_clickable").nth(POINT_LABELS_FROM).click()
-    column, row = middle_of(marked, CORROSION, 0)
-    click_image(page, (column, row), marked.size_hw)
-    accept = page.get_by_test_id("bottombar-accept-suggestions-button")
-    expect(accept).to_be_visible(timeout=SLOW_MS)
+    accept = ask_for_mask(page, marked)
     settle(page)
-    shoot(page, "suggestion.png")
+    shoot(page, "suggestion.png", clip=EDITOR, width=EDITOR_WIDTH_PX)
     accept.click()
     wait_until(lambda: kinds(page) == ["brushlabels"], "the mask is accepted")
 
@@ -112,14 +130,14 @@ def work_on_steel(page: Page, label_studio: LabelStudio, service_url: str) -> No
     drag_over(page, marked, SCUFF, 0)
     wait_until(lambda: len(kinds(page)) == 2, "the stroke is a region")
     settle(page)
-    shoot(page, "scribble.png")
+    shoot(page, "scribble.png", clip=EDITOR, width=EDITOR_WIDTH_PX)
     page.get_by_test_id("bottombar-submit-button").click()
     wait_until(lambda: count_references(service_url, project) == 2, "two references")
 
     open_task(page, f"{data_manager}?task={tasks['steel-5']}")
     wait_until(lambda: len(kinds(page)) == 2, "the next task is pre-annotated")
     settle(page)
-    shoot(page, "prediction.png")
+    shoot(page, "prediction.png", clip=EDITOR, width=EDITOR_WIDTH_PX)
 
     started = requests.post(f"{service_url}/projects/{project}/propagations", json={}, timeout=30).json()
     address = f"{service_url}/projects/{project}/propagations/{started['id']}"
@@ -129,15 +147,18 @@ def work_on_steel(page: Page, label_studio: LabelStudio, service_url: str) -> No
     time.sleep(1)
     shoot(page, "project-page.png", whole=True)
 
+    # Label Studio averages the scores of the project's chosen version, which is the model's title after connecting.
+    version = requests.get(address, timeout=30).json()["model_version"]
+    label_studio.update_project(project, model_version=version)
     show_columns(label_studio, project)
     page.goto(data_manager)
     page.wait_for_selector(".dm-table__row-wrapper img, .dm-image, img[src*='upload'], img[src*='resolve']")
     time.sleep(3)
-    shoot(page, "data-manager.png")
+    shoot(page, "data-manager.png", clip=TABLE)
 
     explained = requests.get(f"{service_url}/projects/{project}/tasks/{tasks['steel-5']}/explain.png", timeout=120)
     explained.raise_for_status()
-    save(explained.content, "explain.png", width=1100)
+    save(explained.content, "explain.png", height=EXPLAINED_LABEL_PX)
 
 
 def work_in_garage(page: Page, label_studio: LabelStudio, service_url: str) -> None:
@@ -153,15 +174,20 @@ def work_in_garage(page: Page, label_studio: LabelStudio, service_url: str) -> N
         open_task(page, f"{label_studio.url}/projects/{project}/data?task={task}")
         wait_until(lambda: kinds(page) == ["brushlabels"], f"{picture}: a region is shown")
         settle(page)
-        save(page.locator(".konvajs-content").first.screenshot(), picture, width=480)
+        shown = page.locator(".konvajs-content").first.bounding_box()
+        assert shown is not None
+        # Without the brush's slider, which floats over the right edge.
+        clip = {"x": shown["x"], "y": shown["y"], "width": shown["width"] - 40, "height": shown["height"]}
+        shoot(page, picture, clip=clip, width=480)
 
 
 def show_columns(label_studio: LabelStudio, project: int) -> None:
     """A tab of the data manager with what matters here."""
     views = label_studio.call("GET", f"/api/dm/views/?project={project}")
-    hidden = ["tasks:annotators", "tasks:annotations_results", "tasks:predictions_results", "tasks:completed_at"]
+    hidden = [f"tasks:{name}" for name in HIDDEN_COLUMNS]
     for view in views:
         data = view["data"] | {"hiddenColumns": {"explore": hidden, "labeling": hidden}}
+        data["ordering"] = ["tasks:predictions_score"]
         label_studio.call("PATCH", f"/api/dm/views/{view['id']}/?project={project}", json={"data": data})
 
 
@@ -180,9 +206,20 @@ def open_task(page: Page, address: str) -> None:
     )
 
 
-def choose_smart_tool(page: Page, name: str) -> None:
-    page.locator(".lsf-tool_smart").first.hover()
-    page.locator(f'.lsf-tool_smart[aria-label="{name}"]').first.click()
+def ask_for_mask(page: Page, sample: SampleTask) -> Locator:
+    """Smart key-point tool, label, click; once more if the busy page missed one of them. The button that accepts."""
+    accept = page.get_by_test_id("bottombar-accept-suggestions-button")
+    for _ in range(5):
+        page.locator(".lsf-tool_smart").first.hover()
+        page.locator('.lsf-tool_smart[aria-label="key-point-tool"]').first.click()
+        time.sleep(1)
+        page.locator(".lsf-label_clickable").nth(POINT_LABELS_FROM).click()
+        time.sleep(1)
+        page.mouse.click(*on_screen(page, middle_of(sample, CORROSION, 0), sample.size_hw))
+        with suppress(PlaywrightTimeoutError):
+            accept.wait_for(timeout=15_000)
+            return accept
+    sys.exit("no suggestion appeared")
 
 
 def on_screen(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int]) -> tuple[float, float]:
@@ -194,10 +231,6 @@ def on_screen(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int
     canvas = page.locator(".konvajs-content canvas").first.bounding_box()
     assert canvas is not None
     return canvas["x"] + point_xy[0] / size_hw[1] * width, canvas["y"] + point_xy[1] / size_hw[0] * height
-
-
-def click_image(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int]) -> None:
-    page.mouse.click(*on_screen(page, point_xy, size_hw))
 
 
 def drag_over(page: Page, sample: SampleTask, label: str, index: int) -> None:
@@ -235,13 +268,17 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
         time.sleep(0.2)
 
 
-def shoot(page: Page, name: str, *, whole: bool = False) -> None:
-    save(page.screenshot(full_page=whole), name)
+def shoot(
+    page: Page, name: str, *, whole: bool = False, clip: dict[str, float] | None = None, width: int | None = None
+) -> None:
+    save(page.screenshot(full_page=whole, clip=clip), name, width=width)  # type: ignore[arg-type]
 
 
-def save(png: bytes, name: str, width: int | None = None) -> None:
-    """With a palette: a screenshot has few colours, and one photograph on it does with 256 too."""
+def save(png: bytes, name: str, *, width: int | None = None, height: int | None = None) -> None:
+    """Scaled to a width, cut to a height; with a palette, which one photograph on a page with few colours does with."""
     picture = PillowImage.open(BytesIO(png)).convert("RGB")
+    if height is not None:
+        picture = picture.crop((0, 0, picture.width, min(height, picture.height)))
     if width is not None and picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), PillowImage.Resampling.LANCZOS)
     small = picture.quantize(256, kmeans=2, dither=PillowImage.Dither.NONE)

@@ -19,10 +19,11 @@ COIN = "Coin"
 _COLOURS = ("#E4572E", "#2E86E4", "#8A8F98")
 
 
-def make_label_config(*labels: str) -> str:
+def make_label_config(*labels: str, first_colour: int = 0) -> str:
     """The labels in each of the controls that the backend reads; a smart brush does nothing in Label Studio 1.23."""
     listed = "".join(
-        f'<Label value="{label}" background="{colour}"/>' for label, colour in zip(labels, _COLOURS, strict=False)
+        f'<Label value="{label}" background="{colour}"/>'
+        for label, colour in zip(labels, _COLOURS[first_colour:], strict=False)
     )
     return f"""<View>
   <Image name="image" value="$image" zoom="true"/>

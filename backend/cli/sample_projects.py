@@ -27,6 +27,7 @@ class SampleProject:
         said: what was scribbled, in words.
         source: where the known masks come from.
         min_mean_iou: what the demo asks for, over all labels that are on the other tasks.
+        first_colour: of the labels, where the first one of all would not show on the images.
     """
 
     title: str
@@ -37,11 +38,12 @@ class SampleProject:
     said: str
     source: str
     min_mean_iou: float
+    first_colour: int = 0
 
     @property
     def label_config(self) -> str:
         """For Label Studio."""
-        return make_label_config(*self.labels)
+        return make_label_config(*self.labels, first_colour=self.first_colour)
 
 
 def sample_projects() -> tuple[SampleProject, ...]:
@@ -76,6 +78,7 @@ def _garage() -> SampleProject:
         said="brush strokes on the motorcycle",
         source="depth measured by stereo",
         min_mean_iou=0.65,
+        first_colour=1,
     )
 
 
