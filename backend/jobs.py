@@ -25,6 +25,8 @@ from backend.errors import (
     SoftmatcherError,
 )
 from backend.projects import Projects
+from backend.projects.propagations import LANE
+from backend.worker_names import has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,12 @@ _MOST_JOBS_A_PROPAGATION = 64
 _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
+_LANES = 2
+
+LEASE_S = 25
+"""A worker that was not heard of for so long counts as gone, and its tasks go to others. Heartbeats come every
+`BEAT_S`, so four have to be missed."""
+BEAT_S = 5.0
 
 _projects: Projects | None = None
 _queue: "JobQueue | None" = None
@@ -130,7 +138,9 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     job = get_current_job()
     claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
     try:
-        worked = projects.propagations.work(propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop)
+        worked = projects.propagations.work(
+            propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=_LANES
+        )
     except NotFoundError as error:
         return {"propagation": propagation_id, "gone": str(error)}
     if worked.left == "more":
@@ -231,13 +241,18 @@ class JobQueue:
     def is_claim_alive(self, claim: str) -> bool:
         """Whether the worker that a claim names still lives and has that job; yes if Redis cannot tell.
 
-        RQ's own heartbeats decide: a worker's key and a job's entry among the started ones expire without them.
+        A process of this host that has ended is seen at once. Else RQ's own heartbeats decide: a worker's key and a
+        job's entry among the started ones expire without them.
         """
-        worker, _, job_id = claim.partition(":")
+        worker, _, job = claim.partition(":")
+        if has_ended(worker):
+            return False
         try:
-            if not self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}"):
-                return False
-            return job_id in self._started(PROPAGATIONS)
+            has_key = self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}")
+            if has_key and job.partition(LANE)[0] in self._started(PROPAGATIONS):
+                return True
+            # While Redis was away nobody could send heartbeats: those who live get the time to.
+            return int(self.connection.info("server")["uptime_in_seconds"]) < LEASE_S
         except RedisError:
             return True
 

@@ -12,15 +12,13 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs import QUEUES, JobQueue, ask_to_stop, use_projects
+from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, use_projects
 from backend.projects import open_projects
 from backend.settings import Settings
+from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 45
-"""A worker that was not heard of for so long counts as gone, and its tasks go to others."""
-_BEAT_S = 10.0
 NICENESS = 5
 """The service answers people: on shared cores its calls get about three times a worker's time. Not more: labelers wait
 for references too, and workers make these."""
@@ -47,7 +45,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         is_over = threading.Event()
 
         def beat() -> None:
-            while not is_over.wait(_BEAT_S):
+            while not is_over.wait(BEAT_S):
                 with suppress(RedisError):
                     self.maintain_heartbeats(job, execution)
 
@@ -92,7 +90,12 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     connection = Redis.from_url(settings.redis_url)
     queues = [Queue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES]
     worker = HeartbeatWorker(
-        queues, connection=connection, serializer=JSONSerializer, worker_ttl=LEASE_S, maintenance_interval=LEASE_S
+        queues,
+        name=own_name(),
+        connection=connection,
+        serializer=JSONSerializer,
+        worker_ttl=LEASE_S,
+        maintenance_interval=LEASE_S,
     )
     try:
         worker.work(burst=is_burst, logging_level="WARNING")

@@ -14,6 +14,7 @@ from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import QUEUES, JobQueue
 from backend.store.records import PropagationFilter
 from backend.worker import LEASE_S, HeartbeatWorker
+from backend.worker_names import own_name
 from tests.fakes import Backend, draw, png
 
 POINT = {
@@ -86,8 +87,11 @@ def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[JobQueue
     assert queue.ensure_propagation_jobs(key, identifier, 5) == 0
 
 
-def test_claim_lives_as_long_as_its_worker_and_its_job(propagation: tuple[JobQueue, str, int]) -> None:
+def test_claim_lives_as_long_as_its_worker_and_its_job(
+    propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     queue, key, identifier = propagation
+    monkeypatch.setattr(jobs, "LEASE_S", 0)
     job_id = queue.propagate(key, identifier)
     rq_queue = Queue(jobs.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
@@ -97,9 +101,17 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(propagation: tuple[JobQue
     worker.prepare_execution(job)
     worker.heartbeat()
     assert queue.is_claim_alive(f"{worker.name}:{job_id}")
+    assert queue.is_claim_alive(f"{worker.name}:{job_id}#2"), "its second lane"
     assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
     queue.connection.delete(worker.key)
     assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "its heartbeats ended"
+
+
+def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[JobQueue, str, int]) -> None:
+    queue, _, _ = propagation
+    assert queue.is_claim_alive("worker-elsewhere:job"), "it could not send heartbeats while the queue was away"
+    host, pid, started = own_name().split(".")
+    assert not queue.is_claim_alive(f"{host}.{pid}.{int(started) - 1}:job"), "a process of this host is seen to be gone"
 
 
 def test_claims_count_as_alive_while_redis_is_away() -> None:

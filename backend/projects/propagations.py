@@ -5,14 +5,15 @@ stops a job (a signal, Label Studio away, a killed worker) leaves rows that anot
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from backend.errors import (
     BadInputError,
-    ConfigurationError,
     LabelStudioUnavailableError,
     NotFoundError,
     SoftmatcherError,
@@ -38,8 +39,11 @@ _JOB_S = 120.0
 _TASKS_A_BATCH = 25
 _FIRST_PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 60.0
+_LONGEST_ASKED_FOR_S = 900.0
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
+LANE: Final = "#"
+"""Stands between the name of a job and the number of its lane, in the names of claims."""
 
 Left = Literal["nothing", "more", "paused"]
 
@@ -55,6 +59,35 @@ class Worked:
 
     finished: int
     left: Left
+
+
+class _Shift:
+    """How long a job works: some minutes, or so many tasks, or until it is asked to stop, in all its lanes together."""
+
+    def __init__(self, should_stop: Callable[[], bool], lanes: int) -> None:
+        self.finished = 0
+        self._should_stop = should_stop
+        self._deadline = time.monotonic() + _JOB_S
+        self._tasks = _TASKS_A_JOB * lanes
+        self._is_stopped = threading.Event()
+        self._lock = threading.Lock()
+
+    def must_stop(self) -> bool:
+        """Whether to leave even a batch that was begun: a slow model takes minutes for one."""
+        return self._is_stopped.is_set() or time.monotonic() > self._deadline or self._should_stop()
+
+    def is_over(self) -> bool:
+        """Whether to begin no other batch."""
+        return self.finished >= self._tasks or self.must_stop()
+
+    def note(self, finished: int) -> None:
+        """Count finished tasks."""
+        with self._lock:
+            self.finished += finished
+
+    def stop(self) -> None:
+        """Let the other lanes end too."""
+        self._is_stopped.set()
 
 
 class Propagations:
@@ -255,6 +288,7 @@ class Propagations:
         *,
         is_alive: Callable[[str], bool],
         should_stop: Callable[[], bool],
+        lanes: int = 1,
     ) -> Worked:
         """Predict waiting tasks for some minutes, and tidy up if they were the last.
 
@@ -263,6 +297,7 @@ class Propagations:
             claim: names this job of this worker.
             is_alive: whether the job behind another claim still runs; what dead ones hold is given back.
             should_stop: asked before each task.
+            lanes: batches at a time: while one is read from Label Studio or written to it, another uses the models.
         """
         store = self._store.propagations
         record = store.get(propagation_id)
@@ -270,37 +305,39 @@ class Propagations:
             return Worked(0, "nothing")
         if _is_paused(record):
             return Worked(0, "paused")
-        self.give_back_dead(propagation_id, lambda held: held != claim and is_alive(held))
-        finished = 0
-        deadline = time.monotonic() + _JOB_S
+        claims = [f"{claim}{LANE}{number}" for number in range(1, lanes + 1)]
+        self.give_back_dead(propagation_id, lambda held: held not in claims and is_alive(held))
+        shift = _Shift(should_stop, lanes)
         try:
-            while finished < _TASKS_A_JOB and time.monotonic() < deadline and not should_stop():
+            with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+                others = [pool.submit(self._work_in_lane, propagation_id, other, shift) for other in claims[1:]]
+                self._work_in_lane(propagation_id, claims[0], shift)
+            for other in others:
+                other.result()
+            if store.try_finish(propagation_id) or store.get(propagation_id).state == "finishing":
+                self._tidy_up(store.get(propagation_id))
+        except SoftmatcherError as error:
+            store.release(propagation_id, claims, counts_as_attempt=False)
+            self._pause(propagation_id, error)
+            return Worked(shift.finished, "paused")
+        except BaseException:
+            store.release(propagation_id, claims, counts_as_attempt=True)
+            raise
+        store.release(propagation_id, claims, counts_as_attempt=False)
+        has_more = store.get(propagation_id).is_active and store.waiting(propagation_id, 1) > 0
+        return Worked(shift.finished, "more" if has_more else "nothing")
+
+    def _work_in_lane(self, propagation_id: int, claim: str, shift: "_Shift") -> None:
+        store = self._store.propagations
+        try:
+            while not shift.is_over():
                 task_ids = store.claim(propagation_id, claim, _TASKS_A_BATCH)
                 if not task_ids:
                     break
-                # A slow model takes minutes for a batch: the time counts there, too.
-                finished += self._work_on(
-                    store.get(propagation_id),
-                    claim,
-                    task_ids,
-                    lambda: time.monotonic() > deadline or should_stop(),
-                )
-            if store.try_finish(propagation_id) or store.get(propagation_id).state == "finishing":
-                self._tidy_up(store.get(propagation_id))
-        except LabelStudioUnavailableError as error:
-            store.release(propagation_id, [claim], counts_as_attempt=False)
-            self._pause(propagation_id, error)
-            return Worked(finished, "paused")
-        except (ConfigurationError, SoftmatcherError) as error:
-            store.release(propagation_id, [claim], counts_as_attempt=False)
-            self._pause(propagation_id, error)
-            return Worked(finished, "paused")
+                shift.note(self._work_on(store.get(propagation_id), claim, task_ids, shift.must_stop))
         except BaseException:
-            store.release(propagation_id, [claim], counts_as_attempt=True)
+            shift.stop()
             raise
-        store.release(propagation_id, [claim], counts_as_attempt=False)
-        has_more = store.get(propagation_id).is_active and store.waiting(propagation_id, 1) > 0
-        return Worked(finished, "more" if has_more else "nothing")
 
     def _work_on(
         self, record: PropagationRecord, claim: str, task_ids: Sequence[int], should_stop: Callable[[], bool]
@@ -369,8 +406,13 @@ class Propagations:
         return released
 
     def _pause(self, propagation_id: int, error: SoftmatcherError) -> float:
+        asked_for_s = error.retry_after_s if isinstance(error, LabelStudioUnavailableError) else None
+        at_least_s = min(asked_for_s or 0.0, _LONGEST_ASKED_FOR_S)
         pause_s = self._store.propagations.pause(
-            propagation_id, str(error), first_s=_FIRST_PAUSE_S, at_most_s=_LONGEST_PAUSE_S
+            propagation_id,
+            str(error),
+            first_s=max(_FIRST_PAUSE_S, at_least_s),
+            at_most_s=max(_LONGEST_PAUSE_S, at_least_s),
         )
         logger.warning("propagation=%d pauses for %.0f s: %s", propagation_id, pause_s, error)
         return pause_s
