@@ -7,7 +7,7 @@ same.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -42,6 +42,7 @@ _MOST_JOBS_A_PROPAGATION = 64
 _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
+_FIGURES_KEY = "softmatcher:figures"
 _LANES = 2
 
 LEASE_S = 25
@@ -52,6 +53,7 @@ BEAT_S = 5.0
 _projects: Projects | None = None
 _queue: "JobQueue | None" = None
 _stopping = threading.Event()
+_shared: dict[str, float] = {}
 
 
 def use_projects(projects: Projects | None, queue: "JobQueue | None" = None) -> None:
@@ -59,11 +61,22 @@ def use_projects(projects: Projects | None, queue: "JobQueue | None" = None) -> 
     global _projects, _queue
     _projects, _queue = projects, queue
     _stopping.clear()
+    _shared.clear()
 
 
 def ask_to_stop() -> None:
     """Let the running job give back what it has not begun: the worker is to end."""
     _stopping.set()
+
+
+def share_figures() -> None:
+    """Add what this process counted since the last time to the sums that the service shows; later if Redis is away."""
+    projects, queue = _current()
+    totals = projects.metrics.totals()
+    news = {name: value - _shared.get(name, 0.0) for name, value in totals.items() if value != _shared.get(name, 0.0)}
+    if news:
+        queue.add_figures(news)
+        _shared.update(totals)
 
 
 def _current() -> tuple[Projects, "JobQueue"]:
@@ -269,6 +282,34 @@ class JobQueue:
             return {name: queue.count for name, queue in self._queues.items()}
         except RedisError:
             return {}
+
+    def add_figures(self, figures: Mapping[str, float]) -> None:
+        """Add to the sums of all workers; they last as long as the queue's data.
+
+        Raises:
+            QueueUnavailableError: Redis does not answer.
+        """
+        try:
+            with self.connection.pipeline() as pipeline:
+                for name, value in figures.items():
+                    pipeline.hincrbyfloat(_FIGURES_KEY, name, value)
+                pipeline.execute()
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def figures(self) -> dict[str, float]:
+        """The sums of what all workers counted; empty if Redis does not answer."""
+        try:
+            return {name.decode(): float(value) for name, value in self.connection.hgetall(_FIGURES_KEY).items()}
+        except RedisError:
+            return {}
+
+    def workers_now(self) -> int | None:
+        """Workers that serve the queues; None if Redis does not answer."""
+        try:
+            return self.count_workers()
+        except QueueUnavailableError:
+            return None
 
     def count_workers(self) -> int:
         """Workers that serve the queues now.

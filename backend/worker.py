@@ -12,7 +12,7 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, use_projects
+from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, share_figures, use_projects
 from backend.projects import open_projects
 from backend.settings import Settings
 from backend.worker_names import own_name
@@ -46,8 +46,9 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
 
         def beat() -> None:
             while not is_over.wait(BEAT_S):
-                with suppress(RedisError):
+                with suppress(RedisError, QueueUnavailableError):
                     self.maintain_heartbeats(job, execution)
+                    share_figures()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -56,6 +57,8 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         finally:
             is_over.set()
             thread.join()
+            with suppress(QueueUnavailableError):
+                share_figures()
         self.set_state("idle")
 
     def handle_warm_shutdown_request(self) -> None:

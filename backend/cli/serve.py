@@ -47,7 +47,12 @@ class _Service(BaseApplication):  # type: ignore[misc]
         projects.models.start()
         queue = JobQueue(settings.redis_url)
         projects.metrics.read_from(
-            references=projects.count_references, cache=projects.models.cache_figures, queue=queue.waiting
+            references=projects.count_references,
+            cache=projects.models.cache_figures,
+            queue=queue.waiting,
+            workers=queue.workers_now,
+            shared=queue.figures,
+            propagations=projects.propagations.figures,
         )
         Upkeep(projects, queue).start()
         return create_app(projects, queue)
