@@ -26,6 +26,7 @@ from backend.errors import (
 )
 from backend.projects import Projects
 from backend.projects.propagations import LANE
+from backend.settings import LANES
 from backend.worker_names import has_ended
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
 _FIGURES_KEY = "softmatcher:figures"
-_LANES = 2
 
 LEASE_S = 25
 """A worker that was not heard of for so long counts as gone, and its tasks go to others. Heartbeats come every
@@ -152,7 +152,7 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
     try:
         worked = projects.propagations.work(
-            propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=_LANES
+            propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=LANES
         )
     except NotFoundError as error:
         return {"propagation": propagation_id, "gone": str(error)}
@@ -300,7 +300,7 @@ class JobQueue:
     def figures(self) -> dict[str, float]:
         """The sums of what all workers counted; empty if Redis does not answer."""
         try:
-            return {name.decode(): float(value) for name, value in self.connection.hgetall(_FIGURES_KEY).items()}
+            return {_text(name): float(value) for name, value in self.connection.hgetall(_FIGURES_KEY).items()}
         except RedisError:
             return {}
 
@@ -366,6 +366,10 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
         return str(job.id)
+
+
+def _text(name: bytes | str) -> str:
+    return name if isinstance(name, str) else name.decode()
 
 
 def _plan_job(propagation_id: int) -> str:

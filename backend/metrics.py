@@ -1,6 +1,6 @@
 """The Prometheus figures of one process, on a registry of its own.
 
-Workers have no address that Prometheus could ask: they add what they count to the queue, and the service shows the sums.
+Workers have no address that Prometheus could ask: they add what they count to the queue; the service shows the sums.
 """
 
 import time
@@ -114,7 +114,11 @@ class Metrics:
     def totals(self) -> dict[str, float]:
         """What this process has counted so far and workers share: `<figure>/<value of its label>` -> sum."""
         totals: dict[str, float] = {}
-        for counter, name in ((self.tasks, "tasks"), (self.failures, "failed_tasks"), (self.annotations, "annotations")):
+        for counter, name in (
+            (self.tasks, "tasks"),
+            (self.failures, "failed_tasks"),
+            (self.annotations, "annotations"),
+        ):
             for metric in counter.collect():
                 for sample in metric.samples:
                     if sample.name.endswith("_total"):
@@ -182,9 +186,7 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Ga
 
 
 def _read_propagations(figures: PropagationFigures) -> Iterator[Metric]:
-    yield _gauges(
-        "softmatcher_propagations", "Propagations that have something to do.", "state", figures.running
-    )
+    yield _gauges("softmatcher_propagations", "Propagations that have something to do.", "state", figures.running)
     yield _gauges("softmatcher_propagation_tasks", "Their tasks.", "state", figures.tasks)
     yield GaugeMetricFamily(
         "softmatcher_propagation_tasks_per_second", "Their tasks finished in the last minute, a second.",

@@ -9,6 +9,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.core.types import MatcherName, RecipeName
 from backend.errors import ConfigurationError
 
+LANES = 2
+"""Batches that a worker has in hand at a time: one at the models while another is read or written, or both."""
+
 
 def _alias(name: str) -> AliasChoices:
     """Names that are not ours (Label Studio's, Redis', the database's) carry no prefix."""

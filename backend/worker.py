@@ -13,8 +13,9 @@ from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, share_figures, use_projects
+from backend.models.accelerator import choose_device
 from backend.projects import open_projects
-from backend.settings import Settings
+from backend.settings import LANES, Settings
 from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,10 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     jobs.ping()
     with suppress(OSError):
         os.nice(NICENESS)
-    projects = open_projects(settings)
+    # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
+    # processes that each want all cores get in each other's way. A GPU's memory is for one.
+    is_on_cpu = choose_device(settings.device).type == "cpu"
+    projects = open_projects(settings, calls_at_a_time=LANES if is_on_cpu else 1)
     projects.models.start()
     for project in projects.store.projects():
         try:

@@ -169,3 +169,25 @@ def test_queue_that_does_not_answer_is_a_clear_error() -> None:
     with pytest.raises(QueueUnavailableError, match="REDIS_URL"):
         queue.reconcile("1.1")
     assert queue.waiting() == {}
+
+
+def test_figures_of_all_workers_are_summed(redis_url: str, backend: Backend) -> None:
+    queue = JobQueue(redis_url)
+    metrics = backend.projects.metrics
+    jobs.use_projects(backend.projects, queue)
+    metrics.tasks.labels("found").inc(3)
+    metrics.failures.labels("image_missing").inc()
+    metrics.on_stage("encode", 0.25)
+    jobs.share_figures()
+    metrics.tasks.labels("found").inc()
+    jobs.share_figures()
+    jobs.share_figures()
+    # Another worker, counting from nothing.
+    jobs.use_projects(backend.projects, queue)
+    jobs.share_figures()
+    jobs.use_projects(None)
+    assert queue.figures() == {
+        "tasks/found": 8, "failed_tasks/image_missing": 2, "stage_seconds_sum/encode": 0.5,
+        "stage_seconds_count/encode": 2,
+    }  # fmt: skip
+    assert JobQueue("redis://127.0.0.1:1/0").figures() == {}

@@ -60,7 +60,7 @@ class Projects:
         )
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
         bulk = BulkPredictions(metrics, connections, images, self.predictions)
-        self.propagations = Propagations(settings, store, connections, self.references, self.predictions, bulk)
+        self.propagations = Propagations(settings, store, metrics, connections, self.references, self.predictions, bulk)
         self.quality = Quality(settings, store, models, connections, images, self.predictions)
         self.pictures = Pictures(store, connections, images)
         self._connected: dict[str, str] = {}
@@ -199,8 +199,12 @@ def key_of_project(project: Mapping[str, Any]) -> str:
     return f"{project_id}.{int(created.timestamp())}"
 
 
-def open_projects(settings: Settings) -> Projects:
+def open_projects(settings: Settings, *, calls_at_a_time: int = 1) -> Projects:
     """The composition root: opens the store (makes its tables) and wires everything; models load later.
+
+    Args:
+        settings: of this process.
+        calls_at_a_time: model calls that share the processor's cores.
 
     Raises:
         ConfigurationError, StoreUnavailableError: the store cannot be opened.
@@ -209,7 +213,8 @@ def open_projects(settings: Settings) -> Projects:
     store = Store(settings.store_url)
     store.create_tables()
     metrics = Metrics()
-    return Projects(settings, store, metrics, Models(settings, metrics), Connections(settings, store))
+    models = Models(settings, metrics, calls_at_a_time=calls_at_a_time)
+    return Projects(settings, store, metrics, models, Connections(settings, store))
 
 
 __all__ = ["ProjectRecord", "Projects", "key_of_project", "open_projects"]

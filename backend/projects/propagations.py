@@ -20,6 +20,7 @@ from backend.errors import (
     StoreUnavailableError,
 )
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.metrics import Metrics, PropagationFigures
 from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.connection import Connections
 from backend.projects.predictions import Predictions
@@ -42,6 +43,7 @@ _LONGEST_PAUSE_S = 60.0
 _LONGEST_ASKED_FOR_S = 900.0
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
+_FIGURES_KEPT_S = 5.0
 LANE: Final = "#"
 """Stands between the name of a job and the number of its lane, in the names of claims."""
 
@@ -97,6 +99,7 @@ class Propagations:
         self,
         settings: Settings,
         store: Store,
+        metrics: Metrics,
         connections: Connections,
         references: References,
         predictions: Predictions,
@@ -104,10 +107,13 @@ class Propagations:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._metrics = metrics
         self._connections = connections
         self._references = references
         self._predictions = predictions
         self._bulk = bulk
+        self._figures: tuple[float, PropagationFigures | None] = (0.0, None)
+        self._lock = threading.Lock()
 
     # -- start and end
 
@@ -331,13 +337,16 @@ class Propagations:
         store = self._store.propagations
         try:
             while not shift.is_over():
-                task_ids = store.claim(propagation_id, claim, _TASKS_A_BATCH)
+                task_ids = store.claim(propagation_id, claim, _TASKS_A_BATCH, on_given_up=self._note_given_up)
                 if not task_ids:
                     break
                 shift.note(self._work_on(store.get(propagation_id), claim, task_ids, shift.must_stop))
         except BaseException:
             shift.stop()
             raise
+
+    def _note_given_up(self, count: int) -> None:
+        self._metrics.failures.labels("worker_died").inc(count)
 
     def _work_on(
         self, record: PropagationRecord, claim: str, task_ids: Sequence[int], should_stop: Callable[[], bool]
@@ -350,6 +359,7 @@ class Propagations:
             # The last reference was deleted meanwhile: without any there is nothing to look for.
             reason = "there is no reference left to predict from"
             outcomes = [TaskOutcome(task_id, "failed", reason=reason) for task_id in task_ids]
+            self._metrics.failures.labels("no_reference").inc(len(outcomes))
         else:
             checked_at = time.monotonic()
 
@@ -418,6 +428,25 @@ class Propagations:
         return pause_s
 
     # -- show
+
+    def figures(self) -> PropagationFigures:
+        """For /metrics; at most some seconds old, since counting a million tasks takes tenths of a second."""
+        with self._lock:
+            read_at, figures = self._figures
+            if figures is not None and time.monotonic() - read_at < _FIGURES_KEPT_S:
+                return figures
+            running = dict.fromkeys(("planning", "running", "finishing", "paused"), 0)
+            tasks = dict.fromkeys(PropagationCounts.STATES, 0)
+            rate = 0.0
+            for record in self._store.propagations.active():
+                counts = self._store.propagations.counts(record.id)
+                running["paused" if _is_paused(record) else record.state] += 1
+                for state in tasks:
+                    tasks[state] += getattr(counts, state)
+                rate += _rate(record, counts)
+            figures = PropagationFigures(running, tasks, rate)
+            self._figures = (time.monotonic(), figures)
+            return figures
 
     def status(self, record: PropagationRecord) -> Json:
         """What `GET /projects/<id>/propagations/<id>` answers."""

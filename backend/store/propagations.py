@@ -278,12 +278,20 @@ class PropagationStore:
 
     # -- their tasks
 
-    def claim(self, propagation_id: int, claim: str, limit: int) -> list[int]:
+    def claim(
+        self, propagation_id: int, claim: str, limit: int, *, on_given_up: Callable[[int], None] = lambda _: None
+    ) -> list[int]:
         """Take up to `limit` waiting tasks; nobody else gets them until they are released.
 
         Fewer where few are left, so that all workers share the end of a propagation, and a small one shows progress.
         Tasks that took a worker down are given out alone, so that they cannot take others with them, and after
-        `MAX_ATTEMPTS` not at all. `claim` names the worker and its job.
+        `MAX_ATTEMPTS` not at all.
+
+        Args:
+            propagation_id: of the tasks.
+            claim: names the worker, its job and its lane.
+            limit: most tasks.
+            on_given_up: told of tasks that are not tried any more.
         """
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "pending")
         some = sa.select(_rows.c.task_id).where(mine).limit(limit * _SHARES).subquery()
@@ -302,6 +310,7 @@ class PropagationStore:
                     connection, propagation_id, hopeless, state="failed", finished_at=time.time(),
                     reason=f"given up after {MAX_ATTEMPTS} tries: its worker ended each time; the log says more",
                 )  # fmt: skip
+                on_given_up(len(hopeless))
             usable = [row for row in found if row.attempts < MAX_ATTEMPTS]
             is_suspect = bool(usable and usable[0].attempts)
             usable = usable[:1] if is_suspect else [row for row in usable if not row.attempts]

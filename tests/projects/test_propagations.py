@@ -80,6 +80,50 @@ def test_every_task_is_predicted_once_and_absence_is_an_answer(backend: Backend,
     assert record.model_version == version
 
 
+def test_two_batches_at_a_time_predict_every_task_once_too(backend: Backend, key: str) -> None:
+    for number in range(9, 60):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number % 8, 30))))
+    record = _start(backend, key)
+    worked = backend.projects.propagations.work(
+        record.id, "w:1", is_alive=backend.queue.is_claim_alive, should_stop=lambda: False, lanes=2
+    )
+    assert (worked.finished, worked.left) == (59, "nothing")
+    assert _state(backend, record) == "done"
+    assert [len(backend.label_studio.versions_of(number)) for number in range(1, 60)] == [
+        0 if number == 5 else 1 for number in range(1, 60)
+    ]
+
+
+def test_what_stops_one_batch_stops_the_other_and_gives_all_tasks_back(backend: Backend, key: str) -> None:
+    for number in range(9, 60):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number % 8, 30))))
+    record = _start(backend, key)
+    backend.label_studio.is_down = True
+    worked = backend.projects.propagations.work(
+        record.id, "w:1", is_alive=backend.queue.is_claim_alive, should_stop=lambda: False, lanes=2
+    )
+    assert worked == Worked(0, "paused")
+    counts = _counts(backend, record)
+    assert (counts.pending, counts.running, counts.failed) == (59, 0, 0)
+    assert backend.projects.store.propagations.task(record.id, 7).attempts == 0  # type: ignore[union-attr]
+
+
+def test_label_studio_that_asks_for_time_gets_it(backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = _start(backend, key)
+
+    def busy(*_: object) -> int:
+        raise LabelStudioUnavailableError("429", retry_after_s=200.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend.label_studio, "import_predictions", busy)
+        assert _work(backend, record).left == "paused"
+    until = backend.projects.store.propagations.get(record.id).paused_until
+    assert until is not None
+    assert 190 < until - time.time() <= 200
+    assert _work(backend, record).left == "nothing"
+    assert max(len(backend.label_studio.versions_of(number)) for number in range(1, 9)) == 1
+
+
 def test_annotations_that_were_not_announced_count(backend: Backend, key: str) -> None:
     assert backend.projects.count_references() == {"1": 0}
     _start(backend, key)
