@@ -30,7 +30,8 @@ class Scene:
 
     Attributes:
         label_studio: the real server.
-        processes: all of them: `label-studio`, `valkey`, `service`, `worker-1`, ...
+        server: its process, `label-studio`.
+        processes: the others: `valkey`, `service`, `worker-1`, ...
         folder: of everything.
         url: of the service.
         environment: of service and workers.
@@ -38,6 +39,7 @@ class Scene:
     """
 
     label_studio: LabelStudio
+    server: ProcessGroup
     processes: ProcessGroup
     folder: Path
     url: str
@@ -93,16 +95,18 @@ class Scene:
 
     def cpu_s(self) -> dict[str, float]:
         """Processor seconds that each process and its children have used."""
-        names = ["label-studio", "valkey", "service", *self.workers]
-        return {name: _session_cpu_s(self.processes[name].pid) for name in names}
+        seconds = {"label-studio": _session_cpu_s(self.server["label-studio"].pid)}
+        return seconds | {
+            name: _session_cpu_s(self.processes[name].pid) for name in ("valkey", "service", *self.workers)
+        }
 
 
 @contextmanager
 def open_scene(folder: Path, *, label_studio_changes: dict[str, str] | None = None, **changes: str) -> Iterator[Scene]:
     """Start Label Studio, queue and service (profile lite) with these changes of the environment; no worker yet."""
-    with ProcessGroup(folder / "logs", grace_s=30) as processes:
+    with ProcessGroup(folder / "logs") as server, ProcessGroup(folder / "logs", grace_s=30) as processes:
         label_studio = start_label_studio(
-            processes, label_studio_program(), folder / "label-studio", free_port(), label_studio_changes
+            server, label_studio_program(), folder / "label-studio", free_port(), label_studio_changes
         )
         valkey = EmbeddedValkey(processes, folder / "valkey")
         port = free_port()
@@ -116,7 +120,7 @@ def open_scene(folder: Path, *, label_studio_changes: dict[str, str] | None = No
             "PYTHONUNBUFFERED": "1",
         }
         environment |= changes
-        scene = Scene(label_studio, processes, folder, f"http://{LOOPBACK}:{port}", environment)
+        scene = Scene(label_studio, server, processes, folder, f"http://{LOOPBACK}:{port}", environment)
         processes.start("service", [sys.executable, "-m", "backend", "serve"], environment)
         scene.wait_for_service()
         yield scene
