@@ -25,7 +25,7 @@ from backend.errors import (
     SoftmatcherError,
 )
 from backend.projects import Projects
-from backend.projects.propagations import LANE
+from backend.projects.propagation_work import LANE
 from backend.settings import LANES
 from backend.worker_names import has_ended
 
@@ -132,7 +132,7 @@ def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
     projects, queue = _current()
     started = time.perf_counter()
     try:
-        outcome = projects.propagations.plan(
+        outcome = projects.propagation_plans.plan(
             propagation_id, on_page=lambda: _call_workers(projects, queue, project_key, propagation_id)
         )
     except NotFoundError as error:
@@ -151,7 +151,7 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     job = get_current_job()
     claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
     try:
-        worked = projects.propagations.work(
+        worked = projects.propagation_work.run(
             propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=LANES
         )
     except NotFoundError as error:
@@ -178,7 +178,9 @@ def _call_workers(projects: Projects, queue: "JobQueue", project_key: str, propa
     try:
         record = projects.store.propagations.get(propagation_id)
         if record.is_active:
-            waiting = projects.store.propagations.waiting(propagation_id, _MOST_JOBS_A_PROPAGATION * _TASKS_WORTH_A_JOB)
+            waiting = projects.store.propagation_tasks.waiting(
+                propagation_id, _MOST_JOBS_A_PROPAGATION * _TASKS_WORTH_A_JOB
+            )
             queue.ensure_propagation_jobs(project_key, propagation_id, waiting)
     except (NotFoundError, QueueUnavailableError) as error:
         logger.warning("propagation=%d workers are called later: %s", propagation_id, error)

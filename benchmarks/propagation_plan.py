@@ -118,11 +118,11 @@ def _plan(url: str, data_dir: str, results: Any) -> None:
     before_mb = _own_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     began = time.perf_counter()
-    planned = projects.propagations.plan(record.id)
+    planned = projects.propagation_plans.plan(record.id)
     seconds = time.perf_counter() - began
     peak_mb = _own_mb("VmHWM")
     assert projects.store.propagations.get(record.id).state == "running", planned
-    assert projects.store.propagations.counts(record.id).total == planned["planned"]
+    assert projects.store.propagation_tasks.counts(record.id).total == planned["planned"]
     results.put(
         {
             "plan_s": seconds,

@@ -122,7 +122,7 @@ def test_annotation_that_waits_interrupts_a_propagation(
     backend: Backend, propagation: tuple[JobQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
-    backend.projects.propagations.plan(identifier)
+    backend.projects.propagation_plans.plan(identifier)
     queue.take_in_annotation(key, 10)
     before = jobs._QUEUE_ASKED_S
     jobs._QUEUE_ASKED_S = 0.0
@@ -131,14 +131,14 @@ def test_annotation_that_waits_interrupts_a_propagation(
     finally:
         jobs._QUEUE_ASKED_S = before
     assert outcome["left"] == "more"
-    assert backend.projects.store.propagations.counts(identifier).pending == 10
+    assert backend.projects.store.propagation_tasks.counts(identifier).pending == 10
 
 
 def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
     backend: Backend, propagation: tuple[JobQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
-    backend.projects.propagations.plan(identifier)
+    backend.projects.propagation_plans.plan(identifier)
     fetch = backend.label_studio.fetch
     fetched: list[str] = []
 
@@ -150,7 +150,7 @@ def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
 
     backend.label_studio.fetch = fetch_then_stop  # type: ignore[method-assign]
     outcome = jobs.propagate(key, identifier)
-    counts = backend.projects.store.propagations.counts(identifier)
+    counts = backend.projects.store.propagation_tasks.counts(identifier)
     assert 0 < outcome["finished"] < 10
     assert (counts.pending, counts.running) == (10 - outcome["finished"], 0)
     assert queue.waiting()[jobs.PROPAGATIONS] == 1, "another worker, or the next one, goes on"

@@ -171,7 +171,7 @@ def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, b
     assert slow.queue.jobs == [("propagate", (backend.label_studio.key, handed_on.id))]
     assert _predict(slow, tasks).json["results"] == [[]] * 5
     assert len(slow.queue.jobs) == 1
-    assert slow.projects.store.propagations.counts(handed_on.id).pending == 5
+    assert slow.projects.store.propagation_tasks.counts(handed_on.id).pending == 5
     slow.work()
     assert sorted(item["task"] for item in backend.label_studio.imported) == [2, 3, 4, 5, 6]
     _predict(slow, tasks)
@@ -496,7 +496,7 @@ def test_metrics_show_propagations_and_what_workers_counted(backend: Backend) ->
     project = backend.projects.note_project(backend.label_studio.project(1))
     store = backend.projects.store.propagations
     record = store.create(project, PropagationFilter(), "test", supersede=False, planned_tasks=range(1, 6))
-    store.claim(record.id, "worker:job", 4)
+    backend.projects.store.propagation_tasks.claim(record.id, "worker:job", 4)
     backend.projects.metrics.failures.labels("image_missing").inc()
     backend.projects.metrics.on_stage("encode", 0.25)
     text = backend.client.get("/metrics").get_data(as_text=True)

@@ -21,6 +21,8 @@ from backend.projects.options import read_extra_params, told_on_setup
 from backend.projects.pictures import Pictures
 from backend.projects.predictions import Predictions
 from backend.projects.prefetch import Prefetch
+from backend.projects.propagation_plans import PropagationPlans
+from backend.projects.propagation_work import PropagationWork
 from backend.projects.propagations import Propagations
 from backend.projects.quality import Quality
 from backend.projects.references import References
@@ -60,7 +62,9 @@ class Projects:
         )
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
         bulk = BulkPredictions(metrics, connections, images, self.predictions)
-        self.propagations = Propagations(settings, store, metrics, connections, self.references, self.predictions, bulk)
+        self.propagation_plans = PropagationPlans(store, connections, self.references, self.predictions)
+        self.propagation_work = PropagationWork(store, metrics, connections, self.predictions, bulk)
+        self.propagations = Propagations(settings, store, connections, self.predictions, self.propagation_plans)
         self.quality = Quality(settings, store, models, connections, images, self.predictions)
         self.pictures = Pictures(store, connections, images)
         self._connected: dict[str, str] = {}

@@ -77,7 +77,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
                 queue.ensure_planned(record.project_key, record.id)
             else:
                 queue.ensure_propagation_jobs(
-                    record.project_key, record.id, store.propagations.counts(record.id).pending
+                    record.project_key, record.id, store.propagation_tasks.counts(record.id).pending
                 )
         except QueueUnavailableError:
             # It is in the store: upkeep calls workers as soon as the queue is back.
@@ -115,7 +115,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         latest = store.propagations.latest(project.key, _SHOWN_PROPAGATIONS)
         shown = next((one for one in latest if one.is_active), latest[0] if latest else None)
         references = store.list_references(project.key)
-        quality = store.propagations.quality(project.key)
+        quality = store.quality.newest(project.key)
         now = version_now(shown) if shown else None
         return render_template(
             "project.html",
@@ -125,9 +125,11 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             reference_count=len(references),
             config_labels=parse_label_config(project.label_config).labels if project.label_config else (),
             propagation=propagations.status(shown) if shown else None,
-            outdated=store.propagations.count_outdated(shown.id, now) if shown and now and not shown.is_active else 0,
-            history=[(one, store.propagations.counts(one.id)) for one in latest],
-            lowest=store.propagations.lowest_scored(shown.id, _SHOWN_PREDICTIONS) if shown else [],
+            outdated=store.propagation_tasks.count_outdated(shown.id, now)
+            if shown and now and not shown.is_active
+            else 0,
+            history=[(one, store.propagation_tasks.counts(one.id)) for one in latest],
+            lowest=store.propagation_tasks.lowest_scored(shown.id, _SHOWN_PREDICTIONS) if shown else [],
             quality=quality,
             label_studio=_label_studio_address(project, projects.settings.label_studio_url),
             model_state=projects.models.state,
@@ -178,7 +180,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
 
     @pages.get("/<int:project_id>/quality")
     def show_quality(project_id: int) -> Json:
-        found = store.propagations.quality(project_of(project_id).key)
+        found = store.quality.newest(project_of(project_id).key)
         if found is None:
             return {"model_version": None, "estimated_at": None, "labels": {}, "iou": None}
         return {"model_version": found[0], "estimated_at": found[1], **found[2]}
