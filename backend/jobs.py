@@ -4,6 +4,7 @@ A job may run twice or late: each looks at the state of the store and of Label S
 same.
 """
 
+import json
 import logging
 import threading
 import time
@@ -43,7 +44,7 @@ _MOST_JOBS_A_PROPAGATION = 64
 _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
-_FIGURES_KEY = "softmatcher:figures"
+_FIGURES_KEY, _SETTINGS_KEY = "softmatcher:figures", "softmatcher:settings"
 
 LEASE_S = 25
 """A worker that was not heard of for so long counts as gone, and its tasks go to others. Heartbeats come every
@@ -284,6 +285,29 @@ class JobQueue:
             return {name: queue.count for name, queue in self._queues.items()}
         except RedisError:
             return {}
+
+    def tell_settings(self, told: Mapping[str, Any]) -> None:
+        """Leave the service's settings for workers.
+
+        Raises:
+            QueueUnavailableError: Redis does not answer.
+        """
+        try:
+            self.connection.set(_SETTINGS_KEY, json.dumps(dict(told)))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def told_settings(self) -> dict[str, Any]:
+        """The service's settings; empty if none has told any.
+
+        Raises:
+            QueueUnavailableError: Redis does not answer.
+        """
+        try:
+            told = self.connection.get(_SETTINGS_KEY)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        return dict(json.loads(told)) if told else {}
 
     def add_figures(self, figures: Mapping[str, float]) -> None:
         """Add to the sums of all workers; they last as long as the queue's data.

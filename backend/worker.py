@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +16,7 @@ from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, share_figures, use_projects
 from backend.models.accelerator import choose_device
 from backend.projects import open_projects
-from backend.settings import LANES, Settings
+from backend.settings import LANES, SHARED, Settings, environment_name, shared_settings, with_shared
 from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,21 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         ask_to_stop()
 
 
+def _as_the_service(settings: Settings, told: Mapping[str, Any]) -> Settings:
+    """Masks must not depend on who predicts."""
+    if not told:
+        logger.warning("no service has told its settings yet: this worker goes by its own environment")
+    agreed = with_shared(settings, told)
+    own = shared_settings(agreed)
+    for name in SHARED:
+        if name in told and name != "label_studio_url" and told[name] != own[name]:
+            logger.warning(
+                "%s is %r here and %r in the service: predictions will depend on who makes them",
+                environment_name(name), own[name], told[name],
+            )  # fmt: skip
+    return agreed
+
+
 def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     """Serve the queues until SIGTERM or SIGINT, or with `is_burst` until they are empty.
 
@@ -79,8 +95,10 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     """
     if settings.redis_url is None:
         raise ConfigurationError("a worker needs REDIS_URL; `python -m backend up` starts a queue of its own")
-    jobs = JobQueue(settings.redis_url)
+    redis_url = settings.redis_url
+    jobs = JobQueue(redis_url)
     jobs.ping()
+    settings = _as_the_service(settings, jobs.told_settings())
     with suppress(OSError):
         os.nice(NICENESS)
     # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
@@ -94,7 +112,7 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
         except QueueUnavailableError:
             logger.warning("project=%s could not be queued for reconciliation", project.key)
     use_projects(projects, jobs)
-    connection = Redis.from_url(settings.redis_url)
+    connection = Redis.from_url(redis_url)
     queues = [Queue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES]
     worker = HeartbeatWorker(
         queues,

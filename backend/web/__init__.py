@@ -125,6 +125,8 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             reference_count=len(references),
             config_labels=parse_label_config(project.label_config).labels if project.label_config else (),
             propagation=propagations.status(shown) if shown else None,
+            workers=queue.workers_now() if shown and shown.is_active else None,
+            now_s=time.time(),
             outdated=store.propagation_tasks.count_outdated(shown.id, now)
             if shown and now and not shown.is_active
             else 0,
@@ -157,7 +159,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
 
     @pages.get("/<int:project_id>/propagations/<int:propagation_id>")
     def show(project_id: int, propagation_id: int) -> Json:
-        return propagations.status(propagation_of(project_id, propagation_id))
+        return {**propagations.status(propagation_of(project_id, propagation_id)), "workers": queue.workers_now()}
 
     @pages.post("/<int:project_id>/propagations/<int:propagation_id>/cancel")
     def cancel(project_id: int, propagation_id: int) -> tuple[Response, int] | AnyResponse:
@@ -197,7 +199,22 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
     def moment(unix_s: float | None) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s)) if unix_s else ""
 
+    pages.add_app_template_filter(_duration, "duration")
+    pages.add_app_template_filter(_rate, "rate")
     return pages
+
+
+def _duration(seconds: float | None) -> str:
+    """As page.js writes it."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.1f} tasks/s" if per_s >= 1 or not per_s else f"{60 * per_s:.1f} tasks/min"
 
 
 def _labels_shown(references: list[ReferenceSummary], quality: Json | None) -> list[_LabelShown]:
