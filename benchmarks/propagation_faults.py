@@ -27,6 +27,7 @@ from backend.cli.up import Restarts
 
 _WORKERS = 2
 _CACHE_MB, _DISK_MB = 60, 120
+_BUDGET_S = 10
 
 
 @dataclass
@@ -147,6 +148,33 @@ def nothing(case: Case) -> None:
     """The broken images are among the tasks from the beginning."""
 
 
+def retrieve(scene: Scene, count: int, number: int) -> Json:
+    """No propagation asked for: Label Studio's own «Retrieve predictions» of all tasks, more than fit into its time."""
+    project, _, tasks = scene.new_project(photographs(count, seed=number + 1))
+    before, before_in_service = predicted(scene), predicted(scene, "softmatcher_tasks_total")
+    began = time.monotonic()
+    scene.label_studio.retrieve_predictions(project, tasks)
+    answered_s = time.monotonic() - began
+    answered = sum(len(found) for found in scene.label_studio.predictions(project).values())
+    case = Case(scene, project, tasks, scene.get(f"/projects/{project}/propagations")["propagations"][0]["id"])
+    case.until(lambda status: not status["is_active"], 900)
+    status, seconds = case.status(), time.monotonic() - began
+    time.sleep(6)
+    by_task = scene.label_studio.predictions(project)
+    per_task = [len(by_task.get(task, [])) for task in tasks]
+    in_service = predicted(scene, "softmatcher_tasks_total") - before_in_service
+    return {
+        "tasks": count,
+        "done": sum(per_task),
+        "failed": status["counts"]["failed"],
+        "again": round(predicted(scene) - before + in_service) - sum(per_task),
+        "seconds": seconds,
+        "remarks": [f"answered after {answered_s:.0f} s", f"{status['counts']['total']} tasks went to the workers",
+                    f"{answered} predictions were there at the answer"],
+        "wrong": None if per_task == [1] * count else f"predictions a task: {sorted(set(per_task))}",
+    }  # fmt: skip
+
+
 FAULTS: dict[str, tuple[str, Callable[[Case], None]]] = {
     "none": ("nothing", nothing),
     "worker": ("a worker killed (-9)", kill_worker),
@@ -159,6 +187,7 @@ FAULTS: dict[str, tuple[str, Callable[[Case], None]]] = {
     "database": ("database locked for 10 s", lock_database),
     "reference": ("a reference deleted", delete_reference),
     "cancel": ("cancelled and gone on with", cancel),
+    "retrieve": ("«Retrieve predictions» instead, 10 s for the answer", nothing),
 }
 
 
@@ -172,7 +201,9 @@ def measure_faults(count: int, names: list[str]) -> Json:
     with (
         tempfile.TemporaryDirectory() as folder,
         small_disk(Path(folder) / "data" / "features") as has_disk,
-        open_scene(Path(folder), SOFTMATCHER_CACHE_MB=str(_CACHE_MB)) as scene,
+        open_scene(
+            Path(folder), SOFTMATCHER_CACHE_MB=str(_CACHE_MB), SOFTMATCHER_PREDICT_BUDGET_S=str(_BUDGET_S)
+        ) as scene,
         kept_running(scene),
     ):
         scene.start_workers(_WORKERS)
@@ -180,7 +211,9 @@ def measure_faults(count: int, names: list[str]) -> Json:
             if name == "disk" and not has_disk:
                 print("disk: left out, this machine does not allow to mount a small one", flush=True)
                 continue
-            figures[name] = one = run(scene, count, number, name)
+            figures[name] = one = (
+                retrieve(scene, count, number) if name == "retrieve" else run(scene, count, number, name)
+            )
             rows.append(
                 [FAULTS[name][0], one["tasks"], one["done"], one["failed"], one["again"], f"{one['seconds']:.0f}",
                  "; ".join(one["remarks"])]
@@ -244,11 +277,11 @@ def verify(case: Case, status: Json) -> str | None:
     return None
 
 
-def predicted(scene: Scene) -> float:
-    """Tasks that workers have found something on so far."""
+def predicted(scene: Scene, figure: str = "softmatcher_worker_tasks_total") -> float:
+    """Tasks that workers, or the service, have found something on so far."""
     with suppress(requests.RequestException):
         lines = requests.get(f"{scene.url}/metrics", timeout=30).text.splitlines()
-        name = 'softmatcher_worker_tasks_total{outcome="found"}'
+        name = f'{figure}{{outcome="found"}}'
         return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
     return 0.0
 

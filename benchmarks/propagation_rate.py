@@ -4,7 +4,8 @@ A real Label Studio, service and workers (profile lite, embedded Valkey) on 640 
 scikit-image's astronaut, no two the same; no feature cache on disk. In this order:
 
 1. key points at rest, through Label Studio;
-2. the pipeline alone on the same files, in a process of a worker's priority and threads, nothing else running;
+2. the pipeline alone on the same files, in a process of a worker's priority, nothing else running: one image at a time
+   on all cores, and two at a time on half of them each, as a worker does it;
 3. all tasks with one worker; all tasks with two; nobody asks for anything meanwhile but the status every 2 s;
 4. a part of the tasks with two workers, and a key point asked for every second;
 5. the pipeline alone once more: a machine's speed drifts.
@@ -16,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from service import region
 
 from backend.cli.label_studio_server import LabelStudio
 from backend.cli.sample import COIN, LABEL_CONFIG
+from backend.settings import LANES
 from backend.worker import NICENESS
 
 _WITH_KEY_POINTS = 150
@@ -39,7 +42,7 @@ def measure_rate(count: int, alone: int) -> Json:
         some = list(files.values())[: min(alone, count)]
         figures: Json = {"tasks": count, "cores": os.cpu_count(), "load": os.getloadavg()[0], "idle_ms": idle}
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
-        figures["alone"] = [measure_alone(some, scene, project)]
+        figures["alone"] = {lanes: [measure_alone(some, scene, project, lanes)] for lanes in (1, LANES)}
         for workers, limit, with_key_points in (
             (1, count, False),
             (2, count, False),
@@ -53,7 +56,8 @@ def measure_rate(count: int, alone: int) -> Json:
         for name in scene.workers:
             scene.processes.stop(name)
         scene.workers.clear()
-        figures["alone"].append(measure_alone(some, scene, project))
+        for lanes, measured in figures["alone"].items():
+            measured.append(measure_alone(some, scene, project, lanes))
     print(table(figures))
     return figures
 
@@ -87,10 +91,12 @@ def measure_propagation(
     }
 
 
-def measure_alone(contents: list[bytes], scene: Scene, project: int) -> Json:
-    figures: Json = in_own_process(_pipeline_alone, contents, scene.folder / "data", project)
+def measure_alone(contents: list[bytes], scene: Scene, project: int, lanes: int) -> Json:
+    figures: Json = in_own_process(_pipeline_alone, contents, scene.folder / "data", project, lanes)
     print(
-        f"pipeline alone: {figures['per_s']:.2f} images/s, {figures['cpu_s']:.2f} s of processor an image", flush=True
+        f"pipeline alone, {lanes} image{'s' if lanes > 1 else ''} at a time: {figures['per_s']:.2f} images/s, "
+        f"{figures['cpu_s']:.2f} s of processor an image",
+        flush=True,
     )
     return figures
 
@@ -109,18 +115,18 @@ def key_points_ms(label_studio: LabelStudio, connection: int, tasks: list[int], 
     return times
 
 
-def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, results: Any) -> None:
+def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, lanes: int, results: Any) -> None:
     """Images a second: decode, encode, match, segment, run-length encode, with the project's own reference."""
     # As the workers do: on a machine where others compute, too, their share of the cores would else not be the same.
     os.nice(NICENESS)
     from backend.labelstudio.codec import mask_to_region
     from backend.labelstudio.image_decoding import decode_image
     from backend.labelstudio.label_config import parse_label_config
-    from backend.models.accelerator import set_threads
+    from backend.models.accelerator import set_threads, share_of_cores
     from backend.pipeline import load_softmatcher
     from backend.store import Store
 
-    set_threads(0)
+    set_threads(0 if lanes == 1 else share_of_cores(lanes))
     softmatcher = load_softmatcher("lite")
     store = Store(f"sqlite:///{data_dir / 'softmatcher.db'}")
     key = next(record.key for record in store.projects() if record.project_id == project)
@@ -134,11 +140,10 @@ def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, results
         for found in softmatcher.segment(encoded, bank):
             mask_to_region(found.mask, brush=brush, label=found.label, score=found.score)
 
-    for content in contents[:3]:
-        predict(content)
-    began, cpu_began = time.perf_counter(), time.process_time()
-    for content in contents:
-        predict(content)
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(predict, contents[:4]))
+        began, cpu_began = time.perf_counter(), time.process_time()
+        list(pool.map(predict, contents))
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     results.put({"per_s": len(contents) / seconds, "cpu_s": cpu_s / len(contents), "images": len(contents)})
 
@@ -155,18 +160,21 @@ def _line(one: Json) -> str:
 
 def table(figures: Json) -> str:
     """The table of the documentation."""
-    alone = statistics.mean(one["per_s"] for one in figures["alone"])
+    alone = {lanes: statistics.mean(one["per_s"] for one in measured) for lanes, measured in figures["alone"].items()}
     rest_ms = statistics.median(figures["idle_ms"])
-    both = " and ".join(f"{one['per_s']:.2f}" for one in figures["alone"])
-    rows: list[list[object]] = [[f"pipeline alone ({both})", f"{alone:.2f}", "", "", f"{1e6 / alone / 3600:.0f} h", ""]]
+    rows: list[list[object]] = []
+    for lanes, measured in figures["alone"].items():
+        both = " and ".join(f"{one['per_s']:.2f}" for one in measured)
+        name = f"pipeline alone, {lanes} image{'s' if lanes > 1 else ''} at a time ({both})"
+        rows.append([name, f"{alone[lanes]:.2f}", "", "", f"{1e6 / alone[lanes] / 3600:.0f} h", ""])
     for name in ("1 worker", "2 workers", "2 workers, key points"):
         one = figures[name]
         during = one["key_point_ms"]
         wait = f"{statistics.median(during):.0f} ms, {statistics.median(during) / rest_ms:.2f} times" if during else ""
         server = one["cpu_s"]["label-studio"] / one["counts"]["finished"]
+        shares = ", ".join(f"{one['per_s'] / alone[lanes]:.0%}" for lanes in alone)
         rows.append(
-            [name, f"{one['per_s']:.2f}", f"{one['per_s'] / alone:.0%}", f"{server:.3f} s",
-             f"{1e6 / one['per_s'] / 3600:.0f} h", wait]
-        )  # fmt: skip
+            [name, f"{one['per_s']:.2f}", shares, f"{server:.3f} s", f"{1e6 / one['per_s'] / 3600:.0f} h", wait]
+        )
     header = ["", "tasks/s", "of alone", "Label Studio's processor time a task", "1 million tasks"]
     return markdown([*header, f"key point (at rest {rest_ms:.0f} ms)"], rows)

@@ -68,13 +68,13 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
     environment = {**environment, "PYTHONUNBUFFERED": "1"}
     processes.start(SERVICE, [*backend, "serve"], environment)
     for number in range(1, workers + 1):
-        processes.start(f"worker-{number}", [*backend, "work"], {**_threads(workers), **environment})
+        processes.start(f"worker-{number}", [*backend, "work"], {**threads_of_workers(workers), **environment})
     user = environment.get("SOFTMATCHER_BASIC_AUTH_USER")
     auth = (user, environment.get("SOFTMATCHER_BASIC_AUTH_PASS", "")) if user else None
     processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S, basic_auth=auth)
 
 
-def _threads(workers: int) -> dict[str, str]:
+def threads_of_workers(workers: int) -> dict[str, str]:
     """The cores shared out: workers that each want all of them slow one another down."""
     cores = len(os.sched_getaffinity(0))
     return {"SOFTMATCHER_TORCH_THREADS": str(max(1, cores // (LANES * workers)))} if workers > 1 else {}
