@@ -142,6 +142,8 @@ def test_nothing_to_export_says_so_and_leaves_nothing_behind(backend: Backend, t
         ({"split": "0.5,0.5"}, "three shares"),
         ({"split": "0.5,0.5,0.5"}, "add up to 1"),
         ({"images": "maybe"}, "images must be one of"),
+        ({"leave_out_unreachable": "perhaps"}, "must be true or false"),
+        ({"split": "nan,0,1"}, "split must be a number"),
         ({"size": "3"}, "unknown option 'size'"),
     ],
 )
