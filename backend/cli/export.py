@@ -47,7 +47,12 @@ def export(
         "tolerance_px": str(tolerance), "split": split, "annotators": annotators,
         "leave_out_unreachable": str(leave_out_unreachable),
     }  # fmt: skip
-    if not _export(load_settings(), project, options_from_texts(told), out):
+    try:
+        is_fine = _export(load_settings(), project, options_from_texts(told), out)
+    except KeyboardInterrupt:
+        typer.echo("broken off; the same command goes on with the images that are there", err=True)
+        raise
+    if not is_fine:
         raise typer.Exit(1)
 
 

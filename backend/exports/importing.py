@@ -67,9 +67,11 @@ def find_masks(folder: Path, config: LabelConfig) -> list[MaskSource]:
     if not folder.is_dir():
         raise BadInputError(f"expected a folder with COCO files or PNG masks, got {folder}: it is none")
     documents = [path for path in sorted(folder.rglob("*.json")) if not _is_hidden(path, folder)]
-    coco = [found for path in documents if (found := _read_coco(path)) is not None]
+    coco = {path: found for path in documents if (found := _read_coco(path)) is not None}
+    # An export has polygons of the same objects beside the exact masks.
+    exact = {path.with_name(f"{path.stem}_polygons.json") for path in coco}
     if coco:
-        return _coco_sources(coco, folder)
+        return _coco_sources({path: found for path, found in coco.items() if path not in exact}, folder)
     return _png_sources(folder, config)
 
 
@@ -243,11 +245,11 @@ def _read_coco(path: Path) -> Json | None:
     return document
 
 
-def _coco_sources(documents: Sequence[Json], folder: Path) -> list[MaskSource]:
+def _coco_sources(documents: Mapping[Path, Json], folder: Path) -> list[MaskSource]:
+    """One source an image; an image of several documents (one a label, say) has the objects of all of them."""
     hashes = _image_hashes(folder)
-    sources: dict[str, MaskSource] = {}
-    richness: dict[str, int] = {}
-    for document in documents:
+    sources: dict[tuple[str, str | None], MaskSource] = {}
+    for path, document in documents.items():
         try:
             names = {each["id"]: str(each["name"]) for each in document["categories"]}
             by_image: defaultdict[Any, list[Json]] = defaultdict(list)
@@ -255,23 +257,49 @@ def _coco_sources(documents: Sequence[Json], folder: Path) -> list[MaskSource]:
                 by_image[one["image_id"]].append(one)
             for image in document["images"]:
                 name = str(image["file_name"])
-                exact = sum(isinstance(one.get("segmentation"), dict) for one in by_image[image["id"]])
-                if name in sources and richness[name] >= exact:
-                    continue  # an export has polygons of the same objects beside the exact masks
                 sha256 = image.get("sha256") or hashes.get(name.rpartition("/")[2])
-                load = _coco_loader(name, by_image[image["id"]], names, (int(image["height"]), int(image["width"])))
-                sources[name], richness[name] = MaskSource(name, sha256, load), exact
-        except (KeyError, TypeError, ValueError) as error:
+                size_hw = int(image["height"]), int(image["width"])
+                load = _coco_loader(name, by_image.pop(image["id"], []), names, size_hw)
+                known = sources.get((name, sha256))
+                if known is not None:
+                    known.load = _both(known.load, load)
+                else:
+                    sources[name, sha256] = MaskSource(name, sha256, load)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(
-                f"COCO file must have ids, names and sizes, got {type(error).__name__}: {error}"
+                f"{path.name}: COCO must have ids, names and sizes, got {type(error).__name__}: {error}"
             ) from error
+        for image_id, lost in by_image.items():
+            # Matched by nothing, and so told with all else that is not imported.
+            unknown = f"{path.name}: {len(lost)} objects of image_id {image_id}, which is not among its images"
+            sources[unknown, ""] = MaskSource(unknown, "", list)
     return list(sources.values())
+
+
+def _both(
+    first: Callable[[], list[tuple[str, Mask]]], second: Callable[[], list[tuple[str, Mask]]]
+) -> Callable[[], list[tuple[str, Mask]]]:
+    def load() -> list[tuple[str, Mask]]:
+        found = first()
+        return found + [
+            (label, mask)
+            for label, mask in second()
+            if not any(label == other and np.array_equal(mask, known) for other, known in found)
+        ]
+
+    return load
 
 
 def _coco_loader(
     name: str, annotations: Sequence[Json], names: Mapping[Any, str], size_hw: tuple[int, int]
 ) -> Callable[[], list[tuple[str, Mask]]]:
     def load() -> list[tuple[str, Mask]]:
+        unknown = next((one for one in annotations if one.get("category_id") not in names), None)
+        if unknown is not None:
+            raise BadInputError(
+                f"{name}: object {unknown.get('id')} must be of one of the file's categories {sorted(names)}, got "
+                f"{unknown.get('category_id')!r}"
+            )
         return [(names[one["category_id"]], _coco_mask(name, one, size_hw)) for one in annotations]
 
     return load
@@ -300,7 +328,8 @@ def _image_hashes(folder: Path) -> dict[str, str]:
     """Content of the image files in a folder, by name; what is there under one name twice, differently, is left out."""
     hashes: dict[str, str | None] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _IMAGE_ENDINGS and not _is_hidden(path, folder) and "masks" not in path.parts:
+        is_mask = "masks" in path.relative_to(folder).parts
+        if path.suffix.lower() in _IMAGE_ENDINGS and not is_mask and not _is_hidden(path, folder):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             hashes[path.name] = digest if hashes.get(path.name, digest) == digest else None
