@@ -154,7 +154,8 @@ def import_masks(
 
 
 def _import_masks(settings: "Settings", project_id: int, folder: Path, *, with_references: bool) -> bool:
-    from backend.exports.importing import find_masks, import_masks
+    from backend.exports.importing import import_masks
+    from backend.exports.mask_files import find_masks
     from backend.exports.reading import open_project
 
     with opened_projects(settings) as projects:

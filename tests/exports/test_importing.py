@@ -8,7 +8,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from backend.errors import BadInputError
-from backend.exports.importing import ImportReport, find_masks, import_masks
+from backend.exports.importing import ImportReport, import_masks
+from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.marks import group_annotation
 from tests.exports.scene import MASKS, box, brush, export, files, fill, opened, picture
