@@ -37,7 +37,7 @@ from backend.core.types import (
     Scribble,
 )
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.affinity import scribble_affinity
+from backend.models.affinity import scribble_affinity, stroke_posterior
 from backend.models.encoder import Encoder
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenter import Prompt, Segmenter
@@ -185,8 +185,11 @@ class Softmatcher:
         working_hw = self._segmenter.working_hw(encoded.embedding)
         resized = scale_scribble(scribble, working_hw)
         with self._stage("scribble"):
-            affinity = scribble_affinity(encoded.features, resized, temperature=self._encoder.temperature)
-            candidates = self._segmenter.decode(encoded.embedding, [Prompt(resized, affinity=affinity)])
+            scale = self._encoder.temperature
+            affinity = scribble_affinity(encoded.features, resized, temperature=scale)
+            posterior = stroke_posterior(encoded.features, resized, temperature=scale)
+            prompt = Prompt(resized, affinity=affinity, posterior=posterior)
+            candidates = self._segmenter.decode(encoded.embedding, [prompt])
         if not candidates:
             return None
         best = max(candidates, key=lambda candidate: candidate.score)

@@ -84,9 +84,7 @@ def _listed(classes: list[ImageClass], folder: Path) -> list[ImageClass]:
     wanted = {line.strip().rstrip("/").rpartition("/")[2] for line in found.read_text().splitlines() if line.strip()}
     kept = [one for one in classes if one.class_name in wanted]
     if not kept:
-        raise BadInputError(
-            f"the list {found.name} must name folders of {folder}, got none that is there; remove it"
-        )
+        raise BadInputError(f"the list {found.name} must name folders of {folder}, got none that is there; remove it")
     return kept
 
 
