@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.instances import split_instances
-from backend.core.kinship import kinship
+from backend.core.kinship import cohesion, kinship
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS
 from backend.core.matching import ReferenceBank, join_labels
@@ -92,6 +92,7 @@ class Proposal:
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
         kinship: how alike in kind what was found is to the references' objects, a cosine.
+        cohesion: how alike these are among themselves.
         parts: what the mask was made of.
     """
 
@@ -99,11 +100,12 @@ class Proposal:
     posterior: NDArray[np.float32]
     prior: NDArray[np.float32]
     kinship: float
+    cohesion: float
     parts: tuple[ProposalTrace, ...]
 
     def weigh(self) -> Evidence:
         """What speaks for the mask."""
-        return weigh_mask(self.mask, self.posterior, self.prior, kinship=self.kinship)
+        return weigh_mask(self.mask, self.posterior, self.prior, kinship=self.kinship, cohesion=self.cohesion)
 
 
 class Softmatcher:
@@ -346,7 +348,7 @@ class Softmatcher:
         Raises: as `segment`.
         """
         with self._stage("match"):
-            posteriors, matchings, kinships = self._match(encoded, references, options)
+            posteriors, matchings, kinds = self._match(encoded, references, options)
         with self._stage("segment"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
@@ -361,13 +363,13 @@ class Softmatcher:
             masks = [_join_parts(label_parts, working_hw, options) for label_parts in parts]
             resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
         return [
-            Proposal(mask, picture.numpy(), prior, kin, label_parts)
-            for mask, picture, prior, kin, label_parts in zip(resolved, pictures, priors, kinships, parts, strict=True)
+            Proposal(mask, picture.numpy(), prior, *kind, label_parts)
+            for mask, picture, prior, kind, label_parts in zip(resolved, pictures, priors, kinds, parts, strict=True)
         ]
 
     def _match(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
-    ) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[float, float]]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
         temperature = self.temperature if options.temperature is None else options.temperature
@@ -383,11 +385,14 @@ class Softmatcher:
                 for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
-            kinships = [
-                kinship(bank.objects, target, _likely_patches(posterior), self._kind_frame)
+            kinds = [
+                (
+                    kinship(bank.objects, target, _likely_patches(posterior), self._kind_frame),
+                    cohesion(bank.objects, self._kind_frame),
+                )
                 for bank, posterior in zip(banks, posteriors, strict=True)
             ]
-        return posteriors, [one.matching.reshape(grid) for one in maps], kinships
+        return posteriors, [one.matching.reshape(grid) for one in maps], kinds
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:

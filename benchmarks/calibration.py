@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.core.masks import iou, mask_to_size
-from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
+from backend.core.scoring import Evidence, expected_iou, presence
 from backend.core.types import Reference
 from backend.evaluation.datasets import draw_absent_target, draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.metrics import area_under_roc, calibration_error
@@ -36,7 +36,9 @@ def collect(directory: Path, out: Path, seeds: list[int], targets: int, shots: i
                 found = engine.propose(target, [references], MatchOptions())[0]
                 truth = read_mask(path)
                 reached = iou(mask_to_size(found.mask, truth.shape), truth) if is_present else 0.0
-                evidence = weigh_mask(found.mask, found.posterior, found.prior, kinship=found.kinship)
+                evidence = weigh_mask(
+                    found.mask, found.posterior, found.prior, kinship=found.kinship, cohesion=found.cohesion
+                )
                 rows.append(
                     {"set": one.set_name, "class": one.name, "present": is_present, "iou": reached} | vars(evidence)
                 )
@@ -59,6 +61,7 @@ def fit(path: Path) -> None:
     classes = np.array([row["class"] for row in rows])
     ones = np.ones(len(rows))
     kinship = np.array([one.kinship for one in evidence])
+    cohesion = np.array([one.cohesion for one in evidence])
     inside = np.array([_logit(one.inside) for one in evidence])
     support = np.array([one.support for one in evidence])
     agreement = np.array([one.agreement for one in evidence])
@@ -73,12 +76,12 @@ def fit(path: Path) -> None:
         error = calibration_error(list(values[present]), list(reached[present]))
         print(f"  {name}: AUROC {auroc:.3f} calibration error {error:.3f}")
 
-    x = np.stack([ones, kinship, inside, agreement], axis=1)
+    x = np.stack([ones, kinship, cohesion, inside, agreement], axis=1)
     # What is lost with a mask is its IoU; both sides weigh the same in all.
     loss = np.where(present, np.clip(reached, 0.02, 1.0), 1.0)
     loss /= np.where(present, loss[present].sum(), loss[~present].sum()) * 2 / len(rows)
     chance = _held_out(x, equal, sets, loss)
-    print("presence weights (constant, kinship, inside, agreement)", _logistic(x, equal, loss).round(2))
+    print("presence weights (constant, kinship, cohesion, inside, agreement)", _logistic(x, equal, loss).round(2))
     now = np.array([presence(one) for one in evidence])
     for name, values in (("fitted on the other sets", chance), ("core/scoring.py", now)):
         print(f"  {name}: AUROC {area_under_roc(list(values), list(present)):.3f}")

@@ -25,6 +25,10 @@ class KindFrame:
     typical: Tensor = field(default_factory=lambda: torch.zeros(1))
 
 
+LONE_COHESION = 0.42
+"""What one reference, which has nothing to be like, is taken to have: fitted as `scoring.PRESENCE_WEIGHTS` are."""
+
+
 def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) -> float:
     """How alike in kind what was found is to the most alike of the references' objects.
 
@@ -45,3 +49,21 @@ def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) 
     found = (weights @ target / total)[frame.channels] - frame.typical
     known = objects[:, frame.channels] - frame.typical
     return float((F.normalize(known, dim=1) @ F.normalize(found, dim=0)).max().clamp(-1.0, 1.0))
+
+
+def cohesion(objects: Tensor, frame: KindFrame) -> float:
+    """How alike in kind the references' objects are among themselves: what may be asked of a target.
+
+        1/N sum_n max_{k /= n} cos(o_n - c, o_k - c)
+
+    Args:
+        objects, frame: as for `kinship`.
+
+    Returns:
+        a cosine in [-1, 1]; `LONE_COHESION` for a single reference.
+    """
+    if len(objects) < 2:
+        return LONE_COHESION
+    known = F.normalize(objects[:, frame.channels] - frame.typical, dim=1)
+    likeness = (known @ known.T).fill_diagonal_(-1.0)
+    return float(likeness.amax(dim=1).mean().clamp(-1.0, 1.0))

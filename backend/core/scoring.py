@@ -15,6 +15,7 @@ class Evidence:
 
     Attributes:
         kinship: `kinship.kinship`, in [-1, 1].
+        cohesion: `kinship.cohesion` of the references, in [-1, 1].
         peak: mean posterior of the highest percent of the image: low where the object is absent.
         inside: mean posterior inside the mask.
         outside: mean posterior outside of it.
@@ -25,6 +26,7 @@ class Evidence:
     """
 
     kinship: float
+    cohesion: float
     peak: float
     inside: float
     outside: float
@@ -35,10 +37,12 @@ class Evidence:
 
 # Fitted by benchmarks/calibration.py: logistic regressions on 68 classes, each set judged by a fit on the other sets.
 IOU_WEIGHTS = {"constant": -2.7, "inside": 0.32, "support": 0.45, "agreement": 3.9}
-PRESENCE_WEIGHTS = {"constant": -6.6, "kinship": 12.4, "inside": 0.3, "agreement": 3.3}
+PRESENCE_WEIGHTS = {"constant": -4.6, "kinship": 13.4, "cohesion": -4.5, "inside": 0.23, "agreement": 3.15}
 
 
-def weigh_mask(mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.float32], *, kinship: float) -> Evidence:
+def weigh_mask(
+    mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.float32], *, kinship: float, cohesion: float
+) -> Evidence:
     """What speaks for a mask; without pixels, an `area` of 0.
 
     Args:
@@ -46,10 +50,11 @@ def weigh_mask(mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.flo
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1], above 0.5 where the posterior says object.
         kinship: of what was found to the references' objects.
+        cohesion: of these.
     """
     claimed = int(np.count_nonzero(mask))
     if not claimed:
-        return Evidence(kinship, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Evidence(kinship, cohesion, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     highest = max(1, posterior.size // 100)
     peak = float(np.partition(posterior, -highest, axis=None)[-highest:].mean())
     shared, rest = float(posterior[mask].sum()), float(posterior[~mask].sum())
@@ -57,6 +62,7 @@ def weigh_mask(mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.flo
     both = int(np.count_nonzero(likely & mask))
     return Evidence(
         kinship=kinship,
+        cohesion=cohesion,
         peak=peak,
         inside=shared / claimed,
         outside=rest / max(1, mask.size - claimed),
@@ -89,6 +95,7 @@ def presence(evidence: Evidence) -> float:
     return _logistic(
         PRESENCE_WEIGHTS["constant"]
         + PRESENCE_WEIGHTS["kinship"] * evidence.kinship
+        + PRESENCE_WEIGHTS["cohesion"] * evidence.cohesion
         + PRESENCE_WEIGHTS["inside"] * _logit(evidence.inside)
         + PRESENCE_WEIGHTS["agreement"] * evidence.agreement
     )

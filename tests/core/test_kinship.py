@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backend.core.kinship import KindFrame, kinship
+from backend.core.kinship import LONE_COHESION, KindFrame, cohesion, kinship
 from backend.core.matching import MINIMUM_MASS, ReferenceBank
 
 
@@ -54,3 +54,11 @@ def test_a_bank_without_objects_of_its_own_has_the_mean_of_all() -> None:
     empty = ReferenceBank(features, torch.zeros(40), torch.ones(40))
     assert torch.equal(empty.objects, torch.zeros(1, 12))
     assert float(empty.foreground.sum()) < MINIMUM_MASS
+
+
+def test_cohesion_is_how_alike_references_are() -> None:
+    objects = patches(6, seed=7)
+    assert cohesion(objects[:1], KindFrame()) == LONE_COHESION
+    assert cohesion(objects[:1].repeat(3, 1), KindFrame()) == pytest.approx(1.0, abs=1e-5)
+    assert cohesion(objects, KindFrame()) == pytest.approx(cohesion(objects.flip(0), KindFrame()), abs=1e-5)
+    assert cohesion(objects, KindFrame()) < 0.9
