@@ -36,9 +36,7 @@ def collect(directory: Path, out: Path, seeds: list[int], targets: int, shots: i
                 found = engine.propose(target, [references], MatchOptions())[0]
                 truth = read_mask(path)
                 reached = iou(mask_to_size(found.mask, truth.shape), truth) if is_present else 0.0
-                evidence = weigh_mask(
-                    found.mask, found.posterior, found.prior, kinship=found.kinship, cohesion=found.cohesion
-                )
+                evidence = found.weigh()
                 rows.append(
                     {"set": one.set_name, "class": one.name, "present": is_present, "iou": reached} | vars(evidence)
                 )
