@@ -73,7 +73,7 @@ class MatchOptions:
     points: int = 64
     clusters: int = 8
     seed: int = 0
-    bank_patches: int = 3072
+    bank_patches: int = 2560
     speck_percent: float = 0.02
     instances: bool = False
     minimum_presence: float = 0.5

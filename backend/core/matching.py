@@ -147,11 +147,12 @@ def match_posterior(
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
     """
     require_matchable(bank, target, temperature)
-    logits = bank.features @ target.T / temperature
+    # One matrix of this size, passed over as seldom as possible: it is what a match takes its time for.
+    logits = bank.features @ (target / temperature).T
     # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
     strange = strange_similarity / temperature
     highest = logits.amax(dim=0, keepdim=True).clamp_min(strange)
-    weights = (logits - highest).exp_()
+    weights = logits.sub_(highest).exp_()
     sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
     rest = (strange - highest[0]).exp()
     posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
