@@ -5,6 +5,7 @@ No I/O, no state: several threads may share one `Softmatcher`.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from torch import Tensor
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.instances import split_instances
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
-from backend.core.matchers import MATCHERS
-from backend.core.matching import ReferenceBank, closest_similarity, join_labels
+from backend.core.matchers import MATCHERS, TENSOR_MATCHERS
+from backend.core.matching import Matcher, ReferenceBank, closest_similarity, join_labels
 from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, recentre_map
 from backend.core.references import reference_views, unknown_look_alikes
@@ -38,10 +39,12 @@ from backend.core.types import (
 )
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
-from backend.models.encoder import Encoder
+from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.segmenter import Prompt, Segmenter
+from backend.models.segmenter import BatchSegmenter, Prompt, Segmenter
 from backend.recipes import propose_parts
+
+logger = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
 LabelReferences = Sequence[Reference] | ReferenceBank
@@ -105,6 +108,21 @@ class Proposal:
         return weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness)
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image on its way to the models.
+
+    Attributes:
+        size_hw: its natural size.
+        inputs: of encoder and segmenter; None if they take no more than one image at a time.
+        image: (H, W, 3) uint8 RGB; None if the inputs are there.
+    """
+
+    size_hw: tuple[int, int]
+    inputs: tuple[Tensor, Tensor] | None
+    image: Image | None
+
+
 class Softmatcher:
     """Encoder, matching and segmenter joined.
 
@@ -126,6 +144,7 @@ class Softmatcher:
         self._segmenter = segmenter
         self._options = options
         self._on_stage = on_stage
+        self._device = encoder.device if isinstance(encoder, BatchEncoder) else torch.device("cpu")
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
         self.strange_similarity = encoder.strange_similarity
@@ -150,23 +169,40 @@ class Softmatcher:
         Raises:
             BadInputError: one of them is no such image.
         """
-        encode_batch = getattr(self._encoder, "encode_batch", None)
-        embed_batch = getattr(self._segmenter, "embed_batch", None)
-        if encode_batch is None or embed_batch is None:
-            return [self.encode(image) for image in images]
+        return self.encode_prepared([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """What `encode_prepared` needs of an image. Needs no device: for threads that run ahead of it.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        encoder, segmenter = self._encoder, self._segmenter
+        if isinstance(encoder, BatchEncoder) and isinstance(segmenter, BatchSegmenter):
+            with self._stage("prepare"):
+                inputs = encoder.prepare(image), segmenter.prepare(image)
+            return PreparedImage((image.shape[0], image.shape[1]), inputs, None)
+        return PreparedImage((image.shape[0], image.shape[1]), None, image)
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """`encode_many` of what `prepare` made."""
+        encoder, segmenter = self._encoder, self._segmenter
+        inputs = [one.inputs for one in prepared if one.inputs is not None]
+        if not (isinstance(encoder, BatchEncoder) and isinstance(segmenter, BatchSegmenter)):
+            return [self.encode(one.image) for one in prepared if one.image is not None]
         with self._stage("encode"):
-            features = encode_batch(images)
+            features = encoder.encode_prepared([one for one, _ in inputs], dtype=torch.float16)
         with self._stage("embed"):
-            embeddings = embed_batch(images)
+            embeddings = segmenter.embed_prepared([one for _, one in inputs])
         return [
-            EncodedImage((image.shape[0], image.shape[1]), one.numpy().astype(np.float16), embedding, self.signature)
-            for image, one, embedding in zip(images, features, embeddings, strict=True)
+            EncodedImage(image.size_hw, np.array(one.numpy()), embedding, self.signature)
+            for image, one, embedding in zip(prepared, features, embeddings, strict=True)
         ]
 
     @property
     def good_batch(self) -> int:
         """Images that are worth giving `encode_many` at a time; 1 on a CPU."""
-        return int(getattr(self._encoder, "batch_size", 1))
+        return self._encoder.batch_size if isinstance(self._encoder, BatchEncoder) else 1
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         """The mask a scribble means, at natural size; None without anything positive, or where no mask was found.
@@ -259,7 +295,11 @@ class Softmatcher:
             BadInputError: no references, features of other models, NaN in them, or nothing marked.
         """
         chosen = options or self._options
-        return build_bank(references, self.signature, most_patches=chosen.bank_patches)
+        bank = build_bank(references, self.signature, most_patches=chosen.bank_patches)
+        try:
+            return bank.to(self._matching_device(chosen))
+        except torch.OutOfMemoryError:
+            return bank
 
     def segment(
         self,
@@ -365,23 +405,46 @@ class Softmatcher:
     def _match(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
     ) -> tuple[list[Tensor], list[Tensor], list[float]]:
-        grid = encoded.features.shape[:2]
-        target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
-        temperature = self.temperature if options.temperature is None else options.temperature
         matcher = MATCHERS.get(options.matcher)
         if matcher is None:
             raise ConfigurationError(
                 f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
             )
+        device = self._matching_device(options)
+        try:
+            return self._match_on(device, matcher, encoded, references, options)
+        except torch.OutOfMemoryError:
+            logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
+            return self._match_on(torch.device("cpu"), matcher, encoded, references, options)
+
+    def _match_on(
+        self,
+        device: torch.device,
+        matcher: Matcher,
+        encoded: EncodedImage,
+        references: Sequence[LabelReferences],
+        options: MatchOptions,
+    ) -> tuple[list[Tensor], list[Tensor], list[float]]:
+        grid = encoded.features.shape[:2]
+        temperature = self.temperature if options.temperature is None else options.temperature
         with torch.inference_mode():
-            banks = [known if isinstance(known, ReferenceBank) else self.gather(known, options) for known in references]
+            target = torch.from_numpy(np.array(encoded.features)).to(device).float().flatten(0, 1)
+            banks = [
+                (known if isinstance(known, ReferenceBank) else self.gather(known, options)).to(device)
+                for known in references
+            ]
             maps = [
                 matcher(bank, target, temperature=temperature, strange_similarity=self.strange_similarity)
                 for bank in banks
             ]
-            posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
+            joined = join_labels([one.posterior for one in maps])
+            posteriors = [posterior.reshape(grid).cpu() for posterior in joined]
             closenesses = [closest_similarity(bank, target) for bank in banks]
-        return posteriors, [one.matching.reshape(grid) for one in maps], closenesses
+        return posteriors, [one.matching.reshape(grid).cpu() for one in maps], closenesses
+
+    def _matching_device(self, options: MatchOptions) -> torch.device:
+        """Where the models are, for matchers that are nothing but tensor products."""
+        return self._device if options.matcher in TENSOR_MATCHERS else torch.device("cpu")
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:

@@ -39,6 +39,12 @@ class ReferenceBank:
     foreground: Tensor
     background: Tensor
 
+    def to(self, device: torch.device) -> "ReferenceBank":
+        """The same on a device; itself if it is there."""
+        if self.features.device == device:
+            return self
+        return ReferenceBank(self.features.to(device), self.foreground.to(device), self.background.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:

@@ -4,8 +4,9 @@ Frames, all (x, y) in px: the *input* frame is the image with its longer side at
 frame a quarter of the padded input (256 x 256), the *working* frame the image with its longer side at `working_px`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
 from backend.errors import BadInputError
-from backend.models.accelerator import OnDevice, make_interruptible
+from backend.models.accelerator import OnDevice, make_interruptible, to_cpu, to_device
+from backend.models.sam_attention import fuse_attention
 from backend.models.sam_prompts import (
     SamPrompt,
     logits_hw,
@@ -28,6 +30,8 @@ from backend.models.sam_prompts import (
 )
 from backend.models.sam_selection import SelectionOptions, select_by_prior
 from backend.models.segmenter import MaskCandidate, Prompt
+
+T = TypeVar("T")
 
 _BYTES_A_CELL = 24_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
@@ -87,11 +91,12 @@ class SamSegmenter:
         sam = sam.eval()
         self._input_px = int(sam.image_encoder.img_size)  # type: ignore[union-attr, arg-type]
         self._mean, self._std = (getattr(sam, name).cpu().float() for name in ("pixel_mean", "pixel_std"))
+        fuse_attention(sam.image_encoder)  # type: ignore[arg-type]
         make_interruptible(sam.image_encoder)  # type: ignore[arg-type]
         self._encoder = OnDevice(sam.image_encoder, device)  # type: ignore[arg-type]
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
         decoder = _Decoder(sam.prompt_encoder, sam.mask_decoder)  # type: ignore[arg-type]
-        self._decoder = OnDevice(decoder, device, uses_half=False)
+        self._decoder = OnDevice(decoder, device, uses_half=False, is_urgent=True)
         self.on_devices = (self._encoder, self._decoder)
         self._logits_px = 4 * int(sam.prompt_encoder.image_embedding_size[0])  # type: ignore[union-attr, index]
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
@@ -113,21 +118,41 @@ class SamSegmenter:
 
     def embed_batch(self, images: Sequence[Image]) -> list[Arrays]:
         """The same for several images; all share SAM's square input, whatever their sizes."""
-        sizes_hw = []
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-                raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
-            sizes_hw.append(self.input_hw(image.shape[0], image.shape[1]))
-        embeddings: list[Tensor] = []
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            inputs = [self._input(image, hw) for image, hw in zip(images[part], sizes_hw[part], strict=True)]
-            embeddings += self._encoder.run(inputs, lambda network, batch: network(batch))
-        dtype = np.float16 if self._options.is_half else np.float32
+        return self.embed_prepared([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image) -> Tensor:
+        """What `embed_prepared` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        height, width = self.input_hw(image.shape[0], image.shape[1])
+        # Pillow's bilinear, which averages where it shrinks: the resizing that SAM was trained with.
+        resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(resized))
+
+    def embed_prepared(self, prepared: Sequence[Tensor]) -> list[Arrays]:
+        """`embed_batch` of what `prepare` made."""
+        dtype = torch.float16 if self._options.is_half else torch.float32
+
+        def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
+            embeddings: Tensor = network(torch.stack([self._normalised(pixels) for pixels in there]))
+            return embeddings.to(dtype)
+
+        embeddings = self._encoder.run(prepared, forward, at_once=self.batch_size)
         return [
-            {"image_embedding": embedding.numpy().astype(dtype), "input_hw": np.array(hw, np.int64)}
-            for embedding, hw in zip(embeddings, sizes_hw, strict=True)
+            {"image_embedding": np.array(embedding.numpy()), "input_hw": np.array(pixels.shape[:2], np.int64)}
+            for embedding, pixels in zip(embeddings, prepared, strict=True)
         ]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(h, w, 3) uint8 to SAM's square input, float32."""
+        height, width = pixels.shape[:2]
+        mean, std = (one.to(pixels.device) for one in (self._mean, self._std))
+        inside = (pixels.permute(2, 0, 1) - mean) / std
+        return F.pad(inside, (0, self._input_px - width, 0, self._input_px - height))
 
     def input_hw(self, height: int, width: int) -> tuple[int, int]:
         """Size of an image of (height, width) px in the input frame, as `ResizeLongestSide` rounds it."""
@@ -139,12 +164,6 @@ class SamSegmenter:
         height, width = _input_hw_of(embedding)
         scale = self._options.working_px / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def _input(self, image: Image, hw: tuple[int, int]) -> Tensor:
-        # Pillow's bilinear, which averages where it shrinks: the resizing that SAM was trained with.
-        resized = PIL.Image.fromarray(image).resize((hw[1], hw[0]), PIL.Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        return F.pad((pixels - self._mean) / self._std, (0, self._input_px - hw[1], 0, self._input_px - hw[0]))
 
     # -- prompts
 
@@ -161,34 +180,56 @@ class SamSegmenter:
             prompts: in the input frame.
             is_multimask: three masks a prompt, for prompts that could mean several things; otherwise one.
         """
+
+        def finish(logits: Tensor, predicted_iou: Tensor, positions: Sequence[int]) -> list[Decoded]:
+            both = zip(to_cpu(logits), to_cpu(predicted_iou), strict=True)
+            return [Decoded(one, opinion) for one, opinion in both]
+
+        return self._decode(embedding, prompts, finish, is_multimask=is_multimask)
+
+    def _decode(
+        self,
+        embedding: Mapping[str, NDArray[np.generic]],
+        prompts: Sequence[SamPrompt],
+        finish: Callable[[Tensor, Tensor, Sequence[int]], list[T]],
+        *,
+        is_multimask: bool,
+    ) -> list[T]:
+        """`decode_prompts`, but what becomes of the logits is up to `finish`, which runs on the device.
+
+        Args:
+            embedding, prompts, is_multimask: as there.
+            finish: gets (N, C, 256, 256) logits, (N, C) predicted IoU, and the positions of these N prompts; gives
+                one answer for each.
+        """
         by_shape: dict[tuple[int, bool, bool], list[int]] = {}
         for position, prompt in enumerate(prompts):
             by_shape.setdefault(prompt.shape, []).append(position)
-        image_embedding = torch.from_numpy(embedding["image_embedding"].astype(np.float32))[None]
-        answers: dict[int, Decoded] = {}
+        image_embedding = torch.from_numpy(np.array(embedding["image_embedding"]))[None]
+        answers: dict[int, T] = {}
         for positions in by_shape.values():
-            group = [prompts[position] for position in positions]
-            decoded = self._decode_group(image_embedding, group, is_multimask=is_multimask)
+            at_once = min(len(positions), self._prompts_at_once(image_embedding))
+            decoded = self._decoder.run_parts(
+                len(positions),
+                at_once,
+                self._forward([prompts[position] for position in positions], image_embedding, is_multimask),
+                lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
+            )
             answers.update(zip(positions, decoded, strict=True))
         return [answers[position] for position in range(len(prompts))]
 
-    def _decode_group(
-        self, image_embedding: Tensor, group: Sequence[SamPrompt], *, is_multimask: bool
-    ) -> list[Decoded]:
-        def forward(network: nn.Module, device: torch.device, part: slice) -> list[Decoded]:
-            points, labels, boxes, masks = _stack(group[part])
-            logits, predicted_iou = network(
-                image_embedding.to(device),
-                None if points is None else points.to(device),
-                None if labels is None else labels.to(device),
-                None if boxes is None else boxes.to(device),
-                None if masks is None else masks.to(device),
-                is_multimask,
+    def _forward(
+        self, group: Sequence[SamPrompt], image_embedding: Tensor, is_multimask: bool
+    ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
+        def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
+            points, labels, boxes, masks = (
+                None if one is None else to_device(one, device) for one in _stack(group[part])
             )
-            both = zip(logits.float().cpu(), predicted_iou.float().cpu(), strict=True)
-            return [Decoded(one, opinion) for one, opinion in both]
+            embedding = to_device(image_embedding, device).float()
+            logits, predicted_iou = network(embedding, points, labels, boxes, masks, is_multimask)
+            return logits.float(), predicted_iou.float()
 
-        return self._decoder.run_parts(len(group), min(len(group), self._prompts_at_once(image_embedding)), forward)
+        return forward
 
     def _prompts_at_once(self, image_embedding: Tensor) -> int:
         cells = image_embedding.shape[-1] * image_embedding.shape[-2]
@@ -244,20 +285,28 @@ class SamSegmenter:
             for first, scribble in objects[: self._options.most_objects]:
                 sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
                 owners.append(own[first])
-        decoded = self.decode_prompts(embedding, sam_prompts, is_multimask=True)
-        candidates = []
-        for owner, answer in zip(owners, decoded, strict=True):
-            prior = prompts[owner].prior
-            assert prior is not None
-            # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
-            small_hw = logits_hw(input_hw, input_px=self._input_px, logits_px=self._logits_px)
-            masks = (answer.logits[:, : small_hw[0], : small_hw[1]] > 0).numpy()
-            small = cv2.resize(prior, (small_hw[1], small_hw[0]), interpolation=cv2.INTER_AREA)
-            chosen = select_by_prior(masks, answer.predicted_iou.numpy(), small, self._options.selection)
-            if chosen is not None:
-                full = self.logits_at(answer.logits[None, chosen.index, None], input_hw, working_hw)[0, 0]
-                candidates.append(MaskCandidate((full > 0).numpy(), chosen.score, owner))
-        return candidates
+        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
+        small_hw = logits_hw(input_hw, input_px=self._input_px, logits_px=self._logits_px)
+        maps = [torch.from_numpy(_shrunk(prompts[owner].prior, small_hw)) for owner in owners]
+
+        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
+            prior = to_device(torch.stack([maps[position] for position in group]), logits.device)
+            masks = logits[:, :, : small_hw[0], : small_hw[1]] > 0
+            chosen = select_by_prior(masks, predicted_iou, prior, self._options.selection)
+            kept = torch.nonzero(chosen.index >= 0)[:, 0]
+            full = self.logits_at(logits[kept, chosen.index[kept]][:, None], input_hw, working_hw)[:, 0] > 0
+            answers: list[tuple[Mask, float] | None] = [None] * len(group)
+            scores = chosen.score[kept].tolist()
+            for row, mask, score in zip(kept.tolist(), to_cpu(full).numpy(), scores, strict=True):
+                answers[row] = mask.copy(), score
+            return answers
+
+        decoded = self._decode(embedding, sam_prompts, finish, is_multimask=True)
+        return [
+            MaskCandidate(found[0], found[1], owner)
+            for owner, found in zip(owners, decoded, strict=True)
+            if found is not None
+        ]
 
     def _decode_scribble(
         self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt
@@ -279,14 +328,17 @@ class SamSegmenter:
     ) -> list[tuple[Mask, float]]:
         """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: it gets three."""
         input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
+
+        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float]]:
+            opinion, index = predicted_iou.max(dim=1)
+            best = logits[torch.arange(len(group), device=logits.device), index]
+            full = to_cpu(self.logits_at(best[:, None], input_hw, working_hw)[:, 0] > 0).numpy()
+            return [(mask.copy(), score) for mask, score in zip(full, opinion.clamp(0.0, 1.0).tolist(), strict=True)]
+
         found: list[tuple[Mask, float]] = []
         for is_ambiguous in (True, False):
             group = [prompt for prompt in prompts if prompt.is_ambiguous == is_ambiguous]
-            for answer in self.decode_prompts(embedding, group, is_multimask=is_ambiguous):
-                best = int(answer.predicted_iou.argmax())
-                logits = self.logits_at(answer.logits[None, best : best + 1], input_hw, working_hw)[0, 0]
-                score = float(answer.predicted_iou[best].clamp(0.0, 1.0))
-                found.append(((logits > 0).numpy(), score))
+            found += self._decode(embedding, group, finish, is_multimask=is_ambiguous)
         return found
 
 
@@ -318,6 +370,11 @@ class _Decoder(nn.Module):
             multimask_output=is_multimask,
         )
         return logits, predicted_iou
+
+
+def _shrunk(prior: NDArray[np.float32] | None, size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    assert prior is not None  # only prompts with a score map propose
+    return np.asarray(cv2.resize(prior, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _stack(group: Sequence[SamPrompt]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
