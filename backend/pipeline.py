@@ -7,9 +7,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,11 +42,12 @@ from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.segmenter import BatchSegmenter, Prompt, Segmenter
-from backend.recipes import propose_parts
+from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter
+from backend.recipes import PartsPlan, judge_parts, plan_parts
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 OnStage = Callable[[str, float], None]
 LabelReferences = Sequence[Reference] | ReferenceBank
 MINIMUM_SIDE_PX = 4
@@ -106,6 +108,25 @@ class Proposal:
     def weigh(self) -> Evidence:
         """What speaks for the mask."""
         return weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness)
+
+
+@dataclass(frozen=True, eq=False)
+class _ImagePlan:
+    """A target between matching and segmenter; one item a label in each list."""
+
+    working_hw: tuple[int, int]
+    pictures: list[NDArray[np.float32]]
+    priors: list[NDArray[np.float32]]
+    closenesses: list[float]
+    parts: list[PartsPlan]
+
+
+class Spread(Protocol):
+    """`map`, here or over threads."""
+
+    def __call__(self, function: Callable[[Any], T], items: Iterable[Any], /) -> Iterable[T]:
+        """The function of each item, in their order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,24 +342,50 @@ class Softmatcher:
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
         """
-        self._require_own(encoded)
+        return self.segment_many([encoded], references, options)[0]
+
+    def segment_many(
+        self,
+        encoded: Sequence[EncodedImage],
+        references: Mapping[str, LabelReferences],
+        options: MatchOptions | None = None,
+        *,
+        spread: Spread = map,
+    ) -> list[list[LabelMask]]:
+        """`segment` of several targets, whose decoder passes are shared.
+
+        Args:
+            encoded: the targets.
+            references, options: as there.
+            spread: `map`, or that of a pool of threads, for what is done target by target.
+
+        Raises: as `segment`, for all targets together.
+        """
+        for one in encoded:
+            self._require_own(one)
         chosen = options or self._options
         labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
-        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
-            return []
+        seen = [one for one in encoded if min(one.size_hw) >= MINIMUM_SIDE_PX] if labels else []
+        proposals = self.propose_many(seen, [references[label] for label in labels], chosen, spread=spread)
+        masks = iter(
+            list(spread(lambda pair: self._masks(pair[0], labels, pair[1], chosen), zip(seen, proposals, strict=True)))
+        )
+        return [next(masks) if labels and min(one.size_hw) >= MINIMUM_SIDE_PX else [] for one in encoded]
+
+    def _masks(
+        self, encoded: EncodedImage, labels: Sequence[str], proposals: Sequence[Proposal], options: MatchOptions
+    ) -> list[LabelMask]:
         found: list[LabelMask] = []
-        for label, proposal in zip(
-            labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
-        ):
+        for label, proposal in zip(labels, proposals, strict=True):
             evidence = proposal.weigh()
-            if presence(evidence) < chosen.minimum_presence:
+            if presence(evidence) < options.minimum_presence:
                 continue
             with self._stage("upsample"):
                 natural = mask_to_size(proposal.mask, encoded.size_hw)
                 # Masks that touch in the working frame may share the pixels that its border became.
                 for other in found:
                     natural &= ~other.mask
-            if chosen.instances:
+            if options.instances:
                 owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
                 objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
             else:
@@ -380,6 +427,34 @@ class Softmatcher:
 
         Raises: as `segment`.
         """
+        return self.propose_many([encoded], [*references], options)[0]
+
+    def propose_many(
+        self,
+        encoded: Sequence[EncodedImage],
+        references: Sequence[LabelReferences],
+        options: MatchOptions,
+        *,
+        spread: Spread = map,
+    ) -> list[list[Proposal]]:
+        """`propose` for several targets, as `segment_many`."""
+        plans = list(spread(lambda one: self._plan(one, references, options), encoded))
+        asked = [
+            (one.embedding, plan.prompts)
+            for one, plans_of in zip(encoded, plans, strict=True)
+            for plan in plans_of.parts
+        ]
+        with self._stage("segment"):
+            if isinstance(self._segmenter, BatchSegmenter):
+                candidates = iter(self._segmenter.decode_many(asked))
+            else:
+                candidates = iter([self._segmenter.decode(*one) for one in asked])
+        answers = [[next(candidates) for _ in plan.parts] for plan in plans]
+        return list(spread(lambda pair: self._join(pair[0], pair[1], options), zip(plans, answers, strict=True)))
+
+    def _plan(
+        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
+    ) -> "_ImagePlan":
         with self._stage("match"):
             posteriors, matchings, closenesses = self._match(encoded, references, options)
         with self._stage("segment"):
@@ -387,19 +462,25 @@ class Softmatcher:
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
             parts = [
-                propose_parts(
-                    self._segmenter, encoded.embedding, prior, matching,
+                plan_parts(
+                    prior, matching,
                     recipe=options.recipe, points=options.points, clusters=options.clusters, seed=options.seed,
                 )
                 for prior, matching in zip(priors, matchings, strict=True)
             ]  # fmt: skip
-            masks = [_join_parts(label_parts, working_hw, options) for label_parts in parts]
-            resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
+        return _ImagePlan(working_hw, [picture.numpy() for picture in pictures], priors, closenesses, parts)
+
+    def _join(
+        self, plan: "_ImagePlan", candidates: Sequence[Sequence[MaskCandidate]], options: MatchOptions
+    ) -> list[Proposal]:
+        with self._stage("segment"):
+            parts = [
+                judge_parts(own, found, plan.working_hw) for own, found in zip(plan.parts, candidates, strict=True)
+            ]
+            masks = [_join_parts(label_parts, plan.working_hw, options) for label_parts in parts]
+            resolved = resolve_overlaps(masks, plan.pictures)
         return [
-            Proposal(mask, picture.numpy(), prior, closeness, label_parts)
-            for mask, picture, prior, closeness, label_parts in zip(
-                resolved, pictures, priors, closenesses, parts, strict=True
-            )
+            Proposal(*each) for each in zip(resolved, plan.pictures, plan.priors, plan.closenesses, parts, strict=True)
         ]
 
     def _match(

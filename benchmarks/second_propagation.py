@@ -40,8 +40,9 @@ Json = dict[str, Any]
 class KeepingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: every mask counts here."""
 
-    def segment(self, encoded: Any, references: Any, options: MatchOptions | None = None) -> Any:
-        return super().segment(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0))
+    def segment_many(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
+        kept = replace(options or MatchOptions(), minimum_presence=0.0)
+        return super().segment_many(encoded, references, kept, **more)
 
 
 def photographs(count: int) -> list[np.ndarray]:

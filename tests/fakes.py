@@ -17,7 +17,7 @@ from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
-from backend.pipeline import MatchOptions, PreparedImage
+from backend.pipeline import MatchOptions, PreparedImage, Spread
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.service import create_app
@@ -114,6 +114,16 @@ class ColourSoftmatcher:
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
         return found
+
+    def segment_many(
+        self,
+        encoded: Sequence[EncodedImage],
+        references: Mapping[str, ReferenceBank | Sequence[Reference]],
+        options: MatchOptions | None = None,
+        *,
+        spread: Spread = map,
+    ) -> list[list[LabelMask]]:
+        return list(spread(lambda one: self.segment(one, references, options), encoded))
 
     def explain(
         self,

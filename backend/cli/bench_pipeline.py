@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from werkzeug.serving import make_server
 
-from backend.core.types import EncodedImage, Image, LabelMask, Mask
+from backend.core.types import Image, Mask
 from backend.errors import BadInputError, ConfigurationError
 from backend.jobs import JobQueue
 from backend.labelstudio.image_decoding import decode_image
@@ -34,14 +34,16 @@ from backend.labelstudio.rle import encode_mask
 from backend.metrics import Metrics
 from backend.models.accelerator import choose_device, set_threads
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.segmenter import MaskCandidate
-from backend.pipeline import LabelReferences, MatchOptions, Softmatcher
+from backend.models.segmenter import BatchSegmenter
+from backend.pipeline import MatchOptions, Softmatcher
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.projects.predictions import KnownReferences
 from backend.service import create_app
 from backend.settings import Settings, load_settings
 from backend.store import Store
+
+T = TypeVar("T")
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
 _LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -68,10 +70,9 @@ class _Times:
 class _KeepingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: with them every mask counts, or what comes after it would cost nothing."""
 
-    def segment(
-        self, encoded: EncodedImage, references: Mapping[str, LabelReferences], options: MatchOptions | None = None
-    ) -> list[LabelMask]:
-        return super().segment(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0))
+    def segment_many(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
+        kept = replace(options or MatchOptions(), minimum_presence=0.0)
+        return super().segment_many(encoded, references, kept, **more)
 
 
 class _Bench:
@@ -86,17 +87,20 @@ class _Bench:
         for part in networks:
             part.on_forward = partial(self._on_forward, is_encoder=part is not networks[-1])
         self.has_forward_times = bool(networks)
-        decode = self.segmenter.decode
-
-        def timed_decode(*arguments: Any) -> list[MaskCandidate]:
-            started = time.perf_counter()
-            found = decode(*arguments)
-            self.on_stage("decode", time.perf_counter() - started)
-            return found
-
-        self.segmenter.decode = timed_decode  # type: ignore[method-assign, assignment]
+        # What decodes one image asks what decodes many, where there is such a thing.
+        name = "decode_many" if isinstance(self.segmenter, BatchSegmenter) else "decode"
+        setattr(self.segmenter, name, self._timed("decode", getattr(self.segmenter, name)))
         kind = _KeepingSoftmatcher if missing_weights(profile, weights_folder) else Softmatcher
         self.softmatcher = kind(self.encoder, self.segmenter, on_stage=self.on_stage)
+
+    def _timed(self, stage: str, call: Callable[..., T]) -> Callable[..., T]:
+        def timed(*arguments: Any) -> T:
+            started = time.perf_counter()
+            answer = call(*arguments)
+            self.on_stage(stage, time.perf_counter() - started)
+            return answer
+
+        return timed
 
     def _on_forward(self, seconds: float, *, is_encoder: bool) -> None:
         with self._lock:

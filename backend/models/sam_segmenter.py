@@ -4,9 +4,9 @@ Frames, all (x, y) in px: the *input* frame is the image with its longer side at
 frame a quarter of the padded input (256 x 256), the *working* frame the image with its longer side at `working_px`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.core.types import Arrays, Image, Mask
+from backend.core.types import Arrays, Image, Mask, Scribble
 from backend.errors import BadInputError
 from backend.models.accelerator import OnDevice, make_interruptible, to_cpu, to_device
 from backend.models.sam_attention import fuse_attention
@@ -32,6 +32,7 @@ from backend.models.sam_selection import SelectionOptions, select_by_prior
 from backend.models.segmenter import MaskCandidate, Prompt
 
 T = TypeVar("T")
+Embedding = Mapping[str, NDArray[np.generic]]
 
 _BYTES_A_CELL = 24_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
@@ -185,54 +186,44 @@ class SamSegmenter:
             both = zip(to_cpu(logits), to_cpu(predicted_iou), strict=True)
             return [Decoded(one, opinion) for one, opinion in both]
 
-        return self._decode(embedding, prompts, finish, is_multimask=is_multimask)
+        return self._decode([embedding], [0] * len(prompts), prompts, finish, is_multimask=is_multimask)
 
     def _decode(
         self,
-        embedding: Mapping[str, NDArray[np.generic]],
+        embeddings: Sequence[Embedding],
+        owners: Sequence[int],
         prompts: Sequence[SamPrompt],
         finish: Callable[[Tensor, Tensor, Sequence[int]], list[T]],
         *,
         is_multimask: bool,
     ) -> list[T]:
-        """`decode_prompts`, but what becomes of the logits is up to `finish`, which runs on the device.
+        """`decode_prompts` for several images, but what becomes of the logits is up to `finish`, on the device.
 
         Args:
-            embedding, prompts, is_multimask: as there.
+            embeddings: of the images.
+            owners: for each prompt the index of its image.
+            prompts, is_multimask: as there.
             finish: gets (N, C, 256, 256) logits, (N, C) predicted IoU, and the positions of these N prompts; gives
                 one answer for each.
         """
         by_shape: dict[tuple[int, bool, bool], list[int]] = {}
         for position, prompt in enumerate(prompts):
             by_shape.setdefault(prompt.shape, []).append(position)
-        image_embedding = torch.from_numpy(np.array(embedding["image_embedding"]))[None]
+        images = torch.from_numpy(np.stack([one["image_embedding"] for one in embeddings]))
         answers: dict[int, T] = {}
         for positions in by_shape.values():
-            at_once = min(len(positions), self._prompts_at_once(image_embedding))
+            group = [prompts[position] for position in positions]
             decoded = self._decoder.run_parts(
                 len(positions),
-                at_once,
-                self._forward([prompts[position] for position in positions], image_embedding, is_multimask),
+                min(len(positions), self._prompts_at_once(images)),
+                _forward_of(images, [owners[position] for position in positions], group, is_multimask),
                 lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
             )
             answers.update(zip(positions, decoded, strict=True))
         return [answers[position] for position in range(len(prompts))]
 
-    def _forward(
-        self, group: Sequence[SamPrompt], image_embedding: Tensor, is_multimask: bool
-    ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
-        def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
-            points, labels, boxes, masks = (
-                None if one is None else to_device(one, device) for one in _stack(group[part])
-            )
-            embedding = to_device(image_embedding, device).float()
-            logits, predicted_iou = network(embedding, points, labels, boxes, masks, is_multimask)
-            return logits.float(), predicted_iou.float()
-
-        return forward
-
-    def _prompts_at_once(self, image_embedding: Tensor) -> int:
-        cells = image_embedding.shape[-1] * image_embedding.shape[-2]
+    def _prompts_at_once(self, images: Tensor) -> int:
+        cells = images.shape[-1] * images.shape[-2]
         return max(1, int(self._options.decode_mb * 2**20 / (cells * _BYTES_A_CELL)))
 
     def logits_at(self, logits: Tensor, input_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
@@ -260,53 +251,73 @@ class SamSegmenter:
         fits the score map best is kept, if it fits at all. A candidate answers the first prompt with a point in it.
         A prompt without a prior is a user's scribble: what it marks is the answer, one candidate at most.
         """
-        with torch.inference_mode():
-            proposals = [position for position, prompt in enumerate(prompts) if prompt.prior is not None]
-            candidates = self._propose(embedding, prompts, proposals)
-            for position, prompt in enumerate(prompts):
-                if prompt.prior is None and (found := self._decode_scribble(embedding, prompt)) is not None:
-                    mask, score = found
-                    candidates.append(MaskCandidate(mask, score, position))
-        return sorted(candidates, key=lambda candidate: candidate.prompt_index)
+        return self.decode_many([(embedding, prompts)])[0]
 
-    def _propose(
-        self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt], positions: Sequence[int]
-    ) -> list[MaskCandidate]:
-        input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
+    def decode_many(self, asked: Sequence[tuple[Embedding, Sequence[Prompt]]]) -> list[list[MaskCandidate]]:
+        """`decode` of several (embedding, prompts): what all of them propose shares passes, whosever image it is of."""
+        with torch.inference_mode():
+            found = self._propose(asked)
+            for (embedding, prompts), candidates in zip(asked, found, strict=True):
+                for position, prompt in enumerate(prompts):
+                    if prompt.prior is None and (marked := self._decode_scribble(embedding, prompt)) is not None:
+                        candidates.append(MaskCandidate(*marked, position))
+        return [sorted(candidates, key=lambda candidate: candidate.prompt_index) for candidates in found]
+
+    def _propose(self, asked: Sequence[tuple[Embedding, Sequence[Prompt]]]) -> list[list[MaskCandidate]]:
+        found: list[list[MaskCandidate]] = [[] for _ in asked]
+        # Embeddings that are asked twice, for two labels, are one image.
+        embeddings = list({id(embedding): embedding for embedding, _ in asked}.values())
+        index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
+        sam_prompts, planned = [], []
+        for number, (embedding, prompts) in enumerate(asked):
+            for position, logits, scribble in self._objects(embedding, prompts):
+                input_hw = _input_hw_of(embedding)
+                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
+                planned.append((number, position))
+        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
+        frames = [_Frame.of(self, embedding) for embedding, _ in asked]
+        maps = [frames[number].shrink(asked[number][1][position].prior) for number, position in planned]
+
+        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
+            answers: list[tuple[Mask, float] | None] = [None] * len(group)
+            by_frame: dict[_Frame, list[int]] = {}
+            for row, one in enumerate(group):
+                by_frame.setdefault(frames[planned[one][0]], []).append(row)
+            for frame, rows in by_frame.items():
+                prior = to_device(torch.stack([maps[group[row]] for row in rows]), logits.device)
+                own = logits[rows]
+                masks = own[:, :, : frame.small_hw[0], : frame.small_hw[1]] > 0
+                chosen = select_by_prior(masks, predicted_iou[rows], prior, self._options.selection)
+                kept = torch.nonzero(chosen.index >= 0)[:, 0]
+                full = self.logits_at(own[kept, chosen.index[kept]][:, None], frame.input_hw, frame.working_hw)[:, 0]
+                scores = chosen.score[kept].tolist()
+                for place, mask, score in zip(kept.tolist(), to_cpu(full > 0).numpy(), scores, strict=True):
+                    answers[rows[place]] = mask.copy(), score
+            return answers
+
+        owners = [index_of[id(asked[number][0])] for number, _ in planned]
+        decoded = self._decode(embeddings, owners, sam_prompts, finish, is_multimask=True) if planned else []
+        for (number, position), answer in zip(planned, decoded, strict=True):
+            if answer is not None:
+                found[number].append(MaskCandidate(*answer, position))
+        return found
+
+    def _objects(
+        self, embedding: Embedding, prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[int, NDArray[np.float32], Scribble]]:
+        """The pieces of the prompts' score maps: first prompt with a point on it, the map as logits, the points."""
         by_prior: dict[int, list[int]] = {}
-        for position in positions:
-            by_prior.setdefault(id(prompts[position].prior), []).append(position)
-        sam_prompts, owners = [], []
+        for position, prompt in enumerate(prompts):
+            if prompt.prior is not None:
+                by_prior.setdefault(id(prompt.prior), []).append(position)
         for own in by_prior.values():
             prior = prompts[own[0]].prior
             assert prior is not None
+            input_hw = _input_hw_of(embedding)
             logits = prior_to_logits(prior, input_hw, input_px=self._input_px, logits_px=self._logits_px)
             objects = points_by_object([prompts[position].scribble for position in own], prior)
             for first, scribble in objects[: self._options.most_objects]:
-                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
-                owners.append(own[first])
-        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
-        small_hw = logits_hw(input_hw, input_px=self._input_px, logits_px=self._logits_px)
-        maps = [torch.from_numpy(_shrunk(prompts[owner].prior, small_hw)) for owner in owners]
-
-        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
-            prior = to_device(torch.stack([maps[position] for position in group]), logits.device)
-            masks = logits[:, :, : small_hw[0], : small_hw[1]] > 0
-            chosen = select_by_prior(masks, predicted_iou, prior, self._options.selection)
-            kept = torch.nonzero(chosen.index >= 0)[:, 0]
-            full = self.logits_at(logits[kept, chosen.index[kept]][:, None], input_hw, working_hw)[:, 0] > 0
-            answers: list[tuple[Mask, float] | None] = [None] * len(group)
-            scores = chosen.score[kept].tolist()
-            for row, mask, score in zip(kept.tolist(), to_cpu(full).numpy(), scores, strict=True):
-                answers[row] = mask.copy(), score
-            return answers
-
-        decoded = self._decode(embedding, sam_prompts, finish, is_multimask=True)
-        return [
-            MaskCandidate(found[0], found[1], owner)
-            for owner, found in zip(owners, decoded, strict=True)
-            if found is not None
-        ]
+                yield own[first], logits, scribble
 
     def _decode_scribble(
         self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt
@@ -338,7 +349,7 @@ class SamSegmenter:
         found: list[tuple[Mask, float]] = []
         for is_ambiguous in (True, False):
             group = [prompt for prompt in prompts if prompt.is_ambiguous == is_ambiguous]
-            found += self._decode(embedding, group, finish, is_multimask=is_ambiguous)
+            found += self._decode([embedding], [0] * len(group), group, finish, is_multimask=is_ambiguous)
         return found
 
 
@@ -359,22 +370,66 @@ class _Decoder(nn.Module):
         masks: Tensor | None,
         is_multimask: bool,
     ) -> tuple[Tensor, Tensor]:
-        """(1, C, h, w) embedding and N prompts to (N, 3 or 1, 4h, 4w) logits and (N, 3 or 1) predicted IoU."""
+        """N prompts, each with its image's (C, h, w) embedding, to (N, 3 or 1, 4h, 4w) logits, (N, 3 or 1) predicted
+        IoU.
+
+        The decoder's own `forward` takes one image for all prompts; this is what it does with each of them.
+        Source: segment_anything.modeling.mask_decoder (Apache 2.0), `predict_masks`.
+        """
         given = None if points is None else (points, labels)
         sparse, dense = self.prompt_encoder(points=given, boxes=boxes, masks=masks)
-        logits, predicted_iou = self.mask_decoder(
-            image_embeddings=image_embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),  # type: ignore[operator]
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=is_multimask,
+        decoder: Any = self.mask_decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        place = self.prompt_encoder.get_dense_pe().expand(len(sparse), -1, -1, -1)  # type: ignore[operator]
+        answer, image = decoder.transformer(image_embedding + dense, place, tokens)
+        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(image_embedding.shape))
+        wanted = slice(1, None) if is_multimask else slice(0, 1)
+        weights = torch.stack(
+            [decoder.output_hypernetworks_mlps[one](answer[:, 1 + one]) for one in range(decoder.num_mask_tokens)][
+                wanted
+            ],
+            dim=1,
         )
-        return logits, predicted_iou
+        logits = torch.einsum("nkc,nchw->nkhw", weights, upscaled)
+        return logits, decoder.iou_prediction_head(answer[:, 0])[:, wanted]
 
 
-def _shrunk(prior: NDArray[np.float32] | None, size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    assert prior is not None  # only prompts with a score map propose
-    return np.asarray(cv2.resize(prior, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA), np.float32)
+@dataclass(frozen=True)
+class _Frame:
+    """Sizes of an image: in the input, the logits and the working frame."""
+
+    input_hw: tuple[int, int]
+    small_hw: tuple[int, int]
+    working_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, segmenter: SamSegmenter, embedding: Embedding) -> "_Frame":
+        input_hw = _input_hw_of(embedding)
+        small_hw = logits_hw(input_hw, input_px=segmenter._input_px, logits_px=segmenter._logits_px)
+        return cls(input_hw, small_hw, segmenter.working_hw(embedding))
+
+    def shrink(self, prior: NDArray[np.float32] | None) -> Tensor:
+        """A score map in the logits frame."""
+        assert prior is not None  # only prompts with a score map propose
+        size = self.small_hw[1], self.small_hw[0]
+        return torch.from_numpy(np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32))
+
+
+def _forward_of(
+    images: Tensor, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
+) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
+    def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
+        points, labels, boxes, masks = (None if one is None else to_device(one, device) for one in _stack(group[part]))
+        rows = torch.tensor(owners[part])
+        if len(images) == 1:
+            there = to_device(images, device).float().expand(len(rows), -1, -1, -1)
+        else:
+            there = to_device(images, device)[to_device(rows, device)].float()
+        logits, predicted_iou = network(there, points, labels, boxes, masks, is_multimask)
+        return logits.float(), predicted_iou.float()
+
+    return forward
 
 
 def _stack(group: Sequence[SamPrompt]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:

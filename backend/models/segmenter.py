@@ -79,6 +79,12 @@ class BatchSegmenter(Segmenter, Protocol):
         """`embed` of several images."""
         ...
 
+    def decode_many(
+        self, asked: Sequence[tuple[Mapping[str, NDArray[np.generic]], Sequence[Prompt]]]
+    ) -> list[list[MaskCandidate]]:
+        """`decode` of several (embedding, prompts), in as few passes as will do."""
+        ...
+
 
 class LiteSegmenter:
     """Graph cuts on colour: no weights. Its embedding is the image at working size."""

@@ -21,6 +21,7 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
+from backend.pipeline import Spread
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
@@ -254,12 +255,14 @@ class Predictions:
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
 
-        def finish(encoded: Mapping[str, EncodedImage]) -> Json | None:
-            regions: list[Json] = []
+        def finish(batch: Sequence[Mapping[str, EncodedImage]], spread: Spread) -> list[Json | None]:
+            regions: list[list[Json]] = [[] for _ in batch]
             for tag_name, references in known.by_tag.items():
-                found = softmatcher.segment(encoded[tag_name], references, options)
-                regions += self._regions(config, tag_name, found)
-            return _prediction(regions, version) if regions else None
+                images = [encoded[tag_name] for encoded in batch]
+                found = softmatcher.segment_many(images, references, options, spread=spread)
+                for own, more in zip(regions, spread(partial(self._regions, config, tag_name), found), strict=True):
+                    own += more
+            return [_prediction(own, version) if own else None for own in regions]
 
         tags = [config.image(tag_name) for tag_name in known.by_tag]
         yield from Together(self._models, self._images).run(tasks, tags, fetcher, finish, should_stop)

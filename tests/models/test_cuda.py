@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,27 @@ def test_batches_are_what_single_images_are() -> None:
         np.testing.assert_allclose(together.features, alone.features, atol=2e-2)
         np.testing.assert_allclose(together.embedding["image_embedding"], alone.embedding["image_embedding"], atol=5e-2)
         np.testing.assert_array_equal(together.embedding["input_hw"], alone.embedding["input_hw"])
+
+
+def test_images_that_share_passes_get_their_own_masks() -> None:
+    engine = _engine(CUDA)
+    images = [_image(seed, *hw) for seed, hw in enumerate([(60, 96), (96, 60), (60, 96), (24, 96)])]
+    encoded = engine.encode_many(images)
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[12:30, 12:48] = True
+    references = {
+        "one": engine.gather([engine.describe(images[0], encoded[0], mask)]),
+        "other": engine.gather([engine.describe(images[2], encoded[2], ~mask)]),
+    }
+    with ThreadPoolExecutor(3) as pool:
+        together = engine.segment_many(encoded, references, spread=pool.map)
+    assert any(together)
+    for found, one in zip(together, encoded, strict=True):
+        alone = engine.segment(one, references)
+        assert [each.label for each in found] == [each.label for each in alone]
+        for each, other in zip(found, alone, strict=True):
+            assert np.mean(each.mask != other.mask) < 0.01
+            assert each.score == pytest.approx(other.score, abs=1e-2)
 
 
 def test_threads_never_see_each_others_image() -> None:

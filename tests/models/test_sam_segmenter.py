@@ -215,6 +215,32 @@ def test_proposals_are_one_an_object() -> None:
     assert strict.signature != segmenter.signature
 
 
+def test_images_that_share_passes_get_their_own_masks() -> None:
+    segmenter = _segmenter(selection=EVERYTHING)
+    asked = []
+    for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 96), (24, 96)]):
+        embedding = segmenter.embed(_image(seed, height, width))
+        hw = segmenter.working_hw(embedding)
+        prior = np.zeros(hw, np.float32)
+        prior[2 : hw[0] // 2, 5 + seed : 30] = 0.9
+        prior[-6:-2, -20:-2] = 0.8
+        points = [
+            np.array([[10, 4]], np.float32),
+            np.array([[hw[1] - 9, hw[0] - 4], [hw[1] - 4, hw[0] - 3]], np.float32),
+        ]
+        asked.append((embedding, [Prompt(Scribble(hw, positive_xy=one), prior=prior) for one in points]))
+    # A second label of the first image, a click on the second.
+    asked.append((asked[0][0], [Prompt(asked[0][1][0].scribble, prior=np.ones((60, 96), np.float32))]))
+    asked.append((asked[1][0], [Prompt(asked[1][1][0].scribble)]))
+    together = segmenter.decode_many(asked)
+    assert [[one.prompt_index for one in found] for found in together] == [[0, 1]] * 4 + [[0]] * 2
+    for found, one in zip(together, asked, strict=True):
+        for candidate, alone in zip(found, segmenter.decode(*one), strict=True):
+            np.testing.assert_array_equal(candidate.mask, alone.mask)
+            assert candidate.score == pytest.approx(alone.score, abs=1e-5)
+    assert not np.array_equal(together[0][0].mask, together[2][0].mask)
+
+
 # -- prompts
 
 
