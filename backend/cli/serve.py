@@ -1,13 +1,16 @@
 """The service under gunicorn: one process, so that the models are in memory once; many threads."""
 
+import logging
 from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from backend.cli.logs import start_logging
-from backend.errors import ConfigurationError
-from backend.settings import Settings
+from backend.errors import ConfigurationError, QueueUnavailableError
+from backend.settings import Settings, shared_settings
+
+logger = logging.getLogger(__name__)
 
 
 class _Service(BaseApplication):  # type: ignore[misc]
@@ -47,8 +50,17 @@ class _Service(BaseApplication):  # type: ignore[misc]
         projects.models.start()
         queue = JobQueue(settings.redis_url)
         projects.metrics.read_from(
-            references=projects.count_references, cache=projects.models.cache_figures, queue=queue.waiting
+            references=projects.count_references,
+            cache=projects.models.cache_figures,
+            queue=queue.waiting,
+            workers=queue.workers_now,
+            shared=queue.figures,
+            propagations=projects.propagations.figures,
         )
+        try:
+            queue.tell_settings(shared_settings(settings))
+        except QueueUnavailableError as error:
+            logger.warning("workers elsewhere are not told of these settings: %s", error)
         Upkeep(projects, queue).start()
         return create_app(projects, queue)
 
