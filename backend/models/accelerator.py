@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
+_PINNED_SHAPES = 32
+"""Sizes of images whose pinned memory is kept, some MB each."""
+
 NetworkCall = Callable[[nn.Module, list[Tensor]], Tensor]
 PartCall = Callable[[nn.Module, torch.device, slice], R]
 
@@ -81,6 +84,7 @@ class OnDevice:
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
+        self._pinned: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
         self._amp_dtype = torch.float32
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -114,13 +118,43 @@ class OnDevice:
             For each item its part of the answer, on the CPU.
         """
 
+        pinned: list[Tensor] = []
+
         def forward(network: nn.Module, device: torch.device, part: slice) -> Tensor:
-            return call(network, [to_device(item, device) for item in items[part]])
+            if device.type != "cuda":
+                return call(network, list(items[part]))
+            there = []
+            for item in items[part]:
+                pinned.append(self._pinned_like(item).copy_(item))
+                there.append(pinned[-1].to(device, non_blocking=True))
+            return call(network, there)
 
         def finish(answer: Tensor, part: slice) -> list[Tensor]:
-            return list(to_cpu(answer).unbind(0))
+            return list(answer.cpu().unbind(0))
 
-        return self.run_parts(len(items), at_once or max(1, len(items)), forward, finish)
+        try:
+            return self.run_parts(len(items), at_once or max(1, len(items)), forward, finish)
+        finally:
+            if self._stream is not None:
+                self._stream.synchronize()
+                self._give_back(pinned)
+
+    def _pinned_like(self, item: Tensor) -> Tensor:
+        """Memory that copies run from beside all else. Pinning it takes longer than a copy: it is used again."""
+        with self._lock:
+            free = self._pinned.get((item.shape, item.dtype), [])
+            if free:
+                return free.pop()
+        return torch.empty(item.shape, dtype=item.dtype, pin_memory=True)
+
+    def _give_back(self, pinned: Sequence[Tensor]) -> None:
+        with self._lock:
+            for one in pinned:
+                free = self._pinned.setdefault((one.shape, one.dtype), [])
+                if len(free) < 2 * self.good_batch:
+                    free.append(one)
+            while len(self._pinned) > _PINNED_SHAPES:
+                self._pinned.pop(next(iter(self._pinned)))
 
     def run_parts(
         self, count: int, at_once: int, forward: PartCall[R], finish: Callable[[R, slice], list[T]]
@@ -182,24 +216,6 @@ class OnDevice:
             if self._on_cpu is None:
                 self._on_cpu = copy.deepcopy(self._network).to("cpu")
             return self._on_cpu
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on another device; nobody waits for it but the current stream."""
-    if device.type != "cuda":
-        return tensor
-    # From pinned memory the copy runs beside what the device and this thread do.
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def to_cpu(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU; only the current stream is waited for."""
-    if tensor.device.type == "cpu":
-        return tensor
-    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    there.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return there
 
 
 def make_interruptible(network: nn.Module) -> None:

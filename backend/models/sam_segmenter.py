@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask, Scribble
 from backend.errors import BadInputError
-from backend.models.accelerator import OnDevice, make_interruptible, to_cpu, to_device
+from backend.models.accelerator import OnDevice, make_interruptible
 from backend.models.sam_attention import fuse_attention
 from backend.models.sam_prompts import (
     SamPrompt,
@@ -183,7 +183,7 @@ class SamSegmenter:
         """
 
         def finish(logits: Tensor, predicted_iou: Tensor, positions: Sequence[int]) -> list[Decoded]:
-            both = zip(to_cpu(logits), to_cpu(predicted_iou), strict=True)
+            both = zip(logits.cpu(), predicted_iou.cpu(), strict=True)
             return [Decoded(one, opinion) for one, opinion in both]
 
         return self._decode([embedding], [0] * len(prompts), prompts, finish, is_multimask=is_multimask)
@@ -209,13 +209,13 @@ class SamSegmenter:
         by_shape: dict[tuple[int, bool, bool], list[int]] = {}
         for position, prompt in enumerate(prompts):
             by_shape.setdefault(prompt.shape, []).append(position)
-        images = torch.from_numpy(np.stack([one["image_embedding"] for one in embeddings]))
+        images = _Images(embeddings)
         answers: dict[int, T] = {}
         for positions in by_shape.values():
             group = [prompts[position] for position in positions]
             decoded = self._decoder.run_parts(
                 len(positions),
-                min(len(positions), self._prompts_at_once(images)),
+                min(len(positions), self._prompts_at_once(images.here)),
                 _forward_of(images, [owners[position] for position in positions], group, is_multimask),
                 lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
             )
@@ -284,14 +284,14 @@ class SamSegmenter:
             for row, one in enumerate(group):
                 by_frame.setdefault(frames[planned[one][0]], []).append(row)
             for frame, rows in by_frame.items():
-                prior = to_device(torch.stack([maps[group[row]] for row in rows]), logits.device)
+                prior = torch.stack([maps[group[row]] for row in rows]).to(logits.device)
                 own = logits[rows]
                 masks = own[:, :, : frame.small_hw[0], : frame.small_hw[1]] > 0
                 chosen = select_by_prior(masks, predicted_iou[rows], prior, self._options.selection)
                 kept = torch.nonzero(chosen.index >= 0)[:, 0]
                 full = self.logits_at(own[kept, chosen.index[kept]][:, None], frame.input_hw, frame.working_hw)[:, 0]
                 scores = chosen.score[kept].tolist()
-                for place, mask, score in zip(kept.tolist(), to_cpu(full > 0).numpy(), scores, strict=True):
+                for place, mask, score in zip(kept.tolist(), (full > 0).cpu().numpy(), scores, strict=True):
                     answers[rows[place]] = mask.copy(), score
             return answers
 
@@ -343,7 +343,7 @@ class SamSegmenter:
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float]]:
             opinion, index = predicted_iou.max(dim=1)
             best = logits[torch.arange(len(group), device=logits.device), index]
-            full = to_cpu(self.logits_at(best[:, None], input_hw, working_hw)[:, 0] > 0).numpy()
+            full = (self.logits_at(best[:, None], input_hw, working_hw)[:, 0] > 0).cpu().numpy()
             return [(mask.copy(), score) for mask, score in zip(full, opinion.clamp(0.0, 1.0).tolist(), strict=True)]
 
         found: list[tuple[Mask, float]] = []
@@ -417,19 +417,29 @@ class _Frame:
 
 
 def _forward_of(
-    images: Tensor, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
+    images: "_Images", owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
 ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
     def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
-        points, labels, boxes, masks = (None if one is None else to_device(one, device) for one in _stack(group[part]))
-        rows = torch.tensor(owners[part])
-        if len(images) == 1:
-            there = to_device(images, device).float().expand(len(rows), -1, -1, -1)
-        else:
-            there = to_device(images, device)[to_device(rows, device)].float()
-        logits, predicted_iou = network(there, points, labels, boxes, masks, is_multimask)
+        points, labels, boxes, masks = (None if one is None else one.to(device) for one in _stack(group[part]))
+        logits, predicted_iou = network(images.of(owners[part], device), points, labels, boxes, masks, is_multimask)
         return logits.float(), predicted_iou.float()
 
     return forward
+
+
+class _Images:
+    """Image embeddings, brought to a device once for all the passes of a call."""
+
+    def __init__(self, embeddings: Sequence[Embedding]) -> None:
+        self.here = torch.from_numpy(np.stack([one["image_embedding"] for one in embeddings]))
+        self._there: dict[torch.device, Tensor] = {}
+
+    def of(self, owners: Sequence[int], device: torch.device) -> Tensor:
+        """(N, C, h, w) float32: for each of N prompts its image's."""
+        if device not in self._there:
+            self._there[device] = self.here.to(device).float()
+        there = self._there[device]
+        return there.expand(len(owners), -1, -1, -1) if len(there) == 1 else there[list(owners)]
 
 
 def _stack(group: Sequence[SamPrompt]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
