@@ -8,6 +8,7 @@ missing are random: then every mask that the decoder gives is kept, so that noth
 mean nothing.
 """
 
+import argparse
 import json
 import tempfile
 import time
@@ -64,7 +65,6 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
     """Two propagations of `tasks` tasks: seconds, parts and encoder calls of each."""
     stages: Counter[str] = Counter()
     calls: Counter[str] = Counter()
-    times: dict[str, list[float]] = {}
 
     def on_stage(stage: str, seconds: float) -> None:
         stages[stage] += seconds  # type: ignore[assignment]
@@ -114,7 +114,6 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
                 "parts_ms_a_task": {stage: 1000 * spent / counts.total for stage, spent in stages.most_common()},
             }
         projects.close()
-    del times
     return {
         "profile": profile,
         "threads": torch.get_num_threads(),
@@ -131,12 +130,18 @@ def _annotate(label_studio: FakeLabelStudio, task_id: int) -> None:
     label_studio.annotate(task_id, task_id, [mask_to_region(mask, brush=brush, label="Cat", score=1.0)])
 
 
-if __name__ == "__main__":
-    import argparse as _a
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="mobile")
+    parser.add_argument("--tasks", type=int, default=12)
+    parser.add_argument("--references", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    figures = measure(arguments.profile, arguments.tasks, arguments.references)
+    print(json.dumps(figures, indent=1))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
-    p = _a.ArgumentParser()
-    p.add_argument("--profile", default="mobile")
-    p.add_argument("--tasks", type=int, default=6)
-    p.add_argument("--references", type=int, default=1)
-    a = p.parse_args()
-    print(json.dumps(measure(a.profile, a.tasks, a.references), indent=1))
+
+if __name__ == "__main__":
+    main()

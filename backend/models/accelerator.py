@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,7 +126,9 @@ class OnDevice:
                 return call(network, list(items[part]))
             there = []
             for item in items[part]:
-                pinned.append(self._pinned_like(item).copy_(item))
+                pinned.append(self._pinned_like(item))
+                # By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile.
+                np.copyto(pinned[-1].numpy(), item.numpy())
                 there.append(pinned[-1].to(device, non_blocking=True))
             return call(network, there)
 
