@@ -141,7 +141,7 @@ def test_the_whole_pipeline_finds_what_the_cpu_finds(matcher: Any) -> None:
     found = on_cuda.propose(seen, [on_cuda.gather([reference], options)], options)[0]  # one signature: one cache
     np.testing.assert_allclose(found.posterior, expected.posterior, atol=1e-3)
     assert np.mean(found.mask != expected.mask) < 0.02
-    assert found.closeness == pytest.approx(expected.closeness, abs=1e-3)
+    assert found.kinship == pytest.approx(expected.kinship, abs=1e-2)
     point = Scribble((HEIGHT, WIDTH), positive_xy=np.array([[30, 20]], np.float32))
     clicked = [engine.mask_from_scribble(seen, point) for engine in (on_cpu, on_cuda)]
     assert clicked[0] is not None
