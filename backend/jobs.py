@@ -67,28 +67,32 @@ def _current() -> tuple[Projects, "JobQueue"]:
 def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]) -> dict[str, Any]:
     started = time.perf_counter()
     projects, _ = _current()
+    level = logging.INFO
     try:
         outcome = work(projects)
     except LabelStudioUnavailableError as error:
         # Nothing is lost: the project is looked through again as soon as Label Studio is back.
         projects.store.save_project(project_key, needs_reconcile=True)
-        logger.warning("job=%s project=%s waits for Label Studio: %s", name, project_key, error)
-        return {"waits_for_label_studio": str(error)}
+        outcome, level = {"waits_for_label_studio": str(error)}, logging.WARNING
     except NotFoundError as error:
-        logger.warning("job=%s project=%s is gone: %s", name, project_key, error)
-        return {"gone": str(error)}
+        outcome, level = {"gone": str(error)}, logging.WARNING
     except SoftmatcherError as error:
         # A wrong token, say. It is tried again, so that what the operator mends makes up for what was missed.
         projects.store.save_project(project_key, needs_reconcile=True)
-        logger.error("job=%s project=%s failed: %s", name, project_key, error)
-        return {"failed": str(error)}
-    _log_job(name, project_key, started, outcome)
+        outcome, level = {"failed": str(error)}, logging.ERROR
+    _log_job(name, project_key, started, outcome, level=level)
     return outcome
 
 
-def _log_job(name: str, project_key: str, started: float, outcome: dict[str, Any]) -> None:
-    figures = " ".join(f"{key}={value}" for key, value in outcome.items())
-    logger.info("job=%s project=%s %s ms=%.0f", name, project_key, figures, 1000 * (time.perf_counter() - started))
+def _log_job(
+    name: str, project_key: str, started: float, outcome: dict[str, Any], *, level: int = logging.INFO
+) -> None:
+    job, milliseconds = get_current_job(), round(1000 * (time.perf_counter() - started))
+    figures = {"id": job.id if job is not None else "inline", "project": project_key, **outcome, "ms": milliseconds}
+    logger.log(
+        level, "job=%s %s", name, " ".join(f"{key}={value}" for key, value in figures.items()),
+        extra={"figures": {"job": name, **figures}},
+    )  # fmt: skip
 
 
 def take_in_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
@@ -132,7 +136,9 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     try:
         worked = projects.propagations.work(propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop)
     except NotFoundError as error:
-        return {"propagation": propagation_id, "gone": str(error)}
+        gone = {"propagation": propagation_id, "gone": str(error)}
+        _log_job("propagate", project_key, started, gone, level=logging.WARNING)
+        return gone
     if worked.left == "more":
         try:
             queue.propagate(project_key, propagation_id)
@@ -265,6 +271,13 @@ class JobQueue:
             return int(max(Worker.count(queue=queue) for queue in self._queues.values()))
         except RedisError as error:
             raise _unavailable(error) from error
+
+    def known_workers(self) -> int | None:
+        """As `count_workers`; None if Redis does not answer."""
+        try:
+            return self.count_workers()
+        except QueueUnavailableError:
+            return None
 
     def ping(self) -> None:
         """Raise `QueueUnavailableError` unless Redis answers."""

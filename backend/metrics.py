@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -50,6 +50,9 @@ class Metrics:
         self.gate_waiting = Gauge(
             "softmatcher_model_waiting", "Calls that wait for their turn on the models.", registry=self.registry
         )
+        self.predictions_running = Gauge(
+            "softmatcher_predictions_running", "Requests for predictions under way.", registry=self.registry
+        )
         self.prefetched = Counter(
             "softmatcher_prefetched", "Images looked at ahead: encoded, known, interrupted or failed.", ["outcome"],
             registry=self.registry,
@@ -63,6 +66,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.model_ready = Gauge("softmatcher_model_ready", "1 once the models are loaded.", registry=self.registry)
+        ProcessCollector(registry=self.registry)
         self._readings = _Readings()
         self.registry.register(self._readings)
 
@@ -83,8 +87,18 @@ class Metrics:
         references: Callable[[], dict[str, int]],
         cache: Callable[[], dict[str, float]],
         queue: Callable[[], dict[str, int]],
+        propagating: Callable[[], dict[str, int]] = dict,
+        workers: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """Name the owners of the figures that are read on demand: per project, per cache figure, per queue."""
+        """Name the owners of the figures that are read on demand: per project, per cache figure, per queue.
+
+        Args:
+            references: how many are stored, by project id.
+            cache: hits, misses, evictions, bytes; what is missing is not told.
+            queue: jobs waiting, by queue.
+            propagating: tasks of running propagations that are not finished, by project id.
+            workers: how many serve the queues; None if that is not known.
+        """
 
         def read() -> Iterator[Metric]:
             by_project = GaugeMetricFamily("softmatcher_references", "References stored.", labels=["project"])
@@ -105,6 +119,17 @@ class Metrics:
             for name, count in queue().items():
                 depth.add_metric([name], count)
             yield depth
+            unfinished = GaugeMetricFamily(
+                "softmatcher_propagating_tasks",
+                "Tasks that running propagations have not finished.",
+                labels=["project"],
+            )
+            for project, count in propagating().items():
+                unfinished.add_metric([project], count)
+            yield unfinished
+            alive = workers()
+            if alive is not None:
+                yield GaugeMetricFamily("softmatcher_workers", "Workers that serve the queues.", value=alive)
 
         self._readings.read = read
 

@@ -6,6 +6,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from prometheus_client import start_http_server
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
@@ -82,6 +83,11 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     with suppress(OSError):
         os.nice(NICENESS)
     projects = open_projects(settings)
+    if settings.worker_metrics_port:
+        try:
+            start_http_server(settings.worker_metrics_port, settings.host, projects.metrics.registry)
+        except OSError as error:  # another worker of this machine has it, say: the work is worth more than its figures
+            logger.warning("no metrics: port %d of %s: %s", settings.worker_metrics_port, settings.host, error)
     projects.models.start()
     for project in projects.store.projects():
         try:

@@ -365,5 +365,11 @@ def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object
     projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
     models.get(10)
     app = create_app(projects, queue)  # type: ignore[arg-type]
-    metrics.read_from(references=projects.count_references, cache=models.cache_figures, queue=queue.waiting)
+    metrics.read_from(
+        references=projects.count_references,
+        cache=models.cache_figures,
+        queue=queue.waiting,
+        propagating=projects.count_propagating,
+        workers=lambda: 1,
+    )
     return Backend(made, label_studio, queue, projects, app.test_client())

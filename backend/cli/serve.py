@@ -4,7 +4,9 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger as GunicornLogger
 
+from backend.cli.gunicorn_worker import PatientThreadWorker
 from backend.cli.logs import start_logging
 from backend.errors import ConfigurationError
 from backend.settings import Settings
@@ -20,7 +22,8 @@ class _Service(BaseApplication):  # type: ignore[misc]
         options: dict[str, Any] = {
             "bind": f"{settings.host}:{settings.port}",
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": PatientThreadWorker,
+            "logger_class": _logger_class(settings),
             "threads": settings.service_threads,
             "timeout": 120,
             "graceful_timeout": 30,
@@ -41,16 +44,30 @@ class _Service(BaseApplication):  # type: ignore[misc]
         from backend.upkeep import Upkeep
 
         settings = self._settings
-        start_logging(settings)
         assert settings.redis_url is not None
         projects = open_projects(settings)
         projects.models.start()
         queue = JobQueue(settings.redis_url)
         projects.metrics.read_from(
-            references=projects.count_references, cache=projects.models.cache_figures, queue=queue.waiting
+            references=projects.count_references,
+            cache=projects.models.cache_figures,
+            queue=queue.waiting,
+            propagating=projects.count_propagating,
+            workers=queue.known_workers,
         )
         Upkeep(projects, queue).start()
         return create_app(projects, queue)
+
+
+def _logger_class(settings: Settings) -> type[GunicornLogger]:
+    class Logger(GunicornLogger):  # type: ignore[misc]
+        """gunicorn's lines, as ours."""
+
+        def setup(self, cfg: Any) -> None:
+            super().setup(cfg)
+            start_logging(settings)
+
+    return Logger
 
 
 def run_service(settings: Settings) -> None:
