@@ -194,12 +194,12 @@ class JobQueue:
         self._queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
 
     def take_in_annotation(self, project_key: str, annotation_id: int) -> str:
-        """Returns the job's id."""
-        return self._enqueue(REFERENCES, take_in_annotation, (project_key, annotation_id), timeout_s=300)
+        """Returns the job's id: of one that still waits, if there is one, since it will see what is there by then."""
+        return self._enqueue_once(REFERENCES, take_in_annotation, (project_key, annotation_id), timeout_s=300)
 
     def reconcile(self, project_key: str) -> str:
-        """Returns the job's id."""
-        return self._enqueue(REFERENCES, reconcile, (project_key,), timeout_s=3600)
+        """Returns the job's id, as `take_in_annotation` does."""
+        return self._enqueue_once(REFERENCES, reconcile, (project_key,), timeout_s=3600)
 
     def plan_propagation(self, project_key: str, propagation_id: int) -> str:
         """Returns the job's id."""
@@ -299,6 +299,22 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
         return [job_id for job_id in job_ids if job_id.startswith(name)]
+
+    def _enqueue_once(
+        self, queue: str, function: Callable[..., object], args: tuple[object, ...], *, timeout_s: int
+    ) -> str:
+        # The queue is bounded by what there is to do, however often it is announced.
+        noted = f"softmatcher:waiting:{function.__name__}:{':'.join(map(str, args))}"
+        try:
+            found = self.connection.get(noted)
+            waiting = found.decode() if isinstance(found, bytes) else found
+            if waiting is not None and self.connection.lpos(self._queues[queue].key, waiting) is not None:
+                return waiting
+            job_id = self._enqueue(queue, function, args, timeout_s=timeout_s)
+            self.connection.set(noted, job_id, ex=_RESULT_TTL_S)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        return job_id
 
     def _enqueue(
         self,

@@ -49,7 +49,10 @@ def ask_service(settings: Settings) -> ServiceHealth:
             raise HealthError(
                 f"{own_address(settings)}/health must answer within {_TIMEOUT_S:g} s, got none"
             ) from error
-    answer = response.json() if response.status_code == 200 else {}
+    try:
+        answer = response.json() if response.status_code == 200 else {}
+    except ValueError:
+        answer = {}
     if answer.get("model_class") != "Softmatcher":
         raise HealthError(
             f"{own_address(settings)}/health must answer 200 as Softmatcher, got {response.status_code}: is it another "

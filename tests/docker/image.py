@@ -25,6 +25,7 @@ from dockerfile import Stage, read_dockerfile, words_of_copy
 
 NOT_ALLOWED = 77
 START_S = 150
+SHARED = "/opt/shared-packages"
 
 
 def mount(*arguments: object) -> None:
@@ -37,13 +38,16 @@ def mount(*arguments: object) -> None:
 class Root:
     """A root folder over this machine's own, which stays as it is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, site_packages: str) -> None:
         upper, work, self.path = folder / "upper", folder / "work", folder / "root"
         for each in (upper, work, self.path):
             each.mkdir(parents=True)
         mount("-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={upper},workdir={work}", self.path)
         for name in ("proc", "dev", "sys"):
             mount("--rbind", f"/{name}", self.path / name)
+        # Where no other mount hides them.
+        (self.path / SHARED.lstrip("/")).mkdir(parents=True)
+        mount("--bind", site_packages, self.path / SHARED.lstrip("/"))
 
     def run(
         self, command: Sequence[str], environment: Mapping[str, str], directory: str, *, as_user: str | None = None
@@ -86,7 +90,7 @@ class Image:
         self.directory = "/"
 
     def build(self, stage: Stage) -> Root:
-        root = self.roots[stage.name] = Root(self._folder / (stage.name or "final"))
+        root = self.roots[stage.name] = Root(self._folder / (stage.name or "final"), self._site_packages)
         # The Python of an image lies where everybody may read it.
         (root.path / "root").chmod(0o755)
         environment, self.directory = dict(self.environment), "/"
@@ -112,7 +116,7 @@ class Image:
 
     def _share_packages(self, root: Root) -> None:
         (folder,) = (root.path / "opt/venv/lib").glob("python*/site-packages")
-        (folder / "shared.pth").write_text(f"{self._site_packages}\n")
+        (folder / "shared.pth").write_text(f"{SHARED}\n")
 
     def _copy(self, root: Root, stage: str | None, sources: list[str], target: str) -> None:
         into = root.path / (Path(self.directory) / target).as_posix().lstrip("/")

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
-from backend.cli.processes import EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.processes import ProcessGroup, _valkey_program, free_port
 
 ROOT = Path(__file__).parents[2]
 NOT_ALLOWED = 77
+PASSWORD = "between-the-containers"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(Redis.from_url(url).ping())
+    except RedisError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +33,18 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("image")
     packages = next(Path(entry) for entry in sys.path if Path(entry).name == "site-packages")
     with ProcessGroup(folder / "logs") as processes:
-        queue = EmbeddedValkey(processes, folder / "valkey")
+        # By TCP and with a password, as docker-compose.yml starts it.
+        port = free_port()
+        server = [_valkey_program(), "--bind", "127.0.0.1", "--port", str(port), "--save", "60", "1"]
+        processes.start("valkey", [*server, "--dir", str(folder), "--requirepass", PASSWORD], {"LC_ALL": "C"})
+        queue_url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
+        processes.wait_until("valkey", lambda: _answers(queue_url), timeout_s=30, what="did not answer")
         command = [
             "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
             sys.executable, str(Path(__file__).parent / "image.py"),
-            str(ROOT), str(folder / "image"), str(packages), queue.url, str(free_port()),
+            str(ROOT), str(folder / "image"), str(packages), queue_url, str(free_port()),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=folder)
-        queue.close()
     if done.returncode == NOT_ALLOWED or "unshare failed" in done.stderr:
         pytest.skip(f"this machine does not allow it: {done.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,6 +73,7 @@ def test_both_end_when_docker_stops_them_and_log_json(container: dict[str, Any])
         assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
         assert "secret" not in container[f"{name}'s log"]
         assert "0" * 40 not in container[f"{name}'s log"]
+        assert PASSWORD not in container[f"{name}'s log"]
 
 
 def test_doctor_runs_in_the_container(container: dict[str, Any]) -> None:
