@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import requests
-from label_studio_sdk.converter.brush import decode_rle
+from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image as PillowImage
 
 from backend.cli.processes import LOOPBACK, ProcessGroup
@@ -272,6 +272,14 @@ def rectangle(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, i
         "rectanglelabels": [label],
     }
     return _region(f"box-{left:.0f}-{top:.0f}", "rectanglelabels", "box", size_hw) | {"value": value}
+
+
+def brush(strokes: Mask, label: str) -> Json:
+    """The region of brush strokes in the control `brush`, as the editor submits it; (H, W) bool: what was painted."""
+    height, width = strokes.shape
+    rle = mask2rle(np.where(strokes, np.uint8(255), np.uint8(0)))
+    region = _region(f"brush-{label}-{int(strokes.sum())}", "brushlabels", "brush", (height, width))
+    return region | {"value": {"format": "rle", "rle": rle, "brushlabels": [label]}}
 
 
 def _region(identifier: str, kind: str, control: str, size_hw: tuple[int, int]) -> Json:

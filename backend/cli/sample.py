@@ -1,4 +1,4 @@
-"""The sample project: Greek coins from Pompeii, a photograph inside scikit-image's wheel, cut into tasks.
+"""The first sample project: Greek coins from Pompeii, a photograph inside scikit-image's wheel, cut into tasks.
 
 The photograph comes without masks; they are computed here, and were looked at coin by coin.
 """
@@ -16,13 +16,24 @@ from backend.core.types import Image, Mask
 
 COIN = "Coin"
 
-LABEL_CONFIG = f"""<View>
+_COLOURS = ("#E4572E", "#2E86E4", "#8A8F98")
+
+
+def make_label_config(*labels: str, first_colour: int = 0) -> str:
+    """The labels in each of the controls that the backend reads; a smart brush does nothing in Label Studio 1.23."""
+    listed = "".join(
+        f'<Label value="{label}" background="{colour}"/>'
+        for label, colour in zip(labels, _COLOURS[first_colour:], strict=False)
+    )
+    return f"""<View>
   <Image name="image" value="$image" zoom="true"/>
-  <BrushLabels name="brush" toName="image" smart="false"><Label value="{COIN}" background="#E4572E"/></BrushLabels>
-  <KeyPointLabels name="point" toName="image" smart="true"><Label value="{COIN}" background="#17BEBB"/></KeyPointLabels>
-  <RectangleLabels name="box" toName="image" smart="true"><Label value="{COIN}" background="#FFC914"/></RectangleLabels>
+  <BrushLabels name="brush" toName="image" smart="false">{listed}</BrushLabels>
+  <KeyPointLabels name="point" toName="image" smart="true">{listed}</KeyPointLabels>
+  <RectangleLabels name="box" toName="image" smart="true">{listed}</RectangleLabels>
 </View>"""
-"""One label in the three controls that the backend reads. A smart brush would do nothing in Label Studio 1.23."""
+
+
+LABEL_CONFIG = make_label_config(COIN)
 
 _DARK, _BRIGHT = 30, 150
 # Upper half and lower half, each cut into three where the fewest coins are hurt: the rows are not aligned.

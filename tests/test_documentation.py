@@ -1,0 +1,154 @@
+"""What the documentation names exists: links, commands and their flags, settings, figures of /metrics, routes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from backend.cli import app
+from backend.labelstudio.label_config import parse_label_config
+from backend.metrics import Metrics
+from backend.service import create_app
+from backend.settings import Settings, environment_name
+from tests.fakes import Backend
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+MAX_PICTURE_BYTES = 300_000
+# Variables of the test run, and Label Studio's own that the documentation explains.
+OTHER_VARIABLES = ("SOFTMATCHER_TEST_", "SOFTMATCHER_REQUIRE_ALL")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code_blocks(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def without_code_blocks(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def code_in(page: Path) -> Iterator[str]:
+    """Lines of code blocks, and code inside of sentences."""
+    text = page.read_text()
+    for block in re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        yield from re.sub(r"\\\n\s*", " ", block).splitlines()
+    yield from re.findall(r"`([^`]+)`", without_code_blocks(text))
+
+
+@each_page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code_blocks(page.read_text())):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links {target}"
+        assert file.is_relative_to(ROOT.resolve()), f"{page.name} links {target}, which is not in the repository"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page.name} links {target}; {file.name} has {sorted(anchors(file))}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        for target in re.findall(r"\]\(([^)#\s]+\.md)[)#]", page.read_text()):
+            if not target.startswith("http"):
+                waiting += [found for found in [(page.parent / target).resolve()] if found not in reached]
+    assert [page.relative_to(ROOT).as_posix() for page in PAGES if page.resolve() not in reached] == []
+
+
+def test_pictures_are_small_and_used() -> None:
+    everything = "".join(page.read_text() for page in PAGES)
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert picture.stat().st_size <= MAX_PICTURE_BYTES, picture.name
+        assert picture.name in everything, f"{picture.name} is on no page"
+
+
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that these words run, and the words after its name."""
+    command: click.Command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words, f"{command.name} needs a command"
+        assert words[0] in command.commands, f"no command {words[0]!r} among {sorted(command.commands)}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@each_page
+def test_commands_and_their_flags_exist(page: Path) -> None:
+    for line in code_in(page):
+        for call in re.findall(r"python -m backend ([a-z][^#|;&>]*)", line):
+            words = call.split()
+            if words[-1] == "...":
+                continue
+            command, rest = command_of([word.strip("[],()") for word in words])
+            known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+            for flag in rest:
+                if flag.startswith("--"):
+                    assert flag.partition("=")[0] in known, f"{page.name}: {call}: no {flag} among {sorted(known)}"
+
+
+@each_page
+def test_scripts_and_their_flags_exist(page: Path) -> None:
+    for line in code_in(page):
+        for script, rest in re.findall(r"python ((?:benchmarks|docs)/\w+\.py)([^#|;&>]*)", line):
+            file = ROOT / script
+            assert file.exists(), f"{page.name} names {script}"
+            for flag in re.findall(r"--[a-z][a-z-]*", rest):
+                assert f'"{flag}"' in file.read_text(), f"{page.name}: {script} has no {flag}"
+
+
+@each_page
+def test_make_targets_and_variables_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in code_in(page):
+        for target, rest in re.findall(r"(?:^|[`( ])make ([a-z-]+)((?: [A-Z]+=\S+)*)", line):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+            for variable in re.findall(r"([A-Z]+)=", rest):
+                assert re.search(rf"^{variable} \?=", makefile, re.MULTILINE), f"{page.name}: make {variable}="
+
+
+@each_page
+def test_settings_exist(page: Path) -> None:
+    known = {environment_name(field) for field in Settings.model_fields}
+    for name in re.findall(r"\bSOFTMATCHER_[A-Z_]*[A-Z]\b", page.read_text()):
+        assert name in known or name.startswith(OTHER_VARIABLES), f"{page.name}: {name} is no setting"
+
+
+@each_page
+def test_figures_of_metrics_exist(page: Path) -> None:
+    metrics = Metrics()
+    metrics.read_from(references=lambda: {"1": 1}, cache=lambda: dict.fromkeys(CACHE, 0.0), queue=lambda: {"q": 0})
+    known = re.findall(r"^# TYPE (\S+)", metrics.render().decode(), re.MULTILINE)
+    for name in re.findall(r"\bsoftmatcher_[a-z_]+", page.read_text()):
+        stem = re.sub(r"_(bucket|sum|count|created)$", "", name)
+        assert name in known or stem in known, f"{page.name}: {name} is not among {known}"
+
+
+CACHE = ("hits", "misses", "evictions", "bytes")
+
+
+@each_page
+def test_routes_exist(page: Path, backend: Backend) -> None:
+    service = create_app(backend.projects, backend.queue)  # type: ignore[arg-type]
+    urls = service.url_map.bind("127.0.0.1")
+    for method, path in re.findall(r"`(GET|POST|DELETE) (/[\w/.]+)", page.read_text()):
+        if "..." not in path:
+            assert urls.test(re.sub(r"/[NM](?=[/.]|$)", "/1", path), method), f"{page.name}: {method} {path}"
+
+
+def test_the_label_config_to_copy_is_one_that_the_backend_reads() -> None:
+    (config,) = re.findall(r"```xml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    read = parse_label_config(config)
+    for prompt in read.prompts:
+        assert any(set(prompt.labels) <= set(brush.labels) for brush in read.brushes)
+    assert {prompt.kind for prompt in read.prompts} >= {"keypoint"}
