@@ -127,7 +127,9 @@ def test_settings_exist(page: Path) -> None:
 @each_page
 def test_figures_of_metrics_exist(page: Path) -> None:
     metrics = Metrics()
-    metrics.read_from(references=lambda: {"1": 1}, cache=lambda: dict.fromkeys(CACHE, 0.0), queue=lambda: {"q": 0})
+    metrics.read_from(
+        references=lambda: {"1": 1}, cache=lambda: dict.fromkeys(CACHE, 0.0), queue=lambda: {"q": 0}, workers=lambda: 1
+    )
     known = re.findall(r"^# TYPE (\S+)", metrics.render().decode(), re.MULTILINE)
     for name in re.findall(r"\bsoftmatcher_[a-z_]+", page.read_text()):
         stem = re.sub(r"_(bucket|sum|count|created)$", "", name)

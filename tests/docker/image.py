@@ -25,6 +25,7 @@ from dockerfile import Stage, read_dockerfile, words_of_copy
 
 NOT_ALLOWED = 77
 START_S = 150
+BEGUN = time.monotonic()
 SHARED = "/opt/shared-packages"
 
 
@@ -105,7 +106,7 @@ class Image:
                 self.directory = step.text
                 (root.path / step.text.lstrip("/")).mkdir(parents=True, exist_ok=True)
             elif step.instruction == "RUN":
-                print(f"RUN {step.text}", file=sys.stderr, flush=True)
+                say(f"RUN {step.text}")
                 print(root.call(["sh", "-ec", step.text], environment | self._pip, self.directory), file=sys.stderr)
                 if "-m venv" in step.text:
                     self._share_packages(root)
@@ -117,6 +118,9 @@ class Image:
     def _share_packages(self, root: Root) -> None:
         (folder,) = (root.path / "opt/venv/lib").glob("python*/site-packages")
         (folder / "shared.pth").write_text(f"{SHARED}\n")
+        # Of Python's own bundle, too old for PyTorch: the shared one shall be found, and no index be asked.
+        for each in folder.glob("setuptools*"):
+            shutil.rmtree(each)
 
     def _copy(self, root: Root, stage: str | None, sources: list[str], target: str) -> None:
         into = root.path / (Path(self.directory) / target).as_posix().lstrip("/")
@@ -141,7 +145,11 @@ def wait_for(root: Root, command: Sequence[str], environment: Mapping[str, str],
                 other.kill()  # type: ignore[attr-defined]
                 print(other.communicate()[0], file=sys.stderr)  # type: ignore[attr-defined]
                 raise
-            time.sleep(1)
+            time.sleep(3)
+
+
+def say(what: str) -> None:
+    print(f"{time.monotonic() - BEGUN:.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 def main(repository: Path, folder: Path, site_packages: str, redis_url: str) -> None:
@@ -164,7 +172,7 @@ def main(repository: Path, folder: Path, site_packages: str, redis_url: str) -> 
     environment = image.environment | {
         "REDIS_URL": redis_url, "LABEL_STUDIO_URL": "http://127.0.0.1:1", "LABEL_STUDIO_API_KEY": "0" * 40,
         "SOFTMATCHER_PORT": sys.argv[5], "SOFTMATCHER_BASIC_AUTH_USER": "ls", "SOFTMATCHER_BASIC_AUTH_PASS": "secret",
-        "SOFTMATCHER_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1",
+        "SOFTMATCHER_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1", "COLUMNS": "250",
     }  # fmt: skip
 
     def call(*command: str) -> str:
@@ -186,10 +194,13 @@ def main(repository: Path, folder: Path, site_packages: str, redis_url: str) -> 
         "health before": refuses(*final.healthcheck()),
         "setuid gains nothing": call("sh", "-c", "grep NoNewPrivs /proc/self/status"),
     }
+    say("the service starts")
     service = container.run(final.command(), environment, "/data", as_user=user)
     found["health"] = wait_for(container, final.healthcheck(), environment, user, service)
+    say("the worker starts")
     worker = container.run(["python", "-m", "backend", "work"], environment, "/data", as_user=user)
     found["worker"] = wait_for(container, ["python", "-m", "backend", "health", "--worker"], environment, user, worker)
+    say("doctor")
     found["doctor"] = container.run(
         ["python", "-m", "backend", "doctor"], environment, "/data", as_user=user
     ).communicate()[0]

@@ -16,6 +16,7 @@ from backend.cli.processes import ProcessGroup, _valkey_program, free_port
 
 ROOT = Path(__file__).parents[2]
 NOT_ALLOWED = 77
+pytestmark = pytest.mark.timeout(600)
 PASSWORD = "between-the-containers"
 
 
@@ -44,7 +45,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             sys.executable, str(Path(__file__).parent / "image.py"),
             str(ROOT), str(folder / "image"), str(packages), queue_url, str(free_port()),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=folder)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=folder)
     if done.returncode == NOT_ALLOWED or "unshare failed" in done.stderr:
         pytest.skip(f"this machine does not allow it: {done.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stdout + done.stderr
