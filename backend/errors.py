@@ -33,7 +33,15 @@ class LabelStudioError(SoftmatcherError):
 
 
 class LabelStudioUnavailableError(LabelStudioError):
-    """Label Studio (or an image host) did not answer, or answered 429 or 5xx: worth another try later."""
+    """Label Studio (or an image host) did not answer, or answered 429 or 5xx: worth another try later.
+
+    Attributes:
+        retry_after_s: how much later, where it said so.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ModelUnavailableError(SoftmatcherError):

@@ -4,10 +4,11 @@ A job may run twice or late: each looks at the state of the store and of Label S
 same.
 """
 
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,9 @@ from backend.errors import (
     SoftmatcherError,
 )
 from backend.projects import Projects
+from backend.projects.propagation_work import LANE
+from backend.settings import LANES
+from backend.worker_names import has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +44,17 @@ _MOST_JOBS_A_PROPAGATION = 64
 _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
+_FIGURES_KEY, _SETTINGS_KEY = "softmatcher:figures", "softmatcher:settings"
+
+LEASE_S = 25
+"""A worker that was not heard of for so long counts as gone, and its tasks go to others. Heartbeats come every
+`BEAT_S`, so four have to be missed."""
+BEAT_S = 5.0
 
 _projects: Projects | None = None
 _queue: "JobQueue | None" = None
 _stopping = threading.Event()
+_shared: dict[str, float] = {}
 
 
 def use_projects(projects: Projects | None, queue: "JobQueue | None" = None) -> None:
@@ -51,11 +62,22 @@ def use_projects(projects: Projects | None, queue: "JobQueue | None" = None) -> 
     global _projects, _queue
     _projects, _queue = projects, queue
     _stopping.clear()
+    _shared.clear()
 
 
 def ask_to_stop() -> None:
     """Let the running job give back what it has not begun: the worker is to end."""
     _stopping.set()
+
+
+def share_figures() -> None:
+    """Add what this process counted since the last time to the sums that the service shows; later if Redis is away."""
+    projects, queue = _current()
+    totals = projects.metrics.totals()
+    news = {name: value - _shared.get(name, 0.0) for name, value in totals.items() if value != _shared.get(name, 0.0)}
+    if news:
+        queue.add_figures(news)
+        _shared.update(totals)
 
 
 def _current() -> tuple[Projects, "JobQueue"]:
@@ -115,7 +137,7 @@ def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
     projects, queue = _current()
     started = time.perf_counter()
     try:
-        outcome = projects.propagations.plan(
+        outcome = projects.propagation_plans.plan(
             propagation_id, on_page=lambda: _call_workers(projects, queue, project_key, propagation_id)
         )
     except NotFoundError as error:
@@ -134,7 +156,9 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     job = get_current_job()
     claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
     try:
-        worked = projects.propagations.work(propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop)
+        worked = projects.propagation_work.run(
+            propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=LANES
+        )
     except NotFoundError as error:
         gone = {"propagation": propagation_id, "gone": str(error)}
         _log_job("propagate", project_key, started, gone, level=logging.WARNING)
@@ -161,7 +185,9 @@ def _call_workers(projects: Projects, queue: "JobQueue", project_key: str, propa
     try:
         record = projects.store.propagations.get(propagation_id)
         if record.is_active:
-            waiting = projects.store.propagations.waiting(propagation_id, _MOST_JOBS_A_PROPAGATION * _TASKS_WORTH_A_JOB)
+            waiting = projects.store.propagation_tasks.waiting(
+                propagation_id, _MOST_JOBS_A_PROPAGATION * _TASKS_WORTH_A_JOB
+            )
             queue.ensure_propagation_jobs(project_key, propagation_id, waiting)
     except (NotFoundError, QueueUnavailableError) as error:
         logger.warning("propagation=%d workers are called later: %s", propagation_id, error)
@@ -237,13 +263,18 @@ class JobQueue:
     def is_claim_alive(self, claim: str) -> bool:
         """Whether the worker that a claim names still lives and has that job; yes if Redis cannot tell.
 
-        RQ's own heartbeats decide: a worker's key and a job's entry among the started ones expire without them.
+        A process of this host that has ended is seen at once. Else RQ's own heartbeats decide: a worker's key and a
+        job's entry among the started ones expire without them.
         """
-        worker, _, job_id = claim.partition(":")
+        worker, _, job = claim.partition(":")
+        if has_ended(worker):
+            return False
         try:
-            if not self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}"):
-                return False
-            return job_id in self._started(PROPAGATIONS)
+            has_key = self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}")
+            if has_key and job.partition(LANE)[0] in self._started(PROPAGATIONS):
+                return True
+            # While Redis was away nobody could send heartbeats: those who live get the time to.
+            return int(self.connection.info("server")["uptime_in_seconds"]) < LEASE_S
         except RedisError:
             return True
 
@@ -261,6 +292,57 @@ class JobQueue:
         except RedisError:
             return {}
 
+    def tell_settings(self, told: Mapping[str, Any]) -> None:
+        """Leave the service's settings for workers.
+
+        Raises:
+            QueueUnavailableError: Redis does not answer.
+        """
+        try:
+            self.connection.set(_SETTINGS_KEY, json.dumps(dict(told)))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def told_settings(self) -> dict[str, Any]:
+        """The service's settings; empty if none has told any.
+
+        Raises:
+            QueueUnavailableError: Redis does not answer.
+        """
+        try:
+            told = self.connection.get(_SETTINGS_KEY)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        return dict(json.loads(told)) if told else {}
+
+    def add_figures(self, figures: Mapping[str, float]) -> None:
+        """Add to the sums of all workers; they last as long as the queue's data.
+
+        Raises:
+            QueueUnavailableError: Redis does not answer.
+        """
+        try:
+            with self.connection.pipeline() as pipeline:
+                for name, value in figures.items():
+                    pipeline.hincrbyfloat(_FIGURES_KEY, name, value)
+                pipeline.execute()
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def figures(self) -> dict[str, float]:
+        """The sums of what all workers counted; empty if Redis does not answer."""
+        try:
+            return {_text(name): float(value) for name, value in self.connection.hgetall(_FIGURES_KEY).items()}
+        except RedisError:
+            return {}
+
+    def workers_now(self) -> int | None:
+        """Workers that serve the queues; None if Redis does not answer."""
+        try:
+            return self.count_workers()
+        except QueueUnavailableError:
+            return None
+
     def count_workers(self) -> int:
         """Workers that serve the queues now.
 
@@ -271,13 +353,6 @@ class JobQueue:
             return int(max(Worker.count(queue=queue) for queue in self._queues.values()))
         except RedisError as error:
             raise _unavailable(error) from error
-
-    def known_workers(self) -> int | None:
-        """As `count_workers`; None if Redis does not answer."""
-        try:
-            return self.count_workers()
-        except QueueUnavailableError:
-            return None
 
     def ping(self) -> None:
         """Raise `QueueUnavailableError` unless Redis answers."""
@@ -339,6 +414,10 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
         return str(job.id)
+
+
+def _text(name: bytes | str) -> str:
+    return name if isinstance(name, str) else name.decode()
 
 
 def _plan_job(propagation_id: int) -> str:

@@ -1,14 +1,44 @@
-"""The Prometheus figures of one process, on a registry of its own."""
+"""The Prometheus figures of one process, on a registry of its own.
+
+Workers have no address that Prometheus could ask: they add what they count to the queue; the service shows the sums.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 100.0)
+_OF_WORKERS = {
+    "tasks": ("outcome", "Tasks predicted by workers: found, empty or failed."),
+    "failed_tasks": ("reason", "Tasks of propagations that failed, by the kind of reason."),
+    "annotations": ("outcome", "Annotations taken in by workers: reference, none, removed or failed."),
+}
+_STAGES = "stage_seconds"
+
+
+@dataclass(frozen=True)
+class PropagationFigures:
+    """What the store says of the propagations that have something to do.
+
+    Attributes:
+        running: state (`planning`, `running`, `finishing` or `paused`) -> how many.
+        tasks: state of a task -> how many of all of them together.
+        tasks_per_s: finished within the last minute.
+    """
+
+    running: Mapping[str, int]
+    tasks: Mapping[str, int]
+    tasks_per_s: float
 
 
 class _Readings(Collector):
@@ -61,6 +91,10 @@ class Metrics:
             "softmatcher_tasks", "Tasks predicted: found, empty, failed or handed to the queue.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
+        self.failures = Counter(
+            "softmatcher_failed_tasks", "Tasks of propagations that failed, by the kind of reason.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
         self.annotations = Counter(
             "softmatcher_annotations", "Annotations taken in: reference, none, removed or failed.", ["outcome"],
             registry=self.registry,
@@ -81,23 +115,43 @@ class Metrics:
         yield
         self.on_stage(name, time.perf_counter() - started)
 
+    def totals(self) -> dict[str, float]:
+        """What this process has counted so far and workers share: `<figure>/<value of its label>` -> sum."""
+        totals: dict[str, float] = {}
+        for counter, name in (
+            (self.tasks, "tasks"),
+            (self.failures, "failed_tasks"),
+            (self.annotations, "annotations"),
+        ):
+            for metric in counter.collect():
+                for sample in metric.samples:
+                    if sample.name.endswith("_total"):
+                        totals[f"{name}/{next(iter(sample.labels.values()))}"] = sample.value
+        for metric in self.stage_seconds.collect():
+            for sample in metric.samples:
+                if sample.name.endswith(("_sum", "_count")):
+                    totals[f"{_STAGES}_{sample.name.rpartition('_')[2]}/{sample.labels['stage']}"] = sample.value
+        return totals
+
     def read_from(
         self,
         *,
         references: Callable[[], dict[str, int]],
         cache: Callable[[], dict[str, float]],
         queue: Callable[[], dict[str, int]],
-        propagating: Callable[[], dict[str, int]] = dict,
-        workers: Callable[[], int | None] = lambda: None,
+        workers: Callable[[], int | None],
+        shared: Callable[[], dict[str, float]],
+        propagations: Callable[[], PropagationFigures],
     ) -> None:
-        """Name the owners of the figures that are read on demand: per project, per cache figure, per queue.
+        """Name the owners of the figures that are read on demand.
 
         Args:
-            references: how many are stored, by project id.
-            cache: hits, misses, evictions, bytes; what is missing is not told.
-            queue: jobs waiting, by queue.
-            propagating: tasks of running propagations that are not finished, by project id.
-            workers: how many serve the queues; None if that is not known.
+            references: how many, per project.
+            cache: the feature cache's figures.
+            queue: waiting jobs, per queue.
+            workers: how many serve the queues; None if the queue cannot tell.
+            shared: sums of what all workers counted, as `totals` names them.
+            propagations: those that have something to do.
         """
 
         def read() -> Iterator[Metric]:
@@ -115,24 +169,46 @@ class Metrics:
                 yield GaugeMetricFamily(
                     "softmatcher_cache_bytes", "Feature cache on disk, bytes.", value=figures["bytes"]
                 )
-            depth = GaugeMetricFamily("softmatcher_queue_jobs", "Jobs waiting.", labels=["queue"])
-            for name, count in queue().items():
-                depth.add_metric([name], count)
-            yield depth
-            unfinished = GaugeMetricFamily(
-                "softmatcher_propagating_tasks",
-                "Tasks that running propagations have not finished.",
-                labels=["project"],
-            )
-            for project, count in propagating().items():
-                unfinished.add_metric([project], count)
-            yield unfinished
-            alive = workers()
-            if alive is not None:
-                yield GaugeMetricFamily("softmatcher_workers", "Workers that serve the queues.", value=alive)
+            yield _gauges("softmatcher_queue_jobs", "Jobs waiting.", "queue", queue())
+            if (count_of_workers := workers()) is not None:
+                yield GaugeMetricFamily("softmatcher_workers", "Workers that serve the queues.", value=count_of_workers)
+            yield from _read_propagations(propagations())
+            yield from _read_shared(shared())
 
         self._readings.read = read
 
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
+
+
+def _read_propagations(figures: PropagationFigures) -> Iterator[Metric]:
+    yield _gauges("softmatcher_propagations", "Propagations that have something to do.", "state", figures.running)
+    yield _gauges("softmatcher_propagation_tasks", "Their tasks.", "state", figures.tasks)
+    yield GaugeMetricFamily(
+        "softmatcher_propagation_tasks_per_second", "Their tasks finished in the last minute, a second.",
+        value=figures.tasks_per_s,
+    )  # fmt: skip
+
+
+def _read_shared(sums: Mapping[str, float]) -> Iterator[Metric]:
+    by_figure: dict[str, dict[str, float]] = {}
+    for key, value in sums.items():
+        figure, _, label = key.partition("/")
+        by_figure.setdefault(figure, {})[label] = value
+    for figure, (label_name, text) in _OF_WORKERS.items():
+        counter = CounterMetricFamily(f"softmatcher_worker_{figure}", text, labels=[label_name])
+        for label, value in by_figure.get(figure, {}).items():
+            counter.add_metric([label], value)
+        yield counter
+    stages = SummaryMetricFamily(f"softmatcher_worker_{_STAGES}", "Time of one stage in workers.", labels=["stage"])
+    for stage, count in by_figure.get(f"{_STAGES}_count", {}).items():
+        stages.add_metric([stage], int(count), by_figure.get(f"{_STAGES}_sum", {}).get(stage, 0.0))
+    yield stages

@@ -1,7 +1,8 @@
 """Every setting of the backend: the only reader of the environment."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -9,10 +10,20 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.core.types import MatcherName, RecipeName
 from backend.errors import ConfigurationError
 
+LANES = 2
+"""Batches that a worker has in hand at a time: one at the models while another is read or written, or both."""
+
 
 def _alias(name: str) -> AliasChoices:
     """Names that are not ours (Label Studio's, Redis', the database's) carry no prefix."""
     return AliasChoices(name)
+
+
+SHARED = (
+    "label_studio_url", "profile", "encoder", "matcher", "recipe", "instances", "background_labels", "mask_tags",
+    "complete_annotations", "allowed_image_hosts", "max_image_mb", "max_image_mpx",
+)  # fmt: skip
+"""What service and workers have to agree on; a worker that is not told takes the service's."""
 
 
 class Settings(BaseSettings):
@@ -122,9 +133,6 @@ class Settings(BaseSettings):
         24, ge=2, le=256, description="Requests that the service answers at a time; three quarters of them predictions."
     )
     torch_threads: int = Field(0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice.")
-    worker_metrics_port: int = Field(
-        0, ge=0, le=65535, description="Port on which each worker answers Prometheus' /metrics; 0: none."
-    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
     log_format: Literal["text", "json"] = Field(
         "text", description="`text`, or `json`: one object a line, with a request's or job's figures by name."
@@ -214,3 +222,19 @@ def load_settings(**overrides: object) -> Settings:
             name = environment_name(location) if location in Settings.model_fields else location
             problems.append(f"{name}: {problem['msg']}" if name else str(problem["msg"]))
         raise ConfigurationError("settings: " + "; ".join(problems)) from None
+
+
+def shared_settings(settings: Settings) -> dict[str, Any]:
+    """What a service tells its workers, as JSON; no secret is among it."""
+    told = settings.model_dump(mode="json", include=set(SHARED))
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def with_shared(settings: Settings, told: Mapping[str, Any]) -> Settings:
+    """A worker's settings, with the service's where its own environment says nothing.
+
+    Raises:
+        ConfigurationError: the service is of another release, and told what this one does not understand.
+    """
+    unset = {name: told[name] for name in SHARED if name in told and name not in settings.model_fields_set}
+    return load_settings(**{name: getattr(settings, name) for name in settings.model_fields_set}, **unset)

@@ -77,8 +77,8 @@ class Upkeep:
             if record.state == "planning":
                 queue.ensure_planned(record.project_key, record.id)
                 continue
-            propagations.give_back_dead(record.id, queue.is_claim_alive)
-            counts = projects.store.propagations.counts(record.id)
+            projects.propagation_work.give_back_dead(record.id, queue.is_claim_alive)
+            counts = projects.store.propagation_tasks.counts(record.id)
             if counts.pending or not counts.running:
                 queue.ensure_propagation_jobs(record.project_key, record.id, counts.pending)
 

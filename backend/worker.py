@@ -3,25 +3,24 @@
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from prometheus_client import start_http_server
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs import QUEUES, JobQueue, ask_to_stop, use_projects
+from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, share_figures, use_projects
+from backend.models.accelerator import choose_device
 from backend.projects import open_projects
-from backend.settings import Settings
+from backend.settings import LANES, SHARED, Settings, environment_name, shared_settings, with_shared
+from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 45
-"""A worker that was not heard of for so long counts as gone, and its tasks go to others."""
-_BEAT_S = 10.0
 NICENESS = 5
 """The service answers people: on shared cores its calls get about three times a worker's time. Not more: labelers wait
 for references too, and workers make these."""
@@ -48,9 +47,10 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         is_over = threading.Event()
 
         def beat() -> None:
-            while not is_over.wait(_BEAT_S):
-                with suppress(RedisError):
+            while not is_over.wait(BEAT_S):
+                with suppress(RedisError, QueueUnavailableError):
                     self.maintain_heartbeats(job, execution)
+                    share_figures()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -59,11 +59,28 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         finally:
             is_over.set()
             thread.join()
+            with suppress(QueueUnavailableError):
+                share_figures()
         self.set_state("idle")
 
     def handle_warm_shutdown_request(self) -> None:
         """SIGTERM or SIGINT: the running job gives back what it has not begun."""
         ask_to_stop()
+
+
+def _as_the_service(settings: Settings, told: Mapping[str, Any]) -> Settings:
+    """Masks must not depend on who predicts."""
+    if not told:
+        logger.warning("no service has told its settings yet: this worker goes by its own environment")
+    agreed = with_shared(settings, told)
+    own = shared_settings(agreed)
+    for name in SHARED:
+        if name in told and name != "label_studio_url" and told[name] != own[name]:
+            logger.warning(
+                "%s is %r here and %r in the service: predictions will depend on who makes them",
+                environment_name(name), own[name], told[name],
+            )  # fmt: skip
+    return agreed
 
 
 def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
@@ -78,16 +95,16 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     """
     if settings.redis_url is None:
         raise ConfigurationError("a worker needs REDIS_URL; `python -m backend up` starts a queue of its own")
-    jobs = JobQueue(settings.redis_url)
+    redis_url = settings.redis_url
+    jobs = JobQueue(redis_url)
     jobs.ping()
+    settings = _as_the_service(settings, jobs.told_settings())
     with suppress(OSError):
         os.nice(NICENESS)
-    projects = open_projects(settings)
-    if settings.worker_metrics_port:
-        try:
-            start_http_server(settings.worker_metrics_port, settings.host, projects.metrics.registry)
-        except OSError as error:  # another worker of this machine has it, say: the work is worth more than its figures
-            logger.warning("no metrics: port %d of %s: %s", settings.worker_metrics_port, settings.host, error)
+    # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
+    # processes that each want all cores get in each other's way. A GPU's memory is for one.
+    is_on_cpu = choose_device(settings.device).type == "cpu"
+    projects = open_projects(settings, calls_at_a_time=LANES if is_on_cpu else 1)
     projects.models.start()
     for project in projects.store.projects():
         try:
@@ -95,10 +112,15 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
         except QueueUnavailableError:
             logger.warning("project=%s could not be queued for reconciliation", project.key)
     use_projects(projects, jobs)
-    connection = Redis.from_url(settings.redis_url)
+    connection = Redis.from_url(redis_url)
     queues = [Queue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES]
     worker = HeartbeatWorker(
-        queues, connection=connection, serializer=JSONSerializer, worker_ttl=LEASE_S, maintenance_interval=LEASE_S
+        queues,
+        name=own_name(),
+        connection=connection,
+        serializer=JSONSerializer,
+        worker_ttl=LEASE_S,
+        maintenance_interval=LEASE_S,
     )
     try:
         worker.work(burst=is_burst, logging_level="WARNING")

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,16 @@ KEY = "1.1795365244"
 HEIGHT, WIDTH = 480, 640
 
 
+@cache
+def _astronaut() -> np.ndarray:
+    return (resize(data.astronaut(), (HEIGHT, HEIGHT)) * 255).astype(int)
+
+
 def photograph(number: int) -> bytes:
     """The astronaut, shifted and lightened by the number: the same object, never the same file."""
-    picture = (resize(data.astronaut(), (HEIGHT, HEIGHT)) * 255).astype(np.uint8)
     canvas = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
     left = 10 + number * 7 % (WIDTH - HEIGHT - 20)
-    canvas[:, left : left + HEIGHT] = np.clip(picture.astype(int) + number % 9, 0, 255)
+    canvas[:, left : left + HEIGHT] = np.clip(_astronaut() + number % 9, 0, 255)
     buffer = io.BytesIO()
     Image.fromarray(canvas).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()

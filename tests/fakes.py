@@ -334,6 +334,9 @@ class PatientQueue:
     def waiting(self) -> dict[str, int]:
         return {"fake": len(self.jobs)}
 
+    def workers_now(self) -> int | None:
+        return None if self.is_down else 1
+
 
 @dataclass
 class Backend:
@@ -366,10 +369,7 @@ def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object
     models.get(10)
     app = create_app(projects, queue)  # type: ignore[arg-type]
     metrics.read_from(
-        references=projects.count_references,
-        cache=models.cache_figures,
-        queue=queue.waiting,
-        propagating=projects.count_propagating,
-        workers=lambda: 1,
-    )
+        references=projects.count_references, cache=models.cache_figures, queue=queue.waiting,
+        workers=queue.workers_now, shared=metrics.totals, propagations=projects.propagations.figures,
+    )  # fmt: skip
     return Backend(made, label_studio, queue, projects, app.test_client())

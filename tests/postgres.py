@@ -1,4 +1,7 @@
-"""A PostgreSQL server of the tests' own, from Debian's package, on a Unix socket in a folder that goes away."""
+"""A PostgreSQL server of the tests' own, from Debian's package, in a folder that goes away.
+
+On a Unix socket, or for other hosts too, with a password.
+"""
 
 import os
 import pwd
@@ -7,7 +10,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psycopg
+from psycopg import sql
 
 VARIABLE = "SOFTMATCHER_TEST_POSTGRES_URL"
 """Names a database to use instead."""
@@ -19,9 +26,19 @@ def programs() -> Path | None:
     return releases[-1].parent if releases else None
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Where a server listens to other hosts, and what they have to say."""
+
+    address: str
+    port: int
+    network: str
+    password: str
+
+
 @contextmanager
-def running_server(bin_folder: Path) -> Iterator[str]:
-    """Start a server; gives SQLAlchemy's address of its database."""
+def running_server(bin_folder: Path, listener: Listener | None = None) -> Iterator[str]:
+    """Start a server; gives SQLAlchemy's address of its database, at the listener if there is one."""
     # The server refuses to run as root.
     user = "postgres" if os.getuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="softmatcher-pg-"))
@@ -34,9 +51,21 @@ def running_server(bin_folder: Path) -> Iterator[str]:
 
     try:
         run("initdb", "-U", "softmatcher", "-A", "trust", "--no-sync")
-        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-c listen_addresses='' -k {folder} -F", "start")
+        where = "-c listen_addresses=''"
+        if listener is not None:
+            where = f"-h {listener.address} -p {listener.port}"
+            with (folder / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {listener.network} scram-sha-256\n")
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"{where} -k {folder} -F", "start")
         try:
-            yield f"postgresql+psycopg://softmatcher@/postgres?host={folder}"
+            if listener is None:
+                yield f"postgresql+psycopg://softmatcher@/postgres?host={folder}"
+                return
+            with psycopg.connect(f"host={folder} port={listener.port} user=softmatcher dbname=postgres") as connection:
+                setting = sql.SQL("ALTER ROLE softmatcher PASSWORD {}").format(sql.Literal(listener.password))
+                connection.execute(setting)
+            account = f"softmatcher:{listener.password}"
+            yield f"postgresql+psycopg://{account}@{listener.address}:{listener.port}/postgres"
         finally:
             run("pg_ctl", "-w", "-m", "fast", "stop")
     finally:

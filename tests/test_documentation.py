@@ -10,7 +10,7 @@ import typer
 
 from backend.cli import app
 from backend.labelstudio.label_config import parse_label_config
-from backend.metrics import Metrics
+from backend.metrics import Metrics, PropagationFigures
 from backend.service import create_app
 from backend.settings import Settings, environment_name
 from tests.fakes import Backend
@@ -128,7 +128,12 @@ def test_settings_exist(page: Path) -> None:
 def test_figures_of_metrics_exist(page: Path) -> None:
     metrics = Metrics()
     metrics.read_from(
-        references=lambda: {"1": 1}, cache=lambda: dict.fromkeys(CACHE, 0.0), queue=lambda: {"q": 0}, workers=lambda: 1
+        references=lambda: {"1": 1},
+        cache=lambda: dict.fromkeys(CACHE, 0.0),
+        queue=lambda: {"q": 0},
+        workers=lambda: 1,
+        shared=dict,
+        propagations=lambda: PropagationFigures({"running": 1}, {"pending": 1}, 0.0),
     )
     known = re.findall(r"^# TYPE (\S+)", metrics.render().decode(), re.MULTILINE)
     for name in re.findall(r"\bsoftmatcher_[a-z_]+", page.read_text()):

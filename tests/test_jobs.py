@@ -17,6 +17,7 @@ from backend.jobs import QUEUES, JobQueue
 from backend.settings import load_settings
 from backend.store.records import PropagationFilter
 from backend.worker import LEASE_S, HeartbeatWorker
+from backend.worker_names import own_name
 from tests.fakes import Backend, draw, png
 from tests.labelstudio.web import Answer, serve
 
@@ -144,8 +145,11 @@ def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[JobQueue
     assert queue.ensure_propagation_jobs(key, identifier, 5) == 0
 
 
-def test_claim_lives_as_long_as_its_worker_and_its_job(propagation: tuple[JobQueue, str, int]) -> None:
+def test_claim_lives_as_long_as_its_worker_and_its_job(
+    propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     queue, key, identifier = propagation
+    monkeypatch.setattr(jobs, "LEASE_S", 0)
     job_id = queue.propagate(key, identifier)
     rq_queue = Queue(jobs.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
@@ -155,9 +159,17 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(propagation: tuple[JobQue
     worker.prepare_execution(job)
     worker.heartbeat()
     assert queue.is_claim_alive(f"{worker.name}:{job_id}")
+    assert queue.is_claim_alive(f"{worker.name}:{job_id}#2"), "its second lane"
     assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
     queue.connection.delete(worker.key)
     assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "its heartbeats ended"
+
+
+def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[JobQueue, str, int]) -> None:
+    queue, _, _ = propagation
+    assert queue.is_claim_alive("worker-elsewhere:job"), "it could not send heartbeats while the queue was away"
+    host, pid, started = own_name().split(".")
+    assert not queue.is_claim_alive(f"{host}.{pid}.{int(started) - 1}:job"), "a process of this host is seen to be gone"
 
 
 def test_claims_count_as_alive_while_redis_is_away() -> None:
@@ -168,7 +180,7 @@ def test_annotation_that_waits_interrupts_a_propagation(
     backend: Backend, propagation: tuple[JobQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
-    backend.projects.propagations.plan(identifier)
+    backend.projects.propagation_plans.plan(identifier)
     queue.take_in_annotation(key, 10)
     before = jobs._QUEUE_ASKED_S
     jobs._QUEUE_ASKED_S = 0.0
@@ -177,14 +189,14 @@ def test_annotation_that_waits_interrupts_a_propagation(
     finally:
         jobs._QUEUE_ASKED_S = before
     assert outcome["left"] == "more"
-    assert backend.projects.store.propagations.counts(identifier).pending == 10
+    assert backend.projects.store.propagation_tasks.counts(identifier).pending == 10
 
 
 def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
     backend: Backend, propagation: tuple[JobQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
-    backend.projects.propagations.plan(identifier)
+    backend.projects.propagation_plans.plan(identifier)
     fetch = backend.label_studio.fetch
     fetched: list[str] = []
 
@@ -196,7 +208,7 @@ def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
 
     backend.label_studio.fetch = fetch_then_stop  # type: ignore[method-assign]
     outcome = jobs.propagate(key, identifier)
-    counts = backend.projects.store.propagations.counts(identifier)
+    counts = backend.projects.store.propagation_tasks.counts(identifier)
     assert 0 < outcome["finished"] < 10
     assert (counts.pending, counts.running) == (10 - outcome["finished"], 0)
     assert queue.waiting()[jobs.PROPAGATIONS] == 1, "another worker, or the next one, goes on"
@@ -215,3 +227,25 @@ def test_queue_that_does_not_answer_is_a_clear_error() -> None:
     with pytest.raises(QueueUnavailableError, match="REDIS_URL"):
         queue.reconcile("1.1")
     assert queue.waiting() == {}
+
+
+def test_figures_of_all_workers_are_summed(redis_url: str, backend: Backend) -> None:
+    queue = JobQueue(redis_url)
+    metrics = backend.projects.metrics
+    jobs.use_projects(backend.projects, queue)
+    metrics.tasks.labels("found").inc(3)
+    metrics.failures.labels("image_missing").inc()
+    metrics.on_stage("encode", 0.25)
+    jobs.share_figures()
+    metrics.tasks.labels("found").inc()
+    jobs.share_figures()
+    jobs.share_figures()
+    # Another worker, counting from nothing.
+    jobs.use_projects(backend.projects, queue)
+    jobs.share_figures()
+    jobs.use_projects(None)
+    assert queue.figures() == {
+        "tasks/found": 8, "failed_tasks/image_missing": 2, "stage_seconds_sum/encode": 0.5,
+        "stage_seconds_count/encode": 2,
+    }  # fmt: skip
+    assert JobQueue("redis://127.0.0.1:1/0").figures() == {}

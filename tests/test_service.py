@@ -16,6 +16,7 @@ from backend.labelstudio.rle import decode_mask, encode_mask
 from backend.projects import open_projects
 from backend.service import client_is_gone, create_app
 from backend.settings import load_settings
+from backend.store.records import PropagationFilter
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
@@ -171,7 +172,7 @@ def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, b
     assert slow.queue.jobs == [("propagate", (backend.label_studio.key, handed_on.id))]
     assert _predict(slow, tasks).json["results"] == [[]] * 5
     assert len(slow.queue.jobs) == 1
-    assert slow.projects.store.propagations.counts(handed_on.id).pending == 5
+    assert slow.projects.store.propagation_tasks.counts(handed_on.id).pending == 5
     slow.work()
     assert sorted(item["task"] for item in backend.label_studio.imported) == [2, 3, 4, 5, 6]
     _predict(slow, tasks)
@@ -522,3 +523,25 @@ def test_a_busy_service_refuses_further_predictions_and_answers_the_rest(
     monkeypatch.undo()
     assert _predict(backend, [task]).status_code == 200
     assert "softmatcher_predictions_running 0.0" in backend.client.get("/metrics").text
+
+
+def test_metrics_show_propagations_and_what_workers_counted(backend: Backend) -> None:
+    project = backend.projects.note_project(backend.label_studio.project(1))
+    store = backend.projects.store.propagations
+    record = store.create(project, PropagationFilter(), "test", supersede=False, planned_tasks=range(1, 6))
+    backend.projects.store.propagation_tasks.claim(record.id, "worker:job", 4)
+    backend.projects.metrics.failures.labels("image_missing").inc()
+    backend.projects.metrics.on_stage("encode", 0.25)
+    text = backend.client.get("/metrics").get_data(as_text=True)
+    for line in (
+        'softmatcher_propagations{state="running"} 1.0',
+        'softmatcher_propagations{state="paused"} 0.0',
+        'softmatcher_propagation_tasks{state="running"} 4.0',
+        'softmatcher_propagation_tasks{state="pending"} 1.0',
+        "softmatcher_propagation_tasks_per_second 0.0",
+        "softmatcher_workers 1.0",
+        'softmatcher_worker_failed_tasks_total{reason="image_missing"} 1.0',
+        'softmatcher_worker_stage_seconds_sum{stage="encode"} 0.25',
+        'softmatcher_worker_stage_seconds_count{stage="encode"} 1.0',
+    ):
+        assert line in text

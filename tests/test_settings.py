@@ -1,12 +1,13 @@
 """One reader of the environment, and a README that lists all of it."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from backend.errors import ConfigurationError
-from backend.settings import Settings, environment_name, load_settings
+from backend.settings import Settings, environment_name, load_settings, shared_settings, with_shared
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,3 +55,27 @@ def test_secret_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "open-sesame" not in str(caught.value)
     assert "SOFTMATCHER_BASIC_AUTH_USER" in str(caught.value)
     assert "open-sesame" not in repr(load_settings(basic_auth_user="x", basic_auth_pass="open-sesame"))
+
+
+def test_worker_takes_from_the_service_what_it_is_not_told_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = load_settings(
+        label_studio_url="https://labels.example/ls", matcher="softmatcher", mask_tags="brush", max_image_mb=5,
+        label_studio_api_key="secret-of-the-service", data_dir="elsewhere", torch_threads=3,
+    )  # fmt: skip
+    told = json.loads(json.dumps(shared_settings(service)))
+    assert "secret-of-the-service" not in str(told)
+    monkeypatch.setenv("SOFTMATCHER_MATCHER", "prototype")
+    worker = with_shared(load_settings(redis_url="redis://queue/0"), told)
+    assert (worker.label_studio_url, worker.mask_tags, worker.max_image_mb) == (
+        "https://labels.example/ls",
+        {"brush"},
+        5,
+    )
+    assert worker.matcher == "prototype", "its own environment goes before"
+    assert (worker.redis_url, worker.torch_threads, worker.label_studio_api_key) == ("redis://queue/0", 0, None)
+    assert with_shared(load_settings(), {}) == load_settings()
+
+
+def test_service_of_another_release_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="matcher"):
+        with_shared(load_settings(), {"matcher": "of-tomorrow", "unheard_of": 1})

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from backend.errors import ConflictError, NotFoundError
 from backend.store import Store, tables
-from backend.store.propagations import MAX_ATTEMPTS, PropagationStore
+from backend.store.propagation_tasks import MAX_ATTEMPTS, PropagationTaskStore
+from backend.store.propagations import PropagationStore
 from backend.store.records import PropagationFilter, TaskOutcome
 from tests.test_store import KEY, OTHER_KEY, store, url  # noqa: F401
 
@@ -21,6 +22,11 @@ ALL = PropagationFilter()
 @pytest.fixture
 def propagations(store: Store) -> Iterator[PropagationStore]:  # noqa: F811
     return store.propagations
+
+
+@pytest.fixture
+def tasks(store: Store) -> PropagationTaskStore:  # noqa: F811
+    return store.propagation_tasks
 
 
 def _new(propagations: PropagationStore, *task_ids: int, key: str = KEY) -> int:
@@ -47,7 +53,7 @@ def test_database_of_version_1_is_migrated_and_keeps_its_rows(tmp_path: Path) ->
         assert project is not None
         assert project.label_config == "<View/>"
         identifier = _new(migrated.propagations, 1, 2)
-        assert migrated.propagations.counts(identifier).pending == 2
+        assert migrated.propagation_tasks.counts(identifier).pending == 2
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(tables.SCHEMA_VERSION,)]
 
@@ -82,12 +88,14 @@ def test_starts_at_once_leave_one(propagations: PropagationStore) -> None:
         assert sum(pool.map(start, range(6))) == 1
 
 
-def test_each_task_is_claimed_once_however_many_claim(propagations: PropagationStore) -> None:
+def test_each_task_is_claimed_once_however_many_claim(
+    propagations: PropagationStore, tasks: PropagationTaskStore
+) -> None:
     identifier = _new(propagations, *range(1, 201))
 
     def claim_all(number: int) -> list[int]:
         claimed: list[int] = []
-        while some := propagations.claim(identifier, f"w{number}:1", 7):
+        while some := tasks.claim(identifier, f"w{number}:1", 7):
             claimed += some
         return claimed
 
@@ -96,42 +104,46 @@ def test_each_task_is_claimed_once_however_many_claim(propagations: PropagationS
     assert sorted(claimed) == list(range(1, 201))
 
 
-def test_only_the_holder_of_a_claim_finishes(propagations: PropagationStore) -> None:
+def test_only_the_holder_of_a_claim_finishes(propagations: PropagationStore, tasks: PropagationTaskStore) -> None:
     identifier = _new(propagations, 1, 2)
-    propagations.claim(identifier, "a:1", 2)
-    assert propagations.finish(identifier, "b:1", [TaskOutcome(1, "done")]) == 0
-    assert propagations.finish(identifier, "a:1", [TaskOutcome(1, "done", 0.5, "v1"), TaskOutcome(2, "empty")]) == 2
-    assert propagations.finish(identifier, "a:1", [TaskOutcome(1, "failed")]) == 0
-    row = propagations.task(identifier, 1)
+    tasks.claim(identifier, "a:1", 2)
+    assert tasks.finish(identifier, "b:1", [TaskOutcome(1, "done")]) == 0
+    assert tasks.finish(identifier, "a:1", [TaskOutcome(1, "done", 0.5, "v1"), TaskOutcome(2, "empty")]) == 2
+    assert tasks.finish(identifier, "a:1", [TaskOutcome(1, "failed")]) == 0
+    row = tasks.task(identifier, 1)
     assert row is not None
     assert (row.state, row.score, row.model_version) == ("done", 0.5, "v1")
 
 
-def test_suspects_are_claimed_alone_and_not_for_ever(propagations: PropagationStore) -> None:
+def test_suspects_are_claimed_alone_and_not_for_ever(
+    propagations: PropagationStore, tasks: PropagationTaskStore
+) -> None:
     identifier = _new(propagations, 1, 2, 3)
     for _ in range(MAX_ATTEMPTS):
-        claimed = propagations.claim(identifier, "a:1", 10)
-        propagations.release(identifier, ["a:1"], counts_as_attempt=True)
+        claimed = tasks.claim(identifier, "a:1", 10)
+        tasks.release(identifier, ["a:1"], counts_as_attempt=True)
     assert claimed == [1]
-    while claimed := propagations.claim(identifier, "a:1", 10):
+    while claimed := tasks.claim(identifier, "a:1", 10):
         assert len(claimed) == 1
-        propagations.finish(identifier, "a:1", [TaskOutcome(claimed[0], "done")])
-    counts = propagations.counts(identifier)
+        tasks.finish(identifier, "a:1", [TaskOutcome(claimed[0], "done")])
+    counts = tasks.counts(identifier)
     assert (counts.done, counts.failed) == (2, 1)
 
 
-def test_being_asked_to_end_is_no_attempt(propagations: PropagationStore) -> None:
+def test_being_asked_to_end_is_no_attempt(propagations: PropagationStore, tasks: PropagationTaskStore) -> None:
     identifier = _new(propagations, 1, 2, 3)
     for _ in range(2 * MAX_ATTEMPTS):
-        assert propagations.claim(identifier, "a:1", 10) == [1, 2, 3]
-        propagations.release(identifier, ["a:1"], counts_as_attempt=False)
+        assert tasks.claim(identifier, "a:1", 10) == [1, 2, 3]
+        tasks.release(identifier, ["a:1"], counts_as_attempt=False)
 
 
-def test_finish_is_for_one_and_only_when_nothing_is_left(propagations: PropagationStore) -> None:
+def test_finish_is_for_one_and_only_when_nothing_is_left(
+    propagations: PropagationStore, tasks: PropagationTaskStore
+) -> None:
     identifier = _new(propagations, 1)
-    propagations.claim(identifier, "a:1", 1)
+    tasks.claim(identifier, "a:1", 1)
     assert not propagations.try_finish(identifier)
-    propagations.finish(identifier, "a:1", [TaskOutcome(1, "done")])
+    tasks.finish(identifier, "a:1", [TaskOutcome(1, "done")])
     assert [propagations.try_finish(identifier) for _ in range(2)] == [True, False]
     assert propagations.hand_on(KEY, [2], "v", "test") == identifier
     assert not propagations.complete(identifier), "a task came in between"
@@ -140,12 +152,12 @@ def test_finish_is_for_one_and_only_when_nothing_is_left(propagations: Propagati
 
 def test_project_takes_its_propagations_along(store: Store) -> None:  # noqa: F811
     identifier = _new(store.propagations, 1, 2)
-    store.propagations.save_quality(KEY, "v", {"iou": 0.5})
+    store.quality.save(KEY, "v", {"iou": 0.5})
     store.drop_project(KEY)
     with pytest.raises(NotFoundError):
         store.propagations.get(identifier)
-    assert store.propagations.counts(identifier).total == 0
-    assert store.propagations.quality(KEY) is None
+    assert store.propagation_tasks.counts(identifier).total == 0
+    assert store.quality.newest(KEY) is None
 
 
 def test_old_propagations_are_forgotten(propagations: PropagationStore) -> None:
@@ -157,17 +169,17 @@ def test_old_propagations_are_forgotten(propagations: PropagationStore) -> None:
     assert kept == made[:-21:-1]
 
 
-def test_reasons_are_grouped_and_scores_sorted(propagations: PropagationStore) -> None:
+def test_reasons_are_grouped_and_scores_sorted(propagations: PropagationStore, tasks: PropagationTaskStore) -> None:
     identifier = _new(propagations, *range(1, 7))
-    while propagations.claim(identifier, "a:1", 10):
+    while tasks.claim(identifier, "a:1", 10):
         pass
     outcomes = [TaskOutcome(number, "failed", reason="404") for number in (3, 1)]
     outcomes += [TaskOutcome(2, "failed", reason="text")]
     outcomes += [TaskOutcome(number, "done", 1 / number, "v") for number in (4, 5, 6)]
-    propagations.finish(identifier, "a:1", outcomes)
-    found = [(group.reason, group.count, group.first_task_id) for group in propagations.failures(identifier)]
+    tasks.finish(identifier, "a:1", outcomes)
+    found = [(group.reason, group.count, group.first_task_id) for group in tasks.failures(identifier)]
     assert found == [("404", 2, 1), ("text", 1, 2)]
-    assert [row.task_id for row in propagations.lowest_scored(identifier, 2)] == [6, 5]
-    assert propagations.count_outdated(identifier, "v") == 0
-    assert propagations.count_outdated(identifier, "w") == 3
-    assert propagations.done_among(identifier, [1, 4, 99]) == {4}
+    assert [row.task_id for row in tasks.lowest_scored(identifier, 2)] == [6, 5]
+    assert tasks.count_outdated(identifier, "v") == 0
+    assert tasks.count_outdated(identifier, "w") == 3
+    assert tasks.done_among(identifier, [1, 4, 99]) == {4}

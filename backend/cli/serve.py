@@ -1,5 +1,6 @@
 """The service under gunicorn: one process, so that the models are in memory once; many threads."""
 
+import logging
 from typing import Any
 
 from flask import Flask
@@ -8,8 +9,10 @@ from gunicorn.glogging import Logger as GunicornLogger
 
 from backend.cli.gunicorn_worker import PatientThreadWorker
 from backend.cli.logs import start_logging
-from backend.errors import ConfigurationError
-from backend.settings import Settings
+from backend.errors import ConfigurationError, QueueUnavailableError
+from backend.settings import Settings, shared_settings
+
+logger = logging.getLogger(__name__)
 
 
 class _Service(BaseApplication):  # type: ignore[misc]
@@ -52,9 +55,14 @@ class _Service(BaseApplication):  # type: ignore[misc]
             references=projects.count_references,
             cache=projects.models.cache_figures,
             queue=queue.waiting,
-            propagating=projects.count_propagating,
-            workers=queue.known_workers,
+            workers=queue.workers_now,
+            shared=queue.figures,
+            propagations=projects.propagations.figures,
         )
+        try:
+            queue.tell_settings(shared_settings(settings))
+        except QueueUnavailableError as error:
+            logger.warning("workers elsewhere are not told of these settings: %s", error)
         Upkeep(projects, queue).start()
         return create_app(projects, queue)
 

@@ -24,7 +24,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     NotFoundError,
 )
-from backend.labelstudio.transport import is_transient, keep_headers, network_errors, retry_transient
+from backend.labelstudio.transport import is_transient, keep_headers, network_errors, retry_after_s, retry_transient
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,8 @@ class LabelStudioClient:
                 response = self._ask(method, path, params, body, self._token.headers(refused=headers))
             if is_transient(response.status_code):
                 raise LabelStudioUnavailableError(
-                    f"Label Studio answered {response.status_code} to {method} {path}: try again later"
+                    f"Label Studio answered {response.status_code} to {method} {path}: try again later",
+                    retry_after_s=retry_after_s(response.headers),
                 )
             return response
 
@@ -334,7 +335,10 @@ class _Token:
                     allow_redirects=False,
                 )
             if is_transient(response.status_code):
-                raise LabelStudioUnavailableError(f"{where} answered {response.status_code}: try again later")
+                raise LabelStudioUnavailableError(
+                    f"{where} answered {response.status_code}: try again later",
+                    retry_after_s=retry_after_s(response.headers),
+                )
             return response
 
         response = retry_transient(once, timeout_s=self._timeout_s)

@@ -28,6 +28,7 @@ from backend.labelstudio.transport import (
     is_transient,
     keep_headers,
     network_errors,
+    retry_after_s,
     retry_transient,
 )
 
@@ -301,7 +302,9 @@ def _check_status(hop: _Hop, response: requests.Response) -> None:
             "storage connected to Label Studio whose key may read them"
         )
     if is_transient(status):
-        raise LabelStudioUnavailableError(f"{hop.shown} answered {status}: try again later")
+        raise LabelStudioUnavailableError(
+            f"{hop.shown} answered {status}: try again later", retry_after_s=retry_after_s(response.headers)
+        )
     raise BadInputError(f"{hop.shown} must answer 200 with an image, got {status}: correct the task's address")
 
 

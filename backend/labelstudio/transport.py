@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
 from tenacity import (
+    RetryCallState,
     Retrying,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     stop_before_delay,
     wait_exponential,
@@ -30,6 +32,9 @@ from backend.errors import BadInputError, LabelStudioUnavailableError
 
 _ATTEMPTS = 3
 _TRANSIENT = frozenset({408, 425, 429})
+_LONGEST_WAIT_S = 10.0
+"""Who is told to come back later than that gives up for now, and lets its caller wait."""
+_back_off = wait_exponential(multiplier=0.2, max=3.0) + wait_random(0, 0.2)
 
 _Result = TypeVar("_Result")
 
@@ -48,16 +53,40 @@ def is_transient(status: int) -> bool:
 def retry_transient(call: Callable[[], _Result], *, timeout_s: float) -> _Result:
     """What `call` returns; up to three tries while it raises LabelStudioUnavailableError, none begun after `timeout_s`.
 
+    Between tries is what the server asked for, or a little more each time. A server that asks for more than some
+    seconds is not asked again.
+
     Raises:
         LabelStudioUnavailableError: the last one.
     """
     retrying = Retrying(
         stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(timeout_s),
-        wait=wait_exponential(multiplier=0.2, max=3.0) + wait_random(0, 0.2),
-        retry=retry_if_exception_type(LabelStudioUnavailableError),
+        wait=_wait_s,
+        retry=retry_if_exception(_is_soon_over),
         reraise=True,
     )
     return retrying(call)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` says, seconds or a date; None without it, or if it cannot be read."""
+    told = headers.get("Retry-After", "").strip()
+    if told.isdigit():
+        return float(told)
+    try:
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _is_soon_over(error: BaseException) -> bool:
+    return isinstance(error, LabelStudioUnavailableError) and (error.retry_after_s or 0.0) <= _LONGEST_WAIT_S
+
+
+def _wait_s(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked_for = error.retry_after_s if isinstance(error, LabelStudioUnavailableError) else None
+    return max(_back_off(state), asked_for or 0.0)
 
 
 def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,11 @@ def set_threads(count: int) -> None:
     """Threads of one model call; 0 keeps PyTorch's choice, which is the number of cores."""
     if count:
         torch.set_num_threads(count)
+
+
+def share_of_cores(count: int) -> int:
+    """Threads for each of `count` model calls that run together; at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // count)
 
 
 class OnDevice:

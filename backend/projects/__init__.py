@@ -20,6 +20,8 @@ from backend.projects.options import read_extra_params, told_on_setup
 from backend.projects.pictures import Pictures
 from backend.projects.predictions import Predictions
 from backend.projects.prefetch import Prefetch
+from backend.projects.propagation_plans import PropagationPlans
+from backend.projects.propagation_work import PropagationWork
 from backend.projects.propagations import Propagations
 from backend.projects.quality import Quality
 from backend.projects.references import References
@@ -59,7 +61,9 @@ class Projects:
         )
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
         bulk = BulkPredictions(metrics, connections, images, self.predictions)
-        self.propagations = Propagations(settings, store, connections, self.references, self.predictions, bulk)
+        self.propagation_plans = PropagationPlans(store, connections, self.references, self.predictions)
+        self.propagation_work = PropagationWork(store, metrics, connections, self.predictions, bulk)
+        self.propagations = Propagations(settings, store, connections, self.predictions, self.propagation_plans)
         self.quality = Quality(settings, store, models, connections, images, self.predictions)
         self.pictures = Pictures(store, connections, images)
         self._connected: dict[str, str] = {}
@@ -143,11 +147,6 @@ class Projects:
         """References by project id, for /metrics."""
         return {key.split(".")[0]: count for key, count in self.store.count_references().items()}
 
-    def count_propagating(self) -> dict[str, int]:
-        """Tasks that running propagations have not finished, by project id, for /metrics."""
-        running = [(record, self.store.propagations.counts(record.id)) for record in self.store.propagations.active()]
-        return {record.project_key.split(".")[0]: counts.pending + counts.running for record, counts in running}
-
     def client_for(self, project_key: str) -> LabelStudioClient:
         """The API client for a project.
 
@@ -195,8 +194,12 @@ def key_of_project(project: Mapping[str, Any]) -> str:
     return f"{project_id}.{int(created.timestamp())}"
 
 
-def open_projects(settings: Settings) -> Projects:
+def open_projects(settings: Settings, *, calls_at_a_time: int = 1) -> Projects:
     """The composition root: opens the store (makes its tables) and wires everything; models load later.
+
+    Args:
+        settings: of this process.
+        calls_at_a_time: model calls that share the processor's cores.
 
     Raises:
         ConfigurationError, StoreUnavailableError: the store cannot be opened.
@@ -205,7 +208,8 @@ def open_projects(settings: Settings) -> Projects:
     store = Store(settings.store_url)
     store.create_tables()
     metrics = Metrics()
-    return Projects(settings, store, metrics, Models(settings, metrics), Connections(settings, store))
+    models = Models(settings, metrics, calls_at_a_time=calls_at_a_time)
+    return Projects(settings, store, metrics, models, Connections(settings, store))
 
 
 __all__ = ["ProjectRecord", "Projects", "key_of_project", "open_projects"]

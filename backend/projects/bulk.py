@@ -87,7 +87,7 @@ class BulkPredictions:
         client = self._connections.client(batch.project.key)
         tasks = {int(task["id"]): task for task in client.tasks_of(batch.project.project_id, batch.task_ids)}
         outcomes = [
-            TaskOutcome(task_id, "failed", reason="the task is not in the project any more")
+            self._failed(batch, task_id, "task_gone", "the task is not in the project any more")
             for task_id in batch.task_ids
             if task_id not in tasks
         ]
@@ -144,21 +144,22 @@ class BulkPredictions:
             except LabelStudioUnavailableError as error:
                 # Is it all of Label Studio, or one image on a host that is down?
                 client.version()
-                outcomes.append(self._failed(batch, task_id, str(error)))
+                outcomes.append(self._failed(batch, task_id, "image_host_away", str(error)))
             except (BadInputError, NotFoundError, LabelStudioError) as error:
-                outcomes.append(self._failed(batch, task_id, str(error)))
+                outcomes.append(self._failed(batch, task_id, _kind(error), str(error)))
             except SoftmatcherError:
                 raise
             except Exception as error:
                 logger.exception("project=%s task=%s", batch.project.key, task_id)
                 reason = f"internal error ({type(error).__name__}); the worker's log has the details"
-                outcomes.append(self._failed(batch, task_id, reason))
+                outcomes.append(self._failed(batch, task_id, "internal", reason))
             else:
                 self._metrics.tasks.labels("found" if found[task_id] else "empty").inc()
         return found
 
-    def _failed(self, batch: Batch, task_id: int, reason: str) -> TaskOutcome:
+    def _failed(self, batch: Batch, task_id: int, kind: str, reason: str) -> TaskOutcome:
         self._metrics.tasks.labels("failed").inc()
+        self._metrics.failures.labels(kind).inc()
         logger.warning("project=%s task=%d: %s", batch.project.key, task_id, reason)
         return TaskOutcome(task_id, "failed", model_version=batch.version, reason=reason[:500])
 
@@ -220,7 +221,7 @@ class BulkPredictions:
                 written.append(one["task"])
                 outcomes.append(TaskOutcome(one["task"], "done", _score(one), batch.version))
             else:
-                outcomes.append(self._failed(batch, one["task"], problem))
+                outcomes.append(self._failed(batch, one["task"], "import_refused", problem))
         return written
 
     def _import(
@@ -239,6 +240,13 @@ class BulkPredictions:
         else:
             for one in predictions:
                 yield one, None
+
+
+def _kind(error: SoftmatcherError) -> str:
+    """For /metrics: few kinds, whatever the addresses and files in the reasons."""
+    if isinstance(error, NotFoundError):
+        return "image_missing"
+    return "image_unusable" if isinstance(error, BadInputError) else "image_refused"
 
 
 def _own(task: Json) -> list[Json]:

@@ -1,4 +1,4 @@
-"""Turns on the models of one device: one call at a time, what a person waits for first."""
+"""Turns on the models of one device: one call at a time, or a few; what a person waits for first."""
 
 import threading
 import time
@@ -41,13 +41,18 @@ class ModelGate:
     """One model call at a time; an interactive call goes before every other that waits, a prefetch after all.
 
     The queue is bounded: beyond `most_waiting` calls a further one is refused at once, instead of growing old in it.
+
+    Args:
+        metrics: where waits are noted.
+        most_waiting: in the queue.
+        at_a_time: calls that have their turn together: more than one where nobody waits for any single one of them.
     """
 
-    def __init__(self, metrics: Metrics, *, most_waiting: int = 64) -> None:
+    def __init__(self, metrics: Metrics, *, most_waiting: int = 64, at_a_time: int = 1) -> None:
         self._metrics = metrics
         self._most_waiting = most_waiting
         self._condition = threading.Condition()
-        self._is_busy = False
+        self._free = at_a_time
         self._waiters: list[_Waiter] = []
         self._count = 0
 
@@ -81,7 +86,7 @@ class ModelGate:
                 yield
         finally:
             with self._condition:
-                self._is_busy = False
+                self._free += 1
                 self._condition.notify_all()
 
     def _wait(self, rank: Rank, is_urgent: Callable[[], bool] | None) -> None:
@@ -95,11 +100,11 @@ class ModelGate:
             self._waiters.append(waiter)
             self._metrics.gate_waiting.set(len(self._waiters))
             try:
-                while self._is_busy or min(self._waiters, key=lambda one: one.place) is not waiter:
+                while not self._free or min(self._waiters, key=lambda one: one.place) is not waiter:
                     self._condition.wait(_LOOK_EVERY_S)
                     interruption.check()
                 interruption.check()
-                self._is_busy = True
+                self._free -= 1
             finally:
                 self._waiters.remove(waiter)
                 self._metrics.gate_waiting.set(len(self._waiters))

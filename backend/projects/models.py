@@ -10,7 +10,7 @@ from functools import partial
 from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
-from backend.models.accelerator import choose_device, set_threads
+from backend.models.accelerator import choose_device, set_threads, share_of_cores
 from backend.models.profiles import ModelSource
 from backend.pipeline import OnStage, Softmatcher, load_softmatcher
 from backend.projects.gate import ModelGate
@@ -25,10 +25,25 @@ class Models:
     """Softmatcher and the feature cache that belongs to its signature; `start()` loads them in a thread.
 
     Requests that need no model (/health, /setup) never wait for more than they say.
+
+    Args:
+        settings: which models.
+        metrics: their figures.
+        load: loads them; for tests.
+        calls_at_a_time: how many model calls share the processor's cores. One call on all cores is the quickest answer,
+            several on some cores each are more answers a second.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: Callable[..., Softmatcher] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        load: Callable[..., Softmatcher] | None = None,
+        *,
+        calls_at_a_time: int = 1,
+    ) -> None:
         self._settings = settings
+        self._threads = settings.torch_threads or (0 if calls_at_a_time == 1 else share_of_cores(calls_at_a_time))
         self._load_softmatcher = load or partial(_load_configured, settings)
         self._metrics = metrics
         self._ready = threading.Event()
@@ -37,7 +52,7 @@ class Models:
         self._loaded: tuple[Softmatcher, FeatureCache] | None = None
         self._failure: str | None = None
         self._failed_at = 0.0
-        self.gate = ModelGate(metrics)
+        self.gate = ModelGate(metrics, at_a_time=calls_at_a_time)
 
     def start(self) -> None:
         """Begin to load; a second call does nothing."""
@@ -50,7 +65,7 @@ class Models:
         started = time.perf_counter()
         settings = self._settings
         try:
-            set_threads(settings.torch_threads)
+            set_threads(self._threads)
             softmatcher = self._load_softmatcher(settings.profile, on_stage=self._metrics.on_stage)
             cache = FeatureCache(settings.cache_dir, settings.cache_mb, softmatcher.signature)
         except SoftmatcherError as error:

@@ -101,7 +101,7 @@ class Quality:
         }
         means = [entry["iou"] for entry in labels.values() if entry["iou"] is not None]
         figures: Json = {"labels": labels, "iou": round(float(np.mean(means)), 3) if means else None}
-        self._store.propagations.save_quality(
+        self._store.quality.save(
             project_key, self._predictions.model_version(project_key, wait_s=_MODEL_WAIT_S), figures
         )
         return figures

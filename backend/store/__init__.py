@@ -28,7 +28,9 @@ from backend.store.database import (
     upsert,
 )
 from backend.store.packing import reference_to_row, row_to_reference
+from backend.store.propagation_tasks import PropagationTaskStore
 from backend.store.propagations import PropagationStore
+from backend.store.quality import QualityStore
 from backend.store.records import (
     AnnotationRecord,
     Json,
@@ -76,6 +78,8 @@ class Store:
             ) from error
         self._writing = self._engine.execution_options(is_writing=True)
         self.propagations = PropagationStore(self._rows, self._write)
+        self.propagation_tasks = PropagationTaskStore(self._rows, self._write)
+        self.quality = QualityStore(self._rows, self._write)
         forget_connections_after_fork(self._engine)
 
     def close(self) -> None:

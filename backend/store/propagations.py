@@ -1,46 +1,25 @@
-"""Propagations and their tasks: who predicts which task, and what came of it.
-
-A task's row goes pending -> running (claimed by one job of one worker) -> done, empty, failed or cancelled. Only who
-holds the claim may finish it, so a job that was given up on and comes back late changes nothing.
-"""
+"""Propagations: what was asked for, how far it is, and how it ended. Their tasks are in `propagation_tasks`."""
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from backend.errors import ConflictError, NotFoundError
 from backend.store import tables
-from backend.store.records import (
-    FailureGroup,
-    Json,
-    PropagationCounts,
-    PropagationFilter,
-    PropagationRecord,
-    TaskOutcome,
-    TaskRow,
-)
+from backend.store.propagation_tasks import ACTIVE, PENDING, UNFINISHED, insert_rows, portions, set_pending
+from backend.store.records import Json, PropagationFilter, PropagationRecord
 
-ACTIVE: Final = ("planning", "running", "finishing")
-"""States in which a propagation still has something to do; a project has at most one of these."""
-UNFINISHED: Final = ("pending", "running")
-MAX_ATTEMPTS: Final = 4
-"""A task that took its worker down this often is not tried again."""
 _KEPT_A_PROJECT: Final = 20
-_RATE_WINDOW_S: Final = 60.0
-_IDS_A_STATEMENT: Final = 500
-_SHARES: Final = 8
-_SMALLEST_SHARE: Final = 4
 
 _runs, _rows = tables.propagations, tables.propagation_tasks
 
 
 class PropagationStore:
-    """The propagations' part of the store; reached as `Store.propagations`. Every method is one short transaction."""
+    """Propagations; reached as `Store.propagations`. Every method is one short transaction."""
 
     def __init__(
         self,
@@ -76,7 +55,7 @@ class PropagationStore:
         """
         now = time.time()
         with self._write() as connection:
-            _lock_project(connection, project_key)
+            lock_project(connection, project_key)
             running = connection.execute(_select_runs(_is_active(project_key))).first()
             if running is not None and not supersede:
                 raise ConflictError(
@@ -101,7 +80,7 @@ class PropagationStore:
             key = created.inserted_primary_key
             assert key is not None
             identifier = int(key[0])
-            _insert_rows(connection, identifier, planned_tasks or ())
+            insert_rows(connection, identifier, planned_tasks or ())
             _forget_old(connection, project_key)
             row = connection.execute(_select_runs(_runs.c.id == identifier)).one()
         return _record(row)
@@ -139,7 +118,7 @@ class PropagationStore:
                 changes["planned_up_to"] = max(task_ids)
             if not connection.execute(sa.update(_runs).where(mine).values(**changes)).rowcount:
                 return False
-            _insert_rows(connection, propagation_id, task_ids)
+            insert_rows(connection, propagation_id, task_ids)
         return True
 
     def finish_plan(self, propagation_id: int) -> None:
@@ -174,7 +153,7 @@ class PropagationStore:
         identifier = running[0].id
         with self._write() as connection:
             known: dict[int, Any] = {}
-            for some in _portions(sorted(set(task_ids))):
+            for some in portions(sorted(set(task_ids))):
                 mine = (_rows.c.propagation_id == identifier) & _rows.c.task_id.in_(some)
                 known |= {row.task_id: row for row in connection.execute(sa.select(_rows).where(mine))}
             again = [
@@ -183,8 +162,8 @@ class PropagationStore:
                 if row.state not in UNFINISHED
                 and not (row.state in ("done", "empty") and row.model_version == model_version)
             ]
-            _set_pending(connection, identifier, again)
-            _insert_rows(connection, identifier, sorted(set(task_ids) - known.keys()))
+            set_pending(connection, identifier, again)
+            insert_rows(connection, identifier, sorted(set(task_ids) - known.keys()))
             connection.execute(
                 sa.update(_runs)
                 .where(_runs.c.id == identifier, _runs.c.state == "finishing")
@@ -224,7 +203,7 @@ class PropagationStore:
         """
         record = self.get(propagation_id)
         with self._write() as connection:
-            _lock_project(connection, record.project_key)
+            lock_project(connection, record.project_key)
             other = connection.execute(
                 _select_runs(_is_active(record.project_key) & (_runs.c.id != propagation_id))
             ).first()
@@ -233,7 +212,7 @@ class PropagationStore:
             chosen = (_rows.c.propagation_id == propagation_id) & _rows.c.state.in_(sorted(states))
             if other_than_version is not None:
                 chosen &= _rows.c.model_version != other_than_version
-            count = connection.execute(sa.update(_rows).where(chosen).values(**_PENDING)).rowcount
+            count = connection.execute(sa.update(_rows).where(chosen).values(**PENDING)).rowcount
             if count or not record.is_planned:
                 state = "running" if record.is_planned else "planning"
                 connection.execute(
@@ -276,174 +255,6 @@ class PropagationStore:
         now = time.time()
         return self._update(propagation_id, _runs.c.state == "finishing", state="done", finished_at=now) > 0
 
-    # -- their tasks
-
-    def claim(self, propagation_id: int, claim: str, limit: int) -> list[int]:
-        """Take up to `limit` waiting tasks; nobody else gets them until they are released.
-
-        Fewer where few are left, so that all workers share the end of a propagation, and a small one shows progress.
-        Tasks that took a worker down are given out alone, so that they cannot take others with them, and after
-        `MAX_ATTEMPTS` not at all. `claim` names the worker and its job.
-        """
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "pending")
-        some = sa.select(_rows.c.task_id).where(mine).limit(limit * _SHARES).subquery()
-        first = sa.select(_rows.c.task_id, _rows.c.attempts).where(mine)
-        first = first.order_by(_rows.c.finished_at, _rows.c.task_id).with_for_update(skip_locked=True)
-        with self._write() as connection:
-            state = connection.scalar(sa.select(_runs.c.state).where(_runs.c.id == propagation_id))
-            if state not in ACTIVE:
-                return []
-            waiting = connection.scalar(sa.select(sa.func.count()).select_from(some)) or 0
-            share = min(limit, max(_SMALLEST_SHARE, waiting // _SHARES))
-            found = connection.execute(first.limit(share)).all()
-            hopeless = [row.task_id for row in found if row.attempts >= MAX_ATTEMPTS]
-            if hopeless:
-                _update_rows(
-                    connection, propagation_id, hopeless, state="failed", finished_at=time.time(),
-                    reason=f"given up after {MAX_ATTEMPTS} tries: its worker ended each time; the log says more",
-                )  # fmt: skip
-            usable = [row for row in found if row.attempts < MAX_ATTEMPTS]
-            is_suspect = bool(usable and usable[0].attempts)
-            usable = usable[:1] if is_suspect else [row for row in usable if not row.attempts]
-            ids = [int(row.task_id) for row in usable]
-            _update_rows(connection, propagation_id, ids, state="running", claim=claim, attempts=_rows.c.attempts + 1)
-        return ids
-
-    def still_claimed(self, propagation_id: int, claim: str) -> set[int]:
-        """The tasks that a claim still holds; none once the propagation was ended."""
-        held = sa.select(_rows.c.task_id).join(_runs, _runs.c.id == _rows.c.propagation_id)
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.claim == claim) & (_rows.c.state == "running")
-        return {int(row.task_id) for row in self._read(held.where(mine, _runs.c.state.in_(ACTIVE)))}
-
-    def finish(self, propagation_id: int, claim: str, outcomes: Sequence[TaskOutcome]) -> int:
-        """Note what came of claimed tasks; how many the claim still held."""
-        if not outcomes:
-            return 0
-        now = time.time()
-        mine = (
-            (_rows.c.propagation_id == propagation_id)
-            & (_rows.c.task_id == sa.bindparam("of_task"))
-            & (_rows.c.claim == claim)
-        )
-        changed = (
-            sa.update(_rows)
-            .where(mine)
-            .values(
-                {name: sa.bindparam(f"new_{name}") for name in ("state", "score", "model_version", "reason")}
-                | {"finished_at": now, "claim": None}
-            )
-        )
-        values = [
-            {"of_task": one.task_id} | {f"new_{name}": value for name, value in vars(one).items() if name != "task_id"}
-            for one in outcomes
-        ]
-        with self._write() as connection:
-            count = connection.execute(changed, values).rowcount
-            connection.execute(
-                sa.update(_runs).where(_runs.c.id == propagation_id).values(pauses=0, paused_until=None, problem=None)
-            )
-        return int(count)
-
-    def release(self, propagation_id: int, claims: Collection[str], *, counts_as_attempt: bool) -> int:
-        """Give back what claims hold: to wait again, or, if the propagation was ended, as cancelled.
-
-        Args:
-            propagation_id: of the tasks.
-            claims: whose.
-            counts_as_attempt: False if the task is not to blame: the worker was asked to end, Label Studio is away.
-
-        Returns:
-            How many tasks.
-        """
-        if not claims:
-            return 0
-        mine = (
-            (_rows.c.propagation_id == propagation_id)
-            & (_rows.c.state == "running")
-            & _rows.c.claim.in_(sorted(claims))
-        )
-        with self._write() as connection:
-            state = connection.scalar(sa.select(_runs.c.state).where(_runs.c.id == propagation_id))
-            if state in ACTIVE:
-                changes: Json = {"state": "pending", "claim": None}
-                if not counts_as_attempt:
-                    changes["attempts"] = _rows.c.attempts - 1
-            else:
-                changes = {"state": "cancelled", "claim": None, "finished_at": time.time()}
-            return int(connection.execute(sa.update(_rows).where(mine).values(**changes)).rowcount)
-
-    def claims(self, propagation_id: int) -> set[str]:
-        """Every claim that holds a task."""
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "running")
-        return {str(row.claim) for row in self._read(sa.select(_rows.c.claim).where(mine).distinct())}
-
-    def counts(self, propagation_id: int) -> PropagationCounts:
-        """How many tasks are in each state, and how many were finished lately."""
-        since = time.time() - _RATE_WINDOW_S
-        lately = sa.case((_rows.c.finished_at > since, 1), else_=0)
-        grouped = (
-            sa.select(
-                _rows.c.state,
-                sa.func.count().label("total"),
-                sa.func.sum(lately).label("lately"),
-            )
-            .where(_rows.c.propagation_id == propagation_id)
-            .group_by(_rows.c.state)
-        )
-        rows = self._read(grouped)
-        by_state = {row.state: int(row.total) for row in rows}
-        finished = sum(int(row.lately or 0) for row in rows if row.state in ("done", "empty", "failed"))
-        return PropagationCounts(
-            **{state: by_state.get(state, 0) for state in PropagationCounts.STATES},
-            finished_lately=finished,
-            window_s=_RATE_WINDOW_S,
-        )
-
-    def waiting(self, propagation_id: int, at_most: int) -> int:
-        """How many tasks wait, counted up to `at_most`: as quick for a million as for a thousand."""
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "pending")
-        some = sa.select(_rows.c.task_id).where(mine).limit(at_most).subquery()
-        return int(self._read(sa.select(sa.func.count().label("total")).select_from(some))[0].total)
-
-    def failures(self, propagation_id: int, limit: int = 20) -> list[FailureGroup]:
-        """Why tasks failed, the most frequent reason first, with one task each."""
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "failed")
-        grouped = (
-            sa.select(_rows.c.reason, sa.func.count().label("total"), sa.func.min(_rows.c.task_id).label("first"))
-            .where(mine)
-            .group_by(_rows.c.reason)
-            .order_by(sa.desc("total"), _rows.c.reason)
-            .limit(limit)
-        )
-        return [FailureGroup(str(row.reason), int(row.total), int(row.first)) for row in self._read(grouped)]
-
-    def task(self, propagation_id: int, task_id: int) -> TaskRow | None:
-        """One task's row."""
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.task_id == task_id)
-        rows = self._read(sa.select(_rows).where(mine))
-        return _task_row(rows[0]) if rows else None
-
-    def lowest_scored(self, propagation_id: int, count: int) -> list[TaskRow]:
-        """The predicted tasks with the lowest scores, lowest first."""
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "done") & _rows.c.score.is_not(None)
-        ordered = sa.select(_rows).where(mine).order_by(_rows.c.score, _rows.c.task_id).limit(count)
-        return [_task_row(row) for row in self._read(ordered)]
-
-    def done_among(self, propagation_id: int, task_ids: Collection[int]) -> set[int]:
-        """Which of the tasks this propagation predicted, or found to be empty."""
-        found: set[int] = set()
-        for some in _portions(sorted(task_ids)):
-            mine = (_rows.c.propagation_id == propagation_id) & _rows.c.task_id.in_(some)
-            finished = sa.select(_rows.c.task_id).where(mine, _rows.c.state.in_(("done", "empty")))
-            found |= {int(row.task_id) for row in self._read(finished)}
-        return found
-
-    def count_outdated(self, propagation_id: int, model_version: str) -> int:
-        """Tasks predicted with another model_version than this one."""
-        mine = (_rows.c.propagation_id == propagation_id) & _rows.c.state.in_(("done", "empty"))
-        counted = sa.select(sa.func.count().label("total")).where(mine, _rows.c.model_version != model_version)
-        return int(self._read(counted)[0].total)
-
     def new_references_since_last(self, project_key: str) -> int:
         """References made after the project's newest propagation was started; all of them if there was none."""
         started = self._read(
@@ -456,39 +267,10 @@ class PropagationStore:
         )
         return int(self._read(counted)[0].total)
 
-    # -- quality estimates
-
-    def save_quality(self, project_key: str, model_version: str, figures: Json) -> None:
-        """Remember the newest estimate of a project."""
-        row = {
-            "project_key": project_key, "model_version": model_version, "estimated_at": time.time(),
-            "figures": json.dumps(figures),
-        }  # fmt: skip
-        with self._write() as connection:
-            _lock_project(connection, project_key)
-            connection.execute(
-                sa.delete(tables.quality_estimates).where(tables.quality_estimates.c.project_key == project_key)
-            )
-            connection.execute(sa.insert(tables.quality_estimates).values(row))
-
-    def quality(self, project_key: str) -> tuple[str, float, Json] | None:
-        """model_version, unix time and figures of the newest estimate."""
-        mine = tables.quality_estimates.c.project_key == project_key
-        rows = self._read(sa.select(tables.quality_estimates).where(mine))
-        if not rows:
-            return None
-        return str(rows[0].model_version), float(rows[0].estimated_at), json.loads(rows[0].figures)
-
     def _update(self, propagation_id: int, *conditions: sa.ColumnElement[bool], **values: Any) -> int:
         with self._write() as connection:
             changed = sa.update(_runs).where(_runs.c.id == propagation_id, *conditions).values(**values)
             return int(connection.execute(changed).rowcount)
-
-
-_PENDING: Final[Json] = {
-    "state": "pending", "attempts": 0, "claim": None, "finished_at": None, "score": None, "model_version": None,
-    "reason": None,
-}  # fmt: skip
 
 
 def _is_active(project_key: str | None) -> sa.ColumnElement[bool]:
@@ -500,7 +282,12 @@ def _select_runs(condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
     return sa.select(_runs).where(condition)
 
 
-def _lock_project(connection: sa.Connection, key: str) -> None:
+def lock_project(connection: sa.Connection, key: str) -> None:
+    """Hold a project's row until the transaction ends.
+
+    Raises:
+        NotFoundError: the project is not in the store.
+    """
     # Two starts at once on PostgreSQL would each see no propagation that runs; SQLite has one writer anyway.
     locked = sa.select(tables.projects.c.key).where(tables.projects.c.key == key).with_for_update()
     if connection.scalar(locked) is None:
@@ -520,27 +307,6 @@ def _end(connection: sa.Connection, propagation_id: int, state: str, now: float)
     return True
 
 
-def _insert_rows(connection: sa.Connection, propagation_id: int, task_ids: Iterable[int]) -> None:
-    rows = [
-        {"propagation_id": propagation_id, "task_id": task_id, "state": "pending", "attempts": 0}
-        for task_id in sorted(set(task_ids))
-    ]
-    if rows:
-        # A task may have been handed on while the planner had not yet come to it.
-        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        connection.execute(dialect.insert(_rows).on_conflict_do_nothing(), rows)
-
-
-def _update_rows(connection: sa.Connection, propagation_id: int, task_ids: Sequence[int], **values: Any) -> None:
-    for some in _portions(task_ids):
-        mine = (_rows.c.propagation_id == propagation_id) & _rows.c.task_id.in_(some)
-        connection.execute(sa.update(_rows).where(mine).values(**values))
-
-
-def _set_pending(connection: sa.Connection, propagation_id: int, task_ids: Sequence[int]) -> None:
-    _update_rows(connection, propagation_id, task_ids, **_PENDING)
-
-
 def _forget_old(connection: sa.Connection, project_key: str) -> None:
     newest = (
         sa.select(_runs.c.id)
@@ -552,11 +318,6 @@ def _forget_old(connection: sa.Connection, project_key: str) -> None:
     connection.execute(sa.delete(_runs).where(_runs.c.project_key == project_key, _runs.c.id.not_in(kept)))
 
 
-def _portions(task_ids: Sequence[int]) -> Iterable[Sequence[int]]:
-    for start in range(0, len(task_ids), _IDS_A_STATEMENT):
-        yield task_ids[start : start + _IDS_A_STATEMENT]
-
-
 def _record(row: sa.Row[Any]) -> PropagationRecord:
     fields = {name: getattr(row, name) for name in PropagationRecord.__dataclass_fields__ if name != "wanted"}
     return PropagationRecord(**fields, wanted=PropagationFilter(**_as_filter(json.loads(row.filter))))
@@ -564,7 +325,3 @@ def _record(row: sa.Row[Any]) -> PropagationRecord:
 
 def _as_filter(told: Json) -> Json:
     return told | {"labels": None if told.get("labels") is None else tuple(told["labels"])}
-
-
-def _task_row(row: sa.Row[Any]) -> TaskRow:
-    return TaskRow(int(row.task_id), str(row.state), row.score, row.model_version, row.reason, int(row.attempts))

@@ -70,7 +70,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
                 queue.ensure_planned(record.project_key, record.id)
             else:
                 queue.ensure_propagation_jobs(
-                    record.project_key, record.id, store.propagations.counts(record.id).pending
+                    record.project_key, record.id, store.propagation_tasks.counts(record.id).pending
                 )
         except QueueUnavailableError:
             # It is in the store: upkeep calls workers as soon as the queue is back.
@@ -90,7 +90,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         latest = store.propagations.latest(project.key, _SHOWN_PROPAGATIONS)
         shown = next((one for one in latest if one.is_active), latest[0] if latest else None)
         references = store.list_references(project.key)
-        quality = store.propagations.quality(project.key)
+        quality = store.quality.newest(project.key)
         now = version_now(shown) if shown else None
         return render_template(
             "project.html",
@@ -100,9 +100,13 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             reference_count=len(references),
             config_labels=parse_label_config(project.label_config).labels if project.label_config else (),
             propagation=propagations.status(shown) if shown else None,
-            outdated=store.propagations.count_outdated(shown.id, now) if shown and now and not shown.is_active else 0,
-            history=[(one, store.propagations.counts(one.id)) for one in latest],
-            lowest=store.propagations.lowest_scored(shown.id, _SHOWN_PREDICTIONS) if shown else [],
+            workers=queue.workers_now() if shown and shown.is_active else None,
+            now_s=time.time(),
+            outdated=store.propagation_tasks.count_outdated(shown.id, now)
+            if shown and now and not shown.is_active
+            else 0,
+            history=[(one, store.propagation_tasks.counts(one.id)) for one in latest],
+            lowest=store.propagation_tasks.lowest_scored(shown.id, _SHOWN_PREDICTIONS) if shown else [],
             quality=quality,
             label_studio=_label_studio_address(project, projects.settings.label_studio_url),
             model_state=projects.models.state,
@@ -130,7 +134,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
 
     @pages.get("/<int:project_id>/propagations/<int:propagation_id>")
     def show(project_id: int, propagation_id: int) -> Json:
-        return propagations.status(propagation_of(project_id, propagation_id))
+        return {**propagations.status(propagation_of(project_id, propagation_id)), "workers": queue.workers_now()}
 
     @pages.post("/<int:project_id>/propagations/<int:propagation_id>/cancel")
     def cancel(project_id: int, propagation_id: int) -> tuple[Response, int] | AnyResponse:
@@ -153,7 +157,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
 
     @pages.get("/<int:project_id>/quality")
     def show_quality(project_id: int) -> Json:
-        found = store.propagations.quality(project_of(project_id).key)
+        found = store.quality.newest(project_of(project_id).key)
         if found is None:
             return {"model_version": None, "estimated_at": None, "labels": {}, "iou": None}
         return {"model_version": found[0], "estimated_at": found[1], **found[2]}
@@ -170,7 +174,22 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
     def moment(unix_s: float | None) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s)) if unix_s else ""
 
+    pages.add_app_template_filter(_duration, "duration")
+    pages.add_app_template_filter(_rate, "rate")
     return pages
+
+
+def _duration(seconds: float | None) -> str:
+    """As page.js writes it."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.1f} tasks/s" if per_s >= 1 or not per_s else f"{60 * per_s:.1f} tasks/min"
 
 
 def _labels_shown(references: list[ReferenceSummary], quality: Json | None) -> list[_LabelShown]:

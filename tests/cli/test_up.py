@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from backend.cli.processes import ProcessGroup
-from backend.cli.up import Restarts
+from backend.cli.up import Restarts, threads_of_workers
 
 ENDS = (sys.executable, "-S", "-c", "print('out of luck'); raise SystemExit(3)")
 STAYS = (sys.executable, "-S", "-c", "import time; time.sleep(100)")
@@ -53,3 +53,10 @@ def test_a_process_that_always_ends_is_started_five_times_a_minute(processes: Pr
             starts_s.append(clock.now_s - 1000)
         clock.now_s += 1
     assert starts_s == [0, 1, 3, 7, 15, 61]
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert threads_of_workers(1) == {}, "a worker alone knows by itself"
+    assert threads_of_workers(2) == {"SOFTMATCHER_TORCH_THREADS": "4"}
+    assert threads_of_workers(20) == {"SOFTMATCHER_TORCH_THREADS": "1"}

@@ -1,37 +1,39 @@
-"""Workers on two hosts: network namespaces, each with its own files; PostgreSQL and queue reached over the wire.
+"""Workers on two hosts: network namespaces, each with its own files. PostgreSQL and Valkey listen on the network.
 
-Needs root, the program `ip`, and PostgreSQL.
+Needs root, the program `ip`, and PostgreSQL. Label Studio, which other tests use on loopback, stands behind a proxy.
 """
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
+from redis import Redis
+from redis.exceptions import RedisError
 
 from backend.cli.label_studio_server import TOKEN, Json, LabelStudio
-from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.processes import LOOPBACK, ProcessGroup, free_port, valkey_program
+from tests import postgres
 from tests.e2e.conftest import NewProject
 from tests.e2e.propagation_scene import assert_each_task_once, many_coins, start, wait_for_end
 from tests.e2e.scene import Backend, Project, own_environment, wait_until
 
-BRIDGE, GATEWAY = "smbr0", "10.77.31.1"
+BRIDGE, GATEWAY, NETWORK = "smbr0", "10.77.31.1", "10.77.31.0/24"
 COUNT = 24
 
 
-class Forwarder:
-    """Listens on an address of the bridge and passes connections on to where a server listens on this host."""
+class Proxy:
+    """Listens on the bridge and passes connections on to a port of loopback."""
 
-    def __init__(self, family: int, target: object) -> None:
-        self._family, self._target = family, target
+    def __init__(self, port: int) -> None:
+        self._target = (LOOPBACK, port)
         self._listener = socket.create_server((GATEWAY, 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -43,12 +45,10 @@ class Forwarder:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.socket(self._family)
                 try:
-                    far.connect(self._target)  # type: ignore[arg-type]
+                    far = socket.create_connection(self._target)
                 except OSError:
                     near.close()
-                    far.close()
                     continue
                 threading.Thread(target=self._join, args=(near, far), daemon=True).start()
 
@@ -100,33 +100,60 @@ def hosts() -> Iterator[list[str]]:
         yield names
 
 
+def port_of_bridge() -> int:
+    with socket.create_server((GATEWAY, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def database_url(hosts: list[str]) -> Iterator[str]:
+    """PostgreSQL as the hosts reach it, with a password."""
+    bin_folder = postgres.programs()
+    if bin_folder is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    listener = postgres.Listener(GATEWAY, port_of_bridge(), NETWORK, secrets.token_hex(8))
+    with postgres.running_server(bin_folder, listener) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(hosts: list[str], processes: ProcessGroup, tmp_path: Path) -> Iterator[str]:
+    """Valkey as the hosts reach it, with a password."""
+    port, password = port_of_bridge(), secrets.token_hex(8)
+    settings = {"bind": GATEWAY, "port": str(port), "requirepass": password, "dir": str(tmp_path), "appendonly": "yes"}
+    command = [valkey_program(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+    processes.start("hosts-valkey", command, {"LC_ALL": "C"})
+    queue = Redis.from_url(f"redis://:{password}@{GATEWAY}:{port}/0")
+
+    def answers() -> bool:
+        with suppress(RedisError):
+            return bool(queue.ping())
+        return False
+
+    wait_until(answers, "Valkey answers", 30)
+    yield f"redis://:{password}@{GATEWAY}:{port}/0"
+    processes.stop("hosts-valkey")
+
+
 @pytest.fixture
 def two_hosts(
-    hosts: list[str], postgres_url: str, processes: ProcessGroup, label_studio: LabelStudio, tmp_path: Path
+    hosts: list[str],
+    database_url: str,
+    redis_url: str,
+    processes: ProcessGroup,
+    label_studio: LabelStudio,
+    tmp_path: Path,
 ) -> Iterator[Backend]:
     """A service here, and a worker on each of the hosts."""
-    database = sa.make_url(postgres_url)
-    schema = f"softmatcher_hosts_{uuid.uuid4().hex}"
-    admin = sa.create_engine(database.set(drivername="postgresql+psycopg"))
-    with admin.begin() as connection:
-        connection.execute(sa.schema.CreateSchema(schema))
-    queue = EmbeddedValkey(processes, tmp_path / "valkey", name="hosts-valkey")
     with ExitStack() as stack:
-        forwarders = [
-            _to_postgres(database),
-            Forwarder(socket.AF_UNIX, queue.url.removeprefix("unix://")),
-            Forwarder(socket.AF_INET, (LOOPBACK, int(label_studio.url.rpartition(":")[2]))),
-        ]
-        for forwarder in forwarders:
-            stack.callback(forwarder.close)
-        to_database, to_queue, to_label_studio = (forwarder.port for forwarder in forwarders)
-        address = database.set(host=GATEWAY, port=to_database, query={"options": f"-csearch_path={schema}"})
+        proxy = Proxy(int(label_studio.url.rpartition(":")[2]))
+        stack.callback(proxy.close)
         port = free_port()
         environment = own_environment(
-            LABEL_STUDIO_URL=f"http://{GATEWAY}:{to_label_studio}",
+            LABEL_STUDIO_URL=f"http://{GATEWAY}:{proxy.port}",
             LABEL_STUDIO_API_KEY=TOKEN,
-            REDIS_URL=f"redis://{GATEWAY}:{to_queue}/0",
-            DATABASE_URL=address.render_as_string(hide_password=False),
+            REDIS_URL=redis_url,
+            DATABASE_URL=database_url,
             SOFTMATCHER_PORT=str(port),
             SOFTMATCHER_TORCH_THREADS="1",
             PYTHONUNBUFFERED="1",
@@ -143,18 +170,6 @@ def two_hosts(
             stack.callback(lambda part=part: processes.stop(part))
         backend.wait()
         yield backend
-    processes.stop("hosts-valkey")
-    queue.close()
-    with admin.begin() as connection:
-        connection.execute(sa.schema.DropSchema(schema, cascade=True))
-    admin.dispose()
-
-
-def _to_postgres(database: sa.URL) -> Forwarder:
-    folder = database.query.get("host")
-    if isinstance(folder, str):
-        return Forwarder(socket.AF_UNIX, f"{folder}/.s.PGSQL.{database.port or 5432}")
-    return Forwarder(socket.AF_INET, (database.host, database.port or 5432))
 
 
 def masks(project: Project) -> dict[int, list[list[int]]]:

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from backend.errors import (
     SoftmatcherError,
 )
 from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.transport import retry_after_s
 
 from .web import Answer, Request, Web, serve
 
@@ -203,6 +206,37 @@ def test_reading_is_tried_again(web: Web, status: int) -> None:
     ):
         client.project(2)
     assert len(web.requests) == 6
+
+
+def test_a_server_that_says_when_to_come_back_is_not_asked_before(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    busy = Answer(status=429, headers={"Retry-After": "1"})
+    web.always("/api/projects/1/", busy, answer({"id": 1}))
+    web.always("/api/projects/2/", Answer(status=503, headers={"Retry-After": "600"}))
+    web.always("/api/projects/1/import/predictions", Answer(status=429, headers={"Retry-After": "90"}))
+    client = LabelStudioClient(web.url, LEGACY)
+
+    assert client.project(1) == {"id": 1}
+    assert max(waits) >= 1
+    # Ten minutes are for the caller to wait: asking again in between would be what it asked us not to do.
+    with pytest.raises(LabelStudioUnavailableError) as caught:
+        client.project(2)
+    assert caught.value.retry_after_s == 600
+    with pytest.raises(LabelStudioUnavailableError) as caught:
+        client.import_predictions(1, [{"task": 1, "result": []}])
+    assert caught.value.retry_after_s == 90
+    assert len(web.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("told", "expected_s"),
+    [("7", 7.0), (format_datetime(datetime.now(UTC) - timedelta(hours=1)), 0.0), ("soon", None), ("", None)],
+)
+def test_retry_after_is_seconds_or_a_date(told: str, expected_s: float | None) -> None:
+    assert retry_after_s({"Retry-After": told}) == expected_s
+    later = format_datetime(datetime.now(UTC) + timedelta(minutes=2))
+    assert 100 < (retry_after_s({"Retry-After": later}) or 0) <= 120
 
 
 def test_what_changes_something_is_sent_once(web: Web) -> None:

@@ -140,3 +140,20 @@ def test_a_client_that_went_away_leaves_the_queue() -> None:
     with gate.turn():
         pass
     assert b'softmatcher_model_wait_seconds_count{kind="batch"} 2.0' in metrics.render()
+
+
+def test_several_calls_at_a_time_where_that_is_more_answers_a_second() -> None:
+    gate = ModelGate(Metrics(), at_a_time=2)
+    first, second = _Held(gate), _Held(gate)
+    is_in = threading.Event()
+
+    def call() -> None:
+        with gate.turn():
+            is_in.set()
+
+    third = _start(call)
+    assert not is_in.is_set()
+    first.release()
+    assert is_in.wait(5)
+    third.join(5)
+    second.release()

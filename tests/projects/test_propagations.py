@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
-from backend.projects.propagations import Worked
+from backend.projects.propagation_work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
 from tests.fakes import Backend, draw, png
 
@@ -35,7 +35,7 @@ def key(backend: Backend) -> str:
 
 def _start(backend: Backend, key: str, wanted: PropagationFilter = ALL, **more: Any) -> PropagationRecord:
     record = backend.projects.propagations.start(key, wanted, "test", **{"supersede": False, **more})
-    backend.projects.propagations.plan(record.id)
+    backend.projects.propagation_plans.plan(record.id)
     return backend.projects.store.propagations.get(record.id)
 
 
@@ -43,13 +43,13 @@ def _work(
     backend: Backend, record: PropagationRecord, *, claim: str = "w:1", should_stop: Callable[[], bool] = lambda: False
 ) -> Worked:
     backend.projects.store.propagations._update(record.id, paused_until=None)
-    return backend.projects.propagations.work(
+    return backend.projects.propagation_work.run(
         record.id, claim, is_alive=backend.queue.is_claim_alive, should_stop=should_stop
     )
 
 
 def _counts(backend: Backend, record: PropagationRecord) -> PropagationCounts:
-    return backend.projects.store.propagations.counts(record.id)
+    return backend.projects.store.propagation_tasks.counts(record.id)
 
 
 def _state(backend: Backend, record: PropagationRecord) -> str:
@@ -78,6 +78,50 @@ def test_every_task_is_predicted_once_and_absence_is_an_answer(backend: Backend,
         [version] if number != 5 else [] for number in range(1, 9)
     ]
     assert record.model_version == version
+
+
+def test_two_batches_at_a_time_predict_every_task_once_too(backend: Backend, key: str) -> None:
+    for number in range(9, 60):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number % 8, 30))))
+    record = _start(backend, key)
+    worked = backend.projects.propagation_work.run(
+        record.id, "w:1", is_alive=backend.queue.is_claim_alive, should_stop=lambda: False, lanes=2
+    )
+    assert (worked.finished, worked.left) == (59, "nothing")
+    assert _state(backend, record) == "done"
+    assert [len(backend.label_studio.versions_of(number)) for number in range(1, 60)] == [
+        0 if number == 5 else 1 for number in range(1, 60)
+    ]
+
+
+def test_what_stops_one_batch_stops_the_other_and_gives_all_tasks_back(backend: Backend, key: str) -> None:
+    for number in range(9, 60):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number % 8, 30))))
+    record = _start(backend, key)
+    backend.label_studio.is_down = True
+    worked = backend.projects.propagation_work.run(
+        record.id, "w:1", is_alive=backend.queue.is_claim_alive, should_stop=lambda: False, lanes=2
+    )
+    assert worked == Worked(0, "paused")
+    counts = _counts(backend, record)
+    assert (counts.pending, counts.running, counts.failed) == (59, 0, 0)
+    assert backend.projects.store.propagation_tasks.task(record.id, 7).attempts == 0  # type: ignore[union-attr]
+
+
+def test_label_studio_that_asks_for_time_gets_it(backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = _start(backend, key)
+
+    def busy(*_: object) -> int:
+        raise LabelStudioUnavailableError("429", retry_after_s=200.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend.label_studio, "import_predictions", busy)
+        assert _work(backend, record).left == "paused"
+    until = backend.projects.store.propagations.get(record.id).paused_until
+    assert until is not None
+    assert 190 < until - time.time() <= 200
+    assert _work(backend, record).left == "nothing"
+    assert max(len(backend.label_studio.versions_of(number)) for number in range(1, 9)) == 1
 
 
 def test_annotations_that_were_not_announced_count(backend: Backend, key: str) -> None:
@@ -109,7 +153,9 @@ def test_failed_tasks_keep_their_older_prediction_and_say_why(backend: Backend, 
     backend.label_studio.add_prediction(4, {"model_version": "softmatcher-0-lite-old", "result": [], "score": 0.5})
     record = _start(backend, key)
     _work(backend, record)
-    reasons = {group.first_task_id: group.reason for group in backend.projects.store.propagations.failures(record.id)}
+    reasons = {
+        group.first_task_id: group.reason for group in backend.projects.store.propagation_tasks.failures(record.id)
+    }
     assert set(reasons) == {3, 4}
     assert "404" in reasons[4]
     assert backend.label_studio.versions_of(4) == ["softmatcher-0-lite-old"]
@@ -128,7 +174,7 @@ def test_deleted_task_fails_with_its_reason(backend: Backend, key: str) -> None:
     record = _start(backend, key)
     del backend.label_studio.tasks[6]
     _work(backend, record)
-    (group,) = backend.projects.store.propagations.failures(record.id)
+    (group,) = backend.projects.store.propagation_tasks.failures(record.id)
     assert (group.first_task_id, group.count) == (6, 1)
     assert "not in the project" in group.reason
 
@@ -222,12 +268,12 @@ def test_planning_goes_on_where_it_was_interrupted(backend: Backend, key: str) -
         pages.append(1)
         backend.label_studio.is_down = len(pages) == 2
 
-    outcome = backend.projects.propagations.plan(record.id, on_page=cut_off)
+    outcome = backend.projects.propagation_plans.plan(record.id, on_page=cut_off)
     assert outcome["paused_s"] == 5
     assert _counts(backend, record).total == 6
     backend.label_studio.is_down = False
     backend.projects.store.propagations._update(record.id, paused_until=None)
-    assert backend.projects.propagations.plan(record.id) == {"planned": 2}
+    assert backend.projects.propagation_plans.plan(record.id) == {"planned": 2}
     assert _counts(backend, record).total == 8
     assert _state(backend, record) == "running"
 
@@ -298,9 +344,8 @@ def test_cancel_in_the_middle_of_a_batch_writes_nothing_more(backend: Backend, k
 
 def test_tasks_of_a_killed_worker_go_to_the_next(backend: Backend, key: str) -> None:
     record = _start(backend, key)
-    store = backend.projects.store.propagations
-    assert store.claim(record.id, "dead:1", 3) == [1, 2, 3]
-    assert store.claim(record.id, "alive:2", 3) == [4, 5, 6]
+    assert backend.projects.store.propagation_tasks.claim(record.id, "dead:1", 3) == [1, 2, 3]
+    assert backend.projects.store.propagation_tasks.claim(record.id, "alive:2", 3) == [4, 5, 6]
     backend.queue.live_claims.add("alive:2")
     _work(backend, record, claim="next:3")
     counts = _counts(backend, record)
@@ -351,7 +396,7 @@ def test_task_that_takes_its_worker_down_ends_as_failed_and_takes_no_other_with_
             continue
     counts = _counts(backend, record)
     assert (counts.done, counts.empty, counts.failed) == (6, 1, 1)
-    (group,) = backend.projects.store.propagations.failures(record.id)
+    (group,) = backend.projects.store.propagation_tasks.failures(record.id)
     assert group.first_task_id == 4
     assert "worker ended" in group.reason
 
@@ -360,7 +405,7 @@ def test_last_reference_deleted_meanwhile(backend: Backend, key: str) -> None:
     record = _start(backend, key)
     backend.projects.store.delete_annotations(key, [10])
     _work(backend, record)
-    (group,) = backend.projects.store.propagations.failures(record.id)
+    (group,) = backend.projects.store.propagation_tasks.failures(record.id)
     assert group.count == 8
     assert "no reference left" in group.reason
 
@@ -372,11 +417,11 @@ def test_references_that_change_meanwhile_leave_outdated_tasks(backend: Backend,
     backend.projects.references.take_in(key, 11)
     _work(backend, record)
     now = backend.projects.propagations.version_now(record)
-    outdated = backend.projects.store.propagations.count_outdated(record.id, now)
+    outdated = backend.projects.store.propagation_tasks.count_outdated(record.id, now)
     assert 0 < outdated < 8
     assert backend.projects.propagations.retry(record.id, "outdated") == outdated
     _work(backend, record)
-    assert backend.projects.store.propagations.count_outdated(record.id, now) == 0
+    assert backend.projects.store.propagation_tasks.count_outdated(record.id, now) == 0
     assert all(backend.label_studio.versions_of(number) == [now] for number in range(1, 9))
 
 

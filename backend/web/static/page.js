@@ -18,13 +18,29 @@ function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+function rate(perSecond) {
+  return perSecond >= 1 || !perSecond ? `${perSecond.toFixed(1)} tasks/s` : `${(perSecond * 60).toFixed(1)} tasks/min`;
+}
+
 function update(status) {
-  for (const name of ["finished", "total", "done", "empty", "failed", "cancelled"]) show(name, status.counts[name]);
-  show("rate", `${status.rate_per_s.toFixed(2)} tasks/s`);
+  const counts = status.counts;
+  const total = counts.total || 1;
+  for (const name of ["finished", "total", "done", "empty", "failed", "cancelled", "running", "pending"]) show(name, counts[name]);
+  show("percent", Math.floor((100 * counts.finished) / total));
+  show("rate", rate(status.rate_per_s));
   show("eta", duration(status.eta_s));
-  const bar = card.querySelector("progress");
-  bar.max = status.counts.total || 1;
-  bar.value = status.counts.finished;
+  show("age", duration((status.finished_at || Date.now() / 1000) - (status.started_at || status.created_at)));
+  show("workers", status.workers ?? "?");
+  card.querySelector('[data-field="no-workers"]').hidden = !(status.is_active && status.workers === 0);
+  let x = 0;
+  for (const part of card.querySelectorAll("[data-part]")) {
+    const width = (1000 * counts[part.dataset.part]) / total;
+    part.setAttribute("x", x.toFixed(1));
+    part.setAttribute("width", width.toFixed(1));
+    x += width;
+  }
+  for (const entry of card.querySelectorAll("[data-legend]")) entry.classList.toggle("none", !counts[entry.dataset.legend]);
+  card.querySelector(".bar").setAttribute("aria-valuenow", counts.finished);
   const problem = card.querySelector('[data-field="problem"]');
   problem.hidden = !status.problem;
   const waits = status.paused_until ? `Waiting, tried again in ${duration(Math.max(0, status.paused_until - Date.now() / 1000))}: ` : "";

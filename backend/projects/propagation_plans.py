@@ -1,0 +1,136 @@
+"""The plan of a propagation: which tasks, predicted with what; listed into the store page by page."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from backend.errors import (
+    BadInputError,
+    LabelStudioUnavailableError,
+    NotFoundError,
+    SoftmatcherError,
+    StoreUnavailableError,
+)
+from backend.labelstudio.label_config import parse_label_config
+from backend.projects.connection import Connections
+from backend.projects.predictions import Predictions
+from backend.projects.propagation_pauses import is_paused, pause
+from backend.projects.references import References
+from backend.store import ProjectRecord, Store
+from backend.store.records import PropagationFilter, PropagationRecord
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+class PropagationPlans:
+    """Plans propagations."""
+
+    def __init__(
+        self, store: Store, connections: Connections, references: References, predictions: Predictions
+    ) -> None:
+        self._store = store
+        self._connections = connections
+        self._references = references
+        self._predictions = predictions
+
+    def plan(self, propagation_id: int, on_page: Callable[[], None] = lambda: None) -> Json:
+        """Take in what Label Studio did not announce, then list the project's tasks into the store.
+
+        Goes on where it was interrupted. Nothing of the tasks but their ids is kept in memory.
+
+        Args:
+            propagation_id: in state `planning`; nothing happens in any other.
+            on_page: called when there are tasks for workers: after the first page, the second, the fourth, ...
+
+        Returns:
+            Figures for the log; `paused_s` if Label Studio is away.
+        """
+        store = self._store.propagations
+        record = store.get(propagation_id)
+        if record.state != "planning" or is_paused(record):
+            return {"planned": 0, "state": record.state}
+        planned = 0
+        try:
+            if not record.planned_up_to:
+                self._references.reconcile(record.project_key)
+            project = project_of(self._store, record.project_key)
+            check_filter(project, record.wanted)
+            version, digest, has_references = self.versions(project, record.wanted)
+            if not has_references:
+                store.fail(
+                    propagation_id,
+                    "there is no reference to predict from: mark an object on a task, submit, start again",
+                )
+                return {"planned": 0, "state": "failed"}
+            store.note_version(propagation_id, version, digest)
+            for number, page in enumerate(self._pages(record, project), start=1):
+                if not store.add_planned(propagation_id, page):
+                    return {"planned": planned, "state": "ended"}
+                planned += len(page)
+                if number & (number - 1) == 0:
+                    on_page()
+            store.finish_plan(propagation_id)
+        except (LabelStudioUnavailableError, StoreUnavailableError) as error:
+            return {"planned": planned, "paused_s": round(pause(self._store, propagation_id, error))}
+        except SoftmatcherError as error:
+            store.fail(propagation_id, str(error))
+            logger.warning("propagation=%d cannot be planned: %s", propagation_id, error)
+            return {"planned": planned, "state": "failed"}
+        return {"planned": planned}
+
+    def _pages(self, record: PropagationRecord, project: ProjectRecord) -> Iterator[list[int]]:
+        left = record.wanted.limit
+        if left is not None:
+            left -= self._store.propagation_tasks.counts(record.id).total
+        client = self._connections.client(project.key)
+        pages = client.task_ids(
+            project.project_id, after=record.planned_up_to, only_unlabeled=record.wanted.only_unlabeled
+        )
+        for page in pages:
+            if left is not None:
+                page = page[:left]
+                left -= len(page)
+            if page:
+                yield page
+            if left is not None and left <= 0:
+                return
+
+    def versions(self, project: ProjectRecord, wanted: PropagationFilter) -> tuple[str, str, bool]:
+        """The model_version that tasks would get now, the digest of their references, and whether there are any.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        config = parse_label_config(project.label_config)
+        version, known = self._predictions.references(project, config, wanted.labels)
+        digest = self._predictions.references_digest(
+            project, [label for label in config.labels if wanted.labels is None or label in wanted.labels]
+        )
+        return version, digest, bool(known.by_tag)
+
+
+def project_of(store: Store, project_key: str) -> ProjectRecord:
+    """A project.
+
+    Raises:
+        NotFoundError: it is not known.
+    """
+    project = store.project(project_key)
+    if project is None:
+        raise NotFoundError(
+            f"project {project_key} is not known here: connect this backend to it in Label Studio (Settings > Model)"
+        )
+    return project
+
+
+def check_filter(project: ProjectRecord, wanted: PropagationFilter) -> None:
+    """Raise BadInputError for a label that the project does not have, or a limit below 1."""
+    if wanted.limit is not None and wanted.limit < 1:
+        raise BadInputError(f"the limit must be 1 or more tasks, got {wanted.limit}")
+    if wanted.labels is not None and project.label_config:
+        known = parse_label_config(project.label_config).labels
+        unknown = [label for label in wanted.labels if label not in known]
+        if unknown or not wanted.labels:
+            raise BadInputError(f"labels must be of {', '.join(known)}; got {', '.join(unknown) or 'none'}")

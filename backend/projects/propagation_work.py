@@ -1,0 +1,225 @@
+"""Work on a propagation: claim some tasks, predict and write them, claim the next; tidy up after the last.
+
+What stops a job (a signal, Label Studio away, a killed worker) leaves rows that another job takes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from backend.errors import SoftmatcherError, StoreUnavailableError
+from backend.labelstudio.label_config import parse_label_config
+from backend.metrics import Metrics
+from backend.projects.bulk import Batch, BulkPredictions
+from backend.projects.connection import Connections
+from backend.projects.predictions import Predictions
+from backend.projects.propagation_pauses import is_paused, pause
+from backend.projects.propagation_plans import project_of
+from backend.store import Store
+from backend.store.records import PropagationRecord, TaskOutcome
+
+logger = logging.getLogger(__name__)
+
+_TASKS_A_JOB = 200
+"""As many tasks are worth a job: minutes of work."""
+_JOB_S = 120.0
+"""A job that has run so long makes room for other projects' jobs and goes to the end of the queue."""
+_TASKS_A_BATCH = 25
+_STATE_CHECKED_S = 2.0
+_STORE_TRIES = 4
+LANE: Final = "#"
+"""Stands between the name of a job and the number of its lane, in the names of claims."""
+
+Left = Literal["nothing", "more", "paused"]
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What one job did.
+
+    Attributes:
+        finished: how many tasks.
+        left: whether another job is due: `more` at once, `paused` when the pause is over.
+    """
+
+    finished: int
+    left: Left
+
+
+class _Shift:
+    """How long a job works: some minutes, or so many tasks, or until it is asked to stop, in all its lanes together."""
+
+    def __init__(self, should_stop: Callable[[], bool], lanes: int) -> None:
+        self.finished = 0
+        self._should_stop = should_stop
+        self._deadline = time.monotonic() + _JOB_S
+        self._tasks = _TASKS_A_JOB * lanes
+        self._is_stopped = threading.Event()
+        self._lock = threading.Lock()
+
+    def must_stop(self) -> bool:
+        """Whether to leave even a batch that was begun: a slow model takes minutes for one."""
+        return self._is_stopped.is_set() or time.monotonic() > self._deadline or self._should_stop()
+
+    def is_over(self) -> bool:
+        """Whether to begin no other batch."""
+        return self.finished >= self._tasks or self.must_stop()
+
+    def note(self, finished: int) -> None:
+        """Count finished tasks."""
+        with self._lock:
+            self.finished += finished
+
+    def stop(self) -> None:
+        """Let the other lanes end too."""
+        self._is_stopped.set()
+
+
+class PropagationWork:
+    """What workers do for propagations."""
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        connections: Connections,
+        predictions: Predictions,
+        bulk: BulkPredictions,
+    ) -> None:
+        self._store = store
+        self._tasks = store.propagation_tasks
+        self._metrics = metrics
+        self._connections = connections
+        self._predictions = predictions
+        self._bulk = bulk
+
+    def run(
+        self,
+        propagation_id: int,
+        claim: str,
+        *,
+        is_alive: Callable[[str], bool],
+        should_stop: Callable[[], bool],
+        lanes: int = 1,
+    ) -> Worked:
+        """Predict waiting tasks for some minutes, and tidy up if they were the last.
+
+        Args:
+            propagation_id: of the tasks.
+            claim: names this job of this worker.
+            is_alive: whether the job behind another claim still runs; what dead ones hold is given back.
+            should_stop: asked before each task.
+            lanes: batches at a time: while one is read from Label Studio or written to it, another uses the models.
+        """
+        store = self._store.propagations
+        record = store.get(propagation_id)
+        if not record.is_active:
+            return Worked(0, "nothing")
+        if is_paused(record):
+            return Worked(0, "paused")
+        claims = [f"{claim}{LANE}{number}" for number in range(1, lanes + 1)]
+        self.give_back_dead(propagation_id, lambda held: held not in claims and is_alive(held))
+        shift = _Shift(should_stop, lanes)
+        try:
+            with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+                others = [pool.submit(self._work_in_lane, propagation_id, other, shift) for other in claims[1:]]
+                self._work_in_lane(propagation_id, claims[0], shift)
+            for other in others:
+                other.result()
+            if store.try_finish(propagation_id) or store.get(propagation_id).state == "finishing":
+                self._tidy_up(store.get(propagation_id))
+        except SoftmatcherError as error:
+            self._tasks.release(propagation_id, claims, counts_as_attempt=False)
+            pause(self._store, propagation_id, error)
+            return Worked(shift.finished, "paused")
+        except BaseException:
+            self._tasks.release(propagation_id, claims, counts_as_attempt=True)
+            raise
+        self._tasks.release(propagation_id, claims, counts_as_attempt=False)
+        has_more = store.get(propagation_id).is_active and self._tasks.waiting(propagation_id, 1) > 0
+        return Worked(shift.finished, "more" if has_more else "nothing")
+
+    def _work_in_lane(self, propagation_id: int, claim: str, shift: "_Shift") -> None:
+        store = self._store.propagations
+        try:
+            while not shift.is_over():
+                task_ids = self._tasks.claim(propagation_id, claim, _TASKS_A_BATCH, on_given_up=self._note_given_up)
+                if not task_ids:
+                    break
+                shift.note(self._work_on(store.get(propagation_id), claim, task_ids, shift.must_stop))
+        except BaseException:
+            shift.stop()
+            raise
+
+    def _note_given_up(self, count: int) -> None:
+        self._metrics.failures.labels("worker_died").inc(count)
+
+    def _work_on(
+        self, record: PropagationRecord, claim: str, task_ids: Sequence[int], should_stop: Callable[[], bool]
+    ) -> int:
+        store = self._store.propagations
+        project = project_of(self._store, record.project_key)
+        config = parse_label_config(project.label_config)
+        version, known = self._predictions.references(project, config, record.wanted.labels)
+        if not known.by_tag:
+            # The last reference was deleted meanwhile: without any there is nothing to look for.
+            reason = "there is no reference left to predict from"
+            outcomes = [TaskOutcome(task_id, "failed", reason=reason) for task_id in task_ids]
+            self._metrics.failures.labels("no_reference").inc(len(outcomes))
+        else:
+            checked_at = time.monotonic()
+
+            def is_over() -> bool:
+                nonlocal checked_at
+                if time.monotonic() - checked_at > _STATE_CHECKED_S:
+                    checked_at = time.monotonic()
+                    if not store.get(record.id).is_active:
+                        return True
+                return should_stop()
+
+            outcomes = self._bulk.run(
+                Batch(project, config, version, known, task_ids),
+                should_stop=is_over,
+                still_wanted=lambda: self._tasks.still_claimed(record.id, claim),
+            )
+        finished = self._patiently(lambda: self._tasks.finish(record.id, claim, outcomes))
+        self._tasks.release(record.id, [claim], counts_as_attempt=False)
+        return finished
+
+    def _patiently(self, write: Callable[[], int]) -> int:
+        # Predictions are in Label Studio by now; noting it is worth more than one wait of 15 s for a locked database.
+        for _ in range(_STORE_TRIES - 1):
+            try:
+                return write()
+            except StoreUnavailableError as error:
+                logger.warning("trying again: %s", error)
+        return write()
+
+    def _tidy_up(self, record: PropagationRecord) -> None:
+        """Label Studio's own retrieval, or an import whose answer got lost, may have left a task with two."""
+        store = self._store.propagations
+        project = project_of(self._store, record.project_key)
+        client = self._connections.client(record.project_key)
+        removed = 0
+        for page in client.task_ids(project.project_id, more_predictions_than=1):
+            mine = sorted(self._tasks.done_among(record.id, page))
+            for start in range(0, len(mine), _TASKS_A_BATCH):
+                removed += self._bulk.keep_one(project, mine[start : start + _TASKS_A_BATCH])
+        if store.complete(record.id):
+            counts = self._tasks.counts(record.id)
+            logger.info(
+                "project=%s propagation=%d done=%d empty=%d failed=%d surplus_removed=%d",
+                record.project_key, record.id, counts.done, counts.empty, counts.failed, removed,
+            )  # fmt: skip
+
+    def give_back_dead(self, propagation_id: int, is_alive: Callable[[str], bool]) -> int:
+        """Give back the tasks of jobs that do not run any more; how many tasks."""
+        dead = [claim for claim in self._tasks.claims(propagation_id) if not is_alive(claim)]
+        released = self._tasks.release(propagation_id, dead, counts_as_attempt=True)
+        if released:
+            logger.warning("propagation=%d tasks=%d came back from a job that ended", propagation_id, released)
+        return released
