@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.scene import Project
+from tests.e2e.scene import TARGETS, Project
 
 LOOKS_SECRET = {
     "a legacy token": r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])",
@@ -24,7 +24,7 @@ def test_no_secret_and_no_image_is_in_any_log(
     small_project: Project, secrets: set[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     small_project.mark_one_coin()
-    small_project.retrieve()
+    small_project.retrieve(TARGETS[0])
     logs = [path for path in tmp_path_factory.getbasetemp().rglob("*.log") if not _is_label_studios(path)]
     names = " ".join(path.name for path in logs)
     assert "main-service" in names
