@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.cli.processes import ProcessGroup, _valkey_program, free_port
+from backend.cli.processes import ProcessGroup, valkey_program, free_port
 
 ROOT = Path(__file__).parents[2]
 NOT_ALLOWED = 77
@@ -36,7 +36,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with ProcessGroup(folder / "logs") as processes:
         # By TCP and with a password, as docker-compose.yml starts it.
         port = free_port()
-        server = [_valkey_program(), "--bind", "127.0.0.1", "--port", str(port), "--save", "60", "1"]
+        server = [valkey_program(), "--bind", "127.0.0.1", "--port", str(port), "--save", "60", "1"]
         processes.start("valkey", [*server, "--dir", str(folder), "--requirepass", PASSWORD], {"LC_ALL": "C"})
         queue_url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
         processes.wait_until("valkey", lambda: _answers(queue_url), timeout_s=30, what="did not answer")
