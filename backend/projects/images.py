@@ -104,7 +104,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(wait_s)
-        known_as = (url, task.get("id"))
+        known_as = (url, _task_id(task))
         if not with_pixels and (sha256 := self._recall(known_as)) is not None:
             encoded = cache.get(sha256)
             if encoded is not None:
@@ -150,7 +150,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(0)
-        known_as = (url, task.get("id"))
+        known_as = (url, _task_id(task))
         if (sha256 := self._recall(known_as)) is not None and cache.get(sha256) is not None:
             return "known"
         content = fetcher.fetch(url, _task_id(task))
@@ -181,7 +181,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(60.0)
-        known_as = (url, task.get("id"))
+        known_as = (url, _task_id(task))
         if (known := self._recall(known_as)) is not None and (encoded := cache.get(known)) is not None:
             return ReadImage(known, cache, encoded=encoded)
         with self._metrics.stage("fetch"):
@@ -230,7 +230,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         _, cache = self._models.get(60.0)
-        sha256 = self._recall((url, task.get("id")))
+        sha256 = self._recall((url, _task_id(task)))
         if sha256 is not None and cache.get(sha256) is not None:
             return None
         with self._metrics.stage("fetch"):
@@ -261,4 +261,4 @@ class TaskImages:
 
 def _task_id(task: Mapping[str, Any]) -> int | None:
     task_id = task.get("id")
-    return task_id if isinstance(task_id, int) else None
+    return task_id if isinstance(task_id, int) and not isinstance(task_id, bool) else None
