@@ -144,6 +144,8 @@ class FakeLabelStudio:
     listings: int = 0
     page: int = 3
     last_prediction: int = 0
+    created: int = 0
+    away: set[str] = field(default_factory=set)
 
     @property
     def key(self) -> str:
@@ -198,6 +200,19 @@ class FakeLabelStudio:
             mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
             if mine:
                 yield task, mine
+
+    def all_tasks(self, project_id: int, *, only_annotated: bool = False) -> Iterator[dict[str, Any]]:
+        self._answer()
+        for _, task in sorted(self.tasks.items()):
+            mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
+            if mine or not only_annotated:
+                self._answer()
+                yield {**task, "annotations": mine}
+
+    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        self._answer()
+        self.created += 1
+        return self.annotate(9000 + self.created, task_id, [dict(each) for each in result], completed_by=1)
 
     def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
         self._answer()
@@ -263,6 +278,8 @@ class FakeLabelStudio:
     def fetch(self, url: str, task_id: int | None) -> bytes:
         self._answer()
         self.fetches += 1
+        if url in self.away:
+            raise LabelStudioUnavailableError(f"{url} answered 503: try again later")
         if url not in self.images:
             raise NotFoundError(f"{url}: 404")
         return self.images[url]

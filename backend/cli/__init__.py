@@ -7,6 +7,7 @@ import typer
 
 from backend.cli.bench import bench
 from backend.cli.evaluate import evaluate
+from backend.cli.export import export, import_masks
 from backend.cli.failure import clear_errors
 from backend.cli.model_commands import weights_app
 
@@ -144,3 +145,5 @@ def doctor(
 
 
 app.command()(clear_errors(evaluate))
+app.command()(clear_errors(export))
+app.command("import-masks")(clear_errors(import_masks))

@@ -150,7 +150,7 @@ def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
 
 
 def _image(projects: Projects, key: str, project_id: int, label_config: str) -> str:
-    task = next(projects.client_for(key).tasks(project_id), None)
+    task = next(projects.client_for(key).all_tasks(project_id), None)
     if task is None:
         raise _FindingError("the project has no task yet: import images")
     tag = parse_label_config(label_config).images[0]

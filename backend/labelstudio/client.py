@@ -102,9 +102,9 @@ class LabelStudioClient:
             raise NotFoundError(f"task {task_id} is not in project {project_id} of Label Studio (any more)")
         return tasks[0]
 
-    def tasks(self, project_id: int) -> Iterator[Json]:
+    def all_tasks(self, project_id: int, *, only_annotated: bool = False) -> Iterator[Json]:
         """All tasks of a project in the order of their ids, read page by page, with annotations and predictions."""
-        return self._pages(project_id, [])
+        return self._pages(project_id, [_HAS_ANNOTATIONS] if only_annotated else [])
 
     def tasks_after(self, project_id: int, task_id: int, count: int) -> list[Json]:
         """The tasks that follow one in the order of their ids, at most `count`; [] after the last."""
@@ -118,8 +118,7 @@ class LabelStudioClient:
 
     def annotated_tasks(self, project_id: int) -> Iterator[tuple[Json, list[Json]]]:
         """All tasks of a project that have annotations, in the order of their ids, read page by page; with these."""
-        has_annotations = _filter("total_annotations", "greater", 0)
-        for task in self._pages(project_id, [has_annotations]):
+        for task in self.all_tasks(project_id, only_annotated=True):
             yield task, list(task.get("annotations") or [])
 
     def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[Json]:
@@ -166,6 +165,10 @@ class LabelStudioClient:
             self._request("DELETE", f"/api/predictions/{prediction_id}/")
         except NotFoundError:
             logger.debug("prediction %d was gone already", prediction_id)
+
+    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]]) -> Json:
+        """Add an annotation to a task, as the token's user; those that are there already stay."""
+        return self._send("POST", f"/api/tasks/{task_id}/annotations/", body={"result": list(result)})
 
     def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         """Add predictions, all in one request; those that are there already stay.
@@ -414,6 +417,9 @@ def _task_filters(*, only_unlabeled: bool = False, more_predictions_than: int | 
 
 def _filter(column: str, operator: str, value: int) -> Json:
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
+
+
+_HAS_ANNOTATIONS = _filter("total_annotations", "greater", 0)
 
 
 def _object(answer: object) -> Json:

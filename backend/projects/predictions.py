@@ -96,9 +96,10 @@ class Predictions:
         softmatcher, _ = self._models.get(wait_s)
         project = self._store.project(project_key)
         labels = parse_label_config(project.label_config).labels if project and project.label_config else ()
-        return self._version(project, softmatcher.signature, labels)
+        return self.version_of(project, softmatcher.signature, labels)
 
-    def _version(self, project: ProjectRecord | None, signature: str, labels: Sequence[str]) -> str:
+    def version_of(self, project: ProjectRecord | None, signature: str, labels: Sequence[str]) -> str:
+        """The model_version that models of this signature have with the project's references; needs no models."""
         references = self._store.references_digest(project.key, labels, signature) if project else ""
         options = match_options(self._settings, project).digest() if project else ""
         digest = hashlib.sha256("\n".join((signature, options, references)).encode()).hexdigest()
@@ -252,7 +253,7 @@ class Predictions:
             if found is not None:
                 with self._metrics.stage("rle"):
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
-        return _prediction(regions, self._version(project, softmatcher.signature, config.labels))
+        return _prediction(regions, self.version_of(project, softmatcher.signature, config.labels))
 
     def explain(self, project_id: int, task_id: int) -> bytes:
         """Why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and dropped.
@@ -310,7 +311,7 @@ class Predictions:
         """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
-        version = self._version(project, softmatcher.signature, wanted)
+        version = self.version_of(project, softmatcher.signature, wanted)
         key = (project.key, version)
         with self._lock:
             if key in self._known:

@@ -18,6 +18,7 @@ from backend.projects import Projects
 from backend.projects.pictures import colour_of
 from backend.store import ProjectRecord
 from backend.store.records import PropagationFilter, PropagationRecord, ReferenceSummary
+from backend.web.export import add_export_route
 
 Json = dict[str, Any]
 
@@ -194,6 +195,8 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
     @pages.get("/<int:project_id>/tasks/<int:task_id>.jpg")
     def prediction_picture(project_id: int, task_id: int) -> Response:
         return _picture(projects.pictures.of_prediction(project_of(project_id), task_id))
+
+    add_export_route(pages, projects)
 
     @pages.app_template_filter("moment")
     def moment(unix_s: float | None) -> str:

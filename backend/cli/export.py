@@ -1,0 +1,183 @@
+"""`export` and `import-masks`: data sets out of a project, and masks that are there already into it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from backend.exports.exporter import Report
+    from backend.exports.options import ExportOptions
+    from backend.projects import Projects
+    from backend.settings import Settings
+
+_THREADS = 8
+"""Images that are fetched at a time."""
+
+
+def export(
+    project: Annotated[int, typer.Option(help="Id of the project in Label Studio.")],
+    format_: Annotated[str, typer.Option("--format", help="coco, yolo-seg, png or parquet.")],
+    out: Annotated[Path, typer.Option(help="A new folder, that of an earlier export to replace, or FILE.zip.")],
+    source: Annotated[
+        str, typer.Option(help="annotations, predictions, or both: predictions where a task has no annotation.")
+    ] = "annotations",
+    min_score: Annotated[float, typer.Option(help="Leave out predicted regions below this score.")] = 0.0,
+    images: Annotated[str, typer.Option(help="include the files, or only the path (address in Label Studio).")] = (
+        "include"
+    ),
+    tolerance: Annotated[float, typer.Option(help="How far polygons may be from the outlines, px; 0: exact.")] = 1.0,
+    split: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.8,0.1,0.1",
+    annotators: Annotated[
+        str, typer.Option(help="Of several annotations of a task: the newest (ground truth first), or all.")
+    ] = "newest",
+    leave_out_unreachable: Annotated[
+        bool, typer.Option("--leave-out-unreachable", help="Go on without images whose host does not answer.")
+    ] = False,
+) -> None:
+    """Export the masks of a project as a data set. Exit code 1: written, but something is broken and left out."""
+    from backend.exports.options import options_from_texts
+    from backend.settings import load_settings
+
+    told = {
+        "format": format_, "source": source, "min_score": str(min_score), "images": images,
+        "tolerance_px": str(tolerance), "split": split, "annotators": annotators,
+        "leave_out_unreachable": str(leave_out_unreachable),
+    }  # fmt: skip
+    if not _export(load_settings(), project, options_from_texts(told), out):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def opened_projects(settings: "Settings") -> "Iterator[Projects]":
+    """The backend's store and connections, closed at the end."""
+    from backend.projects import open_projects
+
+    projects = open_projects(settings)
+    try:
+        yield projects
+    finally:
+        projects.close()
+
+
+@contextmanager
+def progress_bar(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal; gives what is to be called after each step."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        shown = progress.add_task(what, total=total)
+        yield lambda: progress.advance(shown)
+
+
+def _export(settings: "Settings", project_id: int, options: "ExportOptions", out: Path) -> bool:
+    from backend.exports.exporter import export_to_folder
+    from backend.exports.reading import count_candidates, open_project
+
+    with opened_projects(settings) as projects:
+        project = open_project(projects, project_id)
+        with progress_bar(count_candidates(project, options), "tasks") as on_task:
+            if out.suffix.lower() == ".zip":
+                report = _export_zip(settings, projects, project_id, options, out, on_task)
+            else:
+                report = export_to_folder(project, options, settings, out, threads=_THREADS, on_task=on_task)
+    if report.has_resumed:
+        typer.echo("went on from an interrupted run: images that were there were not fetched again")
+    typer.echo(f"written: {out}: {report.images} images, {report.objects} objects")
+    for kind, count in report.left_out.items():
+        typer.echo(f"  left out: {count} x {kind}")
+    if report.left_out:
+        typer.echo("  each with its task and reason: left-out.jsonl")
+    return not report.problems
+
+
+def _export_zip(
+    settings: "Settings",
+    projects: "Projects",
+    project_id: int,
+    options: "ExportOptions",
+    out: Path,
+    on_task: Callable[[], None],
+) -> "Report":
+    from backend.errors import BadInputError
+    from backend.exports.exporter import export_to_zip
+    from backend.exports.reading import open_project
+
+    if out.is_dir():
+        raise BadInputError(f"--out must be a file when it ends in .zip, got the folder {out}: name another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.partial")
+    try:
+        with beside.open("wb") as file:
+            project = open_project(projects, project_id)
+            report = export_to_zip(project, options, settings, file, threads=_THREADS, on_task=on_task)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return report
+
+
+def import_masks(
+    folder: Annotated[Path, typer.Argument(help="COCO files, or PNG masks with labels.json; images beside them help.")],
+    project: Annotated[int, typer.Option(help="Id of the project in Label Studio.")],
+    as_: Annotated[
+        str, typer.Option("--as", help="annotations; or references: annotations that are also taken in at once.")
+    ] = "annotations",
+) -> None:
+    """Make masks that are there already annotations. Exit code 1: done, but something did not fit and is listed."""
+    from backend.errors import BadInputError
+    from backend.settings import load_settings
+
+    if as_ not in ("annotations", "references"):
+        raise BadInputError(f"--as must be annotations or references, got {as_!r}")
+    if not _import_masks(load_settings(), project, folder, with_references=as_ == "references"):
+        raise typer.Exit(1)
+
+
+def _import_masks(settings: "Settings", project_id: int, folder: Path, *, with_references: bool) -> bool:
+    from backend.exports.importing import find_masks, import_masks
+    from backend.exports.reading import open_project
+
+    with opened_projects(settings) as projects:
+        project = open_project(projects, project_id)
+        sources = find_masks(folder, project.config)
+        with progress_bar(project.client.count_tasks(project_id), "tasks") as on_task:
+            report = import_masks(project, sources, on_task=on_task)
+        typer.echo(
+            f"{report.imported} annotations with {report.objects} masks added; {report.already} tasks had them "
+            f"already; {len(report.kept)} tasks keep an annotation of their own"
+        )
+        for line in (*report.kept, *report.problems):
+            typer.echo(f"  {line}")
+        if with_references:
+            report.problems.extend(_take_in(projects, project.key, report.annotations))
+    return not report.problems
+
+
+def _take_in(projects: "Projects", project_key: str, annotations: list[int]) -> list[str]:
+    """Make references of annotations here and now; what did not become any."""
+    failed: list[str] = []
+    with progress_bar(len(annotations), "references") as on_annotation:
+        for annotation in annotations:
+            outcome = projects.references.take_in(project_key, annotation)
+            if outcome not in ("references", "none"):
+                failed.append(f"annotation {annotation}: {outcome}")
+            on_annotation()
+    typer.echo(f"{len(annotations) - len(failed)} annotations taken in as references")
+    for line in failed:
+        typer.echo(f"  {line}")
+    return failed

@@ -1,0 +1,43 @@
+"""Ultralytics' segmentation format: a line an object, `<class> <x> <y> <x> <y> ...` in shares of width and height."""
+
+import json
+from collections.abc import Sequence
+
+from backend.exports.options import ExportOptions
+from backend.exports.outlines import pixel_polygon
+from backend.exports.records import ImageRecord, MaskRecord
+from backend.exports.sinks import Sink
+
+
+def to_yolo_line(one: MaskRecord, class_index: int, tolerance_px: float) -> str:
+    """One object."""
+    height, width = one.mask.shape
+    shares = pixel_polygon(one.mask, tolerance_px) / (width, height)
+    return " ".join([str(class_index), *(f"{value:.6f}" for value in shares.ravel())])
+
+
+def to_data_yaml(labels: Sequence[str], splits: Sequence[str]) -> str:
+    """What `yolo segment train data=...` is given. Without `path` it means the folder of the file itself."""
+    # A quoted JSON text is a YAML text, whatever a label holds.
+    names = [f"  {number}: {json.dumps(label, ensure_ascii=False)}" for number, label in enumerate(labels)]
+    return "\n".join([*(f"{split}: images/{split}" for split in splits), "names:", *names, ""])
+
+
+class YoloWriter:
+    """A text file an image; one without objects has an empty one, which says that there is nothing."""
+
+    def __init__(self, labels: Sequence[str], options: ExportOptions, title: str, sink: Sink) -> None:
+        self._labels = labels
+        self._classes = {label: number for number, label in enumerate(labels)}
+        self._options = options
+        self._sink = sink
+
+    def add(self, image: ImageRecord) -> None:
+        """Write the label file of an image."""
+        lines = [to_yolo_line(one, self._classes[one.label], self._options.tolerance_px) for one in image.masks]
+        content = "".join(f"{line}\n" for line in lines).encode()
+        self._sink.write(f"labels/{image.split}/{image.stem}.txt", [content])
+
+    def finish(self) -> None:
+        """Write what names the classes."""
+        self._sink.write("data.yaml", [to_data_yaml(self._labels, self._options.splits).encode()])
