@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ SUMS = "SHA256SUMS"
 RECORD = "export.json"
 _JOURNAL = ".journal.jsonl"
 _SCRATCH = ".scratch"
+_OF_READERS = re.compile(r"labels/\w+\.cache")
+"""Ultralytics leaves its own beside the labels; they are of no use to other labels."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can say: a real one would make two exports of the same differ."""
 
@@ -78,30 +81,48 @@ class FolderSink:
             BadInputError: `out` holds something else than an export of this project in this format.
             ConflictError: another process is writing this export.
         """
-        if not self._out.exists() and self._old.exists():
-            self._old.rename(self._out)  # a run was killed between its two last steps
-        check_replaceable(self._out, self._identity)
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self._out.with_name(f".{self._out.name}.lock").open("w")
+        self._lock = self._take_lock()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ConflictError(
-                f"another process is writing {self._out}: wait for it, or name another folder"
-            ) from None
-        self._take_up()
+            if not self._out.exists() and self._old.exists():
+                self._old.rename(self._out)  # a run was killed between its two last steps
+            check_replaceable(self._out, self._identity)
+            self._take_up()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, BadInputError):
+            shutil.rmtree(self._partial, ignore_errors=True)  # the next run would end in the same way
+        self._release()
+
+    def _take_lock(self) -> IO[str]:
+        path = self._lock_path
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                raise OSError("whoever had it has removed the file, and a third may have made a new one")
+        except OSError:
+            file.close()
+            raise ConflictError(
+                f"another process is writing {self._out}: wait for it, or name another folder"
+            ) from None
+        return file
+
+    def _release(self) -> None:
         for file in (self._sums, self._journal):
             if file is not None:
                 file.close()
-        if kind is not None and issubclass(kind, BadInputError):
-            shutil.rmtree(self._partial, ignore_errors=True)  # the next run would end in the same way
         if self._lock is not None:
-            self._out.with_name(f".{self._out.name}.lock").unlink(missing_ok=True)
+            self._lock_path.unlink(missing_ok=True)
             self._lock.close()
+
+    @property
+    def _lock_path(self) -> Path:
+        return self._out.with_name(f".{self._out.name}.lock")
 
     def _take_up(self) -> None:
         identity = json.dumps(self._identity, sort_keys=True)
@@ -275,7 +296,7 @@ def check_replaceable(out: Path, identity: Json) -> None:
             f"--out holds an export of project {record.get('project')} as {record.get('format')}, not of project "
             f"{identity['project']} as {identity['format']}: {advice}"
         )
-    foreign = next((path for path in _files(out) if path not in listed), None)
+    foreign = next((path for path in _files(out) if path not in listed and not _OF_READERS.fullmatch(path)), None)
     if foreign is not None:
         raise BadInputError(f"--out holds {foreign}, which the earlier export did not write: {advice}")
 

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
 from skimage import data
 
 from backend.cli.label_studio_server import mask_of_regions
@@ -61,10 +63,8 @@ def test_strokes_are_on_their_object(projects: dict[str, SampleProject]) -> None
         assert (strokes & task.masks[label]).sum() > 0.85 * strokes.sum()
 
 
-def edge_strength(image: np.ndarray, mask: Mask) -> float:
+def edge_strength(image: NDArray[np.float64], mask: Mask) -> float:
     """How much brighter or darker the object's rim is than what lies outside of it."""
-    from scipy import ndimage
-
     rim = mask & ~ndimage.binary_erosion(mask, iterations=4)
     outside = ndimage.binary_dilation(mask, iterations=4) & ~mask
     return float(np.abs(image[rim].mean(axis=0) - image[outside].mean(axis=0)).max())

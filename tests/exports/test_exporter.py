@@ -160,6 +160,10 @@ def test_a_folder_with_other_files_is_left_alone(filled: Backend, tmp_path: Path
     export(filled, out)
     with pytest.raises(BadInputError, match="holds an export of project 1 as coco, not of project 1 as png"):
         export(filled, out, format="png")
+    (out / "labels").mkdir()
+    (out / "labels" / "train.cache").write_text("Ultralytics leaves it there")
+    export(filled, out)
+    assert not (out / "labels").exists()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(BadInputError, match=r"holds notes.txt"):
         export(filled, out)

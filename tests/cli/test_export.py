@@ -1,0 +1,84 @@
+"""`export` and `import-masks` as commands: what they print, and their exit codes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from backend.cli import app
+from backend.projects import Projects
+from backend.settings import Settings
+from tests.exports.scene import box, brush, fill
+from tests.fakes import Backend
+
+
+@pytest.fixture
+def filled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Commands that find the project over fakes."""
+    fill(backend.label_studio)
+
+    @contextmanager
+    def opened(settings: Settings) -> Iterator[Projects]:
+        yield backend.projects
+
+    # The package's attribute of that name is the command itself.
+    monkeypatch.setattr(sys.modules["backend.cli.export"], "opened_projects", opened)
+    return backend
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_export_says_what_it_wrote_and_left_out(filled: Backend, tmp_path: Path) -> None:
+    done = _run(
+        "export", "--project", 1, "--format", "coco", "--source", "both", "--min-score", 0.5, "--out", tmp_path / "out"
+    )
+    assert done.exit_code == 0
+    assert "6 images, 6 objects" in done.output
+    assert "left out: 1 x prediction below the score" in done.output
+    assert (tmp_path / "out" / "annotations" / "instances_train.json").exists()
+
+
+def test_something_broken_is_exit_code_1_and_a_refusal_2(filled: Backend, tmp_path: Path) -> None:
+    filled.label_studio.annotate(90, 8, [brush(box(1, 1, 9, 9), "Horse")])
+    done = _run("export", "--project", 1, "--format", "png", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "left out: 1 x image without its masks" in done.output
+    for arguments in (["--format", "voc"], ["--format", "coco", "--split", "1,2"]):
+        refused = _run("export", "--project", 1, *arguments, "--out", tmp_path / "other")
+        assert refused.exit_code == 2
+        assert not (tmp_path / "other").exists()
+
+
+def test_a_zip_appears_whole_or_not_at_all(filled: Backend, tmp_path: Path) -> None:
+    filled.label_studio.away.add(filled.label_studio.tasks[5]["data"]["image"])
+    out = tmp_path / "out.zip"
+    assert _run("export", "--project", 1, "--format", "coco", "--out", out).exit_code == 2
+    assert list(tmp_path.glob("*out*")) == list(tmp_path.glob(".*out*")) == []
+    filled.label_studio.away.clear()
+    assert _run("export", "--project", 1, "--format", "coco", "--out", out).exit_code == 0
+    assert out.stat().st_size > 0
+
+
+def test_imported_masks_become_references_at_once(filled: Backend, tmp_path: Path) -> None:
+    _run("export", "--project", 1, "--format", "coco", "--out", tmp_path / "out")
+    filled.label_studio.annotations.clear()
+    done = _run("import-masks", tmp_path / "out", "--project", 1, "--as", "references")
+    assert done.exit_code == 0, done.output
+    assert "5 annotations with 5 masks added" in done.output
+    assert "5 annotations taken in as references" in done.output
+    store = filled.projects.store
+    assert sorted(one.label for one in store.list_references(filled.label_studio.key)) == [
+        "Cat",
+        "Cat",
+        "Cat",
+        "Dog",
+        "Dog",
+    ]
+    assert "5 tasks had them already" in _run("import-masks", tmp_path / "out", "--project", 1).output
+    assert _run("import-masks", tmp_path / "out", "--project", 1, "--as", "tasks").exit_code == 2
+    assert _run("import-masks", tmp_path / "nowhere", "--project", 1).exit_code == 2
