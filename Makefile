@@ -2,6 +2,7 @@
 # make test            everything that CI runs
 # make up [WORKERS=n]  service, workers and queue for a Label Studio that is already there
 # make check           ruff, mypy, import-linter
+# make audit            known vulnerabilities of what is installed, from PyPI's data; needs the internet
 # make clean           what was installed and built; data/ is kept
 PYTHON ?= python3
 WORKERS ?= 1
@@ -11,7 +12,7 @@ LABEL_STUDIO_VERSION := 1.23.2
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
 
-.PHONY: demo test up check clean install
+.PHONY: demo test up check audit clean install
 .DEFAULT_GOAL := test
 
 demo: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
@@ -31,10 +32,17 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# --strict: a package that cannot be looked up is a failure, not a green line.
+audit: .venv/installed-dev
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python $(PIP) install --quiet pip-audit
+	$(BIN)/python $(PIP) freeze --exclude-editable > .venv-audit/installed.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/installed.txt
+
 install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
 
 clean:
-	rm -rf .venv .venv-label-studio build dist artifacts *.egg-info
+	rm -rf .venv .venv-label-studio .venv-audit build dist artifacts *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find backend tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -20,6 +20,10 @@ class ConflictError(SoftmatcherError):
     """What was asked for cannot go with what is running: wait for it, cancel it, or ask to replace it."""
 
 
+class ForbiddenError(SoftmatcherError):
+    """A page of another site, or under another name, made a browser ask: nothing is done for it."""
+
+
 class ConfigurationError(SoftmatcherError):
     """A setting is missing or wrong: the operator has to change it."""
 

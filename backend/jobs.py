@@ -89,28 +89,32 @@ def _current() -> tuple[Projects, "JobQueue"]:
 def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]) -> dict[str, Any]:
     started = time.perf_counter()
     projects, _ = _current()
+    level = logging.INFO
     try:
         outcome = work(projects)
     except LabelStudioUnavailableError as error:
         # Nothing is lost: the project is looked through again as soon as Label Studio is back.
         projects.store.save_project(project_key, needs_reconcile=True)
-        logger.warning("job=%s project=%s waits for Label Studio: %s", name, project_key, error)
-        return {"waits_for_label_studio": str(error)}
+        outcome, level = {"waits_for_label_studio": str(error)}, logging.WARNING
     except NotFoundError as error:
-        logger.warning("job=%s project=%s is gone: %s", name, project_key, error)
-        return {"gone": str(error)}
+        outcome, level = {"gone": str(error)}, logging.WARNING
     except SoftmatcherError as error:
         # A wrong token, say. It is tried again, so that what the operator mends makes up for what was missed.
         projects.store.save_project(project_key, needs_reconcile=True)
-        logger.error("job=%s project=%s failed: %s", name, project_key, error)
-        return {"failed": str(error)}
-    _log_job(name, project_key, started, outcome)
+        outcome, level = {"failed": str(error)}, logging.ERROR
+    _log_job(name, project_key, started, outcome, level=level)
     return outcome
 
 
-def _log_job(name: str, project_key: str, started: float, outcome: dict[str, Any]) -> None:
-    figures = " ".join(f"{key}={value}" for key, value in outcome.items())
-    logger.info("job=%s project=%s %s ms=%.0f", name, project_key, figures, 1000 * (time.perf_counter() - started))
+def _log_job(
+    name: str, project_key: str, started: float, outcome: dict[str, Any], *, level: int = logging.INFO
+) -> None:
+    job, milliseconds = get_current_job(), round(1000 * (time.perf_counter() - started))
+    figures = {"id": job.id if job is not None else "inline", "project": project_key, **outcome, "ms": milliseconds}
+    logger.log(
+        level, "job=%s %s", name, " ".join(f"{key}={value}" for key, value in figures.items()),
+        extra={"figures": {"job": name, **figures}},
+    )  # fmt: skip
 
 
 def take_in_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
@@ -156,7 +160,9 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
             propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=LANES
         )
     except NotFoundError as error:
-        return {"propagation": propagation_id, "gone": str(error)}
+        gone = {"propagation": propagation_id, "gone": str(error)}
+        _log_job("propagate", project_key, started, gone, level=logging.WARNING)
+        return gone
     if worked.left == "more":
         try:
             queue.propagate(project_key, propagation_id)
@@ -214,12 +220,12 @@ class JobQueue:
         self._queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
 
     def take_in_annotation(self, project_key: str, annotation_id: int) -> str:
-        """Returns the job's id."""
-        return self._enqueue(REFERENCES, take_in_annotation, (project_key, annotation_id), timeout_s=300)
+        """Returns the job's id: of one that still waits, if there is one, since it will see what is there by then."""
+        return self._enqueue_once(REFERENCES, take_in_annotation, (project_key, annotation_id), timeout_s=300)
 
     def reconcile(self, project_key: str) -> str:
-        """Returns the job's id."""
-        return self._enqueue(REFERENCES, reconcile, (project_key,), timeout_s=3600)
+        """Returns the job's id, as `take_in_annotation` does."""
+        return self._enqueue_once(REFERENCES, reconcile, (project_key,), timeout_s=3600)
 
     def plan_propagation(self, project_key: str, propagation_id: int) -> str:
         """Returns the job's id."""
@@ -368,6 +374,22 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
         return [job_id for job_id in job_ids if job_id.startswith(name)]
+
+    def _enqueue_once(
+        self, queue: str, function: Callable[..., object], args: tuple[object, ...], *, timeout_s: int
+    ) -> str:
+        # The queue is bounded by what there is to do, however often it is announced.
+        noted = f"softmatcher:waiting:{function.__name__}:{':'.join(map(str, args))}"
+        try:
+            found = self.connection.get(noted)
+            waiting = found.decode() if isinstance(found, bytes) else found
+            if waiting is not None and self.connection.lpos(self._queues[queue].key, waiting) is not None:
+                return waiting
+            job_id = self._enqueue(queue, function, args, timeout_s=timeout_s)
+            self.connection.set(noted, job_id, ex=_RESULT_TTL_S)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        return job_id
 
     def _enqueue(
         self,

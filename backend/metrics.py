@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -80,6 +80,9 @@ class Metrics:
         self.gate_waiting = Gauge(
             "softmatcher_model_waiting", "Calls that wait for their turn on the models.", registry=self.registry
         )
+        self.predictions_running = Gauge(
+            "softmatcher_predictions_running", "Requests for predictions under way.", registry=self.registry
+        )
         self.prefetched = Counter(
             "softmatcher_prefetched", "Images looked at ahead: encoded, known, interrupted or failed.", ["outcome"],
             registry=self.registry,
@@ -97,6 +100,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.model_ready = Gauge("softmatcher_model_ready", "1 once the models are loaded.", registry=self.registry)
+        ProcessCollector(registry=self.registry)
         self._readings = _Readings()
         self.registry.register(self._readings)
 

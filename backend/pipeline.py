@@ -17,11 +17,12 @@ from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.instances import split_instances
+from backend.core.kinship import cohesion, kinship
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS
-from backend.core.matching import ReferenceBank, closest_similarity, join_labels
+from backend.core.matching import ReferenceBank, join_labels
 from backend.core.memory_bank import build_bank
-from backend.core.priors import map_peak, recentre_map
+from backend.core.priors import map_peak, own_threshold, recentre_map
 from backend.core.references import reference_views, unknown_look_alikes
 from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
 from backend.core.trace import LabelTrace, ProposalTrace, Trace
@@ -37,7 +38,7 @@ from backend.core.types import (
     Scribble,
 )
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.affinity import scribble_affinity
+from backend.models.affinity import scribble_affinity, stroke_posterior
 from backend.models.encoder import Encoder
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenter import Prompt, Segmenter
@@ -72,10 +73,10 @@ class MatchOptions:
     points: int = 64
     clusters: int = 8
     seed: int = 0
-    bank_patches: int = 3072
+    bank_patches: int = 2560
     speck_percent: float = 0.02
     instances: bool = False
-    minimum_presence: float = 0.72
+    minimum_presence: float = 0.5
 
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
@@ -90,19 +91,21 @@ class Proposal:
         mask: (h, w) bool, may be empty.
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
-        closeness: how alike the most alike patches are, a cosine.
+        kinship: how alike in kind what was found is to the references' objects, a cosine.
+        cohesion: how alike these are among themselves.
         parts: what the mask was made of.
     """
 
     mask: Mask
     posterior: NDArray[np.float32]
     prior: NDArray[np.float32]
-    closeness: float
+    kinship: float
+    cohesion: float
     parts: tuple[ProposalTrace, ...]
 
     def weigh(self) -> Evidence:
         """What speaks for the mask."""
-        return weigh_mask(self.mask, self.posterior, self.prior, closeness=self.closeness)
+        return weigh_mask(self.mask, self.posterior, self.prior, kinship=self.kinship, cohesion=self.cohesion)
 
 
 class Softmatcher:
@@ -129,6 +132,7 @@ class Softmatcher:
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
         self.strange_similarity = encoder.strange_similarity
+        self._kind_frame = encoder.kind_frame
 
     def encode(self, image: Image) -> EncodedImage:
         """All that later steps need of an image, (H, W, 3) uint8 RGB.
@@ -185,8 +189,11 @@ class Softmatcher:
         working_hw = self._segmenter.working_hw(encoded.embedding)
         resized = scale_scribble(scribble, working_hw)
         with self._stage("scribble"):
-            affinity = scribble_affinity(encoded.features, resized, temperature=self._encoder.temperature)
-            candidates = self._segmenter.decode(encoded.embedding, [Prompt(resized, affinity=affinity)])
+            scale = self._encoder.temperature
+            affinity = scribble_affinity(encoded.features, resized, temperature=scale)
+            posterior = stroke_posterior(encoded.features, resized, temperature=scale)
+            prompt = Prompt(resized, affinity=affinity, posterior=posterior)
+            candidates = self._segmenter.decode(encoded.embedding, [prompt])
         if not candidates:
             return None
         best = max(candidates, key=lambda candidate: candidate.score)
@@ -341,7 +348,7 @@ class Softmatcher:
         Raises: as `segment`.
         """
         with self._stage("match"):
-            posteriors, matchings, closenesses = self._match(encoded, references, options)
+            posteriors, matchings, kinds = self._match(encoded, references, options)
         with self._stage("segment"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
@@ -356,15 +363,13 @@ class Softmatcher:
             masks = [_join_parts(label_parts, working_hw, options) for label_parts in parts]
             resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
         return [
-            Proposal(mask, picture.numpy(), prior, closeness, label_parts)
-            for mask, picture, prior, closeness, label_parts in zip(
-                resolved, pictures, priors, closenesses, parts, strict=True
-            )
+            Proposal(mask, picture.numpy(), prior, *kind, label_parts)
+            for mask, picture, prior, kind, label_parts in zip(resolved, pictures, priors, kinds, parts, strict=True)
         ]
 
     def _match(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
-    ) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[float, float]]]:
         grid = encoded.features.shape[:2]
         target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
         temperature = self.temperature if options.temperature is None else options.temperature
@@ -380,8 +385,14 @@ class Softmatcher:
                 for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
-            closenesses = [closest_similarity(bank, target) for bank in banks]
-        return posteriors, [one.matching.reshape(grid) for one in maps], closenesses
+            kinds = [
+                (
+                    kinship(bank.objects, target, _likely_patches(posterior), self._kind_frame),
+                    cohesion(bank.objects, self._kind_frame),
+                )
+                for bank, posterior in zip(banks, posteriors, strict=True)
+            ]
+        return posteriors, [one.matching.reshape(grid) for one in maps], kinds
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:
@@ -420,6 +431,11 @@ def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | Non
     if size_hw[0] > strokes.shape[0]:
         scaled |= mask_to_size(strokes, size_hw)
     return scaled
+
+
+def _likely_patches(posterior: Tensor) -> Tensor:
+    """(T,) float32: 1 above the image's own threshold. The faint rest counts where nothing is above."""
+    return (posterior > own_threshold(map_peak(posterior))).float().flatten() + 1e-6 * posterior.flatten()
 
 
 def _join_parts(parts: Sequence[ProposalTrace], working_hw: tuple[int, int], options: MatchOptions) -> Mask:

@@ -3,24 +3,28 @@
 /health, /setup and /webhook wait for no model; tracebacks stay in the log, the client gets a message and an id.
 """
 
-import hmac
 import logging
 import secrets
 import select
 import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import __version__
+from backend.access import guard
 from backend.core.interruption import InterruptedWorkError, interruptible
 from backend.errors import (
     BadInputError,
     ConfigurationError,
     ConflictError,
+    ForbiddenError,
     LabelStudioError,
     LabelStudioUnavailableError,
     ModelUnavailableError,
@@ -31,6 +35,8 @@ from backend.errors import (
 )
 from backend.events import EventReceiver
 from backend.jobs import JobQueue
+from backend.json_body import read_json_object
+from backend.metrics import Metrics
 from backend.projects import Projects
 from backend.web import create_pages
 
@@ -40,6 +46,7 @@ _STATUS: dict[type[SoftmatcherError], int] = {
     BadInputError: 422,
     NotFoundError: 404,
     ConflictError: 409,
+    ForbiddenError: 403,
     ConfigurationError: 500,
     LabelStudioUnavailableError: 503,
     LabelStudioError: 502,
@@ -47,7 +54,11 @@ _STATUS: dict[type[SoftmatcherError], int] = {
     QueueUnavailableError: 503,
     StoreUnavailableError: 503,
 }
+_OPENAPI = Path(__file__).parent / "web" / "openapi.json"
 _RETRY_AFTER_S = 5
+_PREDICTING_SHARE = 0.75
+"""Of the threads: as many requests may predict or wait for the models at a time. The others stay free for /health,
+/setup and /webhook, on whose quick answers Label Studio insists."""
 _CLIENT_CLOSED_REQUEST = 499
 """nginx' status for it; nobody reads it but the log and /metrics."""
 
@@ -59,26 +70,14 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = 2 * 1024**3
     events = EventReceiver(projects, queue)
     metrics, settings = projects.metrics, projects.settings
+    slots = _Slots(max(1, int(settings.service_threads * _PREDICTING_SHARE)), metrics)
 
     @app.before_request
     def start_clock() -> None:
         g.started = time.perf_counter()
         g.request_id = secrets.token_hex(4)
 
-    @app.before_request
-    def check_basic_auth() -> Response | None:
-        if settings.basic_auth_user is None or settings.basic_auth_pass is None:
-            return None
-        given = request.authorization
-        user, password = (given.username or "", given.password or "") if given and given.type == "basic" else ("", "")
-        expected = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
-        pairs = zip((user, password), expected, strict=True)
-        if all(hmac.compare_digest(got.encode(), wanted.encode()) for got, wanted in pairs):
-            return None
-        response = jsonify(error="user and password expected: set basic auth in the ML backend's form in Label Studio")
-        response.status_code = 401
-        response.headers["WWW-Authenticate"] = 'Basic realm="softmatcher"'
-        return response
+    guard(app, settings)
 
     @app.after_request
     def count(response: Response) -> Response:
@@ -87,10 +86,14 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         metrics.requests.labels(route, str(response.status_code)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
         level = logging.DEBUG if route in ("/health", "/metrics") and response.status_code < 400 else logging.INFO
+        identifier, milliseconds = g.get("request_id", "-"), round(1000 * seconds)
+        figures = {"status": response.status_code, **g.get("figures", {}), "ms": milliseconds}
         logger.log(
-            level, "request=%s %s %s status=%d %sms=%.0f",
-            g.get("request_id", "-"), request.method, route, response.status_code, g.get("figures", ""), 1000 * seconds,
+            level, "request=%s %s %s %s",
+            identifier, request.method, route, " ".join(f"{name}={value}" for name, value in figures.items()),
+            extra={"figures": {"request": identifier, "method": request.method, "route": route, **figures}},
         )  # fmt: skip
+        response.headers["X-Request-Id"] = identifier
         return response
 
     @app.get("/")
@@ -98,13 +101,17 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     def health() -> dict[str, Any]:
         return {"status": "UP", "model_class": "Softmatcher", "version": __version__, "model": projects.models.state}
 
+    @app.get("/openapi.json")
+    def describe() -> Response:
+        return Response(_OPENAPI.read_bytes(), content_type="application/json")
+
     @app.get("/metrics")
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post("/setup")
     def setup() -> dict[str, Any]:
-        body = _body()
+        body = read_json_object()
         project_key = _text(body, "project")
         _note(project=project_key)
         model_version = projects.setup(
@@ -124,7 +131,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
 
     @app.post("/predict")
     def predict() -> dict[str, Any]:
-        body = _body()
+        body = read_json_object()
         tasks, environ = body.get("tasks"), request.environ
         if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
             raise BadInputError(f'expected "tasks": a list of tasks, got {type(tasks).__name__}')
@@ -133,7 +140,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         context = params.get("context") if isinstance(params, dict) else None
         project_key = projects.project_key(body.get("project"), tasks)
         _note(project=project_key, tasks=len(tasks))
-        with interruptible(lambda: client_is_gone(environ)):
+        with slots.one(), interruptible(lambda: client_is_gone(environ)):
             return answer_prediction(project_key, label_config, tasks, context)
 
     def answer_prediction(
@@ -142,6 +149,8 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         if isinstance(context, dict) and context.get("result"):
             if len(tasks) != 1:
                 raise BadInputError(f"an interactive request has one task, got {len(tasks)}")
+            if not isinstance(context["result"], list):
+                raise BadInputError(f'expected "context.result": a list, got {type(context["result"]).__name__}')
             return {"results": [projects.predictions.interact(project_key, label_config, tasks[0], context["result"])]}
         answer = projects.predictions.predict(project_key, label_config, tasks)
         _note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
@@ -152,7 +161,8 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     @app.get("/projects/<int:project_id>/tasks/<int:task_id>/explain.png")
     def explain(project_id: int, task_id: int) -> Response:
         _note(project=project_id, task=task_id)
-        picture = projects.predictions.explain(project_id, task_id)
+        with slots.one():
+            picture = projects.predictions.explain(project_id, task_id)
         return Response(picture, content_type="image/png", headers={"Cache-Control": "no-store"})
 
     def hand_on(project_key: str, task_ids: Sequence[int]) -> None:
@@ -166,7 +176,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
 
     @app.post("/webhook")
     def webhook() -> tuple[dict[str, Any], int]:
-        body = _body()
+        body = read_json_object()
         _note(action=_text(body, "action"))
         return events.receive(body), 201
 
@@ -183,10 +193,17 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
 
     @app.errorhandler(Exception)
     def answer_error(error: Exception) -> tuple[Response, int]:
+        if isinstance(error, RecursionError):
+            # The body's nesting is bounded while it is read, but what looks through it needs some frames a level too.
+            error = BadInputError("what was sent must be nested less deeply: correct it")
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
         if isinstance(error, SoftmatcherError):
             logger.warning("request=%s %s: %s", g.get("request_id"), type(error).__name__, error)
-            message = str(error)
+            # Where the database lies and what its driver says is the operator's to know.
+            is_inner = isinstance(error, StoreUnavailableError)
+            message = (
+                "the backend's database cannot be used; its log has details under this id" if is_inner else str(error)
+            )
         else:
             logger.exception("request=%s", g.get("request_id"))
             message = "internal error; the backend's log has the details under this id"
@@ -196,6 +213,32 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         return response, status
 
     return app
+
+
+class _Slots:
+    """How many requests may predict at a time; one more is refused at once, instead of taking the last thread."""
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self._most = most
+        self._free = threading.BoundedSemaphore(most)
+        self._running = metrics.predictions_running
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold one inside.
+
+        Raises:
+            ModelUnavailableError: all are taken.
+        """
+        if not self._free.acquire(blocking=False):
+            raise ModelUnavailableError(
+                f"the backend is busy: {self._most} requests for predictions run or wait; try again in some seconds"
+            )
+        try:
+            with self._running.track_inprogress():
+                yield
+        finally:
+            self._free.release()
 
 
 def client_is_gone(environ: Mapping[str, Any]) -> bool:
@@ -218,13 +261,6 @@ def client_is_gone(environ: Mapping[str, Any]) -> bool:
         return True
 
 
-def _body() -> dict[str, Any]:
-    body = request.get_json(force=True, silent=True)
-    if not isinstance(body, dict):
-        raise BadInputError("expected a JSON object as the body, got something else")
-    return body
-
-
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str) or not value:
@@ -234,4 +270,4 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 def _note(**figures: object) -> None:
     """Figures for the request's log line."""
-    g.figures = "".join(f"{name}={value} " for name, value in figures.items())
+    g.figures = figures

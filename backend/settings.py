@@ -124,9 +124,19 @@ class Settings(BaseSettings):
     )
     basic_auth_user: str | None = Field(None, description="User that Label Studio has to name (basic auth).")
     basic_auth_pass: SecretStr | None = Field(None, description="Password that goes with it.")
-    service_threads: int = Field(8, ge=2, le=64, description="Requests that the service answers at a time.")
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="What Label Studio's webhooks show in place of the password, which everybody who may edit a "
+        "project could read there. Default: derived from user and password.",
+    )
+    service_threads: int = Field(
+        24, ge=2, le=256, description="Requests that the service answers at a time; three quarters of them predictions."
+    )
     torch_threads: int = Field(0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text`, or `json`: one object a line, with a request's or job's figures by name."
+    )
 
     @field_validator("background_labels", "mask_tags", "allowed_image_hosts", mode="before")
     @classmethod
@@ -146,6 +156,19 @@ class Settings(BaseSettings):
     def _check_auth(self) -> "Settings":
         if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
             raise ValueError("SOFTMATCHER_BASIC_AUTH_USER and SOFTMATCHER_BASIC_AUTH_PASS go together: set both")
+        if self.webhook_secret is not None and self.basic_auth_user is None:
+            raise ValueError(
+                "SOFTMATCHER_WEBHOOK_SECRET stands in for a password, so set SOFTMATCHER_BASIC_AUTH_USER and "
+                "SOFTMATCHER_BASIC_AUTH_PASS too"
+            )
+        if self.basic_auth_user is not None and ":" in self.basic_auth_user:
+            raise ValueError("SOFTMATCHER_BASIC_AUTH_USER must have no colon: in basic auth the password begins there")
+        for name, value in (
+            ("SOFTMATCHER_BASIC_AUTH_USER", self.basic_auth_user),
+            ("SOFTMATCHER_BASIC_AUTH_PASS", self.basic_auth_pass),
+            ("SOFTMATCHER_WEBHOOK_SECRET", self.webhook_secret),
+        ):
+            _check_sendable(name, value.get_secret_value() if isinstance(value, SecretStr) else value)
         return self
 
     @property
@@ -162,6 +185,15 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Folder of the feature cache."""
         return self.data_dir / "features"
+
+
+def _check_sendable(name: str, value: str | None) -> None:
+    """Label Studio sends passwords in Latin-1 and fails on all else; a line's end is a file's, not the secret's."""
+    if value is not None and not all(character.isprintable() and ord(character) < 256 for character in value):
+        raise ValueError(
+            f"{name} must be of Latin-1 letters, digits and signs, without line ends, since Label Studio can send no "
+            "others; got some other character: choose another value"
+        )
 
 
 def environment_name(field: str) -> str:

@@ -5,6 +5,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
+from backend.access import webhook_authorization
 from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.projects import Projects
@@ -82,8 +83,8 @@ class Upkeep:
                 queue.ensure_propagation_jobs(record.project_key, record.id, counts.pending)
 
     def authorize_webhooks(self) -> None:
-        """Put the basic-auth header on the webhook of every project that called /setup since the start."""
-        header = self._projects.basic_auth_header()
+        """Put the secret on the webhook of every project that called /setup since the start."""
+        header = webhook_authorization(self._projects.settings)
         if header is None:
             return
         for project_key, backend_url in self._projects.connected_urls():

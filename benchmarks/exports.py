@@ -1,18 +1,21 @@
 """Does an export of many tasks stay small, and how fast is it?
 
-    python benchmarks/exports.py [--tasks 1000 20000] [--formats coco parquet] [--json FILE]
+    python benchmarks/exports.py [--tasks 1000 20000] [--formats coco parquet] [--download 1000 20000] [--json FILE]
 
 A simulated Label Studio lists as many annotated tasks as are asked for, each with one brush mask on a 320 x 240 px
 image of its own content. The export runs as the command does, in a process of its own: its memory after the first 200
 images and its peak, seconds, size of the data set; then once more into the same folder from a run that was broken off
-in the middle, which must give the same bytes.
+in the middle, which must give the same bytes. With `--download`: the same from a real service over HTTP, and what
+memory the service takes for it.
 """
 
 import argparse
 import hashlib
 import json
 import multiprocessing
+import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,9 +26,9 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import requests
-from service import PROJECT, photograph, wait_until
+from service import PROJECT, memory_mb, photograph, wait_until
 
-from backend.cli.processes import LOOPBACK, free_port
+from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 from backend.cli.sample import COIN, LABEL_CONFIG
 
 Json = dict[str, Any]
@@ -196,17 +199,53 @@ def measure(count: int, format_: str, *, with_break: bool) -> Json:
     return figures
 
 
+def measure_download(count: int) -> Json:
+    """A zip from a real service."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        many_annotations(count) as label_studio,
+        ProcessGroup(Path(folder) / "logs") as processes,
+    ):
+        valkey, port = EmbeddedValkey(processes, Path(folder) / "valkey"), free_port()
+        environment = dict(os.environ) | {
+            "LABEL_STUDIO_URL": label_studio, "LABEL_STUDIO_API_KEY": "benchmark", "REDIS_URL": valkey.url,
+            "SOFTMATCHER_DATA_DIR": f"{folder}/data", "SOFTMATCHER_PORT": str(port),
+        }  # fmt: skip
+        url = f"http://{LOOPBACK}:{port}"
+        service = processes.start("service", [sys.executable, "-m", "backend", "serve"], environment)
+        processes.wait_for_http("service", f"{url}/health", timeout_s=180)
+        wait_until(lambda: requests.get(f"{url}/health", timeout=30).json()["model"] == "ready")
+        before_mb = peak_mb = memory_mb(service.pid)
+        began, first_s, received = time.perf_counter(), 0.0, 0
+        with requests.get(f"{url}/projects/1/export?format=coco", stream=True, timeout=600) as answer:
+            answer.raise_for_status()
+            for number, chunk in enumerate(answer.iter_content(1 << 20)):
+                first_s = first_s or time.perf_counter() - began
+                received += len(chunk)
+                if number % 10 == 0:
+                    peak_mb = max(peak_mb, memory_mb(service.pid))
+        seconds = time.perf_counter() - began
+        valkey.close()
+    print(
+        f"download  {count:6d} tasks: {seconds:.0f} s, {received / 1e6:.0f} MB, first bytes after {first_s:.1f} s; "
+        f"service {before_mb:.0f} MB before, at most {peak_mb:.0f} MB",
+        flush=True,
+    )
+    return {"seconds": seconds, "mb": received / 1e6, "before_mb": before_mb, "peak_mb": peak_mb}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, nargs="+", default=[1000, 20_000])
+    parser.add_argument("--tasks", type=int, nargs="*", default=[1000, 20_000])
     parser.add_argument("--formats", nargs="+", default=["coco", "parquet"])
+    parser.add_argument("--download", type=int, nargs="*", default=[], metavar="TASKS")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures = {
         f"{format_}-{count}": measure(count, format_, with_break=count == min(arguments.tasks))
         for format_ in arguments.formats
         for count in arguments.tasks
-    }
+    } | {f"download-{count}": measure_download(count) for count in arguments.download}
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 

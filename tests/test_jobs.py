@@ -1,5 +1,6 @@
 """Jobs through a real queue: an embedded Valkey, a worker that takes what the service enqueued."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from backend import jobs
+from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.processes import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import QUEUES, JobQueue
+from backend.settings import load_settings
 from backend.store.records import PropagationFilter
 from backend.worker import LEASE_S, HeartbeatWorker
 from backend.worker_names import own_name
 from tests.fakes import Backend, draw, png
+from tests.labelstudio.web import Answer, serve
 
 POINT = {
     "id": "a", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
@@ -48,6 +52,60 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
     _work(redis_url)
     assert queue.waiting() == {jobs.REFERENCES: 0, jobs.PLANS: 0, jobs.PROPAGATIONS: 0}
     assert backend.projects.count_references() == {"1": 1}
+
+
+def test_the_queue_holds_each_annotation_once_however_often_it_is_announced(backend: Backend, redis_url: str) -> None:
+    backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    queue = JobQueue(redis_url)
+    jobs.use_projects(backend.projects, queue)
+    first = queue.take_in_annotation(key, 10)
+    assert {queue.take_in_annotation(key, 10) for _ in range(20)} == {first}
+    assert queue.take_in_annotation(key, 11) != first
+    assert queue.reconcile(key) == queue.reconcile(key)
+    assert queue.waiting()[jobs.REFERENCES] == 3
+    backend.label_studio.annotate(10, 1, [POINT])
+    _work(redis_url)
+    assert backend.projects.count_references() == {"1": 1}, "the job saw the annotation as it was when the job ran"
+    assert queue.take_in_annotation(key, 10) != first, "none waits any more"
+    queue.connection.delete(Queue(jobs.REFERENCES, connection=queue.connection).key)
+    queue.take_in_annotation(key, 10)
+    assert queue.waiting()[jobs.REFERENCES] == 1, "a job that got lost is no reason to wait for it"
+
+
+def test_health_of_a_worker_is_told_by_its_heartbeats(redis_url: str) -> None:
+    settings = load_settings(redis_url=redis_url)
+    with pytest.raises(HealthError, match="no worker of"):
+        check_worker(settings)
+    connection = JobQueue(redis_url).connection
+    worker = HeartbeatWorker([Queue(QUEUES[0], connection=connection)], connection=connection)
+    worker.register_birth()
+    worker.heartbeat()
+    assert check_worker(settings).startswith("worker ")
+    connection.hset(worker.key, "last_heartbeat", "2026-01-01T00:00:00.000000Z")
+    with pytest.raises(HealthError, match="was last heard of"):
+        check_worker(settings)
+    with pytest.raises(QueueUnavailableError):
+        check_worker(load_settings(redis_url="redis://127.0.0.1:1/0"))
+    with pytest.raises(ConfigurationError, match="REDIS_URL"):
+        check_worker(load_settings())
+
+
+def test_health_of_a_service_that_is_not_there_or_another_program(redis_url: str) -> None:
+    with pytest.raises(HealthError, match="nobody answers"):
+        check_service(load_settings(port=1))
+    with serve() as other:
+        other.always("/health", Answer(b'{"status": "UP"}'))
+        with pytest.raises(HealthError, match="must answer 200 as Softmatcher"):
+            check_service(load_settings(port=other.port))
+        other.always("/health", Answer(b"<html>"))
+        with pytest.raises(HealthError, match="must answer 200 as Softmatcher"):
+            check_service(load_settings(port=other.port))
+        state = {"model_class": "Softmatcher", "version": "1", "model": "failed: no weights"}
+        other.always("/health", Answer(json.dumps(state).encode()))
+        with pytest.raises(HealthError, match="no weights"):
+            check_service(load_settings(port=other.port, basic_auth_user="ls", basic_auth_pass="ß"))
+        assert other.requests[-1].headers["authorization"] == "Basic bHM63w=="
 
 
 @pytest.fixture

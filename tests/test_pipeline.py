@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.core.kinship import KindFrame
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Reference, Scribble
 from backend.errors import BadInputError, ConfigurationError
@@ -23,6 +24,7 @@ class ColourEncoder:
     signature = "colours"
     temperature = 0.05
     strange_similarity = 0.3
+    kind_frame = KindFrame()
 
     def encode(self, image: Image) -> Tensor:
         rows, columns = (max(1, side // 8) for side in image.shape[:2])

@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -399,7 +400,6 @@ def test_basic_auth_guards_every_route(tmp_path: Path) -> None:
     for method, path in (("GET", "/health"), ("GET", "/metrics"), ("POST", "/webhook"), ("POST", "/predict")):
         assert backend.client.open(path, method=method).status_code == 401
     credentials = base64.b64encode(b"ls:secret").decode()
-    assert backend.projects.basic_auth_header() == f"Basic {credentials}"
     assert backend.client.get("/health", headers={"Authorization": f"Basic {credentials}"}).status_code == 200
     assert backend.client.get("/health", headers={"Authorization": "Basic bm86bm8="}).status_code == 401
 
@@ -490,6 +490,39 @@ def test_missing_weights_are_told_by_health_and_setup(tmp_path: Path, monkeypatc
     assert answer.status_code == 503
     assert "weights fetch base" in answer.get_json()["error"]
     projects.close()
+
+
+def test_a_busy_service_refuses_further_predictions_and_answers_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend(tmp_path, FakeLabelStudio(), service_threads=4)
+    task = backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    begun, go_on = threading.Barrier(4), threading.Event()
+
+    def wait(*_: object) -> None:
+        begun.wait(10)
+        go_on.wait(10)
+        raise ModelUnavailableError("over")
+
+    monkeypatch.setattr(backend.projects.predictions, "predict", wait)
+    app = backend.client.application
+    body = {"tasks": [task], "project": backend.label_studio.key, "label_config": LABEL_CONFIG, "params": {}}
+    threads = [threading.Thread(target=lambda: app.test_client().post("/predict", json=body)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    begun.wait(10)
+    assert "softmatcher_predictions_running 3.0" in backend.client.get("/metrics").text
+    refused = backend.client.post("/predict", json=body)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert "3 requests for predictions" in refused.json["error"]
+    assert backend.client.get("/health").status_code == 200
+    assert _setup(backend).status_code == 200
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    assert _predict(backend, [task]).status_code == 200
+    assert "softmatcher_predictions_running 0.0" in backend.client.get("/metrics").text
 
 
 def test_metrics_show_propagations_and_what_workers_counted(backend: Backend) -> None:

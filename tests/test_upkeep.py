@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from backend import jobs
+from backend.access import webhook_authorization
 from backend.errors import LabelStudioError, QueueUnavailableError
 from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
@@ -51,7 +52,10 @@ def test_webhook_gets_the_credentials_and_keeps_its_other_headers(tmp_path: Path
     backend = make_backend(tmp_path, label_studio, basic_auth_user="ls", basic_auth_pass="secret")
     _connect(backend)
     Upkeep(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
-    assert label_studio.hooks[0]["headers"] == {"X-Team": "cats", "Authorization": "Basic bHM6c2VjcmV0"}
+    headers = label_studio.hooks[0]["headers"]
+    assert headers == {"X-Team": "cats", "Authorization": webhook_authorization(backend.settings)}
+    assert "secret" not in str(headers)
+    assert "bHM6c2VjcmV0" not in str(headers), "whoever may edit the project sees these headers, but not the password"
     assert label_studio.hooks[1]["headers"] == {}
 
 

@@ -144,6 +144,19 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+@clear_errors
+def health(
+    worker: Annotated[bool, typer.Option("--worker", help="Of this host's worker, not of the service.")] = False,
+) -> None:
+    """Say whether the service (or this host's worker) is well; exit code 2 if not. For containers."""
+    from backend.cli.health import check_service, check_worker
+    from backend.settings import load_settings
+
+    settings = load_settings()
+    typer.echo(check_worker(settings) if worker else check_service(settings))
+
+
 app.command()(clear_errors(evaluate))
 app.command()(clear_errors(export))
 app.command("import-masks")(clear_errors(import_masks))

@@ -22,7 +22,7 @@ def matching(
     patch: Annotated[int, typer.Option(min=1, help="Side of a patch, px.")] = 14,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 7,
     slowest: Annotated[float, typer.Option(min=0, help="Seconds; slower sizes of a matcher are left out.")] = 60.0,
-    bank: Annotated[int, typer.Option(min=2, help="Patches of the memory bank.")] = 3072,
+    bank: Annotated[int, typer.Option(min=2, help="Patches of the memory bank.")] = 2560,
     threads: Annotated[int, typer.Option(min=1, help="Cores.")] = 1,
     quality: Annotated[
         Path | None, typer.Option(help="Folder as for `evaluate`: measure what each matcher finds there, too.")

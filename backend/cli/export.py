@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from backend.exports.exporter import Report
     from backend.exports.options import ExportOptions
+    from backend.exports.reading import ExportedProject
     from backend.projects import Projects
     from backend.settings import Settings
 
@@ -92,12 +93,14 @@ def _export(settings: "Settings", project_id: int, options: "ExportOptions", out
         project = open_project(projects, project_id)
         with progress_bar(count_candidates(project, options), "tasks") as on_task:
             if out.suffix.lower() == ".zip":
-                report = _export_zip(settings, projects, project_id, options, out, on_task)
+                report = _export_zip(settings, project, options, out, on_task)
             else:
                 report = export_to_folder(project, options, settings, out, threads=_THREADS, on_task=on_task)
     if report.has_resumed:
         typer.echo("went on from an interrupted run: images that were there were not fetched again")
     typer.echo(f"written: {out}: {report.images} images, {report.objects} objects")
+    if report.empty_splits:
+        typer.echo(f"no image fell into {' and '.join(report.empty_splits)}: choose other shares with --split")
     for kind, count in report.left_out.items():
         typer.echo(f"  left out: {count} x {kind}")
     if report.left_out:
@@ -107,15 +110,13 @@ def _export(settings: "Settings", project_id: int, options: "ExportOptions", out
 
 def _export_zip(
     settings: "Settings",
-    projects: "Projects",
-    project_id: int,
+    project: "ExportedProject",
     options: "ExportOptions",
     out: Path,
     on_task: Callable[[], None],
 ) -> "Report":
     from backend.errors import BadInputError
     from backend.exports.exporter import export_to_zip
-    from backend.exports.reading import open_project
 
     if out.is_dir():
         raise BadInputError(f"--out must be a file when it ends in .zip, got the folder {out}: name another")
@@ -123,7 +124,6 @@ def _export_zip(
     beside = out.with_name(f".{out.name}.partial")
     try:
         with beside.open("wb") as file:
-            project = open_project(projects, project_id)
             report = export_to_zip(project, options, settings, file, threads=_THREADS, on_task=on_task)
         beside.replace(out)
     finally:

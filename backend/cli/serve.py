@@ -5,7 +5,9 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger as GunicornLogger
 
+from backend.cli.gunicorn_worker import PatientThreadWorker
 from backend.cli.logs import start_logging
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.settings import Settings, shared_settings
@@ -23,7 +25,8 @@ class _Service(BaseApplication):  # type: ignore[misc]
         options: dict[str, Any] = {
             "bind": f"{settings.host}:{settings.port}",
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": PatientThreadWorker,
+            "logger_class": _logger_class(settings),
             "threads": settings.service_threads,
             "timeout": 120,
             "graceful_timeout": 30,
@@ -44,7 +47,6 @@ class _Service(BaseApplication):  # type: ignore[misc]
         from backend.upkeep import Upkeep
 
         settings = self._settings
-        start_logging(settings)
         assert settings.redis_url is not None
         projects = open_projects(settings)
         projects.models.start()
@@ -63,6 +65,17 @@ class _Service(BaseApplication):  # type: ignore[misc]
             logger.warning("workers elsewhere are not told of these settings: %s", error)
         Upkeep(projects, queue).start()
         return create_app(projects, queue)
+
+
+def _logger_class(settings: Settings) -> type[GunicornLogger]:
+    class Logger(GunicornLogger):  # type: ignore[misc]
+        """gunicorn's lines, as ours."""
+
+        def setup(self, cfg: Any) -> None:
+            super().setup(cfg)
+            start_logging(settings)
+
+    return Logger
 
 
 def run_service(settings: Settings) -> None:

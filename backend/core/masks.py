@@ -6,7 +6,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.types import Mask
+from backend.core.types import Mask, Scribble
+
+
+def painted_masks(scribble: Scribble) -> tuple[Mask, Mask]:
+    """What a scribble's points and strokes mark as object and as not the object: (H, W) bool each, boxes left out."""
+    masks = []
+    for points_xy, strokes in (
+        (scribble.positive_xy, scribble.positive_strokes),
+        (scribble.negative_xy, scribble.negative_strokes),
+    ):
+        painted = np.zeros(scribble.size_hw, bool) if strokes is None else strokes.copy()
+        x, y = np.floor(points_xy).astype(np.int64).T
+        painted[np.clip(y, 0, painted.shape[0] - 1), np.clip(x, 0, painted.shape[1] - 1)] = True
+        masks.append(painted)
+    return masks[0], masks[1]
 
 
 def clean_mask(mask: Mask, *, speck_px: float, hole_px: float) -> Mask:

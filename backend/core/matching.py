@@ -9,7 +9,7 @@ Source: Frick et al., "Probabilistic feature matching for fast scalable visual p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -33,11 +33,18 @@ class ReferenceBank:
         foreground: (R,) float32 >= 0: inside * known, in [0, 1] for a patch, the sum of it for one that stands for
         others.
         background: (R,) float32 >= 0: (1 - inside) * known, likewise.
+        objects: (N, D) float32: mean feature of each reference's object; without any of its own, that of all of them.
     """
 
     features: Tensor
     foreground: Tensor
     background: Tensor
+    objects: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    def __post_init__(self) -> None:
+        if not len(self.objects):
+            mean = self.foreground @ self.features / self.foreground.sum().clamp_min(MINIMUM_MASS)
+            object.__setattr__(self, "objects", mean[None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +109,18 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
     inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
     known = torch.cat([torch.from_numpy(reference.known.astype(np.float32)) for reference in references])
-    return ReferenceBank(features, inside * known, (1 - inside) * known)
+    return ReferenceBank(features, inside * known, (1 - inside) * known, mean_objects(references))
+
+
+def mean_objects(references: Sequence[Reference]) -> Tensor:
+    """The mean feature of the object on each reference that marks one, (N, D) float32."""
+    means = []
+    for reference in references:
+        marked = np.flatnonzero(reference.inside > 0)
+        inside = reference.inside[marked].astype(np.float32)
+        if float(inside.sum()) >= MINIMUM_MASS:
+            means.append(inside @ reference.features[marked].astype(np.float32) / inside.sum())
+    return torch.from_numpy(np.stack(means))
 
 
 def match_posterior(
@@ -129,11 +147,12 @@ def match_posterior(
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
     """
     require_matchable(bank, target, temperature)
-    logits = bank.features @ target.T / temperature
+    # One matrix of this size, passed over as seldom as possible: it is what a match takes its time for.
+    logits = bank.features @ (target / temperature).T
     # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
     strange = strange_similarity / temperature
     highest = logits.amax(dim=0, keepdim=True).clamp_min(strange)
-    weights = (logits - highest).exp_()
+    weights = logits.sub_(highest).exp_()
     sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
     rest = (strange - highest[0]).exp()
     posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
@@ -197,19 +216,6 @@ def _mean_features(bank: ReferenceBank) -> tuple[Tensor, Tensor]:
     masses = torch.stack([bank.foreground, bank.background])
     means = (masses @ bank.features) / masses.sum(dim=1, keepdim=True).clamp_min(MINIMUM_MASS)
     return means[0], means[1]
-
-
-def closest_similarity(bank: ReferenceBank, target: Tensor) -> float:
-    """How alike the most alike patches are: near 1 where the object is present, low where it is absent.
-
-    The posterior only compares: it can't tell "the object" from "rather the object than the background". This can.
-
-    Returns:
-        the highest percent's least of max_r <f_r, g_t> over foreground patches r, in [-1, 1].
-    """
-    core = bank.features[bank.foreground >= 0.5 * bank.foreground.max()]
-    likeness = (target @ core.T).amax(dim=1)
-    return float(torch.quantile(likeness, 0.99))
 
 
 def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:

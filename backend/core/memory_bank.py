@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backend.core.matching import ReferenceBank, check_references, gather_references
+from backend.core.matching import ReferenceBank, check_references, gather_references, mean_objects
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
@@ -73,6 +73,7 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
         torch.from_numpy(features),
         torch.from_numpy((inside[chosen] * mass).astype(np.float32)),
         torch.from_numpy(((1 - inside[chosen]) * mass).astype(np.float32)),
+        mean_objects(ordered),
     )
 
 

@@ -14,7 +14,8 @@ class Evidence:
     """What speaks for a mask, each in [0, 1] but for `closeness`.
 
     Attributes:
-        closeness: `matching.closest_similarity`, in [-1, 1].
+        kinship: `kinship.kinship`, in [-1, 1].
+        cohesion: `kinship.cohesion` of the references, in [-1, 1].
         peak: mean posterior of the highest percent of the image: low where the object is absent.
         inside: mean posterior inside the mask.
         outside: mean posterior outside of it.
@@ -24,7 +25,8 @@ class Evidence:
         area: share of the image.
     """
 
-    closeness: float
+    kinship: float
+    cohesion: float
     peak: float
     inside: float
     outside: float
@@ -34,29 +36,33 @@ class Evidence:
 
 
 # Fitted by benchmarks/calibration.py: logistic regressions on 68 classes, each set judged by a fit on the other sets.
-IOU_WEIGHTS = {"constant": -2.44, "closeness": -0.07, "inside": 0.32, "support": 0.93, "agreement": 3.29}
-PRESENCE_WEIGHTS = {"constant": -7.0, "closeness": 14.5, "inside": 1.0, "agreement": 1.5}
+IOU_WEIGHTS = {"constant": -2.7, "inside": 0.32, "support": 0.45, "agreement": 3.9}
+PRESENCE_WEIGHTS = {"constant": -4.6, "kinship": 13.4, "cohesion": -4.5, "inside": 0.23, "agreement": 3.15}
 
 
-def weigh_mask(mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.float32], *, closeness: float) -> Evidence:
+def weigh_mask(
+    mask: Mask, posterior: NDArray[np.float32], prior: NDArray[np.float32], *, kinship: float, cohesion: float
+) -> Evidence:
     """What speaks for a mask; without pixels, an `area` of 0.
 
     Args:
         mask: (h, w) bool.
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1], above 0.5 where the posterior says object.
-        closeness: of the target to the references' object.
+        kinship: of what was found to the references' objects.
+        cohesion: of these.
     """
     claimed = int(np.count_nonzero(mask))
     if not claimed:
-        return Evidence(closeness, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Evidence(kinship, cohesion, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     highest = max(1, posterior.size // 100)
     peak = float(np.partition(posterior, -highest, axis=None)[-highest:].mean())
     shared, rest = float(posterior[mask].sum()), float(posterior[~mask].sum())
     likely = prior > 0.5
     both = int(np.count_nonzero(likely & mask))
     return Evidence(
-        closeness=closeness,
+        kinship=kinship,
+        cohesion=cohesion,
         peak=peak,
         inside=shared / claimed,
         outside=rest / max(1, mask.size - claimed),
@@ -72,7 +78,6 @@ def expected_iou(evidence: Evidence) -> float:
         return 0.0
     return _logistic(
         IOU_WEIGHTS["constant"]
-        + IOU_WEIGHTS["closeness"] * evidence.closeness
         + IOU_WEIGHTS["inside"] * _logit(evidence.inside)
         + IOU_WEIGHTS["support"] * evidence.support
         + IOU_WEIGHTS["agreement"] * evidence.agreement
@@ -82,13 +87,15 @@ def expected_iou(evidence: Evidence) -> float:
 def presence(evidence: Evidence) -> float:
     """The chance that the object is on the image at all, in [0, 1]; 0 for an empty mask.
 
-    Judged apart from the expected IoU: a poor mask of an object that is there is worth more than none.
+    Judged apart from the expected IoU: a poor mask of an object that is there is worth more than none. Fitted as if
+    every other image had the object, each counting with the IoU that would be lost.
     """
     if evidence.area == 0:
         return 0.0
     return _logistic(
         PRESENCE_WEIGHTS["constant"]
-        + PRESENCE_WEIGHTS["closeness"] * evidence.closeness
+        + PRESENCE_WEIGHTS["kinship"] * evidence.kinship
+        + PRESENCE_WEIGHTS["cohesion"] * evidence.cohesion
         + PRESENCE_WEIGHTS["inside"] * _logit(evidence.inside)
         + PRESENCE_WEIGHTS["agreement"] * evidence.agreement
     )

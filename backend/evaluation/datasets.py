@@ -46,21 +46,25 @@ class Episode:
 def find_classes(directory: Path) -> list[ImageClass]:
     """All classes under a directory, sorted; a class with fewer than two images is left out.
 
-    FSS-1000 has no folders of sets: `<class>/<n>.jpg` with `<n>.png`, and a list of its test classes. Where that list
-    is there (`TEST_LISTS`, in the directory or above it), only the classes that it names count.
+    FSS-1000 has no folders of sets: `fewshot_data/<class>/<n>.jpg` with `<n>.png`, and a list of its test classes. It
+    may be given as that folder or as the one above. Where its list is there (`TEST_LISTS`, in the folder of the classes
+    or above it), only the classes that it names count.
 
     Raises:
         BadInputError: no such directory, no class in it, or none of the list's.
     """
-    classes = _classes_in(directory.glob("*/*"))
-    if not classes:
-        classes = _listed(_classes_in(directory.glob("*")), directory)
+    classes = _classes_in(directory.glob("*/*")) or _classes_in(directory.glob("*"))
     if not classes:
         raise BadInputError(
             f"a data set must hold <set>/<class>/<n>.jpg with <n>.png, got {directory} without any; "
             "give its root folder"
         )
-    return classes
+    folders = sorted({one.images[0].parent.parent for one in classes})
+    return [
+        one
+        for folder in folders
+        for one in _listed([one for one in classes if one.images[0].parent.parent == folder], folder)
+    ]
 
 
 def _classes_in(folders: Iterable[Path]) -> list[ImageClass]:
@@ -72,17 +76,15 @@ def _classes_in(folders: Iterable[Path]) -> list[ImageClass]:
     return classes
 
 
-def _listed(classes: list[ImageClass], directory: Path) -> list[ImageClass]:
-    lists = [folder / name for folder in (directory, directory.resolve().parent) for name in TEST_LISTS]
+def _listed(classes: list[ImageClass], folder: Path) -> list[ImageClass]:
+    lists = [place / name for place in (folder, folder.resolve().parent) for name in TEST_LISTS]
     found = next((path for path in lists if path.is_file()), None)
-    if found is None or not classes:
+    if found is None:
         return classes
     wanted = {line.strip().rstrip("/").rpartition("/")[2] for line in found.read_text().splitlines() if line.strip()}
     kept = [one for one in classes if one.class_name in wanted]
     if not kept:
-        raise BadInputError(
-            f"the list {found.name} must name folders of {directory}, got none that is there; remove it"
-        )
+        raise BadInputError(f"the list {found.name} must name folders of {folder}, got none that is there; remove it")
     return kept
 
 

@@ -1,6 +1,7 @@
 """What a user would have marked instead of a finished mask: points and strokes in it, or one object of several."""
 
 import random
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,6 +14,10 @@ MOST_OBJECTS = 5
 POINTS_AN_OBJECT = 2
 STROKE_SHARE = 0.25
 """Thickness of a stroke over the width of the object where it is thickest."""
+MOST_CORRECTIONS = 3
+"""A user who sees a wrong mask marks again, but not for ever."""
+WORTH_CORRECTING = 0.02
+"""Part of the object's area below which a wrong patch is left as it is."""
 
 
 def simulated_points(mask: Mask, *, seed: int) -> Scribble:
@@ -44,6 +49,48 @@ def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
         drawn = cv2.polylines(np.zeros(mask.shape, np.uint8), [corners], isClosed=False, color=1, thickness=thickness)
         strokes |= drawn & piece.astype(np.uint8)
     return Scribble(_size(mask), positive_strokes=strokes > 0)
+
+
+def marks_all(mask: Mask) -> bool:
+    """Are the objects that `simulated_points` and `simulated_strokes` mark all that there are, but for crumbs?"""
+    pieces = _largest_pieces(mask)
+    return sum(int(piece.sum()) for piece in pieces) >= 0.9 * int(mask.sum())
+
+
+def corrected(scribble: Scribble, found: Mask, mask: Mask) -> Scribble | None:
+    """The scribble with one mark more, where the mask found is most wrong: the way a user goes on who sees it.
+
+    The thickest wrong patch gets a point in its middle, or, if the scribble has strokes, a stroke as wide as those:
+    positive where the object was missed, negative where it was exceeded. Objects that were not marked at first stay
+    unmarked, and finding them is not wrong.
+
+    Args:
+        scribble: so far, in the frame of `mask`.
+        found: (H, W) bool: what became of it.
+        mask: (H, W) bool: what was meant.
+
+    Returns:
+        None where nothing is worth it.
+    """
+    marked = np.logical_or.reduce(_largest_pieces(mask))
+    errors = {True: _distance(marked & ~found), False: _distance(found & ~mask)}
+    is_missing = float(errors[True].max()) >= float(errors[False].max())
+    distance = errors[is_missing]
+    x, y = _thickest(distance)
+    patch = cv2.connectedComponents((distance > 0).astype(np.uint8), connectivity=8)[1]
+    if distance[int(y), int(x)] == 0 or (patch == patch[int(y), int(x)]).sum() < WORTH_CORRECTING * marked.sum():
+        return None
+    if scribble.positive_strokes is None:
+        point = np.array([[x, y]], np.float32)
+        if is_missing:
+            return replace(scribble, positive_xy=np.concatenate([scribble.positive_xy, point]))
+        return replace(scribble, negative_xy=np.concatenate([scribble.negative_xy, point]))
+    # The ridge of the patch, as one would paint along it.
+    stroke = (distance >= (1 - STROKE_SHARE) * distance[int(y), int(x)]) & (patch == patch[int(y), int(x)])
+    if is_missing:
+        return replace(scribble, positive_strokes=scribble.positive_strokes | stroke)
+    before = scribble.negative_strokes
+    return replace(scribble, negative_strokes=stroke if before is None else before | stroke)
 
 
 def largest_object(mask: Mask) -> Mask:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from backend.core.masks import iou
-from backend.core.types import EncodedImage, Mask, Reference
+from backend.core.types import EncodedImage, Mask, Reference, Scribble
 from backend.errors import BadInputError
 from backend.evaluation.datasets import (
     ImageClass,
@@ -25,12 +25,20 @@ from backend.evaluation.datasets import (
     read_image,
     read_mask,
 )
-from backend.evaluation.markings import largest_object, simulated_points, simulated_strokes
+from backend.evaluation.markings import (
+    MOST_CORRECTIONS,
+    corrected,
+    largest_object,
+    marks_all,
+    simulated_points,
+    simulated_strokes,
+)
 from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
 from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
-MARKINGS = ("points", "strokes", "one_object")
-"""What is marked instead of the whole mask, see `markings`."""
+MARKINGS = ("points", "strokes", "points_corrected", "strokes_corrected", "one_object")
+"""What is marked instead of the whole mask, see `markings`; corrected: by a user who sees the mask found, up to three
+times."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,13 @@ class VariantsResult:
         }
         found = {**first, "variants": brief}
         if self.markings:
-            by_hand = [self.markings["points"], self.markings["strokes"]]
             found["markings"] = dict(self.markings)
-            found["scribble_loss"] = self.markings["mask"] - statistics.fmean(by_hand)
-            found["one_object_loss"] = self.markings["mask"] - self.markings["one_object"]
+            for key, kinds in (
+                ("scribble_loss", ("points", "strokes")),
+                ("scribble_corrected_loss", ("points_corrected", "strokes_corrected")),
+                ("one_object_loss", ("one_object",)),
+            ):
+                found[key] = self.markings["mask"] - statistics.fmean(self.markings[kind] for kind in kinds)
         return found
 
 
@@ -223,12 +234,27 @@ class _Run:
         if kind == "one_object":
             mask, is_complete = largest_object(mask), False
         elif kind != "mask":
-            simulate = simulated_points if kind == "points" else simulated_strokes
-            found = self.engine.mask_from_scribble(target, simulate(mask, seed=0))
+            is_complete = is_complete and marks_all(mask)
+            found = self._from_scribble(target, mask, kind)
             if found is None:
                 return None
-            mask = found.mask
+            mask = found
         return self.engine.describe(image, target, mask, is_complete=is_complete)
+
+    def _from_scribble(self, target: EncodedImage, mask: Mask, kind: str) -> Mask | None:
+        """What the engine makes of a simulated scribble, and of what a user adds who sees it."""
+        scribble: Scribble | None = (simulated_points if kind.startswith("points") else simulated_strokes)(mask, seed=0)
+        best: Mask | None = None
+        for _ in range(1 + (MOST_CORRECTIONS if kind.endswith("corrected") else 0)):
+            if scribble is None:
+                break
+            found = self.engine.mask_from_scribble(target, scribble)
+            seen = np.zeros_like(mask) if found is None else found.mask
+            # A mark that makes it worse is taken back.
+            if best is None or iou(seen, mask) > iou(best, mask):
+                best = seen
+            scribble = corrected(scribble, seen, mask)
+        return best if best is not None and best.any() else None
 
 
 def _union(masks: Sequence[Mask], like: Mask) -> Mask:

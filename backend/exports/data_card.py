@@ -66,6 +66,11 @@ class DataCard:
         return self._sources.total()
 
     @property
+    def empty_splits(self) -> tuple[str, ...]:
+        """Splits that have a share but no image."""
+        return tuple(split for split in self._options.splits if not self._images[split])
+
+    @property
     def left_out(self) -> dict[str, int]:
         """What is not in the data set, by kind."""
         return dict(sorted(self._left_out.items()))
@@ -134,6 +139,9 @@ class DataCard:
                 if split in splits
             ],
         )  # fmt: skip
+        if self.empty_splits:
+            yield ""
+            yield f"No image fell into {' and '.join(self.empty_splits)}: the project is small, or the share is."
         yield ""
         yield "## Labels"
         yield ""

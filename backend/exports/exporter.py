@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ class Report:
     Attributes:
         left_out: how many there are of each kind.
         problems: how many of them are broken things, not choices.
+        empty_splits: splits that have a share but no image.
         has_resumed: it went on from an interrupted run.
     """
 
@@ -48,6 +49,7 @@ class Report:
     objects: int
     left_out: dict[str, int]
     problems: int
+    empty_splits: tuple[str, ...]
     has_resumed: bool = False
 
 
@@ -81,7 +83,7 @@ def export_to_folder(
     with FolderSink(out, described) as sink:
         report = _export(project, options, described, sink, threads=threads, on_task=on_task)
         sink.finish()
-        return Report(report.images, report.objects, report.left_out, report.problems, sink.has_resumed)
+        return replace(report, has_resumed=sink.has_resumed)
 
 
 def export_to_zip(
@@ -149,7 +151,7 @@ def _export(
     if options.format in ("coco", "yolo-seg"):
         notes.append(f"Polygons keep within {options.tolerance_px:g} px of the masks' outlines.")
     sink.write("README.md", [card.markdown(notes).encode()])
-    return Report(card.images, card.objects, card.left_out, problems)
+    return Report(card.images, card.objects, card.left_out, problems, card.empty_splits)
 
 
 _WRITERS: dict[Format, Callable[..., FormatWriter]] = {

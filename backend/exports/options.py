@@ -100,8 +100,14 @@ def options_from_texts(told: Mapping[str, str]) -> ExportOptions:
             raise BadInputError(f"split must be three shares like 0.8,0.1,0.1, got {told['split'][:40]!r}")
         values["split"] = shares
     if "leave_out_unreachable" in told:
-        values["leave_out_unreachable"] = told["leave_out_unreachable"].lower() in ("1", "true", "on")
+        values["leave_out_unreachable"] = _flag("leave_out_unreachable", told["leave_out_unreachable"])
     return ExportOptions(**values)
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("1", "0", "true", "false"):
+        raise BadInputError(f"{name} must be true or false, got {text[:40]!r}")
+    return text.lower() in ("1", "true")
 
 
 def _number(name: str, text: str) -> float:

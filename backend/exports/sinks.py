@@ -18,6 +18,8 @@ SUMS = "SHA256SUMS"
 RECORD = "export.json"
 _JOURNAL = ".journal.jsonl"
 _SCRATCH = ".scratch"
+_OF_IMAGES = ("label_studio", "project", "format", "images", "split")
+"""What says where an image file is in a data set, and whether: with other masks a run can go on all the same."""
 _OF_READERS = re.compile(r"labels/\w+\.cache")
 """Ultralytics leaves its own beside the labels; they are of no use to other labels."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -125,7 +127,7 @@ class FolderSink:
         return self._out.with_name(f".{self._out.name}.lock")
 
     def _take_up(self) -> None:
-        identity = json.dumps(self._identity, sort_keys=True)
+        identity = json.dumps([self._identity.get(name) for name in _OF_IMAGES])
         marker, journal, old_journal = (self._partial / name for name in (".identity", _JOURNAL, f"{_JOURNAL}.old"))
         self.has_resumed = marker.is_file() and marker.read_text() == identity
         if self._partial.exists() and not self.has_resumed:

@@ -7,6 +7,7 @@ named them, or if Label Studio itself sent us there (a presigned address of a cl
 import base64
 import binascii
 import logging
+import re
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.transport import (
     NO_PROXY,
     AuthHeaders,
-    PublicAdapter,
+    Cutter,
+    WatchedAdapter,
     is_transient,
     keep_headers,
     network_errors,
@@ -77,8 +79,7 @@ class ImageFetcher:
             label_studio_aliases: hosts ("host" or "host:port") under which others know this Label Studio; images
                 there are fetched from `label_studio_url` instead.
             max_bytes: largest file.
-            timeout_s: for one image with all its redirects and retries. A read that began before the limit may end
-                up to as long after it.
+            timeout_s: for one image with all its redirects and retries; only looking a name up may take longer.
         """
         self._base = parse_url(label_studio_url.rstrip("/"))
         self._auth_headers = auth_headers
@@ -153,9 +154,17 @@ class ImageFetcher:
         )
 
     def _download(self, hop: _Hop, deadline: float) -> bytes:
+        with closing(Cutter(deadline)) as cutter:
+            try:
+                return self._follow(hop, deadline, cutter)
+            except LabelStudioUnavailableError:
+                self._left(hop, deadline)  # says so where the time was over
+                raise
+
+    def _follow(self, hop: _Hop, deadline: float, cutter: Cutter) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             # A session for each hop: no cookie, connection or header of one host is ever there for another.
-            with requests.Session() as session, closing(self._ask(session, hop, deadline)) as response:
+            with requests.Session() as session, closing(self._ask(session, hop, deadline, cutter)) as response:
                 location = response.headers.get("Location")
                 if response.is_redirect and location:
                     hop = self._next_hop(hop, location)
@@ -167,10 +176,9 @@ class ImageFetcher:
             f"{hop.shown} must lead to an image, got over {_MAX_REDIRECTS} redirects: correct the address"
         )
 
-    def _ask(self, session: requests.Session, hop: _Hop, deadline: float) -> requests.Response:
-        if hop.trust == "public":
-            session.mount("http://", PublicAdapter())
-            session.mount("https://", PublicAdapter())
+    def _ask(self, session: requests.Session, hop: _Hop, deadline: float, cutter: Cutter) -> requests.Response:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, WatchedAdapter(cutter, is_public=hop.trust == "public"))
         for renew in (False, True):
             headers = {"Accept-Encoding": "identity"}
             if hop.trust == "label_studio":
@@ -193,7 +201,7 @@ class ImageFetcher:
     def _read_body(self, hop: _Hop, response: requests.Response, deadline: float) -> bytes:
         declared = response.headers.get("Content-Length", "")
         content = bytearray()
-        if not (declared.isdigit() and int(declared) > self._max_bytes):
+        if not (re.fullmatch("[0-9]{1,18}", declared) and int(declared) > self._max_bytes):
             # read1 gives what has come: a server that drips bytes cannot stretch the time limit.
             while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):
                 content += chunk
@@ -201,6 +209,7 @@ class ImageFetcher:
                 if len(content) > self._max_bytes:
                     break
             else:
+                self._left(hop, deadline)  # a connection that was cut looks like the end of a file of unknown length
                 return bytes(content)
         raise self._too_large(hop.shown)
 

@@ -4,6 +4,7 @@ The config is read with defusedxml, not with label_studio_sdk's LabelInterface: 
 (jsonschema, pydantic models of every tag) for three tags, expands XML entities and knows no clear error for a labeler.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -213,7 +214,12 @@ def _at_path(data: object, path: str) -> object:
     for part in path.replace("[", ".").replace("]", "").split("."):
         if isinstance(data, Mapping):
             data = data.get(part)
-        elif isinstance(data, Sequence) and not isinstance(data, str) and part.isdigit() and int(part) < len(data):
+        elif (
+            isinstance(data, Sequence)
+            and not isinstance(data, str)
+            and re.fullmatch("[0-9]{1,9}", part)
+            and int(part) < len(data)
+        ):
             data = data[int(part)]
         else:
             return None

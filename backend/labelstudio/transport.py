@@ -4,10 +4,12 @@ Nothing here puts a token, a password or the query of a foreign address (a presi
 """
 
 import ipaddress
+import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeVar
 
@@ -159,30 +161,91 @@ def connect_public(host: str, port: int, timeout_s: float | None) -> socket.sock
     raise failure
 
 
-class _PublicHTTPConnection(HTTPConnection):
-    def _new_conn(self) -> socket.socket:
-        return connect_public(self._dns_host, self.port, _seconds(self.timeout))
+class Cutter:
+    """Ends the connections of one download when its time is over, whatever they are waiting for.
+
+    Timeouts of sockets count from the last byte: a host that drips a byte every second, of its headers or of the TLS
+    handshake, would hold a thread for as long as it likes.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        """Args:
+        deadline: of time.monotonic().
+        """
+        self._connections: list[int] = []
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, connection: socket.socket) -> socket.socket:
+        """End this one too; returns it."""
+        with self._lock:
+            # A copy of the handle: TLS takes the socket over, and then this object is one no more.
+            self._connections.append(os.dup(connection.fileno()))
+            is_over = self._is_over
+        if is_over:
+            self._cut()
+        return connection
+
+    def _cut(self) -> None:
+        with self._lock:
+            self._is_over = True
+            for handle in self._connections:
+                with suppress(OSError), socket.socket(fileno=os.dup(handle)) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """The download is done, or has failed."""
+        self._timer.cancel()
+        with self._lock:
+            for handle in self._connections:
+                os.close(handle)
+            self._connections.clear()
 
 
-class _PublicHTTPSConnection(HTTPSConnection):
-    def _new_conn(self) -> socket.socket:
-        return connect_public(self._dns_host, self.port or 443, _seconds(self.timeout))
+class WatchedAdapter(HTTPAdapter):
+    """Connections that a cutter ends; with `is_public` to public addresses only.
 
+    Give requests of a public one no proxy: a proxy would look the name up by itself.
+    """
 
-class _PublicHTTPPool(HTTPConnectionPool):
-    ConnectionCls = _PublicHTTPConnection
-
-
-class _PublicHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _PublicHTTPSConnection
-
-
-class PublicAdapter(HTTPAdapter):
-    """Connects to public addresses only. Give its requests no proxy: a proxy would look the name up by itself."""
+    def __init__(self, cutter: Cutter, *, is_public: bool) -> None:
+        self._cutter = cutter
+        self._is_public = is_public
+        super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PublicHTTPPool, "https": _PublicHTTPSPool}
+        self.poolmanager.pool_classes_by_scheme = _pools(self._cutter, self._is_public)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = _pools(self._cutter, self._is_public)
+        return manager
+
+
+def _pools(cutter: Cutter, is_public_only: bool) -> dict[str, type[HTTPConnectionPool]]:
+    class PlainConnection(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            if is_public_only:
+                return cutter.watch(connect_public(self._dns_host, self.port, _seconds(self.timeout)))
+            return cutter.watch(super()._new_conn())
+
+    class TlsConnection(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            if is_public_only:
+                return cutter.watch(connect_public(self._dns_host, self.port or 443, _seconds(self.timeout)))
+            return cutter.watch(super()._new_conn())
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    return {"http": PlainPool, "https": TlsPool}
 
 
 NO_PROXY: dict[str, Any] = {"http": None, "https": None, "all": None}

@@ -2,9 +2,16 @@
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from backend.core.grid import map_to_size, mask_coverage
+from backend.core.masks import painted_masks
+from backend.core.matching import balanced_mass
 from backend.core.types import Scribble
+
+BACKGROUND_SHARE = 0.6
+"""Of the patches without a stroke: so many of the least alike are taken for background."""
 
 
 def scribble_affinity(
@@ -41,6 +48,42 @@ def scribble_affinity(
     stretched = np.clip((likeness - lowest) / max(1e-6, float(likeness.max() - lowest)), 0, 1)
     grid = stretched.reshape(rows, columns).astype(np.float32)
     return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def stroke_posterior(
+    features: NDArray[np.floating], scribble: Scribble, *, temperature: float = 0.05
+) -> NDArray[np.float32] | None:
+    """How likely each pixel shows what strokes run through: a map for `cut_from_strokes`.
+
+    As `matching.match_posterior` of the image with itself, a patch having no say in its own: the object are the patches
+    that the strokes cover, each as far as it is covered; the background, what was painted as such and the
+    `BACKGROUND_SHARE` of the others that looks least like the strokes. Within one image lighting and scale are the
+    same, so likeness counts less steeply than between images: twice the temperature.
+
+    Args:
+        features: (H_p, W_p, D), each patch of unit length.
+        scribble: its frame is the frame of the result; points count as strokes of a pixel, boxes do not count.
+        temperature: the encoder's softmax scale.
+
+    Returns:
+        (h, w) float32 in [0, 1]; None without strokes on the object, or if they are on every patch.
+    """
+    if scribble.positive_strokes is None or not scribble.positive_strokes.any():
+        return None
+    inside, outside = painted_masks(scribble)
+    rows, columns, depth = features.shape
+    patches = torch.from_numpy(features.reshape(-1, depth).astype(np.float32))
+    covered = mask_coverage(inside, (rows, columns)).flatten()
+    others = covered <= 0
+    if not bool(others.any()):
+        return None
+    similarity = patches @ (covered @ patches / covered.sum())
+    background = (others & (similarity <= torch.quantile(similarity[others], BACKGROUND_SHARE))).float()
+    background = torch.maximum(background, (mask_coverage(outside, (rows, columns)).flatten() > 0).float())
+    weights = ((patches @ patches.T - 1.0) / (2 * temperature)).exp_().fill_diagonal_(0.0)
+    object_sum, background_sum = torch.stack([balanced_mass(covered), balanced_mass(background)]) @ weights
+    posterior = object_sum / (object_sum + background_sum).clamp_min(torch.finfo(torch.float32).tiny)
+    return np.asarray(map_to_size(posterior.reshape(rows, columns), scribble.size_hw).numpy(), np.float32)
 
 
 def _marked_points(scribble: Scribble, stroke_samples: int) -> NDArray[np.float32]:

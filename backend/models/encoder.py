@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backend.core.kinship import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.weights import efficientnet_lite2_weights, weights_sha256
@@ -33,6 +34,11 @@ class Encoder(Protocol):
     @property
     def strange_similarity(self) -> float:
         """The cosine below which two of this encoder's patches have nothing in common."""
+        ...
+
+    @property
+    def kind_frame(self) -> KindFrame:
+        """Where this encoder's features tell the kind of an object."""
         ...
 
     def encode(self, image: Image) -> Tensor:
@@ -61,6 +67,8 @@ STAGES = (2, 4, 5, 6)
 """Stage 5 separates objects better than the last one, which is made for naming the whole image; docs/quality.md."""
 GRID_LEVEL = 1
 """Index into STAGES: the level whose grid, at stride 16, the others are brought to."""
+KIND_STAGES = (5, 6)
+"""The last of STAGES: those that tell kinds of objects apart."""
 INPUT_MULTIPLE_PX = 32
 LONGEST_INPUT_PX = 1344
 """Of a very long and thin image, so that it can't ask for more memory than others."""
@@ -84,6 +92,7 @@ class EfficientNetLiteEncoder:
         self.signature = f"tf_efficientnet_lite2:{weights_sha256(path)[:12]}:{options.side_px}px:{levels}"
         self.temperature = options.temperature
         self.strange_similarity = options.strange_similarity
+        self.kind_frame = _kind_frame(self._net, options.level_weights)
 
     def encode(self, image: Image) -> Tensor:
         """The feature map of an image.
@@ -134,6 +143,26 @@ def _fuse(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
             level = F.interpolate(level, size=(rows, columns), mode="bilinear", align_corners=False)
         parts.append(F.normalize(level, dim=1) * math.sqrt(weight))
     return F.normalize(torch.cat(parts, dim=1), dim=1)[0].permute(1, 2, 0).contiguous()
+
+
+def _kind_frame(network: Any, weights: tuple[float, ...]) -> KindFrame:
+    """The two deepest stages, and their mean over the images that the network was trained on.
+
+    Each block of a stage ends in a batch normalisation, whose outputs have its bias as their mean and its weight as
+    their spread, and is added to the block before where it has a skip: the network itself knows what is typical.
+    """
+    parts = []
+    for stage, weight in zip(STAGES, weights, strict=True):
+        if stage not in KIND_STAGES:
+            continue
+        mean = variance = torch.zeros(1)
+        for block in network.blocks[stage]:
+            mean = block.bn3.bias + (mean if block.has_skip else 0)
+            variance = block.bn3.weight.square() + (variance if block.has_skip else 0)
+        # As `_fuse`: every level is of unit length by itself, then weighted.
+        parts.append(mean / (mean.square() + variance).sum().sqrt() * math.sqrt(weight / sum(weights)))
+    typical = torch.cat(parts)
+    return KindFrame(slice(-len(typical), None), typical)
 
 
 def _load_network(path: Path) -> Any:

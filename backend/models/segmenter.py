@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.types import Arrays, Image, Mask, Scribble
+from backend.core.types import Arrays, Image, Mask, ScoredMask, Scribble
 from backend.errors import BadInputError
 from backend.models.prior_cut import cut_from_prior
 from backend.models.scribble_cut import cut_from_scribble
+from backend.models.stroke_cut import cut_from_strokes
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +24,13 @@ class Prompt:
         prior: (h, w) float32 in [0, 1] or None: a score map that the mask should follow. With a prior the positive
             points say which pieces of it are meant; without one they are all there is.
         affinity: (h, w) float32 in [0, 1] or None: how much each pixel looks like what the scribble marks.
+        posterior: (h, w) float32 in [0, 1] or None: how likely each pixel is what the scribble's strokes run through.
     """
 
     scribble: Scribble
     prior: NDArray[np.float32] | None = None
     affinity: NDArray[np.float32] | None = None
+    posterior: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +102,7 @@ class LiteSegmenter:
         cuts: dict[int, Mask] = {}
         for index, prompt in enumerate(prompts):
             if prompt.prior is None:
-                scored = cut_from_scribble(image, prompt.scribble, prompt.affinity)
+                scored = _cut_scribble(image, prompt)
                 if scored is not None:
                     candidates.append(MaskCandidate(scored.mask, scored.score, index))
                 continue
@@ -109,6 +112,12 @@ class LiteSegmenter:
             if mask.any():
                 candidates.append(MaskCandidate(mask, float(prompt.prior[mask].mean()), index))
         return candidates
+
+
+def _cut_scribble(image: Image, prompt: Prompt) -> ScoredMask | None:
+    if prompt.posterior is None or len(prompt.scribble.boxes_xyxy):
+        return cut_from_scribble(image, prompt.scribble, prompt.affinity)
+    return cut_from_strokes(image, prompt.scribble, prompt.posterior)
 
 
 def _pieces_under(mask: Mask, points_xy: NDArray[np.float32]) -> Mask:

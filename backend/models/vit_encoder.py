@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backend.core.kinship import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.accelerator import OnDevice, make_interruptible
@@ -98,6 +99,8 @@ class TimmEncoder:
         self.signature = f"{name}:{content}:{options.side_px}px{positional}"
         self.temperature = options.temperature
         self.strange_similarity = options.strange_similarity
+        # What is typical of its features is not known: nothing is taken off.
+        self.kind_frame = KindFrame()
         self._bases: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 

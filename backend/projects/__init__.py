@@ -1,6 +1,5 @@
 """The use cases of a Label Studio project; `open_projects` is where everything is put together."""
 
-import base64
 import logging
 import re
 import threading
@@ -136,7 +135,7 @@ class Projects:
         if isinstance(project, str) and re.fullmatch(r"\d+\.\d+", project):
             return project
         named = project if project is not None else (tasks[0].get("project") if tasks else None)
-        if isinstance(named, int | str) and str(named).isdigit() and not isinstance(named, bool):
+        if isinstance(named, int | str) and re.fullmatch("[0-9]{1,18}", str(named)):
             known = self.store.project_by_id(int(named))
             if known is not None:
                 return known.key
@@ -168,14 +167,6 @@ class Projects:
         """Projects that called /setup since the start, and the address at which they reached this backend."""
         with self._lock:
             return list(self._connected.items())
-
-    def basic_auth_header(self) -> str | None:
-        """What `Authorization` has to be on requests to this backend; None without basic auth."""
-        user, password = self.settings.basic_auth_user, self.settings.basic_auth_pass
-        if user is None or password is None:
-            return None
-        pair = f"{user}:{password.get_secret_value()}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def close(self) -> None:
         """Let go of connections."""

@@ -77,7 +77,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(wait_s)
-        known_as = (url, task.get("id"))
+        known_as = (url, _task_id(task))
         if not with_pixels and (sha256 := self._recall(known_as)) is not None:
             encoded = cache.get(sha256)
             if encoded is not None:
@@ -123,7 +123,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(0)
-        known_as = (url, task.get("id"))
+        known_as = (url, _task_id(task))
         if (sha256 := self._recall(known_as)) is not None and cache.get(sha256) is not None:
             return "known"
         content = fetcher.fetch(url, _task_id(task))
@@ -155,7 +155,7 @@ class TaskImages:
             fields = task.get("data")
             try:
                 url = tag.address(fields if isinstance(fields, Mapping) else {})
-                known_as = (url, task.get("id"))
+                known_as = (url, _task_id(task))
                 if (known := self._recall(known_as)) is not None and cache.get(known) is not None:
                     continue
                 content = fetcher.fetch(url, _task_id(task))
@@ -192,7 +192,7 @@ class TaskImages:
         fields = task.get("data")
         url = tag.address(fields if isinstance(fields, Mapping) else {})
         _, cache = self._models.get(60.0)
-        sha256 = self._recall((url, task.get("id")))
+        sha256 = self._recall((url, _task_id(task)))
         if sha256 is not None and cache.get(sha256) is not None:
             return None
         with self._metrics.stage("fetch"):
@@ -223,4 +223,4 @@ class TaskImages:
 
 def _task_id(task: Mapping[str, Any]) -> int | None:
     task_id = task.get("id")
-    return task_id if isinstance(task_id, int) else None
+    return task_id if isinstance(task_id, int) and not isinstance(task_id, bool) else None

@@ -354,13 +354,18 @@ def _from_drafts(
     """Scribbles in the user's drafts that belong to those of the context: same image and label, another kind."""
     wanted = {(region.to_name, region.label) for region in own}
     kinds = {region.kind for region in own}
-    drafts = [draft for draft in task.get("drafts") or () if isinstance(draft, dict)]
-    scribbles = [item for draft in drafts for item in draft.get("result") or () if _is_scribble(item)]
+    drafts = [draft for draft in _list_in(task, "drafts") if isinstance(draft, dict)]
+    scribbles = [item for draft in drafts for item in _list_in(draft, "result") if _is_scribble(item)]
     return [
         region
         for region in read_regions(scribbles, config, sizes_hw).regions
         if (region.to_name, region.label) in wanted and region.kind not in kinds
     ]
+
+
+def _list_in(holder: Json, name: str) -> list[Any]:
+    value = holder.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _is_scribble(item: object) -> bool:

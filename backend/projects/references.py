@@ -235,7 +235,7 @@ class References:
 
 def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:
     """The config's images that regions of a result are on."""
-    named = {region.get("to_name") for region in result if isinstance(region, Mapping)}
+    named = {str(region.get("to_name")) for region in result if isinstance(region, Mapping)}
     return [tag for tag in config.images if tag.name in named]
 
 

@@ -1,18 +1,19 @@
 """The project's page, and the HTTP interface to propagations: JSON for programs, plain forms for people."""
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from backend.errors import BadInputError, NotFoundError, QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
+from backend.json_body import read_json_object
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects
 from backend.projects.pictures import colour_of
@@ -26,14 +27,6 @@ _SHOWN_REFERENCES = 12
 _SHOWN_PREDICTIONS = 12
 _SHOWN_PROPAGATIONS = 8
 _PICTURE_S = 3600
-_SAME_SITE = ("same-origin", "none")
-
-_SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
 
 
 @dataclass(frozen=True)
@@ -83,24 +76,6 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         except QueueUnavailableError:
             # It is in the store: upkeep calls workers as soon as the queue is back.
             return
-
-    @pages.before_request
-    def refuse_other_sites() -> None:
-        """Browsers send basic auth along with requests that another site's page makes."""
-        if request.method in ("GET", "HEAD", "OPTIONS"):
-            return
-        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-        # A sandboxed frame's origin is "null", which has no host: nor may the empty one be among ours.
-        hosts = {request.host, urlsplit(projects.settings.public_url or "").netloc} - {""}
-        is_foreign = site not in _SAME_SITE if site else bool(origin) and urlsplit(origin or "").netloc not in hosts
-        if is_foreign:
-            raise BadInputError("this request came from the page of another site: use the project's own page")
-
-    @pages.after_request
-    def secure(response: Response) -> Response:
-        response.headers.update(_SECURITY_HEADERS)
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
 
     @pages.get("")
     def index() -> str:
@@ -266,10 +241,7 @@ def _told() -> Json:
         return {name: values if name == "labels" else values[-1] for name, values in lists.items()}
     if not request.get_data(cache=True):
         return {}
-    body = request.get_json(force=True, silent=True)
-    if not isinstance(body, dict):
-        raise BadInputError("expected a JSON object as the body, got something else")
-    return body
+    return read_json_object()
 
 
 def _flag(told: Json, name: str) -> bool:
@@ -294,7 +266,7 @@ def _number(told: Json, name: str) -> int | None:
     value = told.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not str(value).isdigit():
+    if not re.fullmatch("[0-9]{1,18}", str(value)):
         raise BadInputError(f'expected "{name}": a whole number, got {str(value)[:40]!r}')
     return int(value)
 

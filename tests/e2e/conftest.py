@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from backend.access import webhook_authorization
 from backend.cli.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 from backend.cli.sample import LABEL_CONFIG
 from backend.core.types import Image
 from backend.errors import ConfigurationError
+from backend.settings import load_settings
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, own_environment
 
 
@@ -17,6 +19,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+    # It reads what all the others have logged.
+    items.sort(key=lambda item: item.path == Path(__file__).parent / "test_logs.py")
+
+
+@pytest.fixture(scope="session")
+def secrets() -> set[str]:
+    """Every token and password that a backend of this run was given."""
+    return {TOKEN}
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +57,10 @@ StartBackend = Callable[..., Backend]
 
 @pytest.fixture(scope="session")
 def new_backend(
-    processes: ProcessGroup, label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory
+    processes: ProcessGroup,
+    label_studio: LabelStudio,
+    tmp_path_factory: pytest.TempPathFactory,
+    secrets: set[str],
 ) -> Iterator[StartBackend]:
     """Make a backend with a queue and a data folder of its own: `new_backend(name, VARIABLE=value, ...)`."""
     queues: list[EmbeddedValkey] = []
@@ -69,6 +82,12 @@ def new_backend(
             PYTHONUNBUFFERED="1",
         )
         environment |= changes
+        given = load_settings(
+            basic_auth_user=changes.get("SOFTMATCHER_BASIC_AUTH_USER"),
+            basic_auth_pass=changes.get("SOFTMATCHER_BASIC_AUTH_PASS"),
+        )
+        told = [changes.get("SOFTMATCHER_BASIC_AUTH_PASS"), changes.get("LABEL_STUDIO_API_KEY")]
+        secrets.update(filter(None, [*told, (webhook_authorization(given) or "").removeprefix("Bearer ")]))
         user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")
         auth = (user, changes["SOFTMATCHER_BASIC_AUTH_PASS"]) if user else None
         backend = Backend(name, f"http://{LOOPBACK}:{port}", processes, environment, auth)

@@ -63,7 +63,7 @@ def test_an_annotation_submitted_while_label_studio_is_away_is_taken_in_later(
     project = new_project(backend, {MARKED: SAMPLES[MARKED].image})
     flaky_proxy.images_left = 0
     project.annotate(MARKED, point_on(MARKED, 2))
-    wait_until(lambda: "waits for Label Studio" in backend.log(), "worker tried")
+    wait_until(lambda: "waits_for_label_studio=" in backend.log(), "worker tried")
     assert project.references() == 0
     flaky_proxy.images_left = None
     project.wait_for_references(1)

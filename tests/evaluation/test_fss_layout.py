@@ -34,6 +34,25 @@ def test_the_list_chooses(root: Path, place: str) -> None:
     assert [one.class_name for one in find_classes(root)] == ["abacus", "zebra"]
 
 
+def test_the_folder_above_is_as_good(root: Path) -> None:
+    (root.parent / "fss_test_set.txt").write_text("zebra\nab_wheel\n")
+    assert [one.name for one in find_classes(root.parent)] == ["fewshot_data/ab_wheel", "fewshot_data/zebra"]
+
+
+def test_the_whole_data_set_has_its_240_test_classes(tmp_path: Path) -> None:
+    names = [f"class_{index:03d}" for index in range(1000)]
+    for name in names:
+        folder = tmp_path / "fewshot_data" / name
+        folder.mkdir(parents=True)
+        for index in range(1, 11):
+            (folder / f"{index}.jpg").touch()
+            (folder / f"{index}.png").touch()
+    (tmp_path / "fss_test_set.txt").write_text("\n".join(names[3::4][:240]) + "\n")
+    found = find_classes(tmp_path)
+    assert len(found) == 240
+    assert {len(one.images) for one in found} == {10}
+
+
 def test_a_list_of_other_classes_is_refused(root: Path) -> None:
     (root / "test.txt").write_text("lion\n")
     with pytest.raises(BadInputError, match=r"test.txt must name folders"):

@@ -14,6 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from backend.cli.evaluate import evaluate as evaluate_command
+from backend.core.kinship import KindFrame
 from backend.core.types import Image
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import evaluate
@@ -25,6 +26,7 @@ class ColourEncoder:
     signature = "colours"
     temperature = 0.05
     strange_similarity = 0.3
+    kind_frame = KindFrame()
 
     def encode(self, image: Image) -> Tensor:
         small = cv2.resize(image, (16, 12), interpolation=cv2.INTER_AREA).astype(np.float32)

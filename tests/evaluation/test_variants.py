@@ -10,10 +10,12 @@ from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
 from backend.cli import app
+from backend.core.masks import painted_masks
+from backend.core.types import Scribble
 from backend.errors import BadInputError
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.markdown import variants_to_markdown
-from backend.evaluation.markings import largest_object, simulated_points, simulated_strokes
+from backend.evaluation.markings import corrected, largest_object, marks_all, simulated_points, simulated_strokes
 from backend.evaluation.run import evaluate
 from backend.evaluation.variants import evaluate_variants
 from backend.models.segmenter import LiteSegmenter
@@ -55,11 +57,12 @@ def test_variants_have_the_figures_that_each_has_alone(drawn: Path) -> None:
 
 def test_markings_cost_little_on_discs(drawn: Path) -> None:
     run = evaluate_variants(drawn, VARIANTS, with_markings=True, limit=1, load=_load)
-    assert set(run.markings) == {"mask", "points", "strokes", "one_object"}
+    assert set(run.markings) == {"mask", "points", "strokes", "points_corrected", "strokes_corrected", "one_object"}
     assert run.to_json()["scribble_loss"] == pytest.approx(
         run.markings["mask"] - (run.markings["points"] + run.markings["strokes"]) / 2
     )
     assert run.markings["points"] > 0.7
+    assert run.markings["strokes"] > 0.7
 
 
 def test_an_interrupted_run_is_taken_up_again(drawn: Path, tmp_path: Path) -> None:
@@ -133,6 +136,30 @@ def test_markings_lie_inside_the_mask() -> None:
     assert strokes.sum() < 0.6 * mask.sum()
     assert largest_object(mask)[60, 50]
     assert not largest_object(mask)[100, 150]
+
+
+@pytest.mark.parametrize("simulate", [simulated_points, simulated_strokes])
+def test_a_user_corrects_where_the_mask_is_most_wrong(simulate: Callable[..., Scribble]) -> None:
+    mask = scene(red1=(50, 60, 30), red2=(150, 100, 20))[1]["red"]
+    scribble = simulate(mask, seed=1)
+    assert corrected(scribble, mask, mask) is None
+    missed, exceeded = mask.copy(), mask.copy()
+    missed[:, :100] = False
+    exceeded[10:50, 150:190] = True
+    inside, outside = painted_masks(corrected(scribble, missed, mask) or scribble)
+    assert inside[55:65, 45:55].any()
+    assert not outside.any()
+    assert not (inside & ~mask).any()
+    inside, outside = painted_masks(corrected(scribble, exceeded, mask) or scribble)
+    assert outside[25:35, 165:175].any()
+    assert not (outside & mask).any()
+
+
+def test_more_objects_than_a_user_marks_are_not_all() -> None:
+    assert marks_all(scene(red1=(50, 60, 30), red2=(150, 100, 20))[1]["red"])
+    many = np.zeros((100, 100), bool)
+    many[::10, ::10] = True
+    assert not marks_all(many)
 
 
 def test_a_mask_of_one_pixel_can_be_marked() -> None:

@@ -142,6 +142,8 @@ def test_nothing_to_export_says_so_and_leaves_nothing_behind(backend: Backend, t
         ({"split": "0.5,0.5"}, "three shares"),
         ({"split": "0.5,0.5,0.5"}, "add up to 1"),
         ({"images": "maybe"}, "images must be one of"),
+        ({"leave_out_unreachable": "perhaps"}, "must be true or false"),
+        ({"split": "nan,0,1"}, "split must be a number"),
         ({"size": "3"}, "unknown option 'size'"),
     ],
 )
@@ -264,8 +266,30 @@ def test_other_options_start_over(filled: Backend, tmp_path: Path) -> None:
     with pytest.raises(LabelStudioUnavailableError):
         export(filled, tmp_path / "out")
     filled.label_studio.away.clear()
-    assert not export(filled, tmp_path / "out", split="0.5,0.25,0.25").has_resumed
-    assert export(filled, tmp_path / "other", leave_out_unreachable="true").images == 5
+    report = export(filled, tmp_path / "out", split="0,0,1")
+    assert not report.has_resumed
+    assert report.empty_splits == ()
+
+
+def test_other_masks_of_the_same_images_go_on(filled: Backend, tmp_path: Path) -> None:
+    address = filled.label_studio.tasks[4]["data"]["image"]
+    filled.label_studio.away.add(address)
+    with pytest.raises(LabelStudioUnavailableError):
+        export(filled, tmp_path / "out")
+    filled.label_studio.fetches = 0
+    report = export(filled, tmp_path / "out", leave_out_unreachable="true", tolerance_px="0")
+    assert report.has_resumed
+    assert filled.label_studio.fetches == 2, "the one that is away, and the one after it"
+    export(filled, tmp_path / "anew", leave_out_unreachable="true", tolerance_px="0")
+    assert files(tmp_path / "out") == files(tmp_path / "anew")
+
+
+def test_splits_without_images_are_named(filled: Backend, tmp_path: Path) -> None:
+    for number in range(2, 9):
+        filled.label_studio.annotations.pop(10 + number, None)
+    report = export(filled, tmp_path / "out", split="0.5,0.25,0.25")
+    assert len(report.empty_splits) == 2
+    assert f"No image fell into {' and '.join(report.empty_splits)}" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_unreachable_images_can_be_left_out(filled: Backend, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ def test_what_cannot_be_exported_is_said_before_anything_is_sent(
     assert message in answer.json["error"]
 
 
+def test_a_number_that_no_project_can_have_is_refused(filled: Backend) -> None:
+    assert filled.client.get(f"/projects/{10**30}/export?format=coco").status_code == 422
+
+
 def test_label_studio_that_is_away_is_503_and_the_next_export_is_not_refused(filled: Backend) -> None:
     filled.label_studio.is_down = True
     assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 503

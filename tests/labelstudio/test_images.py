@@ -1,9 +1,12 @@
 """Fetching task images: from where, with whose token, within which limits."""
 
 import base64
+import gzip
 import socket
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -393,3 +396,118 @@ def test_a_server_that_is_silent_is_given_up(label_studio: Web) -> None:
         fetcher(label_studio, timeout_s=0.3).fetch("/a.jpg")
     assert time.monotonic() - begun < 1.5
     silence.set()
+
+
+def _drip(before: bytes, part: bytes, ended: threading.Event) -> Any:
+    def drip(out: Any) -> None:
+        out.write(before)
+        while not ended.wait(0.02):
+            out.write(part)
+            out.flush()
+
+    return drip
+
+
+@pytest.mark.parametrize(
+    ("before", "part"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-Drip: drop\r\n"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    ],
+)
+def test_a_host_that_drips_any_part_of_its_answer_is_cut_off(
+    label_studio: Web, elsewhere: Web, before: bytes, part: bytes
+) -> None:
+    """Sockets' timeouts count from the last byte: without the cutter this would hold a thread for hours."""
+    ended = threading.Event()
+    elsewhere.always("/a.jpg", Answer(stream=_drip(before, part, ended)))
+    allowed = fetcher(label_studio, allowed_hosts=frozenset({"127.0.0.1"}), timeout_s=0.4)
+    try:
+        with pytest.raises((LabelStudioUnavailableError, LabelStudioError, BadInputError)):
+            allowed.fetch(f"{elsewhere.url}/a.jpg")
+        assert len(elsewhere.requests) == 1
+    finally:
+        ended.set()
+
+
+def test_a_host_that_drips_its_tls_handshake_is_cut_off(label_studio: Web) -> None:
+    ended = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 kB is to follow
+            while not ended.wait(0.02):
+                try:
+                    connection.sendall(b"\x02")
+                except OSError:
+                    return
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    port = listener.getsockname()[1]
+    allowed = fetcher(label_studio, allowed_hosts=frozenset({"127.0.0.1"}), timeout_s=0.4)
+    try:
+        with pytest.raises(LabelStudioUnavailableError):
+            allowed.fetch(f"https://127.0.0.1:{port}/a.jpg")
+    finally:
+        ended.set()
+        listener.close()
+        thread.join(5)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
+def test_a_compressed_bomb_is_refused_in_little_memory(label_studio: Web, encoding: str) -> None:
+    """100 MB of zeros, in 100 kB or less; they were asked for as they are."""
+    packed = zlib.compressobj(9, zlib.DEFLATED, 15 if encoding == "deflate" else 31)
+    bomb = b"".join(packed.compress(bytes(1 << 20)) for _ in range(100)) + packed.flush()
+    if encoding == "gzip, gzip":
+        bomb = gzip.compress(bomb)
+    label_studio.always("/a.jpg", Answer(bomb, headers={"Content-Encoding": encoding}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInputError, match="must be at most 1 MB"):
+            fetcher(label_studio, max_bytes=1_000_000).fetch("/a.jpg")
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_length_that_is_no_number_is_a_file_like_any_other(label_studio: Web) -> None:
+    def stream(out: Any) -> None:
+        out.write("HTTP/1.1 200 OK\r\nContent-Length: \u00b2\r\nConnection: close\r\n\r\n".encode("latin-1") + b"image")
+
+    label_studio.always("/a.jpg", Answer(stream=stream))
+    assert fetcher(label_studio).fetch("/a.jpg") == b"image"
+
+
+@pytest.mark.parametrize(
+    "hops",
+    [
+        ["{elsewhere}/b.jpg"],
+        ["{label_studio}/b.jpg", "{elsewhere}/c.jpg"],
+        ["{label_studio}/b.jpg", "http://localhost:{port}/c.jpg"],
+        ["{label_studio}/b.jpg", "http://[::ffff:127.0.0.1]:{port}/c.jpg"],
+        ["{label_studio}/b.jpg", "http://2130706433:{port}/c.jpg"],
+        ["{label_studio}/b.jpg", "http://0x7f.1:{port}/c.jpg"],
+        ["{label_studio}/b.jpg", "http://127.1:{port}/c.jpg"],
+        ["{label_studio}/b.jpg", "http://0.0.0.0:{port}/c.jpg"],
+    ],
+)
+def test_every_hop_of_a_redirect_is_checked(label_studio: Web, elsewhere: Web, hops: list[str]) -> None:
+    """However the private address is spelt."""
+    paths = ["/a.jpg", "/b.jpg"]
+    for path, target in zip(paths, hops, strict=False):
+        location = target.format(elsewhere=elsewhere.url, label_studio=label_studio.url, port=elsewhere.port)
+        label_studio.always(path, Answer(status=302, headers={"Location": location}))
+    for path in ("/b.jpg", "/c.jpg"):
+        elsewhere.always(path, Answer(b"secret"))
+    with pytest.raises((BadInputError, LabelStudioUnavailableError)):
+        fetcher(label_studio, timeout_s=1.0).fetch("/a.jpg")
+    assert elsewhere.requests == []

@@ -1,0 +1,107 @@
+"""`health`: whether the service, or this host's worker, is alive. For containers, so it starts quickly."""
+
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import requests
+
+from backend.errors import ConfigurationError, QueueUnavailableError, SoftmatcherError
+from backend.settings import Settings
+
+_TIMEOUT_S = 5.0
+_SILENT_S = 60.0
+"""A worker beats every 10 s during a job, and at least every 45 s between jobs."""
+
+
+class HealthError(SoftmatcherError):
+    """It is not well; the message says why."""
+
+
+@dataclass(frozen=True)
+class ServiceHealth:
+    """What /health answers."""
+
+    model: str
+    version: str
+
+
+def own_address(settings: Settings) -> str:
+    """Where the service of these settings answers, as seen from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://{host}:{settings.port}"
+
+
+def ask_service(settings: Settings) -> ServiceHealth:
+    """Ask the service of these settings for its /health.
+
+    Raises:
+        HealthError: it answers, but not as it should.
+        requests.ConnectionError: nobody answers.
+    """
+    password = settings.basic_auth_pass
+    auth = (settings.basic_auth_user or "", password.get_secret_value()) if password is not None else None
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy lies between us and ourselves, and no ~/.netrc has our password
+        try:
+            response = session.get(f"{own_address(settings)}/health", auth=auth, timeout=_TIMEOUT_S)
+        except requests.Timeout as error:
+            raise HealthError(
+                f"{own_address(settings)}/health must answer within {_TIMEOUT_S:g} s, got none"
+            ) from error
+    try:
+        answer = response.json() if response.status_code == 200 else {}
+    except ValueError:
+        answer = {}
+    if answer.get("model_class") != "Softmatcher":
+        raise HealthError(
+            f"{own_address(settings)}/health must answer 200 as Softmatcher, got {response.status_code}: is it another "
+            "program, or another password?"
+        )
+    return ServiceHealth(str(answer["model"]), str(answer["version"]))
+
+
+def check_service(settings: Settings) -> str:
+    """The models' state.
+
+    Raises:
+        HealthError: nobody answers, or not as expected, or the models cannot be loaded.
+    """
+    try:
+        health = ask_service(settings)
+    except requests.ConnectionError as error:
+        raise HealthError(f"nobody answers at {own_address(settings)}") from error
+    if health.model.startswith("failed"):
+        raise HealthError(f"models {health.model}")
+    return f"models {health.model}"
+
+
+def check_worker(settings: Settings) -> str:
+    """The state of the worker on this host, by the heartbeats that it leaves in Redis.
+
+    Raises:
+        ConfigurationError: no REDIS_URL.
+        HealthError: there is none, or it was not heard of for a minute.
+        QueueUnavailableError: Redis does not answer.
+    """
+    # Not through JobQueue: that would import PyTorch, every half minute.
+    from redis import Redis
+    from redis.exceptions import RedisError
+    from rq import Worker
+
+    if settings.redis_url is None:
+        raise ConfigurationError("a worker needs REDIS_URL")
+    host, now = socket.gethostname(), datetime.now(UTC)
+    try:
+        connection = Redis.from_url(settings.redis_url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S)
+        workers = [worker for worker in Worker.all(connection=connection) if worker.hostname == host]
+    except RedisError as error:
+        raise QueueUnavailableError(f"Redis does not answer ({type(error).__name__})") from error
+    beats = [(worker.last_heartbeat, worker.get_state()) for worker in workers if worker.last_heartbeat is not None]
+    if not beats:
+        raise HealthError(f"no worker of {host} has registered in Redis")
+    beat, state = max(beats, key=lambda one: one[0])
+    silent_s = (now - beat).total_seconds()
+    if silent_s > _SILENT_S:
+        raise HealthError(f"the worker of {host} was last heard of {silent_s:.0f} s ago")
+    return f"worker {state}, heard of {silent_s:.0f} s ago"

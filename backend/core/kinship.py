@@ -1,0 +1,69 @@
+"""Is what was found of the same kind as what the references mark?
+
+The posterior compares patch with patch, and patches of a coin and of a cup's rim are alike. The whole object tells them
+apart: its mean feature in those channels of the encoder that name things, seen from what is typical of any image.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class KindFrame:
+    """Where an encoder's features tell the kind of an object.
+
+    Attributes:
+        channels: those that do, of the D of a patch.
+        typical: (K,) float32: their mean over all sorts of images, or (1,) of 0 where it is not known. Two objects are
+            alike in what they do not share with everything.
+    """
+
+    channels: slice = field(default_factory=lambda: slice(None))
+    typical: Tensor = field(default_factory=lambda: torch.zeros(1))
+
+
+LONE_COHESION = 0.42
+"""What one reference, which has nothing to be like, is taken to have: fitted as `scoring.PRESENCE_WEIGHTS` are."""
+
+
+def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) -> float:
+    """How alike in kind what was found is to the most alike of the references' objects.
+
+        max_n cos(o_n - c, m - c),     m = sum_t w[t] g_t / sum_t w[t],   c what is typical
+
+    Args:
+        objects: (N, D) float32: mean feature of each reference's object.
+        target: (T, D) float32 of unit length.
+        weights: (T,) float32 >= 0: what was found.
+        frame: of the encoder.
+
+    Returns:
+        a cosine in [-1, 1]; -1 where nothing was found.
+    """
+    total = float(weights.sum())
+    if total <= 0:
+        return -1.0
+    found = (weights @ target / total)[frame.channels] - frame.typical
+    known = objects[:, frame.channels] - frame.typical
+    return float((F.normalize(known, dim=1) @ F.normalize(found, dim=0)).max().clamp(-1.0, 1.0))
+
+
+def cohesion(objects: Tensor, frame: KindFrame) -> float:
+    """How alike in kind the references' objects are among themselves: what may be asked of a target.
+
+        1/N sum_n max_{k /= n} cos(o_n - c, o_k - c)
+
+    Args:
+        objects, frame: as for `kinship`.
+
+    Returns:
+        a cosine in [-1, 1]; `LONE_COHESION` for a single reference.
+    """
+    if len(objects) < 2:
+        return LONE_COHESION
+    known = F.normalize(objects[:, frame.channels] - frame.typical, dim=1)
+    likeness = (known @ known.T).fill_diagonal_(-1.0)
+    return float(likeness.amax(dim=1).mean().clamp(-1.0, 1.0))

@@ -1,0 +1,64 @@
+"""Kinship: a cosine of whole objects, from what is typical."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from backend.core.kinship import LONE_COHESION, KindFrame, cohesion, kinship
+from backend.core.matching import MINIMUM_MASS, ReferenceBank
+
+
+def patches(count: int = 40, dims: int = 12, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(count, dims, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_an_object_is_its_own_kin_and_the_opposite_is_none() -> None:
+    target, weights = patches(), torch.rand(40, generator=torch.Generator().manual_seed(1))
+    mean = (weights @ target / weights.sum())[None]
+    assert kinship(mean, target, weights, KindFrame()) == pytest.approx(1.0, abs=1e-5)
+    assert kinship(-mean, target, weights, KindFrame()) == pytest.approx(-1.0, abs=1e-5)
+
+
+def test_the_most_alike_reference_counts_whatever_the_order() -> None:
+    target, weights = patches(), torch.ones(40)
+    objects = patches(5, seed=2)
+    alone = [kinship(objects[index : index + 1], target, weights, KindFrame()) for index in range(5)]
+    assert kinship(objects, target, weights, KindFrame()) == pytest.approx(max(alone))
+    assert kinship(objects.flip(0), target, weights, KindFrame()) == pytest.approx(max(alone))
+
+
+def test_what_everything_shares_does_not_make_kin() -> None:
+    shared = 5 * F.one_hot(torch.tensor(0), 12).float()
+    target, objects = F.normalize(patches(seed=3) + shared, dim=1), F.normalize(patches(1, seed=4) + shared, dim=1)
+    weights = torch.ones(40)
+    typical = F.normalize(patches(2000, seed=5) + shared, dim=1).mean(dim=0)
+    assert kinship(objects, target, weights, KindFrame()) > 0.9
+    assert kinship(objects, target, weights, KindFrame(slice(None), typical)) < 0.8
+
+
+def test_only_the_frame_s_channels_count() -> None:
+    target, weights = patches(), torch.ones(40)
+    objects = target.mean(dim=0, keepdim=True).clone()
+    objects[:, :4] = 9.0
+    assert kinship(objects, target, weights, KindFrame(slice(4, None), torch.zeros(8))) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_nothing_found_is_no_kin() -> None:
+    assert kinship(patches(1), patches(), torch.zeros(40), KindFrame()) == -1.0
+
+
+def test_a_bank_without_objects_of_its_own_has_the_mean_of_all() -> None:
+    features, foreground = patches(), torch.rand(40, generator=torch.Generator().manual_seed(6))
+    bank = ReferenceBank(features, foreground, 1 - foreground)
+    assert torch.allclose(bank.objects[0], foreground @ features / foreground.sum())
+    empty = ReferenceBank(features, torch.zeros(40), torch.ones(40))
+    assert torch.equal(empty.objects, torch.zeros(1, 12))
+    assert float(empty.foreground.sum()) < MINIMUM_MASS
+
+
+def test_cohesion_is_how_alike_references_are() -> None:
+    objects = patches(6, seed=7)
+    assert cohesion(objects[:1], KindFrame()) == LONE_COHESION
+    assert cohesion(objects[:1].repeat(3, 1), KindFrame()) == pytest.approx(1.0, abs=1e-5)
+    assert cohesion(objects, KindFrame()) == pytest.approx(cohesion(objects.flip(0), KindFrame()), abs=1e-5)
+    assert cohesion(objects, KindFrame()) < 0.9

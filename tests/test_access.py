@@ -1,0 +1,155 @@
+"""Who gets in: passwords in both encodings, the webhook's secret, other sites' pages, foreign names, headers."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from backend.access import webhook_authorization
+from backend.errors import ConfigurationError, StoreUnavailableError
+from backend.settings import load_settings
+from tests.fakes import Backend, FakeLabelStudio, make_backend
+
+AUTH = {"basic_auth_user": "ls", "basic_auth_pass": "secret"}
+
+
+def _basic(user: str, password: str, encoding: str = "utf-8") -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode(encoding)).decode()}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_a_password_with_umlauts_works_from_label_studio_and_from_browsers(tmp_path: Path, encoding: str) -> None:
+    """Label Studio encodes it in Latin-1, browsers in UTF-8."""
+    backend = make_backend(tmp_path, FakeLabelStudio(), basic_auth_user="jörg", basic_auth_pass="Schlüssel:ß")
+    assert backend.client.get("/health", headers=_basic("jörg", "Schlüssel:ß", encoding)).status_code == 200
+    answer = backend.client.get("/health", headers=_basic("jörg", "Schlussel:ß", encoding))
+    assert answer.status_code == 401
+    assert 'charset="UTF-8"' in answer.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "words"),
+    [
+        ("ls", "пароль", "SOFTMATCHER_BASIC_AUTH_PASS must be of Latin-1"),
+        ("ls", "euro €", "SOFTMATCHER_BASIC_AUTH_PASS must be of Latin-1"),
+        ("ls", "from a file\n", "without line ends"),
+        ("l:s", "secret", "SOFTMATCHER_BASIC_AUTH_USER must have no colon"),
+    ],
+)
+def test_a_password_that_label_studio_cannot_send_is_refused_at_the_start(user: str, password: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        load_settings(basic_auth_user=user, basic_auth_pass=password)
+    assert password not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "", "Basic", "Basic ", "Basic !!!", "Basic bHM=", "Basic bHM6", "Basic bHM6c2VjcmV0IA==", "Bearer secret",
+        "bHM6c2VjcmV0", "Digest bHM6c2VjcmV0", "Basic bHM6\u00ffc2VjcmV0", "Basic " + "A" * 60_000,
+    ],
+)  # fmt: skip
+def test_anything_else_is_no_password(tmp_path: Path, header: str) -> None:
+    backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
+    assert backend.client.get("/health", headers={"Authorization": header}).status_code == 401
+
+
+def test_the_webhooks_secret_opens_the_webhook_only(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
+    header = {"Authorization": webhook_authorization(backend.settings) or ""}
+    body = {"action": "PROJECT_UPDATED", "project": backend.label_studio.project(1)}
+    assert backend.client.post("/webhook", json=body, headers=header).status_code == 201
+    assert backend.client.post("/webhook", json=body, headers=_basic("ls", "secret")).status_code == 201
+    assert backend.client.post("/webhook", json=body).status_code == 401
+    for path in ("/health", "/projects", "/metrics", "/webhook/", "//webhook"):
+        assert backend.client.get(path, headers=header).status_code == 401, path
+
+
+def test_the_webhooks_secret_may_be_chosen_but_not_stand_alone() -> None:
+    settings = load_settings(**AUTH, webhook_secret="chosen")
+    assert webhook_authorization(settings) == "Bearer chosen"
+    assert webhook_authorization(load_settings()) is None
+    with pytest.raises(ConfigurationError, match="SOFTMATCHER_BASIC_AUTH_USER"):
+        load_settings(webhook_secret="chosen")
+    one, other = (load_settings(basic_auth_user="ls", basic_auth_pass=word) for word in ("secret", "Secret"))
+    assert webhook_authorization(one) != webhook_authorization(other)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook", "/projects/1/propagations"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+        {"Origin": "http://localhost.evil.example", "Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_page_of_another_site_can_send_nothing(backend: Backend, path: str, headers: dict[str, str]) -> None:
+    """A form of any page can post JSON as text/plain to 127.0.0.1."""
+    body = '{"action": "START_TRAINING", "project": {"id": 1, "created_at": "2026-11-22T16:34:04+00:00"}}'
+    answer = backend.client.post(path, data=body, content_type="text/plain", headers=headers)
+    assert answer.status_code == 403
+    assert backend.queue.jobs == []
+    assert backend.projects.store.projects() == []
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:9090", 200), ("127.0.0.1:9090", 200), ("[::1]:9090", 200), ("192.168.1.7", 200),
+        ("softmatcher.example", 200), ("SOFTMATCHER.example.:443", 200),
+        ("evil.example:9090", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("", 403),
+    ],
+)  # fmt: skip
+def test_without_a_password_only_own_names_are_answered_on_loopback(tmp_path: Path, host: str, status: int) -> None:
+    """Else a page could give its name our address, and read what we answer it (DNS rebinding)."""
+    backend = make_backend(tmp_path, FakeLabelStudio(), public_url="https://softmatcher.example/ml")
+    answer = backend.client.get("/health", headers={"Host": host})
+    assert answer.status_code == status, answer.text
+
+
+def test_with_a_password_or_on_other_addresses_any_name_is_answered(tmp_path: Path) -> None:
+    guarded = make_backend(tmp_path / "guarded", FakeLabelStudio(), **AUTH)
+    headers = {"Host": "backend:9090", **_basic("ls", "secret")}
+    assert guarded.client.get("/health", headers=headers).status_code == 200
+    in_docker = make_backend(tmp_path / "docker", FakeLabelStudio(), host="0.0.0.0")
+    assert in_docker.client.get("/health", headers={"Host": "backend:9090"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/projects", "/projects/static/page.css", "/projects/9"])
+def test_every_answer_carries_the_headers_and_no_cookie(backend: Backend, path: str) -> None:
+    answer = backend.client.get(path)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Cache-Control"]
+    assert "Set-Cookie" not in answer.headers
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    answer.close()
+
+
+def test_what_went_wrong_inside_is_told_to_the_log_alone(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("/root/secret/path")
+
+    monkeypatch.setattr(backend.projects, "versions", fail)
+    answer = backend.client.get("/versions")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json["id"] in caplog.text
+    assert answer.headers["X-Request-Id"] == answer.json["id"]
+
+    def no_store(*_: object) -> None:
+        raise StoreUnavailableError("the store sqlite:////root/secret/path cannot be used (disk I/O error)")
+
+    monkeypatch.setattr(backend.projects, "versions", no_store)
+    answer = backend.client.get("/versions")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "secret" not in answer.text
+    assert "secret" in caplog.text
