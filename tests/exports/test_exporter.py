@@ -15,8 +15,8 @@ from PIL import Image as PillowImage
 
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
 from backend.exports.exporter import export_to_zip
+from backend.exports.folder_sink import FolderSink
 from backend.exports.options import options_from_texts
-from backend.exports.sinks import FolderSink
 from backend.labelstudio.image_decoding import decode_image
 from tests.exports.scene import MASKS, box, brush, export, files, fill, key_point, opened, picture
 from tests.fakes import Backend
