@@ -298,6 +298,23 @@ def test_unreachable_images_can_be_left_out(filled: Backend, tmp_path: Path) -> 
     assert (report.images, report.left_out) == (4, {"image out of reach": 1})
 
 
+def test_an_image_that_comes_at_the_second_try_is_no_end(
+    filled: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_studio, fetch = filled.label_studio, filled.label_studio.fetch
+    seen: set[str] = set()
+
+    def busy_at_first(url: str, task_id: int | None) -> bytes:
+        if url not in seen:
+            seen.add(url)
+            raise LabelStudioUnavailableError("busy")
+        return fetch(url, task_id)
+
+    monkeypatch.setattr(label_studio, "fetch", busy_at_first)
+    monkeypatch.setattr("backend.exports.reading._PAUSES_S", (0.0,))
+    assert export(filled, tmp_path / "out").images == 5
+
+
 def test_one_process_at_a_time_writes_a_folder(filled: Backend, tmp_path: Path) -> None:
     with FolderSink(tmp_path / "out", {"project": 1}), pytest.raises(ConflictError, match="another process"):
         export(filled, tmp_path / "out")
