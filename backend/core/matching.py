@@ -125,7 +125,7 @@ def mean_objects(references: Sequence[Reference]) -> Tensor:
     for reference in references:
         marked = np.flatnonzero(reference.inside > 0)
         inside = reference.inside[marked].astype(np.float32)
-        if float(inside.sum()) >= MINIMUM_MASS:
+        if len(marked):
             means.append(inside @ reference.features[marked].astype(np.float32) / inside.sum())
     return torch.from_numpy(np.stack(means))
 
