@@ -131,12 +131,18 @@ class Predictions:
         found = 0
         unfinished: list[int] = []
         for position, task in enumerate(tasks):
-            if time.monotonic() > deadline:
+            interruption.check()
+            try:
+                # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
+                with interruption.interruptible(lambda: time.monotonic() > deadline):
+                    interruption.check()
+                    prediction = self._predict_or_report(project, config, known, version, task, is_open=is_open)
+            except InterruptedWorkError:
+                if time.monotonic() <= deadline:
+                    raise  # the client went away
                 unfinished = [rest["id"] for rest in tasks[position:] if isinstance(rest.get("id"), int)]
                 self._metrics.tasks.labels("handed_on").inc(len(unfinished))
                 break
-            interruption.check()
-            prediction = self._predict_or_report(project, config, known, version, task, is_open=is_open)
             if prediction is not None:
                 results[position] = prediction
                 found += 1
