@@ -110,6 +110,8 @@ class FeatureCache:
         self._stats = CacheStats()
         self._unseen_bytes = 0
         self._has_told_of_failure = False
+        self._evicting = threading.Lock()
+        self._has_more_to_evict = False
         self._evict()
 
     @property
@@ -287,7 +289,17 @@ class FeatureCache:
                 or self._unseen_bytes >= self._max_bytes * _LOOK_EVERY
             )
         if is_time_to_look:
-            self._evict()
+            self._evict_once()
+
+    def _evict_once(self) -> None:
+        """`_evict`, but a thread that comes while another does it leaves it to that one, which then looks again."""
+        self._has_more_to_evict = True
+        while self._has_more_to_evict and self._evicting.acquire(blocking=False):
+            try:
+                self._has_more_to_evict = False
+                self._evict()
+            finally:
+                self._evicting.release()
 
     def _evict(self) -> None:
         """Remove unfinished files that their writer left, then the least recently used until the bound is kept."""

@@ -5,10 +5,12 @@ No I/O, no state: several threads may share one `Softmatcher`.
 
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +19,10 @@ from torch import Tensor
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.instances import split_instances
-from backend.core.kinship import cohesion, kinship
+from backend.core.kinship import KindFrame, cohesion, kinship
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
-from backend.core.matchers import MATCHERS
-from backend.core.matching import ReferenceBank, join_labels
+from backend.core.matchers import MATCHERS, TENSOR_MATCHERS
+from backend.core.matching import Matcher, ReferenceBank, join_labels
 from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, own_threshold, recentre_map
 from backend.core.references import reference_views, unknown_look_alikes
@@ -39,11 +41,14 @@ from backend.core.types import (
 )
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity, stroke_posterior
-from backend.models.encoder import Encoder
+from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.segmenter import Prompt, Segmenter
-from backend.recipes import propose_parts
+from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter
+from backend.recipes import PartsPlan, judge_parts, plan_parts
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 OnStage = Callable[[str, float], None]
 LabelReferences = Sequence[Reference] | ReferenceBank
 MINIMUM_SIDE_PX = 4
@@ -108,6 +113,40 @@ class Proposal:
         return weigh_mask(self.mask, self.posterior, self.prior, kinship=self.kinship, cohesion=self.cohesion)
 
 
+@dataclass(frozen=True, eq=False)
+class _ImagePlan:
+    """A target between matching and segmenter; one item a label in each list."""
+
+    working_hw: tuple[int, int]
+    pictures: list[NDArray[np.float32]]
+    priors: list[NDArray[np.float32]]
+    kinds: list[tuple[float, float]]
+    parts: list[PartsPlan]
+
+
+class Spread(Protocol):
+    """`map`, here or over threads."""
+
+    def __call__(self, function: Callable[[Any], T], items: Iterable[Any], /) -> Iterable[T]:
+        """The function of each item, in their order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image on its way to the models.
+
+    Attributes:
+        size_hw: its natural size.
+        inputs: of encoder and segmenter; None if they take no more than one image at a time.
+        image: (H, W, 3) uint8 RGB; None if the inputs are there.
+    """
+
+    size_hw: tuple[int, int]
+    inputs: tuple[Tensor, Tensor] | None
+    image: Image | None
+
+
 class Softmatcher:
     """Encoder, matching and segmenter joined.
 
@@ -129,6 +168,7 @@ class Softmatcher:
         self._segmenter = segmenter
         self._options = options
         self._on_stage = on_stage
+        self._device = encoder.device if isinstance(encoder, BatchEncoder) else torch.device("cpu")
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
         self.strange_similarity = encoder.strange_similarity
@@ -154,23 +194,40 @@ class Softmatcher:
         Raises:
             BadInputError: one of them is no such image.
         """
-        encode_batch = getattr(self._encoder, "encode_batch", None)
-        embed_batch = getattr(self._segmenter, "embed_batch", None)
-        if encode_batch is None or embed_batch is None:
-            return [self.encode(image) for image in images]
+        return self.encode_prepared([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """What `encode_prepared` needs of an image. Needs no device: for threads that run ahead of it.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        encoder, segmenter = self._encoder, self._segmenter
+        if isinstance(encoder, BatchEncoder) and isinstance(segmenter, BatchSegmenter):
+            with self._stage("prepare"):
+                inputs = encoder.prepare(image), segmenter.prepare(image)
+            return PreparedImage((image.shape[0], image.shape[1]), inputs, None)
+        return PreparedImage((image.shape[0], image.shape[1]), None, image)
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """`encode_many` of what `prepare` made."""
+        encoder, segmenter = self._encoder, self._segmenter
+        inputs = [one.inputs for one in prepared if one.inputs is not None]
+        if not (isinstance(encoder, BatchEncoder) and isinstance(segmenter, BatchSegmenter)):
+            return [self.encode(one.image) for one in prepared if one.image is not None]
         with self._stage("encode"):
-            features = encode_batch(images)
+            features = encoder.encode_prepared([one for one, _ in inputs], dtype=torch.float16)
         with self._stage("embed"):
-            embeddings = embed_batch(images)
+            embeddings = segmenter.embed_prepared([one for _, one in inputs])
         return [
-            EncodedImage((image.shape[0], image.shape[1]), one.numpy().astype(np.float16), embedding, self.signature)
-            for image, one, embedding in zip(images, features, embeddings, strict=True)
+            EncodedImage(image.size_hw, np.array(one.numpy()), embedding, self.signature)
+            for image, one, embedding in zip(prepared, features, embeddings, strict=True)
         ]
 
     @property
     def good_batch(self) -> int:
         """Images that are worth giving `encode_many` at a time; 1 on a CPU."""
-        return int(getattr(self._encoder, "batch_size", 1))
+        return self._encoder.batch_size if isinstance(self._encoder, BatchEncoder) else 1
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         """The mask a scribble means, at natural size; None without anything positive, or where no mask was found.
@@ -266,7 +323,11 @@ class Softmatcher:
             BadInputError: no references, features of other models, NaN in them, or nothing marked.
         """
         chosen = options or self._options
-        return build_bank(references, self.signature, most_patches=chosen.bank_patches)
+        bank = build_bank(references, self.signature, most_patches=chosen.bank_patches)
+        try:
+            return bank.to(self._matching_device(chosen))
+        except torch.OutOfMemoryError:
+            return bank
 
     def segment(
         self,
@@ -288,24 +349,50 @@ class Softmatcher:
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
         """
-        self._require_own(encoded)
+        return self.segment_many([encoded], references, options)[0]
+
+    def segment_many(
+        self,
+        encoded: Sequence[EncodedImage],
+        references: Mapping[str, LabelReferences],
+        options: MatchOptions | None = None,
+        *,
+        spread: Spread = map,
+    ) -> list[list[LabelMask]]:
+        """`segment` of several targets, whose decoder passes are shared.
+
+        Args:
+            encoded: the targets.
+            references, options: as there.
+            spread: `map`, or that of a pool of threads, for what is done target by target.
+
+        Raises: as `segment`, for all targets together.
+        """
+        for one in encoded:
+            self._require_own(one)
         chosen = options or self._options
         labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
-        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
-            return []
+        seen = [one for one in encoded if min(one.size_hw) >= MINIMUM_SIDE_PX] if labels else []
+        proposals = self.propose_many(seen, [references[label] for label in labels], chosen, spread=spread)
+        masks = iter(
+            list(spread(lambda pair: self._masks(pair[0], labels, pair[1], chosen), zip(seen, proposals, strict=True)))
+        )
+        return [next(masks) if labels and min(one.size_hw) >= MINIMUM_SIDE_PX else [] for one in encoded]
+
+    def _masks(
+        self, encoded: EncodedImage, labels: Sequence[str], proposals: Sequence[Proposal], options: MatchOptions
+    ) -> list[LabelMask]:
         found: list[LabelMask] = []
-        for label, proposal in zip(
-            labels, self.propose(encoded, [references[label] for label in labels], chosen), strict=True
-        ):
+        for label, proposal in zip(labels, proposals, strict=True):
             evidence = proposal.weigh()
-            if presence(evidence) < chosen.minimum_presence:
+            if presence(evidence) < options.minimum_presence:
                 continue
             with self._stage("upsample"):
                 natural = mask_to_size(proposal.mask, encoded.size_hw)
                 # Masks that touch in the working frame may share the pixels that its border became.
                 for other in found:
                     natural &= ~other.mask
-            if chosen.instances:
+            if options.instances:
                 owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
                 objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
             else:
@@ -347,6 +434,34 @@ class Softmatcher:
 
         Raises: as `segment`.
         """
+        return self.propose_many([encoded], [*references], options)[0]
+
+    def propose_many(
+        self,
+        encoded: Sequence[EncodedImage],
+        references: Sequence[LabelReferences],
+        options: MatchOptions,
+        *,
+        spread: Spread = map,
+    ) -> list[list[Proposal]]:
+        """`propose` for several targets, as `segment_many`."""
+        plans = list(spread(lambda one: self._plan(one, references, options), encoded))
+        asked = [
+            (one.embedding, plan.prompts)
+            for one, plans_of in zip(encoded, plans, strict=True)
+            for plan in plans_of.parts
+        ]
+        with self._stage("segment"):
+            if isinstance(self._segmenter, BatchSegmenter):
+                candidates = iter(self._segmenter.decode_many(asked))
+            else:
+                candidates = iter([self._segmenter.decode(*one) for one in asked])
+        answers = [[next(candidates) for _ in plan.parts] for plan in plans]
+        return list(spread(lambda pair: self._join(pair[0], pair[1], options), zip(plans, answers, strict=True)))
+
+    def _plan(
+        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
+    ) -> "_ImagePlan":
         with self._stage("match"):
             posteriors, matchings, kinds = self._match(encoded, references, options)
         with self._stage("segment"):
@@ -354,45 +469,79 @@ class Softmatcher:
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
             parts = [
-                propose_parts(
-                    self._segmenter, encoded.embedding, prior, matching,
+                plan_parts(
+                    prior, matching,
                     recipe=options.recipe, points=options.points, clusters=options.clusters, seed=options.seed,
                 )
                 for prior, matching in zip(priors, matchings, strict=True)
             ]  # fmt: skip
-            masks = [_join_parts(label_parts, working_hw, options) for label_parts in parts]
-            resolved = resolve_overlaps(masks, [picture.numpy() for picture in pictures])
+        return _ImagePlan(working_hw, [picture.numpy() for picture in pictures], priors, kinds, parts)
+
+    def _join(
+        self, plan: "_ImagePlan", candidates: Sequence[Sequence[MaskCandidate]], options: MatchOptions
+    ) -> list[Proposal]:
+        with self._stage("segment"):
+            parts = [
+                judge_parts(own, found, plan.working_hw) for own, found in zip(plan.parts, candidates, strict=True)
+            ]
+            masks = [_join_parts(label_parts, plan.working_hw, options) for label_parts in parts]
+            resolved = resolve_overlaps(masks, plan.pictures)
         return [
-            Proposal(mask, picture.numpy(), prior, *kind, label_parts)
-            for mask, picture, prior, kind, label_parts in zip(resolved, pictures, priors, kinds, parts, strict=True)
+            Proposal(mask, picture, prior, *kind, label_parts)
+            for mask, picture, prior, kind, label_parts in zip(
+                resolved, plan.pictures, plan.priors, plan.kinds, parts, strict=True
+            )
         ]
 
     def _match(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
     ) -> tuple[list[Tensor], list[Tensor], list[tuple[float, float]]]:
-        grid = encoded.features.shape[:2]
-        target = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1)
-        temperature = self.temperature if options.temperature is None else options.temperature
         matcher = MATCHERS.get(options.matcher)
         if matcher is None:
             raise ConfigurationError(
                 f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
             )
+        device = self._matching_device(options)
+        try:
+            return self._match_on(device, matcher, encoded, references, options)
+        except torch.OutOfMemoryError:
+            logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
+            return self._match_on(torch.device("cpu"), matcher, encoded, references, options)
+
+    def _match_on(
+        self,
+        device: torch.device,
+        matcher: Matcher,
+        encoded: EncodedImage,
+        references: Sequence[LabelReferences],
+        options: MatchOptions,
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[float, float]]]:
+        grid = encoded.features.shape[:2]
+        temperature = self.temperature if options.temperature is None else options.temperature
         with torch.inference_mode():
-            banks = [known if isinstance(known, ReferenceBank) else self.gather(known, options) for known in references]
+            target = torch.from_numpy(np.array(encoded.features)).to(device).float().flatten(0, 1)
+            banks = [
+                (known if isinstance(known, ReferenceBank) else self.gather(known, options)).to(device)
+                for known in references
+            ]
             maps = [
                 matcher(bank, target, temperature=temperature, strange_similarity=self.strange_similarity)
                 for bank in banks
             ]
             posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
+            frame = KindFrame(self._kind_frame.channels, self._kind_frame.typical.to(device))
             kinds = [
                 (
-                    kinship(bank.objects, target, _likely_patches(posterior), self._kind_frame),
-                    cohesion(bank.objects, self._kind_frame),
+                    kinship(bank.objects, target, _likely_patches(posterior), frame),
+                    cohesion(bank.objects, frame),
                 )
                 for bank, posterior in zip(banks, posteriors, strict=True)
             ]
-        return posteriors, [one.matching.reshape(grid) for one in maps], kinds
+        return [one.cpu() for one in posteriors], [one.matching.reshape(grid).cpu() for one in maps], kinds
+
+    def _matching_device(self, options: MatchOptions) -> torch.device:
+        """Where the models are, for matchers that are nothing but tensor products."""
+        return self._device if options.matcher in TENSOR_MATCHERS else torch.device("cpu")
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:

@@ -1,7 +1,8 @@
 """From a label's score map to mask proposals: points drawn, clustered, and put to the segmenter in one of several
 ways."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,31 +11,37 @@ from torch import Tensor
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.trace import ProposalTrace
 from backend.core.types import Mask, RecipeName, Scribble
-from backend.models.segmenter import Prompt, Segmenter
+from backend.models.segmenter import MaskCandidate, Prompt
 
 PAPER_MINIMUM_SCORE = 0.5
 """Predicted IoU below which the paper's recipe drops a proposal. The paper filters, but gives no number."""
 
 
-def propose_parts(
-    segmenter: Segmenter,
-    embedding: Mapping[str, NDArray[np.generic]],
-    prior: NDArray[np.float32],
-    matching: Tensor,
-    *,
-    recipe: RecipeName,
-    points: int,
-    clusters: int,
-    seed: int,
-) -> tuple[ProposalTrace, ...]:
-    """What the segmenter makes of each cluster of points; the kept ones together are the label's mask.
+@dataclass(frozen=True, eq=False)
+class PartsPlan:
+    """What a label asks of the segmenter.
+
+    Attributes:
+        groups: (P, 2) float32 points (x, y) of each cluster, in the working frame.
+        prompts: one a group.
+        recipe: that the answers are judged by.
+    """
+
+    groups: tuple[NDArray[np.float32], ...]
+    prompts: tuple[Prompt, ...]
+    recipe: RecipeName
+
+
+def plan_parts(
+    prior: NDArray[np.float32], matching: Tensor, *, recipe: RecipeName, points: int, clusters: int, seed: int
+) -> PartsPlan:
+    """Clusters of points as prompts.
 
     `prior`: the segmenter follows the score map, the points say which pieces of it are meant, and every piece counts.
     `paper`: the segmenter sees the points of a cluster and nothing else; proposals of too low a predicted IoU are
     dropped.
 
     Args:
-        segmenter, embedding: of the target.
         prior: (h, w) float32 in [0, 1] in the working frame.
         matching: (H_p, W_p) float32: what points are drawn from.
         recipe: its name.
@@ -46,19 +53,25 @@ def propose_parts(
     height, width = prior.shape
     drawn = sample_points(matching, count=points, seed=seed)
     scale = np.array([width, height], np.float32)
-    groups = [cluster.numpy() * scale for cluster in cluster_points(drawn, count=clusters)]
-    prompts = [
+    groups = tuple(cluster.numpy() * scale for cluster in cluster_points(drawn, count=clusters))
+    prompts = tuple(
         Prompt(Scribble((height, width), positive_xy=group), prior=prior if recipe == "prior" else None)
         for group in groups
-    ]
-    best: list[tuple[Mask, float]] = [(np.zeros((height, width), bool), 0.0) for _ in groups]
-    for candidate in segmenter.decode(embedding, prompts):
+    )
+    return PartsPlan(groups, prompts, recipe)
+
+
+def judge_parts(
+    plan: PartsPlan, candidates: Iterable[MaskCandidate], working_hw: tuple[int, int]
+) -> tuple[ProposalTrace, ...]:
+    """What the segmenter made of each cluster of points; the kept ones together are the label's mask."""
+    best: list[tuple[Mask, float]] = [(np.zeros(working_hw, bool), 0.0) for _ in plan.groups]
+    for candidate in candidates:
         if not best[candidate.prompt_index][0].any() or candidate.score > best[candidate.prompt_index][1]:
             best[candidate.prompt_index] = candidate.mask, candidate.score
     parts = []
-    for index, group in enumerate(groups):
-        mask, score = best[index]
-        is_kept, reason = _judge(recipe, is_empty=not mask.any(), score=score)
+    for group, (mask, score) in zip(plan.groups, best, strict=True):
+        is_kept, reason = _judge(plan.recipe, is_empty=not mask.any(), score=score)
         parts.append(ProposalTrace(group, mask, score, is_kept, reason))
     return tuple(parts)
 

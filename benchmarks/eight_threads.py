@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
@@ -52,13 +51,9 @@ HEIGHT, WIDTH = 60, 96
 class EverythingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: every mask counts here."""
 
-    def segment(
-        self,
-        encoded: EncodedImage,
-        references: Mapping[str, Sequence[Reference]],
-        options: MatchOptions | None = None,
-    ) -> list[LabelMask]:
-        return super().segment(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0))
+    def segment_many(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
+        kept = replace(options or MatchOptions(), minimum_presence=0.0)
+        return super().segment_many(encoded, references, kept, **more)
 
 
 def small_softmatcher() -> Softmatcher:

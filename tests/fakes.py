@@ -17,7 +17,7 @@ from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
-from backend.pipeline import MatchOptions
+from backend.pipeline import MatchOptions, PreparedImage, Spread
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.service import create_app
@@ -61,6 +61,12 @@ class ColourSoftmatcher:
     def encode(self, image: Image) -> EncodedImage:
         self.encoded_images += 1
         return EncodedImage(image.shape[:2], np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature)
+
+    def prepare(self, image: Image) -> PreparedImage:
+        return PreparedImage(image.shape[:2], None, image)
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        return [self.encode(one.image) for one in prepared if one.image is not None]
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         image = np.asarray(encoded.embedding["image"])
@@ -108,6 +114,16 @@ class ColourSoftmatcher:
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
         return found
+
+    def segment_many(
+        self,
+        encoded: Sequence[EncodedImage],
+        references: Mapping[str, ReferenceBank | Sequence[Reference]],
+        options: MatchOptions | None = None,
+        *,
+        spread: Spread = map,
+    ) -> list[list[LabelMask]]:
+        return list(spread(lambda one: self.segment(one, references, options), encoded))
 
     def explain(
         self,

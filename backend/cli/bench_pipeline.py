@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -24,21 +25,25 @@ from rich.console import Console
 from rich.table import Table
 from werkzeug.serving import make_server
 
-from backend.core.types import Image
+from backend.core.types import Image, Mask
 from backend.errors import BadInputError, ConfigurationError
 from backend.jobs import JobQueue
 from backend.labelstudio.image_decoding import decode_image
+from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.rle import encode_mask
 from backend.metrics import Metrics
 from backend.models.accelerator import choose_device, set_threads
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.segmenter import MaskCandidate, Prompt, Segmenter
-from backend.pipeline import Softmatcher
+from backend.models.segmenter import BatchSegmenter
+from backend.pipeline import MatchOptions, Softmatcher
 from backend.projects import Projects
 from backend.projects.models import Models
+from backend.projects.predictions import KnownReferences
 from backend.service import create_app
 from backend.settings import Settings, load_settings
 from backend.store import Store
+
+T = TypeVar("T")
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
 _LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -50,35 +55,24 @@ _MOST_PIXELS = 200_000_000
 
 @dataclass
 class _Times:
-    """Seconds by part of one run, and of networks' forward passes among them."""
+    """Seconds by part of one run, and of networks' forward passes among them, of which those of the two encoders."""
 
     parts: dict[str, float] = field(default_factory=dict)
+    raw: dict[str, float] = field(default_factory=dict)
     forward_s: float = 0.0
+    encoders_s: float = 0.0
     total_s: float = 0.0
 
     def add(self, part: str, seconds: float) -> None:
         self.parts[part] = self.parts.get(part, 0.0) + seconds
 
 
-class _TimedSegmenter:
-    """A segmenter whose decoding is told apart from what is done with its masks."""
+class _KeepingSoftmatcher(Softmatcher):
+    """Random networks believe in nothing: with them every mask counts, or what comes after it would cost nothing."""
 
-    def __init__(self, segmenter: Segmenter, on_decode: Callable[[float], None]) -> None:
-        self._segmenter = segmenter
-        self._on_decode = on_decode
-        self.signature = segmenter.signature
-
-    def embed(self, image: Image) -> Mapping[str, NDArray[np.generic]]:
-        return self._segmenter.embed(image)
-
-    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
-        return self._segmenter.working_hw(embedding)
-
-    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
-        started = time.perf_counter()
-        found = self._segmenter.decode(embedding, prompts)
-        self._on_decode(time.perf_counter() - started)
-        return found
+    def segment_many(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
+        kept = replace(options or MatchOptions(), minimum_presence=0.0)
+        return super().segment_many(encoded, references, kept, **more)
 
 
 class _Bench:
@@ -86,23 +80,39 @@ class _Bench:
 
     def __init__(self, profile: str, device: torch.device, weights_folder: Path) -> None:
         source = ModelSource(weights_folder, device, is_random=True)
-        encoder, segmenter = load_profile(profile, source)
+        self.encoder, self.segmenter = load_profile(profile, source)
         self._now = _Times()
-        for part in (*getattr(encoder, "on_devices", ()), *getattr(segmenter, "on_devices", ())):
-            part.on_forward = self._on_forward
-        self.has_forward_times = hasattr(encoder, "on_devices")
-        self.segmenter = segmenter
-        timed = _TimedSegmenter(segmenter, lambda seconds: self._now.add("decode", seconds))
-        self.softmatcher = Softmatcher(encoder, timed, on_stage=self.on_stage)
+        self._lock = threading.Lock()
+        networks = (*getattr(self.encoder, "on_devices", ()), *getattr(self.segmenter, "on_devices", ()))
+        for part in networks:
+            part.on_forward = partial(self._on_forward, is_encoder=part is not networks[-1])
+        self.has_forward_times = bool(networks)
+        # What decodes one image asks what decodes many, where there is such a thing.
+        name = "decode_many" if isinstance(self.segmenter, BatchSegmenter) else "decode"
+        setattr(self.segmenter, name, self._timed("decode", getattr(self.segmenter, name)))
+        kind = _KeepingSoftmatcher if missing_weights(profile, weights_folder) else Softmatcher
+        self.softmatcher = kind(self.encoder, self.segmenter, on_stage=self.on_stage)
 
-    def _on_forward(self, seconds: float) -> None:
-        self._now.forward_s += seconds
+    def _timed(self, stage: str, call: Callable[..., T]) -> Callable[..., T]:
+        def timed(*arguments: Any) -> T:
+            started = time.perf_counter()
+            answer = call(*arguments)
+            self.on_stage(stage, time.perf_counter() - started)
+            return answer
+
+        return timed
+
+    def _on_forward(self, seconds: float, *, is_encoder: bool) -> None:
+        with self._lock:
+            self._now.forward_s += seconds
+            self._now.encoders_s += seconds * is_encoder
 
     def on_stage(self, stage: str, seconds: float) -> None:
         """Observer of the pipeline and of the service."""
-        if stage == "encode" and not self.has_forward_times:
-            self._now.forward_s += seconds
-        self._now.add(stage, seconds)
+        with self._lock:
+            if stage == "encode" and not self.has_forward_times:
+                self._now.forward_s += seconds
+            self._now.add(stage, seconds)
 
     def on_service_stage(self, stage: str, seconds: float) -> None:
         """Observer of the service: its "scribble" is what the pipeline tells in parts."""
@@ -116,6 +126,7 @@ class _Bench:
         started = time.perf_counter()
         yield times
         times.total_s = time.perf_counter() - started
+        times.raw = dict(times.parts)
         self._now = _Times()  # what is done between two runs belongs to neither
         parts = times.parts
         decode_s = parts.get("decode", 0.0)
@@ -133,6 +144,7 @@ def bench_pipeline(
     device: str,
     images: Sequence[str],
     repeats: int,
+    bulk: int,
     json_file: str | None,
     chart: str | None,
     threads: int,
@@ -164,10 +176,12 @@ def bench_pipeline(
             f"profile {profile} on {chosen}"
             + (f": random weights for {', '.join(missing)} (times are real, masks are not)" if missing else "")
         )
-        figures["profiles"][profile] = _bench_profile(
-            _Bench(profile, chosen, settings.weights_folder), files, repeats, random_weights=missing
-        )
-        console.print(_table(profile, figures["profiles"][profile]))
+        bench = _Bench(profile, chosen, settings.weights_folder)
+        of_profile = figures["profiles"][profile] = _bench_profile(bench, files, repeats, random_weights=missing)
+        console.print(_table(profile, of_profile))
+        if bulk:
+            of_profile["bulk"] = _bench_bulk(bench, files, bulk)
+            console.print(_bulk_table(profile, of_profile["bulk"]))
     if json_file is not None:
         Path(json_file).write_text(json.dumps(figures, indent=1) + "\n")
     if chart is not None:
@@ -177,7 +191,7 @@ def bench_pipeline(
 
 def _bench_profile(bench: _Bench, files: Sequence[bytes], repeats: int, *, random_weights: list[str]) -> dict[str, Any]:
     runs: dict[str, list[_Times]] = {name: [] for name in ("click cold", "click warm", "predict cold", "predict warm")}
-    with _service(bench) as click:
+    with _service(bench) as (click, _):
         for number in range(repeats + 1):
             for name in ("click cold", "click warm"):
                 with bench.run() as times:
@@ -186,9 +200,7 @@ def _bench_profile(bench: _Bench, files: Sequence[bytes], repeats: int, *, rando
     engine = bench.softmatcher
     content = files[0]
     image = decode_image(content, _MOST_PIXELS)
-    mask = np.zeros(image.shape[:2], bool)
-    mask[image.shape[0] // 4 : image.shape[0] // 2, image.shape[1] // 4 : image.shape[1] // 2] = True
-    reference = engine.describe(image, engine.encode(image), mask)
+    reference = engine.describe(image, engine.encode(image), _square(image))
     for _ in range(repeats + 1):
         with bench.run() as times:
             started = time.perf_counter()
@@ -205,6 +217,32 @@ def _bench_profile(bench: _Bench, files: Sequence[bytes], repeats: int, *, rando
         "image_hw": list(image.shape[:2]),
         **{name: _summary(of[1:]) for name, of in runs.items()},
         "prompt_ms": _prompt_figures(bench, encoded.embedding, repeats),
+    }
+
+
+def _bench_bulk(bench: _Bench, files: Sequence[bytes], count: int) -> dict[str, Any]:
+    """Images a second through the workers' own code, from the file to the region, and of the two encoders alone."""
+    engine = bench.softmatcher
+    size = engine.good_batch
+    prepared = [engine.prepare(decode_image(files[number % len(files)], _MOST_PIXELS)) for number in range(size)]
+    alone: list[float] = []
+    for _ in range(1 + max(1, min(10, count // size))):
+        started = time.perf_counter()
+        engine.encode_prepared(prepared)
+        alone.append((time.perf_counter() - started) / size)
+    with _service(bench) as (_, predict):
+        predict(range(10_000, 10_000 + 2 * size), files)  # the first of each kind of call
+        with bench.run() as times:
+            found = predict(range(count), files)
+    return {
+        "images": count,
+        "with_masks": found,
+        "at_once": size,
+        "images_per_s": count / times.total_s,
+        "encoders_alone_images_per_s": 1 / statistics.median(alone[1:]),
+        "of_the_encoders_alone": statistics.median(alone[1:]) * count / times.total_s,
+        "encoders_share": times.encoders_s / times.total_s,
+        "parts_ms_an_image": {part: 1000 * seconds / count for part, seconds in sorted(times.raw.items())},
     }
 
 
@@ -255,8 +293,11 @@ def _ms(seconds: Sequence[float]) -> float:
 
 
 @contextmanager
-def _service(bench: _Bench) -> Iterator[Callable[[int, bytes], None]]:
-    """The real service on loopback, with this one project; gives a function that clicks on a task."""
+def _service(
+    bench: _Bench,
+) -> Iterator[tuple[Callable[[int, bytes], None], Callable[[Sequence[int], Sequence[bytes]], int]]]:
+    """The real service on loopback, with this one project; gives a function that clicks on a task, and one that
+    predicts many tasks as a worker does and says how many have masks."""
     files: dict[int, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(data_dir=Path(folder), prefetch_tasks=0)
@@ -273,10 +314,27 @@ def _service(bench: _Bench) -> Iterator[Callable[[int, bytes], None]]:
         thread.start()
         session = requests.Session()
 
-        def click(number: int, content: bytes) -> None:
+        def add(number: int, content: bytes) -> dict[str, Any]:
             if number not in files:
                 # A comment after the picture: the same pixels, another file, so nothing of it is cached.
                 files[number] = content + number.to_bytes(4, "big")
+            return {"id": number + 1, "data": {"image": f"/{number}"}}
+
+        def predict(numbers: Sequence[int], contents: Sequence[bytes]) -> int:
+            tasks = [add(number, contents[number % len(contents)]) for number in numbers]
+            engine = bench.softmatcher
+            image = decode_image(contents[0], _MOST_PIXELS)
+            config = parse_label_config(_LABEL_CONFIG)
+            bank = engine.gather([engine.describe(image, engine.encode(image), _square(image))])
+            project = projects.store.project(_PROJECT_KEY)
+            assert project is not None  # saved above
+            each = projects.predictions.each(
+                project, config, KnownReferences({"image": {"Thing": bank}}), "bench", tasks, lambda: False
+            )
+            return sum(one() is not None for _, one in each)
+
+        def click(number: int, content: bytes) -> None:
+            task = add(number, content)
             width, height = PIL.Image.open(io.BytesIO(content)).size
             point = {
                 "id": "p", "type": "keypointlabels", "from_name": "point", "to_name": "image", "origin": "manual",
@@ -284,14 +342,14 @@ def _service(bench: _Bench) -> Iterator[Callable[[int, bytes], None]]:
                 "value": {"x": 45.0, "y": 40.0, "width": 0.5, "keypointlabels": ["Thing"]},
             }  # fmt: skip
             body = {
-                "tasks": [{"id": number + 1, "data": {"image": f"/{number}"}}], "project": _PROJECT_KEY,
+                "tasks": [task], "project": _PROJECT_KEY,
                 "label_config": _LABEL_CONFIG, "params": {"context": {"result": [point]}},
             }  # fmt: skip
             answer = session.post(f"http://127.0.0.1:{server.server_port}/predict", json=body, timeout=600)
             answer.raise_for_status()
 
         try:
-            yield click
+            yield click, predict
         finally:
             server.shutdown()
             thread.join(10)
@@ -312,6 +370,13 @@ class _LocalImages:
 
     def close(self) -> None:
         pass
+
+
+def _square(image: Image) -> Mask:
+    """A mask in the middle of the upper left."""
+    mask = np.zeros(image.shape[:2], bool)
+    mask[image.shape[0] // 4 : image.shape[0] // 2, image.shape[1] // 4 : image.shape[1] // 2] = True
+    return mask
 
 
 def _photograph() -> bytes:
@@ -348,6 +413,16 @@ def _table(profile: str, figures: Mapping[str, Any]) -> Table:
     if figures["prompt_ms"]:
         alone, of_eight = figures["prompt_ms"]["alone"], figures["prompt_ms"]["of eight"]
         table.add_row("a prompt alone / of eight", f"{alone:.0f} / {of_eight:.0f}", "", "", "")
+    return table
+
+
+def _bulk_table(profile: str, figures: Mapping[str, Any]) -> Table:
+    table = Table(
+        "what", "images/s", title=f"{profile}: {figures['images']} images in bulk, {figures['at_once']} at a time"
+    )
+    table.add_row("file to region", f"{figures['images_per_s']:.2f}")
+    table.add_row("the two encoders alone", f"{figures['encoders_alone_images_per_s']:.2f}")
+    table.add_row("share of the time in the encoders", f"{100 * figures['encoders_share']:.1f} %")
     return table
 
 

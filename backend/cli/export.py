@@ -47,7 +47,12 @@ def export(
         "tolerance_px": str(tolerance), "split": split, "annotators": annotators,
         "leave_out_unreachable": str(leave_out_unreachable),
     }  # fmt: skip
-    if not _export(load_settings(), project, options_from_texts(told), out):
+    try:
+        is_fine = _export(load_settings(), project, options_from_texts(told), out)
+    except KeyboardInterrupt:
+        typer.echo("broken off; the same command goes on with the images that are there", err=True)
+        raise
+    if not is_fine:
         raise typer.Exit(1)
 
 
@@ -149,7 +154,8 @@ def import_masks(
 
 
 def _import_masks(settings: "Settings", project_id: int, folder: Path, *, with_references: bool) -> bool:
-    from backend.exports.importing import find_masks, import_masks
+    from backend.exports.importing import import_masks
+    from backend.exports.mask_files import find_masks
     from backend.exports.reading import open_project
 
     with opened_projects(settings) as projects:

@@ -29,6 +29,10 @@ LONE_COHESION = 0.42
 """What one reference, which has nothing to be like, is taken to have: fitted as `scoring.PRESENCE_WEIGHTS` are."""
 
 
+SAME_OBJECT = 0.98
+"""Two references more alike than this show one object once more: an image annotated by two people."""
+
+
 def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) -> float:
     """How alike in kind what was found is to the most alike of the references' objects.
 
@@ -54,16 +58,19 @@ def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) 
 def cohesion(objects: Tensor, frame: KindFrame) -> float:
     """How alike in kind the references' objects are among themselves: what may be asked of a target.
 
-        1/N sum_n max_{k /= n} cos(o_n - c, o_k - c)
+        mean_n max_k cos(o_n - c, o_k - c)      over k that show another object than n does (`SAME_OBJECT`)
 
     Args:
         objects, frame: as for `kinship`.
 
     Returns:
-        a cosine in [-1, 1]; `LONE_COHESION` for a single reference.
+        a cosine in [-1, 1]; `LONE_COHESION` for a single object, however often it was given.
     """
-    if len(objects) < 2:
-        return LONE_COHESION
     known = F.normalize(objects[:, frame.channels] - frame.typical, dim=1)
-    likeness = (known @ known.T).fill_diagonal_(-1.0)
-    return float(likeness.amax(dim=1).mean().clamp(-1.0, 1.0))
+    likeness = known @ known.T
+    others = likeness < SAME_OBJECT
+    has_others = others.any(dim=1)
+    if not bool(has_others.any()):
+        return LONE_COHESION
+    closest = likeness.masked_fill(~others, -1.0).amax(dim=1)
+    return float(closest[has_others].mean().clamp(-1.0, 1.0))

@@ -14,3 +14,6 @@ MATCHERS: dict[MatcherName, Matcher] = {
     "prototype": match_prototype,
 }
 """By the name that the setting `matcher` has."""
+
+TENSOR_MATCHERS: frozenset[MatcherName] = frozenset({"posterior", "softmatcher", "prototype"})
+"""Those that run wherever their tensors are; the others leave torch on the way."""

@@ -46,6 +46,13 @@ class ReferenceBank:
             mean = self.foreground @ self.features / self.foreground.sum().clamp_min(MINIMUM_MASS)
             object.__setattr__(self, "objects", mean[None])
 
+    def to(self, device: torch.device) -> "ReferenceBank":
+        """The same on a device; itself if it is there."""
+        if self.features.device == device:
+            return self
+        parts = self.features, self.foreground, self.background, self.objects
+        return ReferenceBank(*(part.to(device) for part in parts))
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
@@ -118,7 +125,7 @@ def mean_objects(references: Sequence[Reference]) -> Tensor:
     for reference in references:
         marked = np.flatnonzero(reference.inside > 0)
         inside = reference.inside[marked].astype(np.float32)
-        if float(inside.sum()) >= MINIMUM_MASS:
+        if len(marked):
             means.append(inside @ reference.features[marked].astype(np.float32) / inside.sum())
     return torch.from_numpy(np.stack(means))
 

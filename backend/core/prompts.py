@@ -3,7 +3,9 @@
 Source: Frick et al., IJCAI 2024, Section 3: points are sampled from the probability map, then clustered.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -42,20 +44,26 @@ def cluster_points(points_xy: Tensor, *, count: int, iterations: int = 10) -> li
     """
     if len(points_xy) == 0:
         return []
-    centres = _farthest_first(points_xy, min(count, len(points_xy)))
+    # NumPy: calls on so few numbers take torch ten times as long as their arithmetic.
+    points = points_xy.numpy()
+    centres = _farthest_first(points, min(count, len(points)))
     for _ in range(iterations):
-        owner = torch.cdist(points_xy, centres).argmin(dim=1)
-        centres = torch.stack(
-            [points_xy[owner == c].mean(dim=0) if bool((owner == c).any()) else centres[c] for c in range(len(centres))]
-        )
-    owner = torch.cdist(points_xy, centres).argmin(dim=1)
-    return [points_xy[owner == c] for c in range(len(centres)) if bool((owner == c).any())]
+        is_own = np.arange(len(centres)) == _nearest(points, centres)[:, None]
+        sizes = is_own.sum(axis=0)[:, None]
+        means = (is_own.T.astype(np.float32) @ points) / np.maximum(sizes, 1)
+        centres = np.where(sizes > 0, means, centres).astype(np.float32)
+    owner = _nearest(points, centres)
+    return [points_xy[torch.from_numpy(owner == own)] for own in range(len(centres)) if bool((owner == own).any())]
 
 
-def _farthest_first(points_xy: Tensor, count: int) -> Tensor:
+def _nearest(points: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
+    return np.asarray(np.square(points[:, None] - centres[None]).sum(axis=2).argmin(axis=1))
+
+
+def _farthest_first(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     chosen = [0]
-    distance = (points_xy - points_xy[0]).square().sum(dim=1)
+    distance = np.square(points - points[0]).sum(axis=1)
     while len(chosen) < count:
         chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (points_xy - points_xy[chosen[-1]]).square().sum(dim=1))
-    return points_xy[chosen]
+        distance = np.minimum(distance, np.square(points - points[chosen[-1]]).sum(axis=1))
+    return points[chosen]

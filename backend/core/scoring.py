@@ -11,7 +11,7 @@ from backend.core.types import Mask
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for a mask, each in [0, 1] but for `closeness`.
+    """What speaks for a mask, each in [0, 1] but for kinship and cohesion.
 
     Attributes:
         kinship: `kinship.kinship`, in [-1, 1].

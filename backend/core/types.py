@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 MatcherName = Literal["posterior", "softmatcher", "softmatcher-rff", "sinkhorn", "hungarian", "prototype"]
 """What the setting `matcher` may be; `matchers.MATCHERS` has them."""
 RecipeName = Literal["prior", "paper"]
-"""What the setting `recipe` may be, see `recipes.propose_parts`."""
+"""What the setting `recipe` may be, see `recipes.plan_parts`."""
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays, as safetensors stores them."""
 

@@ -12,12 +12,13 @@ from backend import __version__
 from backend.errors import BadInputError
 from backend.exports.coco import CocoWriter
 from backend.exports.data_card import DataCard
+from backend.exports.folder_sink import FolderSink
 from backend.exports.index_png import PngWriter
 from backend.exports.options import ExportOptions, Format
 from backend.exports.parquet import ParquetWriter
 from backend.exports.reading import ExportedProject, read_images
 from backend.exports.records import ImageRecord, Json, LeftOut
-from backend.exports.sinks import RECORD, FolderSink, Sink, ZipSink
+from backend.exports.sinks import RECORD, Sink, ZipSink
 from backend.exports.yolo import YoloWriter
 from backend.settings import Settings
 

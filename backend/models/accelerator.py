@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +18,12 @@ from backend.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-NetworkCall = Callable[[nn.Module, Tensor], Tensor]
-PartCall = Callable[[nn.Module, torch.device, slice], list[T]]
+R = TypeVar("R")
+_PINNED_SHAPES = 32
+"""Sizes of images whose pinned memory is kept, some MB each."""
+
+NetworkCall = Callable[[nn.Module, list[Tensor]], Tensor]
+PartCall = Callable[[nn.Module, torch.device, slice], R]
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -60,22 +65,37 @@ class OnDevice:
     A batch that does not fit into the device's memory is halved until it does; if a single item does not fit, it runs
     on the CPU, slowly, with a warning. `torch.inference_mode` is on, and on CUDA autocast (bfloat16 where it is fast,
     otherwise float16) unless `uses_half` is false.
+
+    On CUDA every instance has a stream of its own: what one thread waits for is not queued behind another's batch.
+
+    Args:
+        network: its parameters are frozen.
+        device: where it goes.
+        uses_half: see above.
+        is_urgent: its kernels go before those of networks that are not.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, *, uses_half: bool = True) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device, *, uses_half: bool = True, is_urgent: bool = False
+    ) -> None:
         self.device = device
         self.on_forward: Callable[[float], None] | None = None
-        """Gets the seconds of every pass, transfers included: for benchmarks."""
+        """Gets the seconds of every pass, the way to the device included: for benchmarks."""
         self._uses_half = uses_half
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
+        self._pinned: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
         self._amp_dtype = torch.float32
+        self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             for part in self._network.modules():
                 if isinstance(part, nn.Conv2d):
                     part.to(memory_format=torch.channels_last)
+            self._stream = torch.cuda.Stream(device, priority=-1 if is_urgent else 0)  # type: ignore[no-untyped-call]
+            # The weights were copied in another stream.
+            torch.cuda.synchronize(device)
 
     @property
     def network(self) -> nn.Module:
@@ -87,32 +107,68 @@ class OnDevice:
         """Images that are worth encoding together: one on a CPU, where a batch gains nothing and holds others up."""
         return 8 if self.device.type == "cuda" else 1
 
-    def run(self, items: Sequence[Tensor], call: NetworkCall) -> list[Tensor]:
-        """One forward pass over items of one shape, on the device as far as its memory goes.
+    def run(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> list[Tensor]:
+        """Forward passes over items, on the device as far as its memory goes.
 
         Args:
-            items: (C, H, W) float32 on the CPU, each.
-            call: gets the network and a (B, C, H, W) batch on the network's device, gives (B, ...).
+            items: tensors on the CPU; the smaller their type, the quicker they are there.
+            call: gets the network and items on the network's device, gives (B, ...).
+            at_once: items of a pass; 0: all.
 
         Returns:
-            For each item its part of the answer, float32 on the CPU.
+            For each item its part of the answer, on the CPU.
         """
 
-        def forward(network: nn.Module, device: torch.device, part: slice) -> list[Tensor]:
-            batch = torch.stack(list(items[part]))
-            if device.type == "cuda":
-                batch = batch.pin_memory().to(device, non_blocking=True)
-            return list(call(network, batch).float().cpu().unbind(0))
+        pinned: list[Tensor] = []
 
-        return self.run_parts(len(items), len(items), forward)
+        def forward(network: nn.Module, device: torch.device, part: slice) -> Tensor:
+            if device.type != "cuda":
+                return call(network, list(items[part]))
+            there = []
+            for item in items[part]:
+                pinned.append(self._pinned_like(item))
+                # By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile.
+                np.copyto(pinned[-1].numpy(), item.numpy())
+                there.append(pinned[-1].to(device, non_blocking=True))
+            return call(network, there)
 
-    def run_parts(self, count: int, at_once: int, forward: PartCall[T]) -> list[T]:
+        def finish(answer: Tensor, part: slice) -> list[Tensor]:
+            return list(answer.cpu().unbind(0))
+
+        try:
+            return self.run_parts(len(items), at_once or max(1, len(items)), forward, finish)
+        finally:
+            if self._stream is not None:
+                self._stream.synchronize()
+                self._give_back(pinned)
+
+    def _pinned_like(self, item: Tensor) -> Tensor:
+        """Memory that copies run from beside all else. Pinning it takes longer than a copy: it is used again."""
+        with self._lock:
+            free = self._pinned.get((item.shape, item.dtype), [])
+            if free:
+                return free.pop()
+        return torch.empty(item.shape, dtype=item.dtype, pin_memory=True)
+
+    def _give_back(self, pinned: Sequence[Tensor]) -> None:
+        with self._lock:
+            for one in pinned:
+                free = self._pinned.setdefault((one.shape, one.dtype), [])
+                if len(free) < 2 * self.good_batch:
+                    free.append(one)
+            while len(self._pinned) > _PINNED_SHAPES:
+                self._pinned.pop(next(iter(self._pinned)))
+
+    def run_parts(
+        self, count: int, at_once: int, forward: PartCall[R], finish: Callable[[R, slice], list[T]]
+    ) -> list[T]:
         """Forward passes over parts of `count` things, halved where the device's memory does not hold a part.
 
         Args:
             count: how many things there are.
             at_once: how many of them a pass takes, 1 or more.
-            forward: gets the network, the device that it lies on, and which things; gives one answer for each.
+            forward: gets the network, the device that it lies on, and which things.
+            finish: gets what `forward` gave, on that device, and which things; gives one answer for each.
         """
         done: list[T] = []
         size = at_once
@@ -120,7 +176,7 @@ class OnDevice:
             interruption.check()
             part = slice(len(done), min(len(done) + size, count))
             try:
-                done += self._pass(self._network, self.device, part, forward)
+                done += self._pass(self._network, self.device, part, forward, finish)
             except torch.OutOfMemoryError:
                 # The failed pass' tensors are gone with its frame: what the allocator kept of them can be given back.
                 if torch.cuda.is_available():
@@ -135,17 +191,28 @@ class OnDevice:
                     "profile, or set SOFTMATCHER_DEVICE=cpu",
                     self.device,
                 )
-                done += self._pass(self._cpu_copy(), torch.device("cpu"), part, forward)
+                done += self._pass(self._cpu_copy(), torch.device("cpu"), part, forward, finish)
         return done
 
-    def _pass(self, network: nn.Module, device: torch.device, part: slice, forward: PartCall[T]) -> list[T]:
+    def _pass(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        part: slice,
+        forward: PartCall[R],
+        finish: Callable[[R, slice], list[T]],
+    ) -> list[T]:
         uses_half = self._uses_half and device.type == "cuda"
-        with torch.inference_mode(), torch.autocast(device.type, self._amp_dtype, enabled=uses_half):
+        stream = torch.cuda.stream(self._stream if device.type == "cuda" else None)
+        with torch.inference_mode(), stream:
             started = time.perf_counter()
-            answers = forward(network, device, part)
-        if self.on_forward is not None:
-            self.on_forward(time.perf_counter() - started)
-        return answers
+            with torch.autocast(device.type, self._amp_dtype, enabled=uses_half):
+                answer = forward(network, device, part)
+            if self.on_forward is not None:
+                if self._stream is not None and device.type == "cuda":
+                    self._stream.synchronize()
+                self.on_forward(time.perf_counter() - started)
+            return finish(answer, part)
 
     def _cpu_copy(self) -> nn.Module:
         with self._lock:

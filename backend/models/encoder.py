@@ -1,9 +1,10 @@
 """From an image to its feature map. The only place that knows timm."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -43,6 +44,29 @@ class Encoder(Protocol):
 
     def encode(self, image: Image) -> Tensor:
         """(H, W, 3) uint8 RGB to (H_p, W_p, D) float32, each patch of unit length."""
+        ...
+
+
+@runtime_checkable
+class BatchEncoder(Encoder, Protocol):
+    """An encoder whose images share forward passes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are worth encoding together; 1 where a batch gains nothing."""
+        ...
+
+    def prepare(self, image: Image) -> Tensor:
+        """(H, W, 3) uint8 RGB as `encode_prepared` takes it; needs no device."""
+        ...
+
+    def encode_prepared(self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """`encode` of several images, on the CPU in the wanted type."""
         ...
 
 

@@ -9,6 +9,7 @@ from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.sam_networks import build_sam
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
+from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions
 from backend.models.segmenter import LiteSegmenter, Segmenter
 from backend.models.vit_encoder import TimmEncoder, VitOptions
 from backend.models.weights import weights_sha256
@@ -66,7 +67,8 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
     sam = build_sam(segmenter_name, segmenter_weights)
     content = weights_sha256(segmenter_weights)[:12] if segmenter_weights else "random0"
-    segmenter = SamSegmenter(sam, f"{segmenter_name}:{content}", SamOptions(), device=source.device)
+    selection = SelectionOptions() if segmenter_weights else KEEP_EVERYTHING
+    segmenter = SamSegmenter(sam, f"{segmenter_name}:{content}", SamOptions(selection=selection), device=source.device)
     return encoder, segmenter
 
 

@@ -4,8 +4,9 @@ Frames, all (x, y) in px: the *input* frame is the image with its longer side at
 frame a quarter of the padded input (256 x 256), the *working* frame the image with its longer side at `working_px`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.core.types import Arrays, Image, Mask
+from backend.core.types import Arrays, Image, Mask, Scribble
 from backend.errors import BadInputError
 from backend.models.accelerator import OnDevice, make_interruptible
+from backend.models.sam_attention import fuse_attention
 from backend.models.sam_prompts import (
     SamPrompt,
     logits_hw,
@@ -28,6 +30,9 @@ from backend.models.sam_prompts import (
 )
 from backend.models.sam_selection import SelectionOptions, select_by_prior
 from backend.models.segmenter import MaskCandidate, Prompt
+
+T = TypeVar("T")
+Embedding = Mapping[str, NDArray[np.generic]]
 
 _BYTES_A_CELL = 24_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
@@ -87,11 +92,12 @@ class SamSegmenter:
         sam = sam.eval()
         self._input_px = int(sam.image_encoder.img_size)  # type: ignore[union-attr, arg-type]
         self._mean, self._std = (getattr(sam, name).cpu().float() for name in ("pixel_mean", "pixel_std"))
+        fuse_attention(sam.image_encoder)  # type: ignore[arg-type]
         make_interruptible(sam.image_encoder)  # type: ignore[arg-type]
         self._encoder = OnDevice(sam.image_encoder, device)  # type: ignore[arg-type]
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
         decoder = _Decoder(sam.prompt_encoder, sam.mask_decoder)  # type: ignore[arg-type]
-        self._decoder = OnDevice(decoder, device, uses_half=False)
+        self._decoder = OnDevice(decoder, device, uses_half=False, is_urgent=True)
         self.on_devices = (self._encoder, self._decoder)
         self._logits_px = 4 * int(sam.prompt_encoder.image_embedding_size[0])  # type: ignore[union-attr, index]
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
@@ -113,21 +119,41 @@ class SamSegmenter:
 
     def embed_batch(self, images: Sequence[Image]) -> list[Arrays]:
         """The same for several images; all share SAM's square input, whatever their sizes."""
-        sizes_hw = []
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-                raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
-            sizes_hw.append(self.input_hw(image.shape[0], image.shape[1]))
-        embeddings: list[Tensor] = []
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            inputs = [self._input(image, hw) for image, hw in zip(images[part], sizes_hw[part], strict=True)]
-            embeddings += self._encoder.run(inputs, lambda network, batch: network(batch))
-        dtype = np.float16 if self._options.is_half else np.float32
+        return self.embed_prepared([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image) -> Tensor:
+        """What `embed_prepared` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        height, width = self.input_hw(image.shape[0], image.shape[1])
+        # Pillow's bilinear, which averages where it shrinks: the resizing that SAM was trained with.
+        resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(resized))
+
+    def embed_prepared(self, prepared: Sequence[Tensor]) -> list[Arrays]:
+        """`embed_batch` of what `prepare` made."""
+        dtype = torch.float16 if self._options.is_half else torch.float32
+
+        def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
+            embeddings: Tensor = network(torch.stack([self._normalised(pixels) for pixels in there]))
+            return embeddings.to(dtype)
+
+        embeddings = self._encoder.run(prepared, forward, at_once=self.batch_size)
         return [
-            {"image_embedding": embedding.numpy().astype(dtype), "input_hw": np.array(hw, np.int64)}
-            for embedding, hw in zip(embeddings, sizes_hw, strict=True)
+            {"image_embedding": np.array(embedding.numpy()), "input_hw": np.array(pixels.shape[:2], np.int64)}
+            for embedding, pixels in zip(embeddings, prepared, strict=True)
         ]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(h, w, 3) uint8 to SAM's square input, float32."""
+        height, width = pixels.shape[:2]
+        mean, std = (one.to(pixels.device) for one in (self._mean, self._std))
+        inside = (pixels.permute(2, 0, 1) - mean) / std
+        return F.pad(inside, (0, self._input_px - width, 0, self._input_px - height))
 
     def input_hw(self, height: int, width: int) -> tuple[int, int]:
         """Size of an image of (height, width) px in the input frame, as `ResizeLongestSide` rounds it."""
@@ -139,12 +165,6 @@ class SamSegmenter:
         height, width = _input_hw_of(embedding)
         scale = self._options.working_px / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def _input(self, image: Image, hw: tuple[int, int]) -> Tensor:
-        # Pillow's bilinear, which averages where it shrinks: the resizing that SAM was trained with.
-        resized = PIL.Image.fromarray(image).resize((hw[1], hw[0]), PIL.Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        return F.pad((pixels - self._mean) / self._std, (0, self._input_px - hw[1], 0, self._input_px - hw[0]))
 
     # -- prompts
 
@@ -161,37 +181,49 @@ class SamSegmenter:
             prompts: in the input frame.
             is_multimask: three masks a prompt, for prompts that could mean several things; otherwise one.
         """
+
+        def finish(logits: Tensor, predicted_iou: Tensor, positions: Sequence[int]) -> list[Decoded]:
+            both = zip(logits.cpu(), predicted_iou.cpu(), strict=True)
+            return [Decoded(one, opinion) for one, opinion in both]
+
+        return self._decode([embedding], [0] * len(prompts), prompts, finish, is_multimask=is_multimask)
+
+    def _decode(
+        self,
+        embeddings: Sequence[Embedding],
+        owners: Sequence[int],
+        prompts: Sequence[SamPrompt],
+        finish: Callable[[Tensor, Tensor, Sequence[int]], list[T]],
+        *,
+        is_multimask: bool,
+    ) -> list[T]:
+        """`decode_prompts` for several images, but what becomes of the logits is up to `finish`, on the device.
+
+        Args:
+            embeddings: of the images.
+            owners: for each prompt the index of its image.
+            prompts, is_multimask: as there.
+            finish: gets (N, C, 256, 256) logits, (N, C) predicted IoU, and the positions of these N prompts; gives
+                one answer for each.
+        """
         by_shape: dict[tuple[int, bool, bool], list[int]] = {}
         for position, prompt in enumerate(prompts):
             by_shape.setdefault(prompt.shape, []).append(position)
-        image_embedding = torch.from_numpy(embedding["image_embedding"].astype(np.float32))[None]
-        answers: dict[int, Decoded] = {}
+        images = _Images(embeddings)
+        answers: dict[int, T] = {}
         for positions in by_shape.values():
             group = [prompts[position] for position in positions]
-            decoded = self._decode_group(image_embedding, group, is_multimask=is_multimask)
+            decoded = self._decoder.run_parts(
+                len(positions),
+                min(len(positions), self._prompts_at_once(images.here)),
+                _forward_of(images, [owners[position] for position in positions], group, is_multimask),
+                lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
+            )
             answers.update(zip(positions, decoded, strict=True))
         return [answers[position] for position in range(len(prompts))]
 
-    def _decode_group(
-        self, image_embedding: Tensor, group: Sequence[SamPrompt], *, is_multimask: bool
-    ) -> list[Decoded]:
-        def forward(network: nn.Module, device: torch.device, part: slice) -> list[Decoded]:
-            points, labels, boxes, masks = _stack(group[part])
-            logits, predicted_iou = network(
-                image_embedding.to(device),
-                None if points is None else points.to(device),
-                None if labels is None else labels.to(device),
-                None if boxes is None else boxes.to(device),
-                None if masks is None else masks.to(device),
-                is_multimask,
-            )
-            both = zip(logits.float().cpu(), predicted_iou.float().cpu(), strict=True)
-            return [Decoded(one, opinion) for one, opinion in both]
-
-        return self._decoder.run_parts(len(group), min(len(group), self._prompts_at_once(image_embedding)), forward)
-
-    def _prompts_at_once(self, image_embedding: Tensor) -> int:
-        cells = image_embedding.shape[-1] * image_embedding.shape[-2]
+    def _prompts_at_once(self, images: Tensor) -> int:
+        cells = images.shape[-1] * images.shape[-2]
         return max(1, int(self._options.decode_mb * 2**20 / (cells * _BYTES_A_CELL)))
 
     def logits_at(self, logits: Tensor, input_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
@@ -219,45 +251,73 @@ class SamSegmenter:
         fits the score map best is kept, if it fits at all. A candidate answers the first prompt with a point in it.
         A prompt without a prior is a user's scribble: what it marks is the answer, one candidate at most.
         """
-        with torch.inference_mode():
-            proposals = [position for position, prompt in enumerate(prompts) if prompt.prior is not None]
-            candidates = self._propose(embedding, prompts, proposals)
-            for position, prompt in enumerate(prompts):
-                if prompt.prior is None and (found := self._decode_scribble(embedding, prompt)) is not None:
-                    mask, score = found
-                    candidates.append(MaskCandidate(mask, score, position))
-        return sorted(candidates, key=lambda candidate: candidate.prompt_index)
+        return self.decode_many([(embedding, prompts)])[0]
 
-    def _propose(
-        self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt], positions: Sequence[int]
-    ) -> list[MaskCandidate]:
-        input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
+    def decode_many(self, asked: Sequence[tuple[Embedding, Sequence[Prompt]]]) -> list[list[MaskCandidate]]:
+        """`decode` of several (embedding, prompts): what all of them propose shares passes, whosever image it is of."""
+        with torch.inference_mode():
+            found = self._propose(asked)
+            for (embedding, prompts), candidates in zip(asked, found, strict=True):
+                for position, prompt in enumerate(prompts):
+                    if prompt.prior is None and (marked := self._decode_scribble(embedding, prompt)) is not None:
+                        candidates.append(MaskCandidate(*marked, position))
+        return [sorted(candidates, key=lambda candidate: candidate.prompt_index) for candidates in found]
+
+    def _propose(self, asked: Sequence[tuple[Embedding, Sequence[Prompt]]]) -> list[list[MaskCandidate]]:
+        found: list[list[MaskCandidate]] = [[] for _ in asked]
+        # Embeddings that are asked twice, for two labels, are one image.
+        embeddings = list({id(embedding): embedding for embedding, _ in asked}.values())
+        index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
+        sam_prompts, planned = [], []
+        for number, (embedding, prompts) in enumerate(asked):
+            for position, logits, scribble in self._objects(embedding, prompts):
+                input_hw = _input_hw_of(embedding)
+                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
+                planned.append((number, position))
+        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
+        frames = [_Frame.of(self, embedding) for embedding, _ in asked]
+        maps = [frames[number].shrink(asked[number][1][position].prior) for number, position in planned]
+
+        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
+            answers: list[tuple[Mask, float] | None] = [None] * len(group)
+            by_frame: dict[_Frame, list[int]] = {}
+            for row, one in enumerate(group):
+                by_frame.setdefault(frames[planned[one][0]], []).append(row)
+            for frame, rows in by_frame.items():
+                prior = torch.stack([maps[group[row]] for row in rows]).to(logits.device)
+                own = logits[rows]
+                masks = own[:, :, : frame.small_hw[0], : frame.small_hw[1]] > 0
+                chosen = select_by_prior(masks, predicted_iou[rows], prior, self._options.selection)
+                kept = torch.nonzero(chosen.index >= 0)[:, 0]
+                full = self.logits_at(own[kept, chosen.index[kept]][:, None], frame.input_hw, frame.working_hw)[:, 0]
+                scores = chosen.score[kept].tolist()
+                for place, mask, score in zip(kept.tolist(), (full > 0).cpu().numpy(), scores, strict=True):
+                    answers[rows[place]] = mask.copy(), score
+            return answers
+
+        owners = [index_of[id(asked[number][0])] for number, _ in planned]
+        decoded = self._decode(embeddings, owners, sam_prompts, finish, is_multimask=True) if planned else []
+        for (number, position), answer in zip(planned, decoded, strict=True):
+            if answer is not None:
+                found[number].append(MaskCandidate(*answer, position))
+        return found
+
+    def _objects(
+        self, embedding: Embedding, prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[int, NDArray[np.float32], Scribble]]:
+        """The pieces of the prompts' score maps: first prompt with a point on it, the map as logits, the points."""
         by_prior: dict[int, list[int]] = {}
-        for position in positions:
-            by_prior.setdefault(id(prompts[position].prior), []).append(position)
-        sam_prompts, owners = [], []
+        for position, prompt in enumerate(prompts):
+            if prompt.prior is not None:
+                by_prior.setdefault(id(prompt.prior), []).append(position)
         for own in by_prior.values():
             prior = prompts[own[0]].prior
             assert prior is not None
+            input_hw = _input_hw_of(embedding)
             logits = prior_to_logits(prior, input_hw, input_px=self._input_px, logits_px=self._logits_px)
             objects = points_by_object([prompts[position].scribble for position in own], prior)
             for first, scribble in objects[: self._options.most_objects]:
-                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
-                owners.append(own[first])
-        decoded = self.decode_prompts(embedding, sam_prompts, is_multimask=True)
-        candidates = []
-        for owner, answer in zip(owners, decoded, strict=True):
-            prior = prompts[owner].prior
-            assert prior is not None
-            # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
-            small_hw = logits_hw(input_hw, input_px=self._input_px, logits_px=self._logits_px)
-            masks = (answer.logits[:, : small_hw[0], : small_hw[1]] > 0).numpy()
-            small = cv2.resize(prior, (small_hw[1], small_hw[0]), interpolation=cv2.INTER_AREA)
-            chosen = select_by_prior(masks, answer.predicted_iou.numpy(), small, self._options.selection)
-            if chosen is not None:
-                full = self.logits_at(answer.logits[None, chosen.index, None], input_hw, working_hw)[0, 0]
-                candidates.append(MaskCandidate((full > 0).numpy(), chosen.score, owner))
-        return candidates
+                yield own[first], logits, scribble
 
     def _decode_scribble(
         self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt
@@ -279,14 +339,17 @@ class SamSegmenter:
     ) -> list[tuple[Mask, float]]:
         """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: it gets three."""
         input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
+
+        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float]]:
+            opinion, index = predicted_iou.max(dim=1)
+            best = logits[torch.arange(len(group), device=logits.device), index]
+            full = (self.logits_at(best[:, None], input_hw, working_hw)[:, 0] > 0).cpu().numpy()
+            return [(mask.copy(), score) for mask, score in zip(full, opinion.clamp(0.0, 1.0).tolist(), strict=True)]
+
         found: list[tuple[Mask, float]] = []
         for is_ambiguous in (True, False):
             group = [prompt for prompt in prompts if prompt.is_ambiguous == is_ambiguous]
-            for answer in self.decode_prompts(embedding, group, is_multimask=is_ambiguous):
-                best = int(answer.predicted_iou.argmax())
-                logits = self.logits_at(answer.logits[None, best : best + 1], input_hw, working_hw)[0, 0]
-                score = float(answer.predicted_iou[best].clamp(0.0, 1.0))
-                found.append(((logits > 0).numpy(), score))
+            found += self._decode([embedding], [0] * len(group), group, finish, is_multimask=is_ambiguous)
         return found
 
 
@@ -307,17 +370,76 @@ class _Decoder(nn.Module):
         masks: Tensor | None,
         is_multimask: bool,
     ) -> tuple[Tensor, Tensor]:
-        """(1, C, h, w) embedding and N prompts to (N, 3 or 1, 4h, 4w) logits and (N, 3 or 1) predicted IoU."""
+        """N prompts, each with its image's (C, h, w) embedding, to (N, 3 or 1, 4h, 4w) logits, (N, 3 or 1) predicted
+        IoU.
+
+        The decoder's own `forward` takes one image for all prompts; this is what it does with each of them.
+        Source: segment_anything.modeling.mask_decoder (Apache 2.0), `predict_masks`.
+        """
         given = None if points is None else (points, labels)
         sparse, dense = self.prompt_encoder(points=given, boxes=boxes, masks=masks)
-        logits, predicted_iou = self.mask_decoder(
-            image_embeddings=image_embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),  # type: ignore[operator]
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=is_multimask,
+        decoder: Any = self.mask_decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        place = self.prompt_encoder.get_dense_pe().expand(len(sparse), -1, -1, -1)  # type: ignore[operator]
+        answer, image = decoder.transformer(image_embedding + dense, place, tokens)
+        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(image_embedding.shape))
+        wanted = slice(1, None) if is_multimask else slice(0, 1)
+        weights = torch.stack(
+            [decoder.output_hypernetworks_mlps[one](answer[:, 1 + one]) for one in range(decoder.num_mask_tokens)][
+                wanted
+            ],
+            dim=1,
         )
-        return logits, predicted_iou
+        logits = torch.einsum("nkc,nchw->nkhw", weights, upscaled)
+        return logits, decoder.iou_prediction_head(answer[:, 0])[:, wanted]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Sizes of an image: in the input, the logits and the working frame."""
+
+    input_hw: tuple[int, int]
+    small_hw: tuple[int, int]
+    working_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, segmenter: SamSegmenter, embedding: Embedding) -> "_Frame":
+        input_hw = _input_hw_of(embedding)
+        small_hw = logits_hw(input_hw, input_px=segmenter._input_px, logits_px=segmenter._logits_px)
+        return cls(input_hw, small_hw, segmenter.working_hw(embedding))
+
+    def shrink(self, prior: NDArray[np.float32] | None) -> Tensor:
+        """A score map in the logits frame."""
+        assert prior is not None  # only prompts with a score map propose
+        size = self.small_hw[1], self.small_hw[0]
+        return torch.from_numpy(np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32))
+
+
+def _forward_of(
+    images: "_Images", owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
+) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
+    def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
+        points, labels, boxes, masks = (None if one is None else one.to(device) for one in _stack(group[part]))
+        logits, predicted_iou = network(images.of(owners[part], device), points, labels, boxes, masks, is_multimask)
+        return logits.float(), predicted_iou.float()
+
+    return forward
+
+
+class _Images:
+    """Image embeddings, brought to a device once for all the passes of a call."""
+
+    def __init__(self, embeddings: Sequence[Embedding]) -> None:
+        self.here = torch.from_numpy(np.stack([one["image_embedding"] for one in embeddings]))
+        self._there: dict[torch.device, Tensor] = {}
+
+    def of(self, owners: Sequence[int], device: torch.device) -> Tensor:
+        """(N, C, h, w) float32: for each of N prompts its image's."""
+        if device not in self._there:
+            self._there[device] = self.here.to(device).float()
+        there = self._there[device]
+        return there.expand(len(owners), -1, -1, -1) if len(there) == 1 else there[list(owners)]
 
 
 def _stack(group: Sequence[SamPrompt]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:

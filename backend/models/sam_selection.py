@@ -4,11 +4,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from backend.core.types import Mask
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,53 +30,62 @@ class SelectionOptions:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:6]
 
 
+KEEP_EVERYTHING = SelectionOptions(minimum_iou=-99.0, minimum_contrast=-1.0, minimum_prior=0.0)
+"""For random weights, which believe in nothing: benchmarks would miss what comes after the decoder."""
+
+
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """Which of the masks, and its score in [0, 1]: SAM's predicted IoU, less what the score map does not support."""
+    """For each prompt one of its masks.
 
-    index: int
-    score: float
+    Attributes:
+        index: (N,) int64: which one; -1 where none fits.
+        score: (N,) float32 in [0, 1]: SAM's predicted IoU, less what the score map does not support.
+    """
+
+    index: Tensor
+    score: Tensor
 
 
-def select_by_prior(
-    masks: NDArray[np.bool_],
-    predicted_iou: NDArray[np.float32],
-    prior: NDArray[np.float32],
-    options: SelectionOptions,
-) -> Selected | None:
-    """The mask that fits a score map best, or None if none does.
+def select_by_prior(masks: Tensor, predicted_iou: Tensor, prior: Tensor, options: SelectionOptions) -> Selected:
+    """The mask that fits a score map best, for each prompt, if any does. Runs where its tensors are.
 
     Of one prompt's masks, parts and wholes of one thing, the best is the one with the highest predicted IoU times soft
     IoU with the score map, `sum(q in m) / (|m| + sum(q outside m))`.
 
     Args:
-        masks: (C, h, w) bool.
-        predicted_iou: (C,) float32.
-        prior: (h, w) float32 in [0, 1].
+        masks: (N, C, h, w) bool.
+        predicted_iou: (N, C) float32.
+        prior: (N, h, w) float32 in [0, 1]: each prompt's score map.
         options: thresholds.
     """
-    best: Selected | None = None
-    best_fit = 0.0
-    total = float(prior.sum())
-    for index, (mask, opinion) in enumerate(zip(masks, predicted_iou, strict=True)):
-        area = int(np.count_nonzero(mask))
-        if area == 0 or opinion < options.minimum_iou:
-            continue
-        shared = float(prior[mask].sum())
-        inside = shared / area
-        if inside < options.minimum_prior or inside - _mean_around(mask, prior, options) < options.minimum_contrast:
-            continue
-        fit = float(opinion) * shared / (area + total - shared)
-        if fit > best_fit:
-            best_fit = fit
-            best = Selected(index, float(np.clip(opinion, 0.0, 1.0)) * inside)
-    return best
+    inside = masks.float()
+    area = inside.sum(dim=(2, 3))
+    shared = (inside * prior[:, None]).sum(dim=(2, 3))
+    mean_inside = shared / area.clamp_min(1.0)
+    ring = _ring_around(inside, options)
+    mean_around = (ring * prior[:, None]).sum(dim=(2, 3)) / ring.sum(dim=(2, 3)).clamp_min(1.0)
+    is_fit = (
+        (area > 0)
+        & (predicted_iou >= options.minimum_iou)
+        & (mean_inside >= options.minimum_prior)
+        & (mean_inside - mean_around >= options.minimum_contrast)
+    )
+    fit = predicted_iou * shared / (area + prior.sum(dim=(1, 2))[:, None] - shared).clamp_min(1e-6)
+    index = fit.masked_fill(~is_fit, -torch.inf).argmax(dim=1)
+    chosen = (torch.arange(len(index), device=index.device), index)
+    score = predicted_iou[chosen].clamp(0.0, 1.0) * mean_inside[chosen]
+    return Selected(torch.where(is_fit.any(dim=1), index, -1), score)
 
 
-def _mean_around(mask: Mask, prior: NDArray[np.float32], options: SelectionOptions) -> float:
-    """Mean of the score map in a ring around a mask; 0 for a mask that leaves none."""
-    width_px = max(1, round(options.ring_percent / 100 * max(mask.shape)))
-    # A wide kernel is slow at full size, and the ring need not be exact.
-    kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * width_px + 1, 2 * width_px + 1))
-    ring = (cv2.dilate(mask.astype(np.uint8), kernel) > 0) & ~mask
-    return float(prior[ring].mean()) if ring.any() else 0.0
+def _ring_around(inside: Tensor, options: SelectionOptions) -> Tensor:
+    """(N, C, h, w) float32: 1 in a square ring around each mask, 0 elsewhere."""
+    width_px = max(1, round(options.ring_percent / 100 * max(inside.shape[2:])))
+    # Sums over a square, one axis after the other: as wide a maximum would cost its width at every pixel.
+    near = inside
+    for axis in (2, 3):
+        padding = [0, 0, width_px + 1, width_px] if axis == 2 else [width_px + 1, width_px, 0, 0]
+        sums = F.pad(near, padding).cumsum(dim=axis)
+        count = inside.shape[axis]
+        near = sums.narrow(axis, 2 * width_px + 1, count) - sums.narrow(axis, 0, count)
+    return ((near > 0.5) & (inside < 0.5)).float()

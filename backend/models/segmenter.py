@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from backend.core.types import Arrays, Image, Mask, ScoredMask, Scribble
 from backend.errors import BadInputError
@@ -66,6 +67,25 @@ class Segmenter(Protocol):
 
     def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
         """Candidates of all prompts of one image in one call; a prompt without any mask has none."""
+        ...
+
+
+@runtime_checkable
+class BatchSegmenter(Segmenter, Protocol):
+    """A segmenter whose images share forward passes."""
+
+    def prepare(self, image: Image) -> Tensor:
+        """(H, W, 3) uint8 RGB as `embed_prepared` takes it; needs no device."""
+        ...
+
+    def embed_prepared(self, prepared: Sequence[Tensor]) -> list[Arrays]:
+        """`embed` of several images."""
+        ...
+
+    def decode_many(
+        self, asked: Sequence[tuple[Mapping[str, NDArray[np.generic]], Sequence[Prompt]]]
+    ) -> list[list[MaskCandidate]]:
+        """`decode` of several (embedding, prompts), in as few passes as will do."""
         ...
 
 

@@ -92,8 +92,8 @@ class TimmEncoder:
         self.on_devices = (self._on_device,)
         self._options = options
         config = _config_of(network)
-        self._mean = np.array(config.get("mean", (0.485, 0.456, 0.406)), np.float32) * 255
-        self._std = np.array(config.get("std", (0.229, 0.224, 0.225)), np.float32) * 255
+        self._mean = torch.tensor(config.get("mean", (0.485, 0.456, 0.406)), dtype=torch.float32) * 255
+        self._std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)), dtype=torch.float32) * 255
         content = weights_sha256(weights)[:12] if weights else f"random{seed}"
         positional = f":p{options.positional_rank}" if options.positional_rank else ""
         self.signature = f"{name}:{content}:{options.side_px}px{positional}"
@@ -103,6 +103,11 @@ class TimmEncoder:
         self.kind_frame = KindFrame()
         self._bases: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._on_device.device
 
     @property
     def batch_size(self) -> int:
@@ -129,16 +134,32 @@ class TimmEncoder:
         Raises:
             BadInputError: one of them is no such image.
         """
-        inputs = [self._input(image) for image in images]
+        return self.encode_prepared([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image) -> Tensor:
+        """What `encode_prepared` takes in place of an image: (h, w, 3) at the network's size. Needs no device.
+
+        Raises:
+            BadInputError: no such image.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        height, width = self._grid.fixed_hw or self.input_hw(image.shape[0], image.shape[1])
+        shrinks = image.shape[0] > height and image.shape[1] > width
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        return torch.from_numpy(resized)
+
+    def encode_prepared(self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """`encode_batch` of what `prepare` made, in float32 or, for less to carry from the device, float16."""
         by_size: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
-        for position, pixels in enumerate(inputs):
-            by_size.setdefault((pixels.shape[1], pixels.shape[2]), []).append(position)
-        features: list[Tensor] = [torch.empty(0)] * len(images)
-        for positions in by_size.values():
-            for start in range(0, len(positions), self.batch_size):
-                chunk = positions[start : start + self.batch_size]
-                for position, raw in zip(chunk, self._features([inputs[one] for one in chunk]), strict=True):
-                    features[position] = self._finished(raw)
+        for position, pixels in enumerate(prepared):
+            by_size.setdefault((pixels.shape[0], pixels.shape[1]), []).append(position)
+        features: list[Tensor] = [torch.empty(0)] * len(prepared)
+        for hw, positions in by_size.items():
+            basis = self._positional_basis(hw) if self._options.positional_rank else None
+            inputs = [prepared[position] for position in positions]
+            for position, one in zip(positions, self._features(inputs, basis, dtype), strict=True):
+                features[position] = one
         return features
 
     def input_hw(self, height: int, width: int) -> tuple[int, int]:
@@ -147,36 +168,37 @@ class TimmEncoder:
         scale = min(self._options.side_px / math.sqrt(height * width), self._options.longest_px / max(height, width))
         return max(round(height * scale / patch[0]), 1) * patch[0], max(round(width * scale / patch[1]), 1) * patch[1]
 
-    def _input(self, image: Image) -> Tensor:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
-        height, width = self._grid.fixed_hw or self.input_hw(image.shape[0], image.shape[1])
-        shrinks = image.shape[0] > height and image.shape[1] > width
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        return torch.from_numpy((resized - self._mean) / self._std).permute(2, 0, 1).contiguous()
+    def _features(self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+        hw = inputs[0].shape[0], inputs[0].shape[1]
 
-    def _features(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        hw = inputs[0].shape[1], inputs[0].shape[2]
-        return self._on_device.run(inputs, lambda network, batch: self._grid.read(_forward(network, batch), hw))
+        def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
+            raw = _forward(network, self._normalised(torch.stack(there)))
+            # Unit length to float32's precision, whatever the network ran in.
+            with torch.autocast(raw.device.type, enabled=False):
+                features = F.normalize(self._grid.read(raw, hw).float(), dim=-1)
+                if basis is not None:
+                    directions = basis.to(features.device)
+                    features = F.normalize(features - (features @ directions) @ directions.T, dim=-1)
+            return features.to(dtype)
 
-    def _finished(self, raw: Tensor) -> Tensor:
-        features = F.normalize(raw, dim=-1)
-        if self._options.positional_rank:
-            basis = self._positional_basis((raw.shape[0], raw.shape[1]))
-            features = F.normalize(features - (features @ basis) @ basis.T, dim=-1)
-        return features
+        return self._on_device.run(inputs, forward, at_once=self.batch_size)
 
-    def _positional_basis(self, grid_hw: tuple[int, int]) -> Tensor:
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(B, h, w, 3) uint8 to (B, 3, h, w) float32 as timm expects it."""
+        mean, std = (one.to(pixels.device) for one in (self._mean, self._std))
+        return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+    def _positional_basis(self, input_hw: tuple[int, int]) -> Tensor:
         """(D, rank) float32: a constant of the model at one size, computed once a size."""
         with self._lock:
-            known = self._bases.get(grid_hw)
+            known = self._bases.get(input_hw)
         if known is not None:
             return known
-        # Normalised pixels: zero is the mean colour of the model's training images.
-        blank = torch.zeros(3, grid_hw[0] * self._grid.patch_px[0], grid_hw[1] * self._grid.patch_px[1])
-        basis = positional_basis(self._features([blank])[0], self._options.positional_rank)
+        # The mean colour of the model's training images: normalised, it is zero.
+        blank = self._mean.expand(*input_hw, 3).contiguous()
+        basis = positional_basis(self._features([blank], None, torch.float32)[0], self._options.positional_rank)
         with self._lock:
-            self._bases[grid_hw] = basis
+            self._bases[input_hw] = basis
             while len(self._bases) > _KEPT_BASES:
                 self._bases.popitem(last=False)
         return basis

@@ -24,6 +24,7 @@ from backend.metrics import Metrics
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.predictions import OWN_VERSIONS, KnownReferences, Predictions
+from backend.projects.together import Predicted
 from backend.store import ProjectRecord
 from backend.store.records import TaskOutcome
 
@@ -135,12 +136,10 @@ class BulkPredictions:
         """Task id -> prediction, None if nothing was found; failures go to the outcomes."""
         found: dict[int, Json | None] = {}
         fetcher = self._connections.fetcher(batch.project.key)
-        for task, files in self._encoded(batch, tasks, fetcher, should_stop):
+        for task, predict in self._predicted(batch, tasks, fetcher, should_stop):
             task_id = int(task["id"])
             try:
-                found[task_id] = self._predictions.predict_task(
-                    batch.project, batch.config, batch.known, batch.version, task, files=files(), fetcher=fetcher
-                )
+                found[task_id] = predict()
             except LabelStudioUnavailableError as error:
                 # Is it all of Label Studio, or one image on a host that is down?
                 client.version()
@@ -163,21 +162,23 @@ class BulkPredictions:
         logger.warning("project=%s task=%d: %s", batch.project.key, task_id, reason)
         return TaskOutcome(task_id, "failed", model_version=batch.version, reason=reason[:500])
 
-    def _encoded(
+    def _predicted(
         self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[Json, Callable[[], Mapping[str, bytes | None]]]]:
-        """Tasks with their files; where the device gains by it, several of them encoded together before."""
-        good_batch = self._images.good_batch
-        if good_batch == 1:
-            yield from self._fetched(batch, tasks, fetcher, should_stop)
+    ) -> Iterator[Predicted]:
+        """Tasks, and what predicts them: several at a time where the device gains by it."""
+        if self._images.good_batch > 1:
+            yield from self._predictions.predict_together(
+                batch.project, batch.config, batch.known, batch.version, tasks, fetcher, should_stop
+            )
             return
-        for start in range(0, len(tasks), good_batch):
-            if should_stop():
-                return
-            together = tasks[start : start + good_batch]
-            for tag_name in batch.known.by_tag:
-                self._images.encode_together(together, batch.config.image(tag_name), fetcher)
-            yield from self._fetched(batch, together, fetcher, should_stop)
+        for task, files in self._fetched(batch, tasks, fetcher, should_stop):
+
+            def predict(task: Json = task, files: Callable[[], Mapping[str, bytes | None]] = files) -> Json | None:
+                return self._predictions.predict_task(
+                    batch.project, batch.config, batch.known, batch.version, task, files=files(), fetcher=fetcher
+                )
+
+            yield task, predict
 
     def _fetched(
         self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]

@@ -11,11 +11,12 @@ from typing import Any
 
 from backend.core import interruption
 from backend.core.types import EncodedImage, Image
-from backend.errors import SoftmatcherError
+from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
+from backend.pipeline import PreparedImage
 from backend.projects.models import Models
 
 _KNOWN_FOR_S = 300.0
@@ -35,6 +36,32 @@ class TaskImage:
     sha256: str
     encoded: EncodedImage
     pixels: Image | None
+
+
+@dataclass(eq=False)
+class ReadImage:
+    """An image between its download and its features.
+
+    Attributes:
+        sha256: of the file's bytes, hex.
+        cache: where its features are kept.
+        prepared: for the models; None if it is encoded.
+        encoded: None if it is not.
+        is_new: the cache does not have it yet.
+    """
+
+    sha256: str
+    cache: FeatureCache
+    prepared: PreparedImage | None = None
+    encoded: EncodedImage | None = None
+    is_new: bool = False
+
+    def keep(self) -> EncodedImage:
+        """Its features, and see that the cache has them."""
+        assert self.encoded is not None  # `encode_read` came before
+        if self.is_new:
+            self.cache.put(self.sha256, self.encoded)
+        return self.encoded
 
 
 class TaskImages:
@@ -141,35 +168,46 @@ class TaskImages:
 
     @property
     def good_batch(self) -> int:
-        """Images that are worth giving `encode_together` at a time; 1 where it gains nothing."""
+        """Images that are worth giving `encode_read` at a time; 1 where it gains nothing."""
         return max(1, self._models.get(60.0)[0].good_batch)
 
-    def encode_together(self, tasks: Sequence[Mapping[str, Any]], tag: ImageTag, fetcher: ImageFetcher) -> None:
-        """Encode the images of several tasks in one turn, where the device gains by it; `load` then finds them.
+    def read(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> "ReadImage":
+        """A task's image, ready for `encode_read`; needs no turn on the models. For threads that run ahead.
 
-        What cannot be had or read is left to `load`, which says why, for each task by itself.
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
+            ModelUnavailableError: no models.
         """
+        fields = task.get("data")
+        url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(60.0)
-        images: dict[str, Image] = {}
-        for task in tasks:
-            fields = task.get("data")
-            try:
-                url = tag.address(fields if isinstance(fields, Mapping) else {})
-                known_as = (url, _task_id(task))
-                if (known := self._recall(known_as)) is not None and cache.get(known) is not None:
-                    continue
-                content = fetcher.fetch(url, _task_id(task))
-                sha256 = hashlib.sha256(content).hexdigest()
-                if sha256 not in images and cache.get(sha256) is None:
-                    images[sha256] = decode_image(content, self._max_pixels)
-            except SoftmatcherError:
-                continue
-            self._remember(known_as, sha256)
-        if len(images) > 1:
-            with self._models.gate.turn():
-                encoded = softmatcher.encode_many(list(images.values()))
-            for sha256, one in zip(images, encoded, strict=True):
-                cache.put(sha256, one)
+        known_as = (url, _task_id(task))
+        if (known := self._recall(known_as)) is not None and (encoded := cache.get(known)) is not None:
+            return ReadImage(known, cache, encoded=encoded)
+        with self._metrics.stage("fetch"):
+            content = fetcher.fetch(url, _task_id(task))
+        sha256 = hashlib.sha256(content).hexdigest()
+        self._remember(known_as, sha256)
+        if (encoded := cache.get(sha256)) is not None:
+            return ReadImage(sha256, cache, encoded=encoded)
+        with self._metrics.stage("read"):
+            image = decode_image(content, self._max_pixels)
+        return ReadImage(sha256, cache, prepared=softmatcher.prepare(image))
+
+    def encode_read(self, images: "Sequence[ReadImage]") -> None:
+        """Encode what is not encoded yet, together. The caller holds a turn on the models."""
+        softmatcher, _ = self._models.get(60.0)
+        new: dict[str, list[ReadImage]] = {}
+        for image in images:
+            if image.encoded is None:
+                new.setdefault(image.sha256, []).append(image)
+        if not new:
+            return
+        together = [alike[0].prepared for alike in new.values() if alike[0].prepared is not None]
+        for alike, encoded in zip(new.values(), softmatcher.encode_prepared(together), strict=True):
+            for image in alike:
+                image.encoded, image.prepared = encoded, None
+            alike[0].is_new = True
 
     @contextmanager
     def _awaiting(self, sha256: str, *, is_interactive: bool) -> Iterator[None]:

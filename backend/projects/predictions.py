@@ -5,26 +5,29 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from backend import __version__
 from backend.core import interruption
 from backend.core.interruption import InterruptedWorkError
 from backend.core.matching import ReferenceBank
-from backend.core.types import Reference
+from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.errors import BadInputError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
+from backend.pipeline import Spread
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
 from backend.projects.prefetch import Prefetch
+from backend.projects.together import Predicted, Together
 from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -130,36 +133,56 @@ class Predictions:
             return Answer(results, 0, ())
         found = 0
         unfinished: list[int] = []
-        for position, task in enumerate(tasks):
-            interruption.check()
-            try:
-                # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
-                with interruption.interruptible(lambda: time.monotonic() > deadline):
-                    interruption.check()
-                    prediction = self._predict_or_report(project, config, known, version, task, is_open=is_open)
-            except InterruptedWorkError:
-                if time.monotonic() <= deadline:
-                    raise  # the client went away
-                unfinished = [rest["id"] for rest in tasks[position:] if isinstance(rest.get("id"), int)]
-                self._metrics.tasks.labels("handed_on").inc(len(unfinished))
-                break
-            if prediction is not None:
-                results[position] = prediction
-                found += 1
+        done = 0
+        is_over = partial(_is_past, deadline)
+        try:
+            # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
+            with interruption.interruptible(is_over):
+                for task, predict in self.each(project, config, known, version, tasks, is_over, is_open=is_open):
+                    prediction = self._predict_or_report(project, task, predict)
+                    if prediction is not None:
+                        results[done] = prediction
+                        found += 1
+                    done += 1
+        except InterruptedWorkError:
+            if not is_over():
+                raise  # the client went away
+        if done < len(tasks):
+            unfinished = [rest["id"] for rest in tasks[done:] if isinstance(rest.get("id"), int)]
+            self._metrics.tasks.labels("handed_on").inc(len(unfinished))
         return Answer(results, found, tuple(unfinished))
 
-    def _predict_or_report(
+    def each(
         self,
         project: ProjectRecord,
         config: LabelConfig,
         known: KnownReferences,
         version: str,
-        task: Json,
+        tasks: Sequence[Json],
+        is_over: Callable[[], bool],
         *,
         is_open: bool = False,
-    ) -> Json | None:
+    ) -> Iterator[Predicted]:
+        """Tasks in their order, and what predicts them; those that are left when it is over do not come.
+
+        Args, Raises: as `predict_task` and `predict_together`.
+        """
+        if len(tasks) > 1 and self._images.good_batch > 1:
+            fetcher = self._connections.fetcher(project.key)
+            yield from self.predict_together(project, config, known, version, tasks, fetcher, is_over)
+            return
+        for task in tasks:
+            if is_over():
+                return
+            interruption.check()
+            yield (
+                task,
+                partial(self.predict_task, project, config, known, version, task, is_open=is_open),
+            )
+
+    def _predict_or_report(self, project: ProjectRecord, task: Json, predict: Callable[[], Json | None]) -> Json | None:
         try:
-            prediction = self.predict_task(project, config, known, version, task, is_open=is_open)
+            prediction = predict()
         except InterruptedWorkError:
             raise
         except SoftmatcherError as error:
@@ -210,14 +233,55 @@ class Predictions:
             image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, content=content)
             with self._models.gate.turn(is_interactive=is_open):
                 found = softmatcher.segment(image.encoded, references, options)
-            with self._metrics.stage("rle"):
-                regions += [
-                    mask_to_region(
-                        item.mask, brush=config.brush_for(tag_name, item.label), label=item.label, score=item.score
-                    )
-                    for item in found
-                ]
+            regions += self._regions(config, tag_name, found)
         return _prediction(regions, version) if regions else None
+
+    def predict_together(
+        self,
+        project: ProjectRecord,
+        config: LabelConfig,
+        known: KnownReferences,
+        version: str,
+        tasks: Sequence[Json],
+        fetcher: ImageFetcher,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[Predicted]:
+        """`predict_task` of many tasks, where the device gains by several images at a time.
+
+        Args:
+            project, config, known, version, fetcher: as there.
+            tasks: as Label Studio gives them.
+            should_stop: asked before each batch; True leaves the rest.
+
+        Yields:
+            A task and what gives its prediction, or raises what was wrong with it.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        options = match_options(self._settings, project)
+
+        def finish(batch: Sequence[Mapping[str, EncodedImage]], spread: Spread) -> list[Json | None]:
+            regions: list[list[Json]] = [[] for _ in batch]
+            for tag_name, references in known.by_tag.items():
+                images = [encoded[tag_name] for encoded in batch]
+                found = softmatcher.segment_many(images, references, options, spread=spread)
+                for own, more in zip(regions, spread(partial(self._regions, config, tag_name), found), strict=True):
+                    own += more
+            return [_prediction(own, version) if own else None for own in regions]
+
+        tags = [config.image(tag_name) for tag_name in known.by_tag]
+        yield from Together(self._models, self._images).run(tasks, tags, fetcher, finish, should_stop)
+
+    def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
+        with self._metrics.stage("rle"):
+            return [
+                mask_to_region(
+                    item.mask, brush=config.brush_for(tag_name, item.label), label=item.label, score=item.score
+                )
+                for item in found
+            ]
 
     def interact(self, project_key: str, label_config: str, task: Json, context: Sequence[Json]) -> Json:
         """The mask of the scribbles on the open task: one brush region for each label used, none if nothing is found.
@@ -352,6 +416,10 @@ class Predictions:
         """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         return self._store.references_digest(project.key, labels, softmatcher.signature)
+
+
+def _is_past(deadline: float) -> bool:
+    return time.monotonic() > deadline
 
 
 def _from_drafts(

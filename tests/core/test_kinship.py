@@ -59,6 +59,7 @@ def test_a_bank_without_objects_of_its_own_has_the_mean_of_all() -> None:
 def test_cohesion_is_how_alike_references_are() -> None:
     objects = patches(6, seed=7)
     assert cohesion(objects[:1], KindFrame()) == LONE_COHESION
-    assert cohesion(objects[:1].repeat(3, 1), KindFrame()) == pytest.approx(1.0, abs=1e-5)
+    assert cohesion(objects[:1].repeat(3, 1), KindFrame()) == LONE_COHESION
+    assert cohesion(objects.repeat(2, 1), KindFrame()) == pytest.approx(cohesion(objects, KindFrame()), abs=1e-5)
     assert cohesion(objects, KindFrame()) == pytest.approx(cohesion(objects.flip(0), KindFrame()), abs=1e-5)
     assert cohesion(objects, KindFrame()) < 0.9

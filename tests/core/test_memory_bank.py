@@ -104,3 +104,15 @@ def test_two_hundred_references_cost_what_ten_cost() -> None:
         return min(times)
 
     assert seconds(200) < 3 * seconds(10)
+
+
+def test_every_reference_that_marks_something_has_its_object_in_the_bank() -> None:
+    marked, faint, negative = REFERENCES[:3]
+    faint, negative = (replace(one, inside=np.zeros_like(one.inside)) for one in (faint, negative))
+    faint.inside[0] = 2e-4
+    for bank in (
+        gather_references([marked, faint, negative], SIGNATURE),
+        build_bank([marked, faint, negative], SIGNATURE, most_patches=100),
+    ):
+        assert len(bank.objects) == 2
+        assert torch.isfinite(bank.objects).all()

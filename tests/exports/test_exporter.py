@@ -15,8 +15,8 @@ from PIL import Image as PillowImage
 
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
 from backend.exports.exporter import export_to_zip
+from backend.exports.folder_sink import FolderSink
 from backend.exports.options import options_from_texts
-from backend.exports.sinks import FolderSink
 from backend.labelstudio.image_decoding import decode_image
 from tests.exports.scene import MASKS, box, brush, export, files, fill, key_point, opened, picture
 from tests.fakes import Backend
@@ -296,6 +296,23 @@ def test_unreachable_images_can_be_left_out(filled: Backend, tmp_path: Path) -> 
     filled.label_studio.away.add(filled.label_studio.tasks[2]["data"]["image"])
     report = export(filled, tmp_path / "out", leave_out_unreachable="true")
     assert (report.images, report.left_out) == (4, {"image out of reach": 1})
+
+
+def test_an_image_that_comes_at_the_second_try_is_no_end(
+    filled: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_studio, fetch = filled.label_studio, filled.label_studio.fetch
+    seen: set[str] = set()
+
+    def busy_at_first(url: str, task_id: int | None) -> bytes:
+        if url not in seen:
+            seen.add(url)
+            raise LabelStudioUnavailableError("busy")
+        return fetch(url, task_id)
+
+    monkeypatch.setattr(label_studio, "fetch", busy_at_first)
+    monkeypatch.setattr("backend.exports.reading._PAUSES_S", (0.0,))
+    assert export(filled, tmp_path / "out").images == 5
 
 
 def test_one_process_at_a_time_writes_a_folder(filled: Backend, tmp_path: Path) -> None:

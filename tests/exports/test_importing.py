@@ -8,7 +8,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from backend.errors import BadInputError
-from backend.exports.importing import ImportReport, find_masks, import_masks
+from backend.exports.importing import ImportReport, import_masks
+from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.marks import group_annotation
 from tests.exports.scene import MASKS, box, brush, export, files, fill, opened, picture
@@ -166,3 +167,37 @@ def test_a_folder_without_masks_is_refused(backend: Backend, tmp_path: Path) -> 
         _import(backend, tmp_path)
     with pytest.raises(BadInputError, match="it is none"):
         _import(backend, tmp_path / "nowhere")
+
+
+def test_an_image_of_several_documents_has_the_objects_of_all(backend: Backend, tmp_path: Path) -> None:
+    _new_tasks(backend, "one.png")
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for number, label in enumerate(("Cat", "Dog", "Dog")):
+        left = 4 + 20 * (label == "Dog")
+        coco = {
+            "categories": [{"id": 5, "name": label}],
+            "images": [{"id": 1, "file_name": "one.png", "height": 48, "width": 64}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 5, "segmentation": [[left, 4, left + 9, 4, left + 9, 12]]},
+                {"id": 2, "image_id": 7, "category_id": 5, "segmentation": [[4, 4, 20, 4, 20, 12]]},
+            ],
+        }
+        (folder / f"{number}-{label}.json").write_text(json.dumps(coco))
+    report = _import(backend, folder)
+    assert (report.imported, report.objects) == (1, 2), "the third says what the second said"
+    assert len(report.problems) == 3
+    assert "0-Cat.json: 1 objects of image_id 7, which is not among its images" in report.problems[0]
+
+
+def test_a_category_that_the_file_does_not_have_is_told(backend: Backend, tmp_path: Path) -> None:
+    _new_tasks(backend, "one.png")
+    coco = {
+        "categories": [{"id": 5, "name": "Dog"}],
+        "images": [{"id": 1, "file_name": "one.png", "height": 48, "width": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 6, "segmentation": [[4, 4, 20, 4, 20, 12]]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    report = _import(backend, tmp_path)
+    assert report.imported == 0
+    assert "must be of one of the file's categories [5], got 6" in report.problems[0]

@@ -39,7 +39,7 @@ def _items(count: int) -> list[Tensor]:
 )
 def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
     network = Doubling(room)
-    answers = OnDevice(network, torch.device("cpu")).run(_items(7), lambda net, batch: net(batch))
+    answers = OnDevice(network, torch.device("cpu")).run(_items(7), lambda net, items: net(torch.stack(items)))
     assert [float(answer.mean()) for answer in answers] == [0, 2, 4, 6, 8, 10, 12]
     assert network.sizes == sizes
 
@@ -47,13 +47,13 @@ def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
 def test_what_does_not_fit_at_all_runs_on_the_cpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     network = Doubling(0)
     with caplog.at_level(logging.WARNING):
-        answers = OnDevice(network, torch.device("cpu")).run(_items(2), lambda net, batch: net(batch))
+        answers = OnDevice(network, torch.device("cpu")).run(_items(2), lambda net, items: net(torch.stack(items)))
     assert [float(answer.mean()) for answer in answers] == [0, 2]
     assert "runs on the CPU" in caplog.text
 
 
 def test_other_errors_are_not_hidden() -> None:
-    def fail(network: nn.Module, batch: Tensor) -> Tensor:
+    def fail(network: nn.Module, items: list[Tensor]) -> Tensor:
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -103,9 +104,9 @@ def test_every_kind_of_prompt_is_answered_as_by_sam_predictor(is_multimask: bool
 )
 @pytest.mark.parametrize("name", ["sam_vit_b", "mobile_sam"])
 def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
-    image, sam = _image(height=HEIGHT * 6, width=WIDTH * 6), build_sam(name, None)
-    segmenter = SamSegmenter(sam, name, SamOptions(is_half=False))
-    predictor = _predictor(sam, image)
+    image = _image(height=HEIGHT * 6, width=WIDTH * 6)
+    segmenter = SamSegmenter(build_sam(name, None), name, SamOptions(is_half=False))
+    predictor = _predictor(build_sam(name, None), image)
     embedding = segmenter.embed(image)
     np.testing.assert_allclose(
         embedding["image_embedding"], predictor.get_image_embedding()[0].numpy(), atol=1e-5, rtol=1e-5
@@ -214,6 +215,32 @@ def test_proposals_are_one_an_object() -> None:
     assert strict.signature != segmenter.signature
 
 
+def test_images_that_share_passes_get_their_own_masks() -> None:
+    segmenter = _segmenter(selection=EVERYTHING)
+    asked = []
+    for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 96), (24, 96)]):
+        embedding = segmenter.embed(_image(seed, height, width))
+        hw = segmenter.working_hw(embedding)
+        prior = np.zeros(hw, np.float32)
+        prior[2 : hw[0] // 2, 5 + seed : 30] = 0.9
+        prior[-6:-2, -20:-2] = 0.8
+        points = [
+            np.array([[10, 4]], np.float32),
+            np.array([[hw[1] - 9, hw[0] - 4], [hw[1] - 4, hw[0] - 3]], np.float32),
+        ]
+        asked.append((embedding, [Prompt(Scribble(hw, positive_xy=one), prior=prior) for one in points]))
+    # A second label of the first image, a click on the second.
+    asked.append((asked[0][0], [Prompt(asked[0][1][0].scribble, prior=np.ones((60, 96), np.float32))]))
+    asked.append((asked[1][0], [Prompt(asked[1][1][0].scribble)]))
+    together = segmenter.decode_many(asked)
+    assert [[one.prompt_index for one in found] for found in together] == [[0, 1]] * 4 + [[0]] * 2
+    for found, one in zip(together, asked, strict=True):
+        for candidate, alone in zip(found, segmenter.decode(*one), strict=True):
+            np.testing.assert_array_equal(candidate.mask, alone.mask)
+            assert candidate.score == pytest.approx(alone.score, abs=1e-5)
+    assert not np.array_equal(together[0][0].mask, together[2][0].mask)
+
+
 # -- prompts
 
 
@@ -305,25 +332,69 @@ def _square(low: int, high: int) -> np.ndarray:
     return mask
 
 
+def _select(masks: list[np.ndarray], opinions: list[float], prior: np.ndarray) -> tuple[int, float]:
+    given = torch.from_numpy(np.stack(masks))[None], torch.tensor([opinions]), torch.from_numpy(prior)[None]
+    chosen = select_by_prior(*given, SelectionOptions())
+    return int(chosen.index), float(chosen.score)
+
+
 def test_the_mask_that_fits_the_score_map_wins() -> None:
     prior = np.where(_square(10, 25), 0.9, 0.05).astype(np.float32)
-    masks = np.stack([_square(15, 20), _square(10, 25), _square(0, 40)])
-    chosen = select_by_prior(masks, np.array([0.95, 0.9, 0.95], np.float32), prior, SelectionOptions())
-    assert chosen is not None
-    assert chosen.index == 1
-    assert chosen.score == pytest.approx(0.9 * 0.9)
+    index, score = _select([_square(15, 20), _square(10, 25), _square(0, 40)], [0.95, 0.9, 0.95], prior)
+    assert index == 1
+    assert score == pytest.approx(0.9 * 0.9)
 
 
 def test_nothing_is_kept_where_the_score_map_shows_nothing() -> None:
     flat = np.full((40, 40), 0.45, np.float32)
-    masks = _square(10, 25)[None]
-    assert select_by_prior(masks, np.array([0.99], np.float32), flat, SelectionOptions()) is None  # no contrast
+    assert _select([_square(10, 25)], [0.99], flat)[0] == -1  # no contrast
     dark = np.where(_square(10, 25), 0.3, 0.0).astype(np.float32)
-    assert select_by_prior(masks, np.array([0.99], np.float32), dark, SelectionOptions()) is None  # too low inside
+    assert _select([_square(10, 25)], [0.99], dark)[0] == -1  # too low inside
     clear = np.where(_square(10, 25), 0.9, 0.0).astype(np.float32)
-    assert select_by_prior(masks, np.array([0.3], np.float32), clear, SelectionOptions()) is None  # SAM doubts it
-    assert select_by_prior(masks, np.array([0.6], np.float32), clear, SelectionOptions()) is not None
-    assert select_by_prior(_square(0, 0)[None], np.array([0.9], np.float32), clear, SelectionOptions()) is None
+    assert _select([_square(10, 25)], [0.3], clear)[0] == -1  # SAM doubts it
+    assert _select([_square(10, 25)], [0.6], clear)[0] == 0
+    assert _select([_square(0, 0)], [0.9], clear)[0] == -1  # an empty mask
+
+
+def _select_slowly(
+    masks: np.ndarray, opinions: np.ndarray, prior: np.ndarray, options: SelectionOptions
+) -> tuple[int, float]:
+    """One mask after the other, the ring drawn by OpenCV."""
+    best, best_fit = (-1, 0.0), 0.0
+    width_px = max(1, round(options.ring_percent / 100 * max(prior.shape)))
+    kernel = np.ones((2 * width_px + 1, 2 * width_px + 1), np.uint8)
+    for index, (mask, opinion) in enumerate(zip(masks, opinions, strict=True)):
+        if not mask.any() or opinion < options.minimum_iou:
+            continue
+        ring = (cv2.dilate(mask.astype(np.uint8), kernel) > 0) & ~mask
+        inside, around = prior[mask].mean(), prior[ring].mean() if ring.any() else 0.0
+        if inside < options.minimum_prior or inside - around < options.minimum_contrast:
+            continue
+        fit = opinion * prior[mask].sum() / (mask.sum() + prior[~mask].sum())
+        if fit > best_fit:
+            best, best_fit = (index, float(opinion * inside)), fit
+    return best
+
+
+def test_all_prompts_at_once_are_judged_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    options = SelectionOptions(minimum_prior=0.2, minimum_contrast=0.02)
+    coarse = rng.random((20, 3, 6, 8))
+    masks = np.stack(
+        [
+            [cv2.resize(one, (32, 24)) > level for one, level in zip(three, (0.4, 0.6, 0.97), strict=True)]
+            for three in coarse
+        ]
+    )
+    masks[3] = False
+    priors = np.stack([cv2.resize(one, (32, 24)) for one in rng.random((20, 6, 8)).astype(np.float32)])
+    opinions = rng.uniform(0.3, 1.0, (20, 3)).astype(np.float32)
+    together = select_by_prior(*(torch.from_numpy(one) for one in (masks, opinions, priors)), options)
+    one_by_one = [_select_slowly(*each, options) for each in zip(masks, opinions, priors, strict=True)]
+    assert together.index.tolist() == [index for index, _ in one_by_one]
+    assert {-1, 0, 1} <= set(together.index.tolist())
+    for score, (index, expected) in zip(together.score.tolist(), one_by_one, strict=True):
+        assert index == -1 or score == pytest.approx(expected, rel=1e-5)
 
 
 # -- networks and their weights

@@ -38,7 +38,7 @@ def test_patches_are_those_of_timms_own_forward(name: str, patch: int, prefix: i
     network = encoder._on_device.network
     image = _image()
     features = encoder.encode(image)
-    inputs = encoder._input(image)
+    inputs = encoder._normalised(encoder.prepare(image)[None])[0]
     assert inputs.shape[1] % patch == 0
     assert inputs.shape[2] % patch == 0
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_input_is_what_timm_expects() -> None:
     image = np.full((height, width, 3), (124, 116, 104), np.uint8)
     mean, std = timm.get_pretrained_cfg(DINOV2).mean, timm.get_pretrained_cfg(DINOV2).std
     expected = (torch.tensor([124, 116, 104]) / 255 - torch.tensor(mean)) / torch.tensor(std)
-    torch.testing.assert_close(encoder._input(image)[:, 0, 0], expected)
+    torch.testing.assert_close(encoder._normalised(encoder.prepare(image)[None])[0, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (100, 1000), (1, 1), (37, 41)])
@@ -151,8 +151,8 @@ def test_positional_directions_are_gone() -> None:
     plain, without = _encoder(), _encoder(positional_rank=4)
     assert plain.signature != without.signature
     features = without.encode(_image())
-    blank = F.normalize(plain._features([torch.zeros(3, *plain.input_hw(90, 150))])[0], dim=-1)
-    basis = positional_basis(blank, 4)
+    blank = plain._mean.expand(*plain.input_hw(90, 150), 3).contiguous()
+    basis = positional_basis(plain._features([blank], None, torch.float32)[0], 4)
     assert float((features @ basis).abs().max()) < 1e-5
 
 

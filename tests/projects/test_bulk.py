@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from backend import jobs
-from backend.core.types import EncodedImage, Image
+from backend.core.types import EncodedImage
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
+from backend.pipeline import PreparedImage
 from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.images import TaskImages
 from tests.fakes import (
@@ -32,10 +33,13 @@ class BatchSoftmatcher(ColourSoftmatcher):
     def __init__(self, on_stage: Any = None) -> None:
         super().__init__(on_stage)
         self.batches: list[int] = []
+        self.fails_at = 0
 
-    def encode_many(self, images: Sequence[Image]) -> list[EncodedImage]:
-        self.batches.append(len(images))
-        return [self.encode(image) for image in images]
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        self.batches.append(len(prepared))
+        if self.fails_at == len(self.batches):
+            raise RuntimeError("shapes")
+        return super().encode_prepared(prepared)
 
 
 def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,4 +75,4 @@ def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, mo
     }
     assert sorted(prediction["task"] for prediction in label_studio.imported) == [2, 3, 5, 6, 7, 8]
     # Tasks 2 to 4 (one of them without an image), 5 to 7, and 8 by itself.
-    assert engine.batches == [2, 3]
+    assert engine.batches == [2, 3, 1]

@@ -1,0 +1,266 @@
+"""On a real GPU: the CPU's answers, and what happens when its memory is full. Skipped where there is none."""
+
+import gc
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backend.core.types import Scribble
+from backend.models.accelerator import OnDevice, choose_device
+from backend.models.sam_prompts import SamPrompt
+from backend.models.sam_segmenter import SamOptions, SamSegmenter
+from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions, select_by_prior
+from backend.models.vit_encoder import TimmEncoder, VitOptions
+from backend.pipeline import MatchOptions, Softmatcher
+from tests.models.small_sam import small_sam
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+DINOV2, DINOV2_REGISTERS, DINOV3 = (
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3",
+)
+HEIGHT, WIDTH = 60, 96
+
+
+def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(0, 255, (height // 6, width // 6, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
+
+
+def _encoder(device: torch.device, name: str = DINOV2, **options: Any) -> TimmEncoder:
+    small = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+    return TimmEncoder(name, None, VitOptions(**{"side_px": 112, **options}), device=device, network_options=small)
+
+
+def _segmenter(device: torch.device, **options: Any) -> SamSegmenter:
+    chosen = SamOptions(**{"working_px": 96, "selection": KEEP_EVERYTHING, **options})
+    return SamSegmenter(small_sam(), "small", chosen, device=device)
+
+
+def _engine(device: torch.device) -> Softmatcher:
+    return Softmatcher(_encoder(device), _segmenter(device), MatchOptions(minimum_presence=0.0))
+
+
+def test_the_gpu_is_what_auto_means() -> None:
+    assert choose_device("auto").type == "cuda"
+    assert choose_device("cuda:0").type == "cuda"
+    assert _encoder(CUDA).batch_size > 1
+    assert _encoder(CPU).batch_size == 1
+
+
+@pytest.mark.parametrize("name", [DINOV2, DINOV2_REGISTERS, DINOV3])
+@pytest.mark.parametrize(("half", "least"), [(torch.bfloat16, 0.999), (torch.float16, 0.9999), (None, 0.999999)])
+def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float) -> None:
+    expected, found = _encoder(CPU, name), _encoder(CUDA, name)
+    if half is None:
+        found._on_device._uses_half = False
+    else:
+        found._on_device._amp_dtype = half
+    images = [_image(), _image(1, 96, 60), _image(2), _image(3)]
+    for one, other in zip(expected.encode_batch(images), found.encode_batch(images), strict=True):
+        assert other.device == CPU
+        assert other.dtype == torch.float32
+        assert other.shape == one.shape
+        assert float((one * other).sum(dim=-1).min()) > least
+        torch.testing.assert_close(other.norm(dim=-1), torch.ones(other.shape[:2]))
+    (rounded,) = found.encode_prepared([found.prepare(images[0])], dtype=torch.float16)
+    assert rounded.dtype == torch.float16
+    assert float((rounded.float() * found.encode(images[0])).sum(dim=-1).min()) > 0.999
+
+
+def test_positional_directions_are_gone_there_too() -> None:
+    expected, found = _encoder(CPU, positional_rank=3), _encoder(CUDA, positional_rank=3)
+    found._on_device._uses_half = False
+    assert float((expected.encode(_image()) * found.encode(_image())).sum(dim=-1).min()) > 0.9999
+
+
+def test_embeddings_and_masks_are_the_cpus() -> None:
+    expected, found = _segmenter(CPU, is_half=False), _segmenter(CUDA, is_half=False)
+    image = _image()
+    embedding, on_cuda = expected.embed(image), found.embed(image)
+    apart = np.abs(np.asarray(embedding["image_embedding"]) - np.asarray(on_cuda["image_embedding"])).max()
+    assert 0 < apart < 0.1  # bfloat16
+    found._encoder._uses_half = False
+    exact = np.asarray(found.embed(image)["image_embedding"])
+    np.testing.assert_allclose(exact, embedding["image_embedding"], atol=5e-3)  # TF32 in convolutions
+
+    rng = np.random.default_rng(0)
+    mask = rng.normal(size=(32, 32)).astype(np.float32) * 4
+    prompts = [
+        SamPrompt(rng.uniform(0, 80, (count, 2)).astype(np.float32), np.ones(count, np.float32), box, logits)
+        for count, box, logits in [
+            (1, None, None), (1, None, None), (3, None, None), (2, None, mask),
+            (0, np.array([5, 5, 60, 50], np.float32), None),
+        ]
+    ]  # fmt: skip
+    for is_multimask in (True, False):
+        of_cpu, of_cuda = (
+            segmenter.decode_prompts(embedding, prompts, is_multimask=is_multimask) for segmenter in (expected, found)
+        )
+        for one, other in zip(of_cpu, of_cuda, strict=True):
+            torch.testing.assert_close(other.logits, one.logits, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(other.predicted_iou, one.predicted_iou, atol=2e-3, rtol=2e-3)
+
+
+def test_masks_are_chosen_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(30, 3, 24, 32, generator=generator) > torch.tensor([0.3, 0.6, 0.95])[:, None, None]
+    opinions, priors = torch.rand(30, 3, generator=generator), torch.rand(30, 24, 32, generator=generator)
+    options = SelectionOptions(minimum_contrast=-0.01)
+    expected = select_by_prior(masks, opinions, priors, options)
+    found = select_by_prior(masks.to(CUDA), opinions.to(CUDA), priors.to(CUDA), options)
+    assert found.index.tolist() == expected.index.tolist()
+    assert set(expected.index.tolist()) > {-1}
+    torch.testing.assert_close(found.score.cpu(), expected.score)
+
+
+@pytest.mark.parametrize(
+    "matcher", ["posterior", "softmatcher", "prototype", "softmatcher-rff", "sinkhorn", "hungarian"]
+)
+def test_the_whole_pipeline_finds_what_the_cpu_finds(matcher: Any) -> None:
+    on_cpu, on_cuda = _engine(CPU), _engine(CUDA)
+    image, target = _image(), _image(5)
+    target[12:30, 12:48] = image[12:30, 12:48]
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[12:30, 12:48] = True
+    encoded, seen = on_cpu.encode(image), on_cpu.encode(target)
+    reference = on_cpu.describe(image, encoded, mask)
+    options = MatchOptions(matcher=matcher, minimum_presence=0.0)
+    expected = on_cpu.propose(seen, [[reference]], options)[0]
+    found = on_cuda.propose(seen, [on_cuda.gather([reference], options)], options)[0]  # one signature: one cache
+    np.testing.assert_allclose(found.posterior, expected.posterior, atol=1e-3)
+    assert np.mean(found.mask != expected.mask) < 0.02
+    assert found.kinship == pytest.approx(expected.kinship, abs=1e-2)
+    point = Scribble((HEIGHT, WIDTH), positive_xy=np.array([[30, 20]], np.float32))
+    clicked = [engine.mask_from_scribble(seen, point) for engine in (on_cpu, on_cuda)]
+    assert clicked[0] is not None
+    assert clicked[1] is not None
+    assert np.mean(clicked[0].mask != clicked[1].mask) < 0.02
+    assert clicked[0].score == pytest.approx(clicked[1].score, abs=1e-2)
+
+
+def test_batches_are_what_single_images_are() -> None:
+    engine = _engine(CUDA)
+    images = [_image(seed, *hw) for seed, hw in enumerate([(60, 96), (96, 60), (60, 96), (60, 60), (60, 96)] * 3)]
+    for together, image in zip(engine.encode_many(images), images, strict=True):
+        alone = engine.encode(image)
+        assert together.size_hw == alone.size_hw
+        np.testing.assert_allclose(together.features, alone.features, atol=2e-2)
+        np.testing.assert_allclose(together.embedding["image_embedding"], alone.embedding["image_embedding"], atol=5e-2)
+        np.testing.assert_array_equal(together.embedding["input_hw"], alone.embedding["input_hw"])
+
+
+def test_images_that_share_passes_get_their_own_masks() -> None:
+    engine = _engine(CUDA)
+    images = [_image(seed, *hw) for seed, hw in enumerate([(60, 96), (96, 60), (60, 96), (24, 96)])]
+    encoded = engine.encode_many(images)
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[12:30, 12:48] = True
+    references = {
+        "one": engine.gather([engine.describe(images[0], encoded[0], mask)]),
+        "other": engine.gather([engine.describe(images[2], encoded[2], ~mask)]),
+    }
+    with ThreadPoolExecutor(3) as pool:
+        together = engine.segment_many(encoded, references, spread=pool.map)
+    assert any(together)
+    for found, one in zip(together, encoded, strict=True):
+        alone = engine.segment(one, references)
+        assert [each.label for each in found] == [each.label for each in alone]
+        for each, other in zip(found, alone, strict=True):
+            assert np.mean(each.mask != other.mask) < 0.01
+            assert each.score == pytest.approx(other.score, abs=1e-2)
+
+
+def test_threads_never_see_each_others_image() -> None:
+    engine = _engine(CUDA)
+    images = [_image(seed, *hw) for seed, hw in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])]
+    embeddings = [engine.encode(image) for image in images]
+    mixed: list[str] = []
+
+    def answer(number: int) -> np.ndarray:
+        encoded = embeddings[number]
+        point = np.array([[encoded.size_hw[1] / 2, encoded.size_hw[0] / 2]], np.float32)
+        found = engine.mask_from_scribble(encoded, Scribble(encoded.size_hw, positive_xy=point))
+        assert found is not None
+        return found.mask
+
+    expected = [answer(number) for number in range(len(images))]
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            chosen = (number + turn) % len(images)
+            again = engine.encode(images[chosen])
+            if np.abs(again.features.astype(np.float32) - embeddings[chosen].features).max() > 2e-2:
+                mixed.append(f"features {chosen}")
+            if np.mean(answer(chosen) != expected[chosen]) > 0.001:
+                mixed.append(f"mask {chosen}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert mixed == []
+
+
+class _Hungry(nn.Module):
+    """Takes so many MB of the device for each item, and doubles it."""
+
+    def __init__(self, mb_an_item: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), 2.0))
+        self._floats = mb_an_item * 2**18
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if batch.device.type == "cuda":
+            torch.zeros(len(batch), self._floats, device=batch.device)
+        return batch * self.scale
+
+
+@pytest.fixture
+def two_gb() -> Iterator[None]:
+    """The process may take 2 GB of the GPU, no more: what is beyond is a real refusal by the allocator."""
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()  # tens of MB for each thread and stream
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("two_gb")
+@pytest.mark.parametrize(
+    ("mb_an_item", "sizes", "warning"), [(100, [8], ""), (400, [4, 4], "batches of 4"), (3000, [], "runs on the CPU")]
+)
+def test_a_full_gpu_halves_the_batch_and_then_leaves_it_to_the_cpu(
+    mb_an_item: int, sizes: list[int], warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_device = OnDevice(_Hungry(mb_an_item), CUDA, uses_half=False)
+    items = [torch.full((3,), float(number)) for number in range(8)]
+    seen: list[int] = []
+
+    def call(network: nn.Module, there: list[Tensor]) -> Tensor:
+        answer: Tensor = network(torch.stack(there))
+        if answer.device.type == "cuda":
+            seen.append(len(there))
+        return answer
+
+    with caplog.at_level(logging.WARNING):
+        answers = on_device.run(items, call)
+    assert [answer.tolist() for answer in answers] == [[2.0 * number] * 3 for number in range(8)]
+    assert seen == sizes
+    assert warning in caplog.text
+    assert bool(warning) == bool(caplog.records)
