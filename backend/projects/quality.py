@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from backend.core.types import Mask
 from backend.errors import SoftmatcherError
@@ -13,7 +14,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
-from backend.projects.options import match_options
+from backend.projects.options import is_complete, match_options
 from backend.projects.predictions import Predictions
 from backend.settings import Settings
 from backend.store import Store, StoredReference
@@ -49,7 +50,8 @@ class Quality:
     def estimate(self, project_key: str) -> Json:
         """IoU of each reference's mask with what the references of other images find on its image; kept in the store.
 
-        A reference that marks one of several objects on its image makes the figure lower than the truth.
+        Unless annotators are said to mark every object, only what touches the marked one counts: the rest of the image
+        may hold others like it that nobody marked.
 
         Returns:
             `labels`: label -> {`references`, `tried`, `iou` (mean, None if there was none to try)}, `iou`: the mean
@@ -90,6 +92,8 @@ class Quality:
                     options,
                 )
             mask = next((one.mask for one in found if one.label == left_out.label), np.zeros_like(left_out.mask))
+            if not is_complete(self._settings, project):
+                mask = _touching(mask, left_out.mask)
             ious[left_out.label].append(_iou(mask, left_out.mask))
         labels = {
             label: {
@@ -129,6 +133,15 @@ def _others(by_label: dict[str, list[StoredReference]], left_out: StoredReferenc
 
 def _same_tag(some: Sequence[StoredReference], left_out: StoredReference) -> bool:
     return any(one.image_tag == left_out.image_tag for one in some)
+
+
+def _touching(mask: Mask, other: Mask) -> Mask:
+    """The connected parts of a mask that meet another one."""
+    if mask.shape != other.shape:
+        return mask
+    parts, _ = ndimage.label(mask)
+    met = np.unique(parts[other & mask])
+    return np.asarray(np.isin(parts, met) & mask)
 
 
 def _iou(one: Mask, other: Mask) -> float:
