@@ -180,6 +180,21 @@ def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, b
     assert len(backend.label_studio.imported) == 5, "a second run adds no second prediction of the same version"
 
 
+def test_a_batch_that_gets_no_turn_on_the_models_is_handed_on_within_its_budget(
+    tmp_path: Path, backend: Backend
+) -> None:
+    """Interactive calls go first: a batch must not wait behind them past the time that Label Studio waits for it."""
+    _with_red_reference(backend)
+    tasks = [backend.label_studio.add_task(number, png(draw(red=RED_BOX))) for number in range(2, 5)]
+    hurried = make_backend(tmp_path / "data", backend.label_studio, predict_budget_s=0.3)
+    with hurried.projects.models.gate.turn(is_interactive=True):
+        answer = _predict(hurried, tasks)
+    assert answer.json["results"] == [[]] * 3
+    (handed_on,) = hurried.projects.store.propagations.active()
+    assert hurried.projects.store.propagation_tasks.counts(handed_on.id).pending == 3
+    assert [name for name, _ in hurried.queue.jobs] == ["propagate"]
+
+
 def test_negative_point_takes_away(backend: Backend) -> None:
     task = backend.label_studio.add_task(1, png(draw(red=(5, 5, 25, 25), blue=(25, 5, 45, 25))))
     both = [_keypoint(10, 10), _keypoint(30, 10)]

@@ -1,6 +1,8 @@
 """The service under gunicorn: one process, so that the models are in memory once; many threads."""
 
+import ctypes
 import logging
+from contextlib import suppress
 from typing import Any
 
 from flask import Flask
@@ -13,6 +15,9 @@ from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.settings import Settings, shared_settings
 
 logger = logging.getLogger(__name__)
+
+_M_ARENA_MAX = -8
+"""Of malloc.h."""
 
 
 class _Service(BaseApplication):  # type: ignore[misc]
@@ -41,6 +46,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         # In gunicorn's worker process: its parent needs no PyTorch, and threads would not survive the fork.
+        _share_memory()
         from backend.jobs import JobQueue
         from backend.projects import open_projects
         from backend.service import create_app
@@ -65,6 +71,15 @@ class _Service(BaseApplication):  # type: ignore[misc]
             logger.warning("workers elsewhere are not told of these settings: %s", error)
         Upkeep(projects, queue).start()
         return create_app(projects, queue)
+
+
+def _share_memory() -> None:
+    """Let all threads take memory from the same two arenas.
+
+    glibc gives each thread one of its own, up to eight a core, and each keeps what its largest request needed.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _logger_class(settings: Settings) -> type[GunicornLogger]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +26,11 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.projects import Projects, key_of_project
 
+logger = logging.getLogger(__name__)
+
 _AHEAD_A_THREAD = 2
+_PAUSES_S: tuple[float, ...] = (1.0, 10.0)
+"""Before an image that did not come is tried again: hours of export shall not end with one busy moment of a host."""
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
 
@@ -202,6 +208,12 @@ class _Reader:
         yield self._record(work, file, masks)
 
     def _load(self, task_id: int, address: str) -> ImageFile:
+        for pause_s in _PAUSES_S:
+            try:
+                return read_image(self._project.fetcher.fetch(address, task_id), self._project.max_pixels)
+            except LabelStudioUnavailableError as error:
+                logger.info("project=%s task=%s image again in %g s: %s", self._project.key, task_id, pause_s, error)
+                time.sleep(pause_s)
         return read_image(self._project.fetcher.fetch(address, task_id), self._project.max_pixels)
 
     def _record(self, work: _Work, file: ImageFile, masks: tuple[MaskRecord, ...]) -> ImageRecord:

@@ -135,12 +135,18 @@ class Predictions:
         unfinished: list[int] = []
         done = 0
         is_over = partial(_is_past, deadline)
-        for task, predict in self.each(project, config, known, version, tasks, is_over, is_open=is_open):
-            prediction = self._predict_or_report(project, task, predict)
-            if prediction is not None:
-                results[done] = prediction
-                found += 1
-            done += 1
+        try:
+            # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
+            with interruption.interruptible(is_over):
+                for task, predict in self.each(project, config, known, version, tasks, is_over, is_open=is_open):
+                    prediction = self._predict_or_report(project, task, predict)
+                    if prediction is not None:
+                        results[done] = prediction
+                        found += 1
+                    done += 1
+        except InterruptedWorkError:
+            if not is_over():
+                raise  # the client went away
         if done < len(tasks):
             unfinished = [rest["id"] for rest in tasks[done:] if isinstance(rest.get("id"), int)]
             self._metrics.tasks.labels("handed_on").inc(len(unfinished))

@@ -19,6 +19,7 @@ from tests.fakes import Backend
 def filled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Commands that find the project over fakes."""
     fill(backend.label_studio)
+    monkeypatch.setattr("backend.exports.reading._PAUSES_S", ())
 
     @contextmanager
     def opened(settings: Settings) -> Iterator[Projects]:

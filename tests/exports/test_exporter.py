@@ -271,6 +271,15 @@ def test_other_options_start_over(filled: Backend, tmp_path: Path) -> None:
     assert report.empty_splits == ()
 
 
+def test_parquet_with_images_starts_over_and_by_path_goes_on(filled: Backend, tmp_path: Path) -> None:
+    for images, is_resumed in (("include", False), ("path", True)):
+        filled.label_studio.away.add(filled.label_studio.tasks[4]["data"]["image"])
+        with pytest.raises(LabelStudioUnavailableError):
+            export(filled, tmp_path / images, format="parquet", images=images)
+        filled.label_studio.away.clear()
+        assert export(filled, tmp_path / images, format="parquet", images=images).has_resumed is is_resumed
+
+
 def test_other_masks_of_the_same_images_go_on(filled: Backend, tmp_path: Path) -> None:
     address = filled.label_studio.tasks[4]["data"]["image"]
     filled.label_studio.away.add(address)
@@ -296,6 +305,23 @@ def test_unreachable_images_can_be_left_out(filled: Backend, tmp_path: Path) -> 
     filled.label_studio.away.add(filled.label_studio.tasks[2]["data"]["image"])
     report = export(filled, tmp_path / "out", leave_out_unreachable="true")
     assert (report.images, report.left_out) == (4, {"image out of reach": 1})
+
+
+def test_an_image_that_comes_at_the_second_try_is_no_end(
+    filled: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_studio, fetch = filled.label_studio, filled.label_studio.fetch
+    seen: set[str] = set()
+
+    def busy_at_first(url: str, task_id: int | None) -> bytes:
+        if url not in seen:
+            seen.add(url)
+            raise LabelStudioUnavailableError("busy")
+        return fetch(url, task_id)
+
+    monkeypatch.setattr(label_studio, "fetch", busy_at_first)
+    monkeypatch.setattr("backend.exports.reading._PAUSES_S", (0.0,))
+    assert export(filled, tmp_path / "out").images == 5
 
 
 def test_one_process_at_a_time_writes_a_folder(filled: Backend, tmp_path: Path) -> None:

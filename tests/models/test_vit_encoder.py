@@ -118,6 +118,34 @@ def test_weights_come_in_the_layouts_of_timm_and_facebook(name: str, registers: 
     assert loaded.signature != source.signature
 
 
+def test_dinov3s_weights_come_in_facebooks_layout(tmp_path: Path) -> None:
+    source = _encoder(DINOV3)
+    network = source._on_device.network
+    for parameter in network.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "reg_token": "storage_tokens"}
+    # What facebookresearch/dinov3 has beside: a token for masked training, the table of its rotations, a bias of zeros.
+    facebook: dict[str, Tensor] = {"mask_token": torch.zeros(1, 48), "rope_embed.periods": torch.ones(4)}
+    for key, tensor in network.state_dict().items():
+        name = key
+        for own, theirs in renamed.items():
+            name = name.replace(own, theirs)
+        facebook[name] = tensor
+        if key.endswith("qkv.weight"):
+            stem = name.removesuffix("weight")
+            facebook[f"{stem}bias"] = torch.zeros(len(tensor))
+            facebook[f"{stem}bias_mask"] = torch.ones(len(tensor))
+    assert {"storage_tokens", "blocks.0.ls1.gamma", "blocks.1.attn.qkv.bias_mask"} <= set(facebook)
+    path = tmp_path / "dinov3_vits16_pretrain.pth"
+    torch.save(facebook, path)
+    loaded = _encoder(DINOV3, path)
+    torch.testing.assert_close(loaded.encode(_image()), source.encode(_image()), atol=1e-5, rtol=0)
+    del facebook["storage_tokens"]
+    torch.save(facebook, path)
+    with pytest.raises(ModelUnavailableError, match="must hold vit_small_patch16_dinov3"):
+        _encoder(DINOV3, path)
+
+
 def test_other_models_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet18").state_dict(), path)
