@@ -94,15 +94,15 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
                 _annotate(label_studio, references + 1)
                 projects.references.take_in(key, references + 1)
             record = projects.propagations.start(key, PropagationFilter(only_unlabeled=False), "bench", supersede=False)
-            projects.propagations.plan(record.id)
+            projects.propagation_plans.plan(record.id)
             stages.clear()
             calls.clear()
             started = time.perf_counter()
-            worked = projects.propagations.work(
+            worked = projects.propagation_work.run(
                 record.id, "bench:1", is_alive=lambda claim: True, should_stop=lambda: False
             )
             seconds = time.perf_counter() - started
-            counts = store.propagations.counts(record.id)
+            counts = store.propagation_tasks.counts(record.id)
             assert worked.left == "nothing", worked
             assert counts.failed == 0, counts
             runs[name] = {

@@ -100,7 +100,9 @@ class FolderSink:
     def _take_up(self) -> None:
         identity = json.dumps([self._identity.get(name) for name in _OF_IMAGES])
         marker, journal, old_journal = (self._partial / name for name in (".identity", _JOURNAL, f"{_JOURNAL}.old"))
-        self.has_resumed = marker.is_file() and marker.read_text() == identity
+        # Parquet holds images in its rows: of these there is nothing on disk to go on with.
+        keeps_images = self._identity.get("format") != "parquet" or self._identity.get("images") == "path"
+        self.has_resumed = keeps_images and marker.is_file() and marker.read_text() == identity
         if self._partial.exists() and not self.has_resumed:
             shutil.rmtree(self._partial)
         self._partial.mkdir(exist_ok=True)

@@ -271,6 +271,15 @@ def test_other_options_start_over(filled: Backend, tmp_path: Path) -> None:
     assert report.empty_splits == ()
 
 
+def test_parquet_with_images_starts_over_and_by_path_goes_on(filled: Backend, tmp_path: Path) -> None:
+    for images, is_resumed in (("include", False), ("path", True)):
+        filled.label_studio.away.add(filled.label_studio.tasks[4]["data"]["image"])
+        with pytest.raises(LabelStudioUnavailableError):
+            export(filled, tmp_path / images, format="parquet", images=images)
+        filled.label_studio.away.clear()
+        assert export(filled, tmp_path / images, format="parquet", images=images).has_resumed is is_resumed
+
+
 def test_other_masks_of_the_same_images_go_on(filled: Backend, tmp_path: Path) -> None:
     address = filled.label_studio.tasks[4]["data"]["image"]
     filled.label_studio.away.add(address)
