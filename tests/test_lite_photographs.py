@@ -8,7 +8,7 @@ from scipy import ndimage
 from skimage import data, filters, segmentation
 
 from backend.core.masks import iou
-from backend.core.types import Image, Mask
+from backend.core.types import Image, Mask, Scribble
 from backend.pipeline import Softmatcher, load_softmatcher
 
 ROWS, COLUMNS = 2, 3
@@ -54,6 +54,17 @@ def test_one_coin_marked_finds_the_coins_of_all_other_tiles(marked_tile: int) ->
             found = engine().segment(engine().encode(tile), {"Coin": [reference]})
             reached.append(iou(found[0].mask, truth) if found else 0.0)
     assert np.mean(reached) >= 0.85, reached
+
+
+def test_a_short_stroke_on_a_coin_gives_the_whole_coin() -> None:
+    tiles, truths = coin_tiles()
+    coin = largest_coin(truths[1])
+    rows, columns = (int(one.mean()) for one in np.nonzero(coin))
+    stroke = np.zeros_like(coin)
+    stroke[rows - 2 : rows + 3, columns - 10 : columns + 10] = True
+    found = engine().mask_from_scribble(engine().encode(tiles[1]), Scribble(coin.shape, positive_strokes=stroke))
+    assert found is not None
+    assert iou(found.mask, coin) > 0.9
 
 
 def test_coins_are_not_found_on_other_photographs() -> None:

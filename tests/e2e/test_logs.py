@@ -12,7 +12,7 @@ from tests.e2e.scene import TARGETS, Project
 LOOKS_SECRET = {
     "a legacy token": r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])",
     "a personal or access token": r"eyJ[\w-]{8,}\.[\w-]{8,}",
-    "credentials": r"(?i)(basic|bearer|token) [\w+/=.-]{12,}",
+    "credentials": r"(?i:basic|bearer|token) (?=[\w+/=.-]*[0-9A-Z=])[\w+/=.-]{12,}",  # not «token authentication»
     "a password in an address": r"://[^/\s:@]*:[^/\s@*]+@",
     "a presigned address": r"(?i)(x-amz-signature|sig)=\w",
     "an image": r"\x89PNG|\xff\xd8\xff|iVBORw0KGgo|/9j/4AAQ",
