@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -34,7 +34,6 @@ from backend.labelstudio.rle import encode_mask
 from backend.metrics import Metrics
 from backend.models.accelerator import choose_device, set_threads
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.segmenter import BatchSegmenter
 from backend.pipeline import MatchOptions, Softmatcher
 from backend.projects import Projects
 from backend.projects.models import Models
@@ -42,8 +41,6 @@ from backend.projects.predictions import KnownReferences
 from backend.service import create_app
 from backend.settings import Settings, load_settings
 from backend.store import Store
-
-T = TypeVar("T")
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
 _LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -87,20 +84,8 @@ class _Bench:
         for part in networks:
             part.on_forward = partial(self._on_forward, is_encoder=part is not networks[-1])
         self.has_forward_times = bool(networks)
-        # What decodes one image asks what decodes many, where there is such a thing.
-        name = "decode_many" if isinstance(self.segmenter, BatchSegmenter) else "decode"
-        setattr(self.segmenter, name, self._timed("decode", getattr(self.segmenter, name)))
         kind = _KeepingSoftmatcher if missing_weights(profile, weights_folder) else Softmatcher
         self.softmatcher = kind(self.encoder, self.segmenter, on_stage=self.on_stage)
-
-    def _timed(self, stage: str, call: Callable[..., T]) -> Callable[..., T]:
-        def timed(*arguments: Any) -> T:
-            started = time.perf_counter()
-            answer = call(*arguments)
-            self.on_stage(stage, time.perf_counter() - started)
-            return answer
-
-        return timed
 
     def _on_forward(self, seconds: float, *, is_encoder: bool) -> None:
         with self._lock:
@@ -114,11 +99,6 @@ class _Bench:
                 self._now.forward_s += seconds
             self._now.add(stage, seconds)
 
-    def on_service_stage(self, stage: str, seconds: float) -> None:
-        """Observer of the service: its "scribble" is what the pipeline tells in parts."""
-        if stage != "scribble":
-            self.on_stage(stage, seconds)
-
     @contextmanager
     def run(self) -> Iterator[_Times]:
         """Time what the block does."""
@@ -129,10 +109,9 @@ class _Bench:
         times.raw = dict(times.parts)
         self._now = _Times()  # what is done between two runs belongs to neither
         parts = times.parts
-        decode_s = parts.get("decode", 0.0)
         # What surrounds decoding: points sampled, masks joined and cleaned, brought to the image's size.
-        around_s = sum(parts.pop(stage, 0.0) for stage in ("segment", "scribble")) - decode_s
-        parts["clean-up"] = max(0.0, around_s) + parts.pop("upsample", 0.0) + parts.pop("affinity", 0.0)
+        around = ("affinity", "prompt", "clean-up", "upsample")
+        parts["clean-up"] = sum(parts.pop(stage, 0.0) for stage in around)
         parts["RLE"] = parts.pop("rle", 0.0)
         parts["HTTP and the rest"] = max(0.0, times.total_s - sum(parts.get(part, 0.0) for part in PARTS[:-1]))
 
@@ -304,7 +283,7 @@ def _service(
         store, metrics = Store(settings.store_url), Metrics()
         store.create_tables()
         store.save_project(_PROJECT_KEY, label_config=_LABEL_CONFIG)
-        metrics.on_stage = bench.on_service_stage  # type: ignore[method-assign]
+        metrics.on_stage = bench.on_stage  # type: ignore[method-assign]
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         models = Models(settings, metrics, load=lambda profile, on_stage: bench.softmatcher)
         projects = Projects(settings, store, metrics, models, _LocalImages(files))  # type: ignore[arg-type]
