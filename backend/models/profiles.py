@@ -55,7 +55,7 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
             )
         if source.positional_rank:
             raise ConfigurationError(
-                f"profile lite has no table of positions, got a positional rank of {source.positional_rank} to take out; "
+                f"profile lite has no table of positions, got a positional rank of {source.positional_rank}; "
                 "set it to 0, or choose mobile, base or large"
             )
         return EfficientNetLiteEncoder(), LiteSegmenter()
