@@ -56,6 +56,10 @@ class VariantsResult:
     markings: Mapping[str, float]
     resumed: int
 
+    def joined_with(self, other: "VariantsResult") -> "VariantsResult":
+        """Both runs side by side; what was marked is of this one."""
+        return VariantsResult({**self.variants, **other.variants}, self.markings, self.resumed + other.resumed)
+
     def to_json(self) -> dict[str, object]:
         """The figures of the first variant, and of all side by side."""
         first = next(iter(self.variants.values())).to_json()
