@@ -218,7 +218,7 @@ class SamSegmenter:
             group = [prompts[position] for position in positions]
             decoded = self._decoder.run_parts(
                 len(positions),
-                min(len(positions), self._prompts_at_once(images.here)),
+                min(len(positions), self._prompts_at_once(images.here[0])),
                 _forward_of(images, [owners[position] for position in positions], group, is_multimask),
                 lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
             )
@@ -272,21 +272,20 @@ class SamSegmenter:
         # Embeddings that are asked twice, for two labels, are one image.
         embeddings = list({id(embedding): embedding for embedding, _ in asked}.values())
         index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
-        sam_prompts, planned = [], []
-        for number, (embedding, prompts) in enumerate(asked):
-            for position, logits, scribble in self._objects(embedding, prompts):
-                input_hw = _input_hw_of(embedding)
-                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
-                planned.append((number, position))
-        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
         frames = [_Frame.of(self, embedding) for embedding, _ in asked]
-        maps = [frames[number].shrink(asked[number][1][position].prior) for number, position in planned]
+        sam_prompts, planned, maps = [], [], []
+        for number, (_, prompts) in enumerate(asked):
+            for position, prompt, score_map in self._objects(frames[number], prompts):
+                sam_prompts.append(prompt)
+                planned.append((number, position))
+                maps.append(score_map)
 
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
             answers: list[tuple[Mask, float] | None] = [None] * len(group)
             by_frame: dict[_Frame, list[int]] = {}
             for row, one in enumerate(group):
                 by_frame.setdefault(frames[planned[one][0]], []).append(row)
+            # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
             for frame, rows in by_frame.items():
                 prior = torch.stack([maps[group[row]] for row in rows]).to(logits.device)
                 own = logits[rows]
@@ -306,10 +305,8 @@ class SamSegmenter:
                 found[number].append(MaskCandidate(*answer, position))
         return found
 
-    def _objects(
-        self, embedding: Embedding, prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[int, NDArray[np.float32], Scribble]]:
-        """The pieces of the prompts' score maps: first prompt with a point on it, the map as logits, the points."""
+    def _objects(self, frame: "_Frame", prompts: Sequence[Prompt]) -> Iterator[tuple[int, SamPrompt, Tensor]]:
+        """The pieces of the prompts' score maps: first prompt with a point on it, what to ask, the small map."""
         by_prior: dict[int, list[int]] = {}
         for position, prompt in enumerate(prompts):
             if prompt.prior is not None:
@@ -317,11 +314,12 @@ class SamSegmenter:
         for own in by_prior.values():
             prior = prompts[own[0]].prior
             assert prior is not None
-            input_hw = _input_hw_of(embedding)
-            logits = prior_to_logits(prior, input_hw, input_px=self._input_px, logits_px=self._logits_px)
+            score_map = frame.shrink(prior)
+            logits = prior_to_logits(score_map, frame.input_hw, input_px=self._input_px, logits_px=self._logits_px)
             objects = points_by_object([prompts[position].scribble for position in own], prior)
             for first, scribble in objects[: self._options.most_objects]:
-                yield own[first], logits, scribble
+                for prompt in scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3):
+                    yield own[first], prompt, torch.from_numpy(score_map)
 
     def _decode_scribble(
         self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt
@@ -413,11 +411,10 @@ class _Frame:
         small_hw = logits_hw(input_hw, input_px=segmenter._input_px, logits_px=segmenter._logits_px)
         return cls(input_hw, small_hw, segmenter.working_hw(embedding))
 
-    def shrink(self, prior: NDArray[np.float32] | None) -> Tensor:
+    def shrink(self, prior: NDArray[np.float32]) -> NDArray[np.float32]:
         """A score map in the logits frame."""
-        assert prior is not None  # only prompts with a score map propose
         size = self.small_hw[1], self.small_hw[0]
-        return torch.from_numpy(np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32))
+        return np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _forward_of(
@@ -435,13 +432,13 @@ class _Images:
     """Image embeddings, brought to a device once for all the passes of a call."""
 
     def __init__(self, embeddings: Sequence[Embedding]) -> None:
-        self.here = torch.from_numpy(np.stack([one["image_embedding"] for one in embeddings]))
+        self.here = [torch.from_numpy(one["image_embedding"]) for one in embeddings]
         self._there: dict[torch.device, Tensor] = {}
 
     def of(self, owners: Sequence[int], device: torch.device) -> Tensor:
         """(N, C, h, w) float32: for each of N prompts its image's."""
         if device not in self._there:
-            self._there[device] = self.here.to(device).float()
+            self._there[device] = torch.stack([one.to(device).float() for one in self.here])
         there = self._there[device]
         return there.expand(len(owners), -1, -1, -1) if len(there) == 1 else there[list(owners)]
 
