@@ -70,9 +70,9 @@ class _Times:
 class _KeepingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: with them every mask counts, or what comes after it would cost nothing."""
 
-    def segment_many(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
+    def segment_later(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
         kept = replace(options or MatchOptions(), minimum_presence=0.0)
-        return super().segment_many(encoded, references, kept, **more)
+        return super().segment_later(encoded, references, kept, **more)
 
 
 class _Bench:

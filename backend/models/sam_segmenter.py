@@ -318,8 +318,8 @@ class SamSegmenter:
             logits = prior_to_logits(score_map, frame.input_hw, input_px=self._input_px, logits_px=self._logits_px)
             objects = points_by_object([prompts[position].scribble for position in own], prior)
             for first, scribble in objects[: self._options.most_objects]:
-                for prompt in scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3):
-                    yield own[first], prompt, torch.from_numpy(score_map)
+                for asked in scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3):
+                    yield own[first], asked, torch.from_numpy(score_map)
 
     def _decode_scribble(
         self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt

@@ -172,7 +172,7 @@ def test_images_that_share_passes_get_their_own_masks() -> None:
         "other": engine.gather([engine.describe(images[2], encoded[2], ~mask)]),
     }
     with ThreadPoolExecutor(3) as pool:
-        together = engine.segment_many(encoded, references, spread=pool.map)
+        together = [masks() for masks in engine.segment_later(encoded, references, spread=pool.map)]
     assert any(together)
     for found, one in zip(together, encoded, strict=True):
         alone = engine.segment(one, references)
