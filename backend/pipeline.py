@@ -221,7 +221,7 @@ class Softmatcher:
         with self._stage("embed"):
             embeddings = segmenter.embed_prepared([one for _, one in inputs])
         return [
-            EncodedImage(image.size_hw, np.array(one.numpy()), embedding, self.signature)
+            EncodedImage(image.size_hw, one.numpy(), embedding, self.signature)
             for image, one, embedding in zip(prepared, features, embeddings, strict=True)
         ]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.core.types import Arrays, Image, Mask, Scribble
+from backend.core.types import Arrays, Image, Mask
 from backend.errors import BadInputError
 from backend.models.accelerator import OnDevice, make_interruptible
 from backend.models.sam_attention import fuse_attention
@@ -147,7 +147,7 @@ class SamSegmenter:
 
         embeddings = self._encoder.run(prepared, forward, at_once=self.batch_size)
         return [
-            {"image_embedding": np.array(embedding.numpy()), "input_hw": np.array(pixels.shape[:2], np.int64)}
+            {"image_embedding": embedding.numpy(), "input_hw": np.array(pixels.shape[:2], np.int64)}
             for embedding, pixels in zip(embeddings, prepared, strict=True)
         ]
 
@@ -219,11 +219,24 @@ class SamSegmenter:
             decoded = self._decoder.run_parts(
                 len(positions),
                 min(len(positions), self._prompts_at_once(images.here[0])),
-                _forward_of(images, [owners[position] for position in positions], group, is_multimask),
+                self._forward_of(images, [owners[position] for position in positions], group, is_multimask),
                 lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
             )
             answers.update(zip(positions, decoded, strict=True))
         return [answers[position] for position in range(len(prompts))]
+
+    def _forward_of(
+        self, images: "_Images", owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
+    ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
+        def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
+            points, labels, boxes, masks = (None if one is None else one.to(device) for one in _stack(group[part]))
+            seen = images.of(owners[part], device)
+            logits, predicted_iou = self._decoder.timed(
+                device, lambda: network(seen, points, labels, boxes, masks, is_multimask)
+            )
+            return logits.float(), predicted_iou.float()
+
+        return forward
 
     def _prompts_at_once(self, images: Tensor) -> int:
         cells = images.shape[-1] * images.shape[-2]
@@ -415,17 +428,6 @@ class _Frame:
         """A score map in the logits frame."""
         size = self.small_hw[1], self.small_hw[0]
         return np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _forward_of(
-    images: "_Images", owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
-) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
-    def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
-        points, labels, boxes, masks = (None if one is None else one.to(device) for one in _stack(group[part]))
-        logits, predicted_iou = network(images.of(owners[part], device), points, labels, boxes, masks, is_multimask)
-        return logits.float(), predicted_iou.float()
-
-    return forward
 
 
 class _Images:

@@ -214,6 +214,24 @@ def test_threads_never_see_each_others_image() -> None:
     assert mixed == []
 
 
+def test_benchmarks_are_told_what_the_gpu_took_and_no_copies() -> None:
+    """A pass of some 10 ms is told as such; one that does nothing as nearly nothing, however much is carried for it."""
+    on_device = OnDevice(nn.Identity(), CUDA, uses_half=False)
+    items = [torch.zeros(2**22) for _ in range(8)]
+    told: list[float] = []
+    on_device.on_forward = told.append
+
+    def long(network: nn.Module, there: list[Tensor]) -> Tensor:
+        torch.cuda._sleep(2 * 10**7)
+        return torch.zeros(len(there), device=CUDA)
+
+    for call in (long, lambda network, there: torch.zeros(len(there), device=CUDA)):
+        for _ in range(3):  # pinned memory is made in the first of them
+            on_device.run(items, call, at_once=4)
+    assert len(told) == 12
+    assert min(told[:6]) > 5 * max(told[8:])
+
+
 class _Hungry(nn.Module):
     """Takes so many MB of the device for each item, and doubles it."""
 
