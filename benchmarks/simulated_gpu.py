@@ -42,7 +42,8 @@ AT_ONCE = {"encode": 8, "embed": 4, "decode": 8}
 class Gpu:
     """Streams whose passes take their time, beside each other or, on a device that each of them fills, in turns."""
 
-    def __init__(self, *, in_turns: bool) -> None:
+    def __init__(self, *, in_turns: bool, slower: float) -> None:
+        self._slower = slower
         self._stream_of = {name: "one" if in_turns else name for name in LAUNCHES}
         self._free_at = dict.fromkeys(self._stream_of.values(), 0.0)
         self._lock = threading.Lock()
@@ -54,7 +55,7 @@ class Gpu:
         for _ in range(LAUNCHES[name]):
             self._small.add_(1)
         with self._lock:
-            end = max(began, self._free_at[stream]) + milliseconds / 1000
+            end = max(began, self._free_at[stream]) + self._slower * milliseconds / 1000
             self._free_at[stream] = end
         time.sleep(max(0.0, end - time.perf_counter()))
 
@@ -193,11 +194,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--in-turns", action="store_true", help="encoders and decoder never run beside each other")
+    parser.add_argument("--slower", type=float, default=1.0, help="than an H100, so many times")
     parser.add_argument("--free-cores", action="store_true", help="what needs a core but not Python's lock sleeps")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench("base", torch.device("cpu"), Path(folder))
-        simulate(bench, Gpu(in_turns=arguments.in_turns))
+        simulate(bench, Gpu(in_turns=arguments.in_turns, slower=arguments.slower))
     torch.set_num_threads(1)
     if arguments.free_cores:
         free_cores(bench)
