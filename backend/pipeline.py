@@ -155,7 +155,8 @@ class Softmatcher:
         encoder: makes feature maps.
         segmenter: makes masks of prompts.
         options: used where a call brings none.
-        on_stage: called with a stage's name and its seconds, from whichever thread ran it.
+        on_stage: called with a stage's name and its seconds, once for each image that goes through it; images that
+            share a pass share its time evenly. From whichever thread ran it.
     """
 
     def __init__(
@@ -216,9 +217,9 @@ class Softmatcher:
         inputs = [one.inputs for one in prepared if one.inputs is not None]
         if not (isinstance(encoder, BatchEncoder) and isinstance(segmenter, BatchSegmenter)):
             return [self.encode(one.image) for one in prepared if one.image is not None]
-        with self._stage("encode"):
+        with self._stage("encode", images=len(inputs)):
             features = encoder.encode_prepared([one for one, _ in inputs], dtype=torch.float16)
-        with self._stage("embed"):
+        with self._stage("embed", images=len(inputs)):
             embeddings = segmenter.embed_prepared([one for _, one in inputs])
         return [
             EncodedImage(image.size_hw, one.numpy(), embedding, self.signature)
@@ -246,11 +247,12 @@ class Softmatcher:
             return None
         working_hw = self._segmenter.working_hw(encoded.embedding)
         resized = scale_scribble(scribble, working_hw)
-        with self._stage("scribble"):
+        with self._stage("affinity"):
             scale = self._encoder.temperature
             affinity = scribble_affinity(encoded.features, resized, temperature=scale)
             posterior = stroke_posterior(encoded.features, resized, temperature=scale)
             prompt = Prompt(resized, affinity=affinity, posterior=posterior)
+        with self._stage("decode"):
             candidates = self._segmenter.decode(encoded.embedding, [prompt])
         if not candidates:
             return None
@@ -393,21 +395,22 @@ class Softmatcher:
         options: MatchOptions,
     ) -> list[LabelMask]:
         found: list[LabelMask] = []
-        for label, proposal in zip(labels, propose(), strict=True):
-            evidence = proposal.weigh()
-            if presence(evidence) < options.minimum_presence:
-                continue
-            with self._stage("upsample"):
+        proposals = propose()
+        with self._stage("upsample"):
+            for label, proposal in zip(labels, proposals, strict=True):
+                evidence = proposal.weigh()
+                if presence(evidence) < options.minimum_presence:
+                    continue
                 natural = mask_to_size(proposal.mask, encoded.size_hw)
                 # Masks that touch in the working frame may share the pixels that its border became.
                 for other in found:
                     natural &= ~other.mask
-            if options.instances:
-                owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
-                objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
-            else:
-                objects = [natural]
-            found += [LabelMask(label, one, expected_iou(evidence)) for one in objects if one.any()]
+                if options.instances:
+                    owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
+                    objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
+                else:
+                    objects = [natural]
+                found += [LabelMask(label, one, expected_iou(evidence)) for one in objects if one.any()]
         return found
 
     def explain(
@@ -459,7 +462,7 @@ class Softmatcher:
             for one, plans_of in zip(encoded, plans, strict=True)
             for plan in plans_of.parts
         ]
-        with self._stage("segment"):
+        with self._stage("decode", images=len(plans)):
             if isinstance(self._segmenter, BatchSegmenter):
                 candidates = iter(self._segmenter.decode_many(asked))
             else:
@@ -472,7 +475,7 @@ class Softmatcher:
     ) -> "_ImagePlan":
         with self._stage("match"):
             posteriors, matchings, kinds = self._match(encoded, references, options)
-        with self._stage("segment"):
+        with self._stage("prompt"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
             priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
@@ -488,7 +491,7 @@ class Softmatcher:
     def _join(
         self, plan: "_ImagePlan", candidates: Sequence[Sequence[MaskCandidate]], options: MatchOptions
     ) -> list[Proposal]:
-        with self._stage("segment"):
+        with self._stage("clean-up"):
             parts = [
                 judge_parts(own, found, plan.working_hw) for own, found in zip(plan.parts, candidates, strict=True)
             ]
@@ -558,11 +561,13 @@ class Softmatcher:
             )
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
+    def _stage(self, name: str, *, images: int = 1) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        if self._on_stage is not None:
-            self._on_stage(name, time.perf_counter() - start)
+        if self._on_stage is not None and images:
+            share_s = (time.perf_counter() - start) / images
+            for _ in range(images):
+                self._on_stage(name, share_s)
 
 
 def scale_scribble(scribble: Scribble, size_hw: tuple[int, int]) -> Scribble:

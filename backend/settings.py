@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         description="timm's name of another encoder in place of the profile's (not `lite`), e.g. "
         "`vit_base_patch16_dinov3`; its weights: `weights import PATH --as NAME`.",
     )
+    positional_rank: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Directions of a blank image's features that are taken out of every image's (not `lite`): what "
+        "marks where a patch is, not what it shows. 0: none. Not measured with real weights (docs/models.md).",
+    )
     weights_dir: Path | None = Field(
         None, description="Folder of model weights. Default: `weights` in the data folder."
     )

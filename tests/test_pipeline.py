@@ -1,6 +1,10 @@
 """The engine on drawn images with an encoder that sees colours: the right answer is known to the pixel."""
 
 import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -239,4 +243,60 @@ def test_stages_are_reported_and_threads_do_not_mix_images() -> None:
     for thread in threads:
         thread.join()
     assert min(reached[place] for place in places) > 0.9
-    assert {"encode", "describe", "match", "segment", "upsample"} <= set(stages)
+    assert {"encode", "describe", *SEGMENT_STAGES} <= set(stages)
+
+
+SEGMENT_STAGES = ("match", "prompt", "decode", "clean-up", "upsample")
+
+
+def test_each_stage_is_told_once_for_each_image() -> None:
+    seconds: list[tuple[str, float]] = []
+    engine = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), on_stage=lambda *told: seconds.append(told))
+    image, masks = scene(red=(70, 80, 40), blue=(140, 80, 20))
+    references = {"Cat": [describe(engine, image, masks["red"])], "Dog": [describe(engine, image, masks["blue"])]}
+    targets = engine.encode_many([image, scene(red=(50, 60, 30))[0], scene(blue=(120, 60, 30))[0]])
+    seconds.clear()
+    started = time.perf_counter()
+    assert [len(found) for found in engine.segment_many(targets, references)] == [2, 1, 1]
+    elapsed_s = time.perf_counter() - started
+    assert Counter(name for name, _ in seconds) == dict.fromkeys(SEGMENT_STAGES, 3)
+    assert 0 < sum(told for _, told in seconds) <= elapsed_s
+    seconds.clear()
+    engine.segment_many([], references)
+    assert seconds == []
+
+
+def test_images_that_share_a_pass_share_its_time() -> None:
+    class Encoder(ColourEncoder):
+        """Takes a whole batch at once, in 20 ms."""
+
+        device, batch_size = torch.device("cpu"), 4
+
+        def prepare(self, image: Image) -> torch.Tensor:
+            return torch.from_numpy(image)
+
+        def encode_prepared(
+            self, prepared: Sequence[torch.Tensor], *, dtype: torch.dtype = torch.float32
+        ) -> list[torch.Tensor]:
+            time.sleep(0.02)
+            return [self.encode(one.numpy()).to(dtype) for one in prepared]
+
+    class Segmenter(LiteSegmenter):
+        def prepare(self, image: Image) -> torch.Tensor:
+            return torch.from_numpy(image)
+
+        def embed_prepared(self, prepared: Sequence[torch.Tensor]) -> list[Any]:
+            return [self.embed(one.numpy()) for one in prepared]
+
+        def decode_many(self, asked: Any) -> list[Any]:
+            return [self.decode(*one) for one in asked]
+
+    seconds: dict[str, list[float]] = {}
+    engine = Softmatcher(
+        Encoder(), Segmenter(working_px=64), on_stage=lambda name, told: seconds.setdefault(name, []).append(told)
+    )
+    started = time.perf_counter()
+    engine.encode_many([scene(red=(50, 60, 30))[0]] * 4)
+    assert 0.02 <= sum(seconds["encode"]) <= time.perf_counter() - started
+    assert len(set(seconds["encode"])) == 1
+    assert {name: len(told) for name, told in seconds.items()} == {"prepare": 4, "encode": 4, "embed": 4}

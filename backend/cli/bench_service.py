@@ -47,7 +47,7 @@ def service(
         store, metrics = Store(settings.store_url), Metrics()
         store.create_tables()
         store.save_project(_PROJECT_KEY, label_config=_LABEL_CONFIG)
-        metrics.on_stage = bench.on_service_stage  # type: ignore[method-assign]
+        metrics.on_stage = bench.on_stage  # type: ignore[method-assign]
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         models = Models(settings, metrics, load=lambda profile, on_stage: bench.softmatcher)
         projects = Projects(settings, store, metrics, models, _LocalImages(files))  # type: ignore[arg-type]

@@ -2,20 +2,17 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.segmenter import BatchSegmenter
 from backend.pipeline import MatchOptions, Softmatcher
-
-T = TypeVar("T")
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
 
@@ -54,20 +51,8 @@ class Bench:
         for part in networks:
             part.on_forward = partial(self._on_forward, is_encoder=part is not networks[-1])
         self.has_forward_times = bool(networks)
-        # What decodes one image asks what decodes many, where there is such a thing.
-        name = "decode_many" if isinstance(self.segmenter, BatchSegmenter) else "decode"
-        setattr(self.segmenter, name, self._timed("decode", getattr(self.segmenter, name)))
         kind = KeepingSoftmatcher if missing_weights(profile, weights_folder) else Softmatcher
         self.softmatcher = kind(self.encoder, self.segmenter, on_stage=self.on_stage)
-
-    def _timed(self, stage: str, call: Callable[..., T]) -> Callable[..., T]:
-        def timed(*arguments: Any) -> T:
-            started = time.perf_counter()
-            answer = call(*arguments)
-            self.on_stage(stage, time.perf_counter() - started)
-            return answer
-
-        return timed
 
     def _on_forward(self, seconds: float, *, is_encoder: bool) -> None:
         with self._lock:
@@ -82,11 +67,6 @@ class Bench:
                 self._now.encoders_s += seconds
             self._now.add(stage, seconds)
 
-    def on_service_stage(self, stage: str, seconds: float) -> None:
-        """Observer of the service: its "scribble" is what the pipeline tells in parts."""
-        if stage != "scribble":
-            self.on_stage(stage, seconds)
-
     @contextmanager
     def run(self) -> Iterator[Times]:
         """Time what the block does."""
@@ -97,9 +77,8 @@ class Bench:
         times.raw = dict(times.parts)
         self._now = Times()  # what is done between two runs belongs to neither
         parts = times.parts
-        decode_s = parts.get("decode", 0.0)
         # What surrounds decoding: points sampled, masks joined and cleaned, brought to the image's size.
-        around_s = sum(parts.pop(stage, 0.0) for stage in ("segment", "scribble")) - decode_s
-        parts["clean-up"] = max(0.0, around_s) + parts.pop("upsample", 0.0) + parts.pop("affinity", 0.0)
+        around = ("affinity", "prompt", "clean-up", "upsample")
+        parts["clean-up"] = sum(parts.pop(stage, 0.0) for stage in around)
         parts["RLE"] = parts.pop("rle", 0.0)
         parts["HTTP and the rest"] = max(0.0, times.total_s - sum(parts.get(part, 0.0) for part in PARTS[:-1]))

@@ -1,6 +1,8 @@
 """`evaluate`: few-shot quality of a profile on a folder of images with masks."""
 
 import json
+from collections.abc import Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -27,6 +29,13 @@ def evaluate(
     ] = True,
     matchers: Annotated[str, typer.Option(help="Names with commas, side by side.")] = "posterior",
     recipes: Annotated[str, typer.Option(help="`prior`, `paper` or both, side by side.")] = "prior",
+    positional_ranks: Annotated[
+        str,
+        typer.Option(
+            help="Numbers with commas, side by side: directions of a blank image's features taken out of every "
+            "image's. Default: SOFTMATCHER_POSITIONAL_RANK."
+        ),
+    ] = "",
     markings: Annotated[
         bool, typer.Option(help="Also mark points, strokes, and one object of several instead of the masks.")
     ] = False,
@@ -35,27 +44,37 @@ def evaluate(
 ) -> None:
     """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
     from backend.evaluation.markdown import variants_to_markdown
-    from backend.evaluation.variants import evaluate_variants
+    from backend.evaluation.variants import VariantsResult, evaluate_variants
+    from backend.projects.models import load_configured
+    from backend.settings import load_settings
 
     variants = _variants(matchers, recipes)
-    # Here, not above: the other commands' --help must not wait for torch.
-
+    settings = load_settings()
+    ranks = _numbers(positional_ranks) if positional_ranks else [settings.positional_rank]
+    engines = {rank: partial(load_configured, settings.model_copy(update={"positional_rank": rank})) for rank in ranks}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("loading the models", total=None)
-        run = evaluate_variants(
-            directory,
-            variants,
-            profile=profile,
-            shots=shots,
-            seeds=_numbers(seeds),
-            limit=limit,
-            is_complete=complete,
-            with_markings=markings,
-            journal=None if json_file is None else json_file.with_name(json_file.name + ".progress.jsonl"),
-            on_progress=lambda name, done, total: progress.update(bar, description=name, completed=done, total=total),
-        )
+        runs = [
+            evaluate_variants(
+                directory,
+                {f"{name}{_of_rank(rank, ranks)}": options for name, options in variants.items()},
+                profile=profile,
+                shots=shots,
+                seeds=_numbers(seeds),
+                limit=limit,
+                is_complete=complete,
+                with_markings=markings and rank == ranks[0],
+                journal=None if json_file is None else _journal(json_file, _of_rank(rank, ranks)),
+                on_progress=lambda name, done, total: progress.update(
+                    bar, description=name, completed=done, total=total
+                ),
+                load=load,
+            )
+            for rank, load in engines.items()
+        ]
+    run = reduce(VariantsResult.joined_with, runs)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(run.to_json(), indent=1) + "\n")
@@ -64,11 +83,10 @@ def evaluate(
         markdown.write_text(variants_to_markdown(run))
     if sheets is not None:
         from backend.evaluation.contact_sheet import draw_contact_sheets
-        from backend.pipeline import load_softmatcher
 
-        name, options = next(iter(variants.items()))
+        first, options = next(iter(run.variants.values())), next(iter(variants.values()))
         draw_contact_sheets(
-            directory, run.variants[name], load_softmatcher(profile), options, sheets,
+            directory, first, engines[ranks[0]](profile), options, sheets,
             shots=shots, limit=limit, is_complete=complete,
         )  # fmt: skip
     for name, result in run.variants.items():
@@ -89,6 +107,14 @@ def _variants(matchers: str, recipes: str) -> "dict[str, MatchOptions]":
     return found
 
 
+def _of_rank(rank: int, ranks: Sequence[int]) -> str:
+    return f" rank {rank}" if len(set(ranks)) > 1 else ""
+
+
+def _journal(json_file: Path, suffix: str) -> Path:
+    return json_file.with_name(f"{json_file.name}{suffix.replace(' ', '-')}.progress.jsonl")
+
+
 def _names(text: str, known: tuple[str, ...], what: str) -> list[str]:
     named = [part.strip() for part in text.split(",") if part.strip()]
     if not named or set(named) - set(known):
@@ -100,7 +126,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"seeds must be whole numbers with commas between, got {text!r}") from error
+        raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from error
 
 
 def _table(result: "EvaluationResult", name: str) -> Table:

@@ -53,7 +53,7 @@ class EvaluationResult:
     Attributes:
         classes: `set/class` to its targets, over all seeds.
         absent: for each pair of a reference and an image without its object: did a region come back.
-        stages_ms: stage to the median milliseconds of one call.
+        stages_ms: stage to the median milliseconds of an image.
         settings: what was run.
         seconds: wall time.
         peak_mb: highest resident memory of the process so far.

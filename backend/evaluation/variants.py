@@ -6,7 +6,8 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ class VariantsResult:
     variants: Mapping[str, EvaluationResult]
     markings: Mapping[str, float]
     resumed: int
+
+    def joined_with(self, other: "VariantsResult") -> "VariantsResult":
+        """Both runs side by side; what was marked is of this one."""
+        return VariantsResult({**self.variants, **other.variants}, self.markings, self.resumed + other.resumed)
 
     def to_json(self) -> dict[str, object]:
         """The figures of the first variant, and of all side by side."""
@@ -159,11 +164,17 @@ class _Stages:
     """Stage timings by variant; those outside of any variant belong to all of them."""
 
     def __init__(self) -> None:
-        self.variant = ""
+        self._variant = ""
         self._milliseconds: dict[str, dict[str, list[float]]] = {}
 
     def record(self, stage: str, seconds: float) -> None:
-        self._milliseconds.setdefault(self.variant, {}).setdefault(stage, []).append(round(1000 * seconds, 3))
+        self._milliseconds.setdefault(self._variant, {}).setdefault(stage, []).append(round(1000 * seconds, 3))
+
+    @contextmanager
+    def of(self, variant: str) -> Iterator[None]:
+        self._variant = variant
+        yield
+        self._variant = ""
 
     def take(self) -> dict[str, dict[str, list[float]]]:
         taken, self._milliseconds = self._milliseconds, {}
@@ -208,20 +219,22 @@ class _Run:
                 bank = {one.class_name: self.engine.gather(masks, options)} if masks else {}
                 for path in episode.targets:
                     target, truth = encoded(path), read_mask(path)
-                    self.stages.variant = name
-                    found = self.engine.segment(target, bank, options)
-                    self.stages.variant = ""
+                    with self.stages.of(name):
+                        found = self.engine.segment(target, bank, options)
                     union = _union([region.mask for region in found], truth)
                     score = float(np.mean([region.score for region in found])) if found else None
                     scores[name].append(asdict(TargetScore(seed, f"{one.name}/{path.name}", iou(union, truth), score)))
                 if stranger is not None:
-                    absent[name].append(bool(self.engine.segment(encoded(stranger), bank, options)))
+                    target = encoded(stranger)
+                    with self.stages.of(name):
+                        absent[name].append(bool(self.engine.segment(target, bank, options)))
             for kind in MARKINGS if self.with_markings else ():
                 marked = references(episode.references, kind)
-                options = next(iter(self.variants.values()))
+                name, options = next(iter(self.variants.items()))
                 for path in episode.targets:
-                    truth = read_mask(path)
-                    found = self.engine.segment(encoded(path), {one.class_name: marked}, options) if marked else []
+                    target, truth = encoded(path), read_mask(path)
+                    with self.stages.of(name):
+                        found = self.engine.segment(target, {one.class_name: marked}, options) if marked else []
                     markings[kind].append(iou(_union([region.mask for region in found], truth), truth))
         return {"scores": scores, "absent": absent, "markings": markings, "stages": self.stages.take()}
 

@@ -31,12 +31,14 @@ class ModelSource:
         device: a device that exists.
         encoder: timm's name of an encoder in place of the profile's, or None.
         is_random: random weights where real ones are missing: for benchmarks and tests, never for users.
+        positional_rank: directions of a blank image that are taken out of every image's features; 0: none.
     """
 
     weights_folder: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoder: str | None = None
     is_random: bool = False
+    positional_rank: int = 0
 
 
 def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Encoder, Segmenter]:
@@ -51,6 +53,11 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
             raise ConfigurationError(
                 f"profile lite has its own encoder, got {source.encoder}; choose mobile, base or large"
             )
+        if source.positional_rank:
+            raise ConfigurationError(
+                f"profile lite has no table of positions, got a positional rank of {source.positional_rank}; "
+                "set it to 0, or choose mobile, base or large"
+            )
         return EfficientNetLiteEncoder(), LiteSegmenter()
     if profile not in PROFILE_WEIGHTS:
         raise ConfigurationError(
@@ -63,7 +70,7 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
         _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None)
         for name in (encoder_name, segmenter_name)
     )
-    options = VitOptions(side_px=_SIDE_PX[profile])
+    options = VitOptions(side_px=_SIDE_PX[profile], positional_rank=source.positional_rank)
     encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
     sam = build_sam(segmenter_name, segmenter_weights)
     content = weights_sha256(segmenter_weights)[:12] if segmenter_weights else "random0"

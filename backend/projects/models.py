@@ -47,7 +47,7 @@ class Models:
     ) -> None:
         self._settings = settings
         self._threads = settings.torch_threads or (0 if calls_at_a_time == 1 else share_of_cores(calls_at_a_time))
-        self._load_softmatcher = load or partial(_load_configured, settings)
+        self._load_softmatcher = load or partial(load_configured, settings)
         self._metrics = metrics
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
@@ -126,6 +126,17 @@ class Models:
         return asdict(self._loaded[1].stats) if self._loaded else {}
 
 
-def _load_configured(settings: Settings, profile: str, on_stage: OnStage) -> Softmatcher:
-    source = ModelSource(settings.weights_folder, choose_device(settings.device), settings.encoder)
+def load_configured(settings: Settings, profile: str, on_stage: OnStage | None = None) -> Softmatcher:
+    """The engine of a profile with the weights, device and encoder of the settings.
+
+    Raises:
+        ConfigurationError: no such profile, encoder or device.
+        ModelUnavailableError: its weights are missing or wrong; says which command helps.
+    """
+    source = ModelSource(
+        settings.weights_folder,
+        choose_device(settings.device),
+        settings.encoder,
+        positional_rank=settings.positional_rank,
+    )
     return load_softmatcher(profile, on_stage, source)

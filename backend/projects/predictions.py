@@ -322,7 +322,7 @@ class Predictions:
             brush = config.brush_for(mark.to_name, mark.label)
             if mark.scribble.is_empty:
                 continue
-            with self._models.gate.turn(is_interactive=True), self._metrics.stage("scribble"):
+            with self._models.gate.turn(is_interactive=True):
                 found = softmatcher.mask_from_scribble(images[mark.to_name].encoded, mark.scribble)
             if found is not None:
                 with self._metrics.stage("rle"):

@@ -63,7 +63,7 @@ def test_drawn_classes_are_found_and_never_confused(directory: Path) -> None:
     assert figures["absent_false_positive_rate"] == 0
     assert figures["absent_pairs"] == 4
     assert figures["targets"] == 12
-    assert {"encode", "match", "segment"} <= figures["stages_ms"].keys()
+    assert {"encode", "match", "prompt", "decode", "clean-up"} <= figures["stages_ms"].keys()
     assert figures["settings"]["seeds"] == [0, 1]
     assert seen == [("others/blue", 0, 2), ("things/red", 1, 2), ("done", 2, 2)]
 

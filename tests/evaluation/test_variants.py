@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from backend.cli import app
 from backend.core.masks import painted_masks
-from backend.core.types import Scribble
+from backend.core.types import LabelMask, Scribble
 from backend.errors import BadInputError
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.markdown import variants_to_markdown
@@ -49,10 +50,34 @@ def test_variants_have_the_figures_that_each_has_alone(drawn: Path) -> None:
     assert run.variants["prototype"].class_mious() == pytest.approx(alone.class_mious())
     assert list(run.variants["prototype"].absent) == list(alone.absent)
     assert run.variants["posterior"].miou() > 0.8
-    assert {"encode", "match", "segment"} <= set(run.variants["posterior"].stages_ms)
+    assert {"encode", "match", "prompt", "decode", "clean-up"} <= set(run.variants["posterior"].stages_ms)
     written = run.to_json()
     assert written["miou"] == run.variants["posterior"].miou()
     assert json.loads(json.dumps(written))["variants"]["prototype"]["settings"]["options"]["matcher"] == "prototype"
+
+
+def test_a_variant_has_the_timings_of_its_own_images_and_no_others(drawn: Path) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Slow(Softmatcher):
+        """Tells of a matching that takes a second with the one matcher, and two with the other."""
+
+        def segment(self, encoded: Any, references: Any, options: MatchOptions | None = None) -> list[LabelMask]:
+            assert options is not None
+            self._on_stage("match", 1.0 if options.matcher == "posterior" else 2.0)  # type: ignore[misc]
+            return []
+
+    def load(profile: str, on_stage: Callable[[str, float], None]) -> Softmatcher:
+        def record(stage: str, seconds: float) -> None:
+            told.append((stage, seconds))
+            on_stage(stage, seconds)
+
+        return Slow(ColourEncoder(), LiteSegmenter(working_px=64), on_stage=record)
+
+    run = evaluate_variants(drawn, VARIANTS, seeds=(0,), limit=1, load=load)
+    # An image of each of the two classes, and one without the object for each.
+    assert told.count(("match", 1.0)) == told.count(("match", 2.0)) == 4
+    assert {name: of.stages_ms["match"] for name, of in run.variants.items()} == {"posterior": 1000, "prototype": 2000}
 
 
 def test_markings_cost_little_on_discs(drawn: Path) -> None:

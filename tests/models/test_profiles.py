@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
 from backend.cli import app
@@ -22,6 +23,7 @@ from backend.models.weights_store import WeightsStore
 from backend.pipeline import load_softmatcher
 from backend.projects.models import Models
 from backend.settings import load_settings
+from tests.test_pipeline import scene
 
 
 def _random_official_files(folder: Path) -> dict[str, Path]:
@@ -76,6 +78,7 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
     softmatcher = load_softmatcher("mobile", source=ModelSource(settings.weights_folder))
     for name, known in by_name.items():
         assert f"{name}:{str(known.sha256)[:12]}" in softmatcher.signature
+    _evaluate_with_and_without_positions(tmp_path)
     encoder, _ = load_profile("mobile", ModelSource(settings.weights_folder))
     features = encoder.encode(np.zeros((480, 640, 3), np.uint8))
     assert features.shape == (28, 37, 384)
@@ -93,9 +96,30 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
         load_softmatcher("mobile", source=ModelSource(settings.weights_folder))
 
 
+def _evaluate_with_and_without_positions(tmp_path: Path) -> None:
+    """Side by side in one run, with the weights that are stored."""
+    folder = tmp_path / "sets" / "one" / "disc"
+    folder.mkdir(parents=True)
+    for index in range(2):
+        image, masks = scene(red=(50 + 40 * index, 80, 30))
+        PillowImage.fromarray(image).save(folder / f"{index}.jpg")
+        PillowImage.fromarray(masks["red"]).save(folder / f"{index}.png")
+    figures = tmp_path / "figures.json"
+    arguments = ["--profile", "mobile", "--positional-ranks", "0,4", "--json", str(figures)]
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "sets"), *arguments])
+    assert done.exit_code == 0, done.output
+    variants = json.loads(figures.read_text())["variants"]
+    assert list(variants) == ["posterior prior rank 0", "posterior prior rank 4"]
+    signatures = [one["settings"]["signature"] for one in variants.values()]
+    assert [":448px:p4+" in signature for signature in signatures] == [False, True]
+    assert not list(tmp_path.glob("*.progress.jsonl"))
+
+
 def test_unknown_profile_and_encoder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="lite, mobile, base, large"):
         load_softmatcher("huge")
+    with pytest.raises(ConfigurationError, match="lite has no table of positions"):
+        load_softmatcher("lite", source=ModelSource(positional_rank=4))
     with pytest.raises(ConfigurationError, match="lite has its own encoder"):
         load_softmatcher("lite", source=ModelSource(encoder="resnet18"))
     with pytest.raises(ModelUnavailableError, match="weights import PATH --as vit_base_patch16_dinov3"):

@@ -184,6 +184,45 @@ def test_positional_directions_are_gone() -> None:
     assert float((features @ basis).abs().max()) < 1e-5
 
 
+def test_a_blank_image_keeps_nothing_of_the_directions_taken_out() -> None:
+    """They are its own leading ones: what is left of it holds none, and less of it the more are taken."""
+    plain = _encoder()
+    blank = plain._features([plain._mean.expand(112, 112, 3).contiguous()], None, torch.float32)[0].flatten(0, 1)
+    left = []
+    for rank in (1, 4, 16):
+        basis = positional_basis(blank.reshape(8, 8, -1), rank)
+        assert basis.shape == (48, rank)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(rank), atol=1e-5, rtol=0)
+        left.append(float((blank - (blank @ basis) @ basis.T).square().sum()))
+    assert left == sorted(left, reverse=True)
+    energy = torch.linalg.svdvals(blank).square()
+    assert left == pytest.approx([float(energy[rank:].sum()) for rank in (1, 4, 16)], rel=1e-3)
+
+
+def test_where_position_dominates_the_same_content_elsewhere_gets_more_alike() -> None:
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 4, (12, 12))
+    patches = rng.integers(0, 256, (4, 14, 14, 3), np.uint8)
+    image = np.concatenate([np.concatenate(list(patches[row]), axis=1) for row in kinds])
+    is_same = torch.from_numpy(kinds.ravel()[:, None] == kinds.ravel()[None])
+
+    def alike(rank: int) -> tuple[float, float]:
+        """Mean similarity of patches of the same content, and of different content."""
+        encoder = _encoder(side_px=168, positional_rank=rank)
+        network: Any = encoder._on_device.network
+        with torch.no_grad():
+            network.pos_embed.mul_(100)
+        features = encoder.encode(image).flatten(0, 1)
+        similarity = features @ features.T
+        same = is_same & ~torch.eye(len(features), dtype=torch.bool)
+        return float(similarity[same].mean()), float(similarity[~is_same].mean())
+
+    (same, other), (same_without, other_without) = alike(0), alike(16)
+    assert same < 0.8, "position must dominate"
+    assert same_without > same + 0.05
+    assert same_without - other_without > same - other + 0.03
+
+
 def test_positional_basis_finds_a_planted_direction() -> None:
     generator = torch.Generator().manual_seed(0)
     content, position = torch.eye(32)[0], torch.eye(32)[1]
