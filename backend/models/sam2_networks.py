@@ -116,7 +116,6 @@ def assemble_sam2(sizes: Sam2Sizes, name: str = "sam2", *, seed: int = 0) -> nn.
     require_sam2(name)
     from sam2.modeling.backbones.hieradet import Hiera
     from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-    from sam2.modeling.position_encoding import PositionEmbeddingSine
     from sam2.modeling.sam2_base import SAM2Base
 
     with torch.random.fork_rng(devices=[]):
@@ -130,7 +129,8 @@ def assemble_sam2(sizes: Sam2Sizes, name: str = "sam2", *, seed: int = 0) -> nn.
             window_spec=sizes.window_spec,
         )
         neck = FpnNeck(
-            PositionEmbeddingSine(sizes.hidden_dim),
+            # The position encoding is for the memory of videos; sam2's own keeps tables, on any GPU that it sees.
+            nn.Identity(),
             d_model=sizes.hidden_dim,
             backbone_channel_list=trunk.channel_list,
             fpn_top_down_levels=[2, 3],
