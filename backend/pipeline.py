@@ -44,7 +44,7 @@ from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity, stroke_posterior
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter
+from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
 from backend.recipes import PartsPlan, judge_parts, plan_parts
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class PreparedImage:
     """
 
     size_hw: tuple[int, int]
-    inputs: tuple[Tensor, Tensor] | None
+    inputs: tuple[Tensor, SegmenterInput] | None
     image: Image | None
 
 

@@ -130,7 +130,7 @@ def simulate(bench: Bench, gpu: Gpu) -> None:
     pipeline.MATCHERS["posterior"] = match
     sam_segmenter.select_by_prior = select
     segmenter.logits_at = logits_at
-    sam_segmenter._Images.of = lambda self, owners, device: torch.zeros(len(owners), 1)  # the GPU's own work
+    sam_segmenter.Images.of = lambda self, owners, device: (torch.zeros(len(owners), 1),)  # the GPU's own work
     real_run_parts = segmenter._decoder.run_parts
     segmenter._decoder._network = decoder
     segmenter._decoder.run_parts = lambda count, at_once, *more: real_run_parts(count, min(count, 8), *more)

@@ -16,7 +16,7 @@ from backend.core.kinship import KindFrame
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Reference, Scribble
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.segmenter import LiteSegmenter
+from backend.models.segmenter import LiteSegmenter, SegmenterInput
 from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher, scale_scribble
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
@@ -282,11 +282,11 @@ def test_images_that_share_a_pass_share_its_time() -> None:
             return [self.encode(one.numpy()).to(dtype) for one in prepared]
 
     class Segmenter(LiteSegmenter):
-        def prepare(self, image: Image) -> torch.Tensor:
-            return torch.from_numpy(image)
+        def prepare(self, image: Image) -> SegmenterInput:
+            return SegmenterInput(torch.from_numpy(image), image.shape[:2])
 
-        def embed_prepared(self, prepared: Sequence[torch.Tensor]) -> list[Any]:
-            return [self.embed(one.numpy()) for one in prepared]
+        def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Any]:
+            return [self.embed(one.pixels.numpy()) for one in prepared]
 
         def decode_many(self, asked: Any) -> list[Any]:
             return [self.decode(*one) for one in asked]

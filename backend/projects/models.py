@@ -137,6 +137,7 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
         settings.weights_folder,
         choose_device(settings.device),
         settings.encoder,
+        settings.segmenter,
         positional_rank=settings.positional_rank,
     )
     return load_softmatcher(profile, on_stage, source)
