@@ -20,6 +20,7 @@ from torch import nn
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
+from backend.feature_cache import FeatureCache
 from backend.models import sam2_networks
 from backend.models.profiles import ModelSource, load_profile, missing_weights
 from backend.models.sam2_networks import SAM2_MODELS, assemble_sam2, build_sam2, load_sam2_weights
@@ -28,7 +29,9 @@ from backend.models.sam_prompts import SamPrompt
 from backend.models.sam_segmenter import SamOptions
 from backend.models.sam_selection import KEEP_EVERYTHING
 from backend.models.segmenter import BatchSegmenter, Prompt
+from backend.pipeline import MatchOptions, Softmatcher
 from tests.models.small_sam2 import small_sam2
+from tests.test_pipeline import ColourEncoder, scene
 
 needs_sam2 = pytest.mark.skipif(
     importlib.util.find_spec("sam2") is None, reason="the package sam2 is not installed: make install"
@@ -227,6 +230,26 @@ def test_images_that_share_passes_get_their_own_masks() -> None:
         for candidate, other in zip(found, alone, strict=True):
             np.testing.assert_array_equal(candidate.mask, other.mask)
             assert candidate.score == pytest.approx(other.score, abs=1e-5)
+
+
+@needs_sam2
+def test_a_prediction_from_the_cache_is_that_of_the_fresh_image(tmp_path: Path) -> None:
+    engine = Softmatcher(ColourEncoder(), _segmenter(is_half=True, selection=KEEP_EVERYTHING))
+    (image, masks), (target, _) = scene(red=(70, 80, 40)), scene(red=(120, 60, 30))
+    references = {"Cat": [engine.describe(image, engine.encode(image), masks["red"], is_complete=True)]}
+    options = MatchOptions(minimum_presence=0.0)
+    encoded = engine.encode(target)
+    cache = FeatureCache(tmp_path, 64, engine.signature)
+    assert cache.encode_if_absent("0" * 64, lambda: encoded)
+    known = FeatureCache(tmp_path, 64, engine.signature).get("0" * 64)
+    assert known is not None
+    (fresh,), (cached,) = (engine.segment(one, references, options) for one in (encoded, known))
+    assert fresh.mask.shape == target.shape[:2]
+    np.testing.assert_array_equal(fresh.mask, cached.mask)
+    assert fresh.score == cached.score
+    click = Scribble(encoded.size_hw, positive_xy=np.array([[120, 60]], np.float32))
+    marked = engine.mask_from_scribble(known, click)
+    assert marked is None or marked.mask.shape == target.shape[:2]
 
 
 @needs_sam2
