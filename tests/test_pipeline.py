@@ -257,12 +257,12 @@ def test_each_stage_is_told_once_for_each_image() -> None:
     targets = engine.encode_many([image, scene(red=(50, 60, 30))[0], scene(blue=(120, 60, 30))[0]])
     seconds.clear()
     started = time.perf_counter()
-    assert [len(found) for found in engine.segment_many(targets, references)] == [2, 1, 1]
+    assert [len(found) for found in (finish() for finish in engine.segment_later(targets, references))] == [2, 1, 1]
     elapsed_s = time.perf_counter() - started
     assert Counter(name for name, _ in seconds) == dict.fromkeys(SEGMENT_STAGES, 3)
     assert 0 < sum(told for _, told in seconds) <= elapsed_s
     seconds.clear()
-    engine.segment_many([], references)
+    assert engine.segment_later([], references) == []
     assert seconds == []
 
 

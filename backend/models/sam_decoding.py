@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from backend.models.accelerator import OnDevice
 from backend.models.sam_prompts import SamPrompt
 
 Embedding = Mapping[str, NDArray[np.generic]]
@@ -65,18 +66,18 @@ class Images:
     """
 
     def __init__(self, embeddings: Sequence[Embedding], levels: Sequence[str]) -> None:
-        self._here = [torch.from_numpy(np.stack([one[level] for one in embeddings])) for level in levels]
+        self._here = [[torch.from_numpy(one[level]) for one in embeddings] for level in levels]
         self._there: dict[torch.device, list[Tensor]] = {}
 
     @property
     def cells(self) -> int:
         """Of one image's coarsest level."""
-        return self._here[0].shape[-1] * self._here[0].shape[-2]
+        return self._here[0][0].shape[-1] * self._here[0][0].shape[-2]
 
     def of(self, owners: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
         """Each level (N, C, h, w) float32: for each of N prompts its image's."""
         if device not in self._there:
-            self._there[device] = [level.to(device).float() for level in self._here]
+            self._there[device] = [torch.stack([one.to(device).float() for one in level]) for level in self._here]
         return tuple(
             level.expand(len(owners), -1, -1, -1) if len(level) == 1 else level[list(owners)]
             for level in self._there[device]
@@ -84,11 +85,12 @@ class Images:
 
 
 def forward_of(
-    images: Images, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
+    decoder: OnDevice, images: Images, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
 ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
     """What `OnDevice.run_parts` calls: the decoder's pass over a part of the prompts, all of one shape.
 
     Args:
+        decoder: whose pass it is.
         images: embeddings.
         owners: for each prompt the index of its image.
         group: the prompts.
@@ -97,7 +99,8 @@ def forward_of(
 
     def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
         points, labels, boxes, masks = (None if one is None else one.to(device) for one in _stack(group[part]))
-        logits, predicted_iou = network(images.of(owners[part], device), points, labels, boxes, masks, is_multimask)
+        seen = images.of(owners[part], device)
+        logits, predicted_iou = decoder.timed(device, lambda: network(seen, points, labels, boxes, masks, is_multimask))
         return logits.float(), predicted_iou.float()
 
     return forward

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.core.types import Arrays, Image, Mask, Scribble
+from backend.core.types import Arrays, Image, Mask
 from backend.models.accelerator import OnDevice, make_interruptible
 from backend.models.sam_attention import fuse_attention
 from backend.models.sam_decoding import Embedding, Images, SamDecoder, forward_of
@@ -174,7 +174,7 @@ class SamSegmenter:
 
         embeddings = self._encoder.run([one.pixels for one in prepared], forward, at_once=self.batch_size)
         return [
-            {"image_embedding": np.array(embedding.numpy()), "input_hw": np.array(one.pixels.shape[:2], np.int64)}
+            {"image_embedding": embedding.numpy(), "input_hw": np.array(one.pixels.shape[:2], np.int64)}
             for embedding, one in zip(embeddings, prepared, strict=True)
         ]
 
@@ -251,7 +251,7 @@ class SamSegmenter:
             decoded = self._decoder.run_parts(
                 len(positions),
                 min(len(positions), self._prompts_at_once(images.cells)),
-                forward_of(images, [owners[position] for position in positions], group, is_multimask),
+                forward_of(self._decoder, images, [owners[position] for position in positions], group, is_multimask),
                 lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
             )
             answers.update(zip(positions, decoded, strict=True))
@@ -303,21 +303,20 @@ class SamSegmenter:
         # Embeddings that are asked twice, for two labels, are one image.
         embeddings = list({id(embedding): embedding for embedding, _ in asked}.values())
         index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
-        sam_prompts, planned = [], []
-        for number, (embedding, prompts) in enumerate(asked):
-            for position, logits, scribble in self._objects(embedding, prompts):
-                input_hw = self.embedded_hw(embedding)
-                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
-                planned.append((number, position))
-        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
         frames = [_Frame.of(self, embedding) for embedding, _ in asked]
-        maps = [frames[number].shrink(asked[number][1][position].prior) for number, position in planned]
+        sam_prompts, planned, maps = [], [], []
+        for number, (_, prompts) in enumerate(asked):
+            for position, prompt, score_map in self._objects(frames[number], prompts):
+                sam_prompts.append(prompt)
+                planned.append((number, position))
+                maps.append(score_map)
 
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
             answers: list[tuple[Mask, float] | None] = [None] * len(group)
             by_frame: dict[_Frame, list[int]] = {}
             for row, one in enumerate(group):
                 by_frame.setdefault(frames[planned[one][0]], []).append(row)
+            # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
             for frame, rows in by_frame.items():
                 prior = torch.stack([maps[group[row]] for row in rows]).to(logits.device)
                 own = logits[rows]
@@ -337,10 +336,8 @@ class SamSegmenter:
                 found[number].append(MaskCandidate(*answer, position))
         return found
 
-    def _objects(
-        self, embedding: Embedding, prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[int, NDArray[np.float32], Scribble]]:
-        """The pieces of the prompts' score maps: first prompt with a point on it, the map as logits, the points."""
+    def _objects(self, frame: "_Frame", prompts: Sequence[Prompt]) -> Iterator[tuple[int, SamPrompt, Tensor]]:
+        """The pieces of the prompts' score maps: first prompt with a point on it, what to ask, the small map."""
         by_prior: dict[int, list[int]] = {}
         for position, prompt in enumerate(prompts):
             if prompt.prior is not None:
@@ -348,11 +345,12 @@ class SamSegmenter:
         for own in by_prior.values():
             prior = prompts[own[0]].prior
             assert prior is not None
-            input_hw = self.embedded_hw(embedding)
-            logits = prior_to_logits(prior, input_hw, input_px=self._input_px, logits_px=self._logits_px)
+            score_map = frame.shrink(prior)
+            logits = prior_to_logits(score_map, frame.input_hw, input_px=self._input_px, logits_px=self._logits_px)
             objects = points_by_object([prompts[position].scribble for position in own], prior)
             for first, scribble in objects[: self._options.most_objects]:
-                yield own[first], logits, scribble
+                for asked in scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3):
+                    yield own[first], asked, torch.from_numpy(score_map)
 
     def _decode_scribble(self, embedding: Embedding, prompt: Prompt) -> tuple[Mask, float] | None:
         """The union of what its boxes and points mean; points that it leaves out are asked for by themselves."""
@@ -398,8 +396,7 @@ class _Frame:
         small_hw = logits_hw(input_hw, input_px=segmenter._input_px, logits_px=segmenter._logits_px)
         return cls(input_hw, small_hw, segmenter.working_hw(embedding))
 
-    def shrink(self, prior: NDArray[np.float32] | None) -> Tensor:
+    def shrink(self, prior: NDArray[np.float32]) -> NDArray[np.float32]:
         """A score map in the logits frame."""
-        assert prior is not None  # only prompts with a score map propose
         size = self.small_hw[1], self.small_hw[0]
-        return torch.from_numpy(np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32))
+        return np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32)
