@@ -57,11 +57,12 @@ clean:
 	@touch $@
 
 # label-studio-ml 1.0.9 pins Flask 1.1 and Werkzeug 2.0, which have known vulnerabilities and are not needed to import
-# it: without its dependencies, for the adapter alone (backend/model.py).
+# it: without its dependencies, for the adapter alone (backend/model.py). sam2 would build against a PyTorch of its own.
 .venv/installed-dev: .venv/installed
 	@echo "Installing what the tests need into .venv."
 	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --editable '.[dev]' colorama appdirs lxml
 	$(BIN)/python $(PIP) install --no-deps label-studio-ml==1.0.9 label-studio-tools==0.0.4
+	SAM2_BUILD_CUDA=0 $(BIN)/python $(PIP) install --no-build-isolation --editable '.[sam2]'
 	@touch $@
 
 .venv-label-studio/installed-$(LABEL_STUDIO_VERSION):

@@ -163,30 +163,22 @@ class FeatureCache:
             ValueError: encoded by other models than the cache's.
         """
         path = self._path(image_sha256)
-        while True:
-            with self._lock:
-                others = self._in_flight.get(image_sha256)
-                if others is None:
-                    own: Future[EncodedImage] = Future()
-                    self._in_flight[image_sha256] = own
-                    break
-            if others.exception() is None:
-                self._count(hits=1)
-                return others.result()
-        try:
+
+        def find_or_encode() -> EncodedImage:
             encoded = self._find(image_sha256, path)
             if encoded is None:
                 self._count(misses=1)
                 encoded = encode()
                 self.put(image_sha256, encoded)
-            own.set_result(encoded)
-        except BaseException as error:
-            own.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                del self._in_flight[image_sha256]
-        return encoded
+            return encoded
+
+        while True:
+            making, is_own = self._claim(image_sha256)
+            if is_own:
+                return self._make(image_sha256, making, find_or_encode)
+            if making.exception() is None:
+                self._count(hits=1)
+                return making.result()
 
     def encode_if_absent(self, image_sha256: str, encode: Callable[[], EncodedImage]) -> bool:
         """Have the entry of an image made unless it is there or being made; False if it was. Waits for no other thread.
@@ -198,22 +190,39 @@ class FeatureCache:
         path = self._path(image_sha256)
         if self._recall(image_sha256) is not None or path.exists():
             return False
-        with self._lock:
-            if image_sha256 in self._in_flight:
-                return False
-            own: Future[EncodedImage] = Future()
-            self._in_flight[image_sha256] = own
-        try:
+
+        def encode_and_put() -> EncodedImage:
             encoded = encode()
             self.put(image_sha256, encoded)
-            own.set_result(encoded)
+            return encoded
+
+        making, is_own = self._claim(image_sha256)
+        if is_own:
+            self._make(image_sha256, making, encode_and_put)
+        return is_own
+
+    def _claim(self, image_sha256: str) -> tuple[Future[EncodedImage], bool]:
+        """What an entry comes out of that is being made, and whether it is the caller who has to `_make` it."""
+        with self._lock:
+            making = self._in_flight.get(image_sha256)
+            if making is not None:
+                return making, False
+            own = self._in_flight[image_sha256] = Future()
+            return own, True
+
+    def _make(self, image_sha256: str, own: Future[EncodedImage], call: Callable[[], EncodedImage]) -> EncodedImage:
+        """Make a claimed entry; threads that wait for it get it, or the exception."""
+        try:
+            encoded = call()
         except BaseException as error:
             own.set_exception(error)
             raise
+        else:
+            own.set_result(encoded)
+            return encoded
         finally:
             with self._lock:
                 del self._in_flight[image_sha256]
-        return True
 
     # -- memory
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -43,7 +44,7 @@ from backend.errors import BadInputError, ConfigurationError
 from backend.models.affinity import scribble_affinity, scribble_doubt, stroke_posterior
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter
+from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
 from backend.recipes import PartsPlan, judge_parts, plan_parts
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class PreparedImage:
     """
 
     size_hw: tuple[int, int]
-    inputs: tuple[Tensor, Tensor] | None
+    inputs: tuple[Tensor, SegmenterInput] | None
     image: Image | None
 
 
@@ -221,7 +222,7 @@ class Softmatcher:
         with self._stage("embed", images=len(inputs)):
             embeddings = segmenter.embed_prepared([one for _, one in inputs])
         return [
-            EncodedImage(image.size_hw, np.array(one.numpy()), embedding, self.signature)
+            EncodedImage(image.size_hw, one.numpy(), embedding, self.signature)
             for image, one, embedding in zip(prepared, features, embeddings, strict=True)
         ]
 
@@ -364,22 +365,25 @@ class Softmatcher:
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
         """
-        return self.segment_many([encoded], references, options)[0]
+        return self.segment_later([encoded], references, options)[0]()
 
-    def segment_many(
+    def segment_later(
         self,
         encoded: Sequence[EncodedImage],
         references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
         *,
         spread: Spread = map,
-    ) -> list[list[LabelMask]]:
-        """`segment` of several targets, whose decoder passes are shared.
+    ) -> list[Callable[[], list[LabelMask]]]:
+        """`segment` of several targets, whose decoder passes are shared, as far as it takes the models.
 
         Args:
             encoded: the targets.
             references, options: as there.
             spread: `map`, or that of a pool of threads, for what is done target by target.
+
+        Returns:
+            For each target what does the rest of it, in any thread, and gives what `segment` does.
 
         Raises: as `segment`, for all targets together.
         """
@@ -388,16 +392,23 @@ class Softmatcher:
         chosen = options or self._options
         labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
         seen = [one for one in encoded if min(one.size_hw) >= MINIMUM_SIDE_PX] if labels else []
-        proposals = self.propose_many(seen, [references[label] for label in labels], chosen, spread=spread)
-        masks = iter(
-            list(spread(lambda pair: self._masks(pair[0], labels, pair[1], chosen), zip(seen, proposals, strict=True)))
-        )
-        return [next(masks) if labels and min(one.size_hw) >= MINIMUM_SIDE_PX else [] for one in encoded]
+        proposed = iter(self._propose_later(seen, [references[label] for label in labels], chosen, spread))
+        return [
+            partial(self._masks, one, labels, next(proposed), chosen)
+            if labels and min(one.size_hw) >= MINIMUM_SIDE_PX
+            else list
+            for one in encoded
+        ]
 
     def _masks(
-        self, encoded: EncodedImage, labels: Sequence[str], proposals: Sequence[Proposal], options: MatchOptions
+        self,
+        encoded: EncodedImage,
+        labels: Sequence[str],
+        propose: Callable[[], Sequence[Proposal]],
+        options: MatchOptions,
     ) -> list[LabelMask]:
         found: list[LabelMask] = []
+        proposals = propose()
         with self._stage("upsample"):
             for label, proposal in zip(labels, proposals, strict=True):
                 evidence = proposal.weigh()
@@ -449,17 +460,15 @@ class Softmatcher:
 
         Raises: as `segment`.
         """
-        return self.propose_many([encoded], [*references], options)[0]
+        return self._propose_later([encoded], [*references], options, map)[0]()
 
-    def propose_many(
+    def _propose_later(
         self,
         encoded: Sequence[EncodedImage],
         references: Sequence[LabelReferences],
         options: MatchOptions,
-        *,
-        spread: Spread = map,
-    ) -> list[list[Proposal]]:
-        """`propose` for several targets, as `segment_many`."""
+        spread: Spread,
+    ) -> list[Callable[[], list[Proposal]]]:
         plans = list(spread(lambda one: self._plan(one, references, options), encoded))
         asked = [
             (one.embedding, plan.prompts)
@@ -472,7 +481,7 @@ class Softmatcher:
             else:
                 candidates = iter([self._segmenter.decode(*one) for one in asked])
         answers = [[next(candidates) for _ in plan.parts] for plan in plans]
-        return list(spread(lambda pair: self._join(pair[0], pair[1], options), zip(plans, answers, strict=True)))
+        return [partial(self._join, plan, answer, options) for plan, answer in zip(plans, answers, strict=True)]
 
     def _plan(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions

@@ -60,12 +60,18 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
     profile: str = Field(
         "lite",
-        description="Which models: `lite` needs no download; `mobile`, `base`, `large`: `weights fetch PROFILE`.",
+        description="Which models: `lite` needs no download; `mobile`, `base`, `large`, `sam2`: `weights fetch "
+        "PROFILE`.",
     )
     encoder: str | None = Field(
         None,
         description="timm's name of another encoder in place of the profile's (not `lite`), e.g. "
         "`vit_base_patch16_dinov3`; its weights: `weights import PATH --as NAME`.",
+    )
+    segmenter: str | None = Field(
+        None,
+        description="Another segmenter in place of the profile's (not `lite`): `mobile_sam`, `sam_vit_b`, `sam_vit_l`, "
+        "`sam_vit_h`, `sam2.1_hiera_tiny`, `_small`, `_base_plus` or `_large`; its weights: `weights fetch NAME`.",
     )
     positional_rank: int = Field(
         0,

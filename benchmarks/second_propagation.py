@@ -41,9 +41,9 @@ Json = dict[str, Any]
 class KeepingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: every mask counts here."""
 
-    def segment_many(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
+    def segment_later(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
         kept = replace(options or MatchOptions(), minimum_presence=0.0)
-        return super().segment_many(encoded, references, kept, **more)
+        return super().segment_later(encoded, references, kept, **more)
 
 
 def photographs(count: int) -> list[np.ndarray]:

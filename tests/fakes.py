@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,15 @@ class ColourSoftmatcher:
                 found.append(LabelMask(label, mask, 0.8))
         return found
 
-    def segment_many(
+    def segment_later(
         self,
         encoded: Sequence[EncodedImage],
         references: Mapping[str, ReferenceBank | Sequence[Reference]],
         options: MatchOptions | None = None,
         *,
         spread: Spread = map,
-    ) -> list[list[LabelMask]]:
-        return list(spread(lambda one: self.segment(one, references, options), encoded))
+    ) -> list[Callable[[], list[LabelMask]]]:
+        return [partial(self.segment, one, references, options) for one in encoded]
 
     def explain(
         self,

@@ -16,7 +16,7 @@ from backend.core.kinship import KindFrame
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.segmenter import LiteSegmenter
+from backend.models.segmenter import LiteSegmenter, SegmenterInput
 from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher, scale_scribble
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
@@ -272,12 +272,12 @@ def test_each_stage_is_told_once_for_each_image() -> None:
     targets = engine.encode_many([image, scene(red=(50, 60, 30))[0], scene(blue=(120, 60, 30))[0]])
     seconds.clear()
     started = time.perf_counter()
-    assert [len(found) for found in engine.segment_many(targets, references)] == [2, 1, 1]
+    assert [len(found) for found in (finish() for finish in engine.segment_later(targets, references))] == [2, 1, 1]
     elapsed_s = time.perf_counter() - started
     assert Counter(name for name, _ in seconds) == dict.fromkeys(SEGMENT_STAGES, 3)
     assert 0 < sum(told for _, told in seconds) <= elapsed_s
     seconds.clear()
-    engine.segment_many([], references)
+    assert engine.segment_later([], references) == []
     assert seconds == []
 
 
@@ -297,11 +297,11 @@ def test_images_that_share_a_pass_share_its_time() -> None:
             return [self.encode(one.numpy()).to(dtype) for one in prepared]
 
     class Segmenter(LiteSegmenter):
-        def prepare(self, image: Image) -> torch.Tensor:
-            return torch.from_numpy(image)
+        def prepare(self, image: Image) -> SegmenterInput:
+            return SegmenterInput(torch.from_numpy(image), image.shape[:2])
 
-        def embed_prepared(self, prepared: Sequence[torch.Tensor]) -> list[Any]:
-            return [self.embed(one.numpy()) for one in prepared]
+        def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Any]:
+            return [self.embed(one.pixels.numpy()) for one in prepared]
 
         def decode_many(self, asked: Any) -> list[Any]:
             return [self.decode(*one) for one in asked]

@@ -49,9 +49,8 @@ def evaluate(
     from backend.settings import load_settings
 
     variants = _variants(matchers, recipes)
-    settings = load_settings()
-    ranks = _numbers(positional_ranks) if positional_ranks else [settings.positional_rank]
-    engines = {rank: partial(load_configured, settings.model_copy(update={"positional_rank": rank})) for rank in ranks}
+    ranks = _numbers(positional_ranks) if positional_ranks else [load_settings().positional_rank]
+    engines = {rank: partial(load_configured, load_settings(positional_rank=rank)) for rank in ranks}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

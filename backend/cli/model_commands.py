@@ -22,7 +22,7 @@ def list_weights(as_json: Annotated[bool, typer.Option("--json", help="For machi
 @weights_app.command("fetch")
 @clear_errors
 def fetch_weights(
-    what: Annotated[str, typer.Argument(help="A profile (mobile, base, large) or a model of `weights list`.")],
+    what: Annotated[str, typer.Argument(help="A profile (mobile, base, large, sam2) or a model of `weights list`.")],
     mirror: Annotated[str | None, typer.Option(help="Folder to take the files from: https:, http: or file:.")] = None,
 ) -> None:
     """Download the weights of a profile, or go on where a download stopped."""

@@ -33,11 +33,11 @@ def clean_mask(mask: Mask, *, speck_px: float, hole_px: float) -> Mask:
 
 
 def _without_small_pieces(mask: Mask, minimum_px: float) -> Mask:
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    keep = stats[:, cv2.CC_STAT_AREA] >= minimum_px
+    # Counted by NumPy: OpenCV's own statistics take twice as long as all of this.
+    pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
+    keep = np.bincount(pieces.ravel()) >= minimum_px
     keep[0] = False
-    kept: Mask = keep[pieces] if count > 1 else np.zeros_like(mask)
-    return kept
+    return mask if keep[1:].all() else np.asarray(keep.take(pieces))
 
 
 def resolve_overlaps(masks: Sequence[Mask], priors: Sequence[NDArray[np.float32]]) -> list[Mask]:

@@ -7,6 +7,8 @@ PEAK_PERCENT = 1.0
 RELATIVE_THRESHOLD = 0.6
 HIGHEST_THRESHOLD = 0.95
 _EPSILON = 1e-4
+_MANY = 2**14
+"""Of a picture's pixels, not of a grid's patches."""
 
 
 def map_peak(score_map: Tensor) -> float:
@@ -17,6 +19,11 @@ def map_peak(score_map: Tensor) -> float:
     """
     flat = score_map.flatten()
     count = max(1, int(flat.numel() * PEAK_PERCENT / 100))
+    if flat.numel() > _MANY:
+        # All but the highest 3 percent of a sample need no sorting; where the sample misleads, all are sorted.
+        sample = flat[::61]
+        high = flat[flat >= sample.topk(3 * len(sample) // 100).values[-1]]
+        flat = high if len(high) >= count else flat
     return float(flat.topk(count).values.mean())
 
 

@@ -16,7 +16,6 @@ class Evidence:
     Attributes:
         kinship: `kinship.kinship`, in [-1, 1].
         cohesion: `kinship.cohesion` of the references, in [-1, 1].
-        peak: mean posterior of the highest percent of the image: low where the object is absent.
         inside: mean posterior inside the mask.
         outside: mean posterior outside of it.
         support: soft IoU of the mask and the posterior: what is claimed without support and what is supported without
@@ -27,7 +26,6 @@ class Evidence:
 
     kinship: float
     cohesion: float
-    peak: float
     inside: float
     outside: float
     support: float
@@ -54,16 +52,13 @@ def weigh_mask(
     """
     claimed = int(np.count_nonzero(mask))
     if not claimed:
-        return Evidence(kinship, cohesion, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    highest = max(1, posterior.size // 100)
-    peak = float(np.partition(posterior, -highest, axis=None)[-highest:].mean())
+        return Evidence(kinship, cohesion, 0.0, 0.0, 0.0, 0.0, 0.0)
     shared, rest = float(posterior[mask].sum()), float(posterior[~mask].sum())
     likely = prior > 0.5
     both = int(np.count_nonzero(likely & mask))
     return Evidence(
         kinship=kinship,
         cohesion=cohesion,
-        peak=peak,
         inside=shared / claimed,
         outside=rest / max(1, mask.size - claimed),
         support=shared / (claimed + rest),

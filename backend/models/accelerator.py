@@ -80,7 +80,7 @@ class OnDevice:
     ) -> None:
         self.device = device
         self.on_forward: Callable[[float], None] | None = None
-        """Gets the seconds of every pass, the way to the device included: for benchmarks."""
+        """Gets the seconds that the device took for each call in `timed`: for benchmarks."""
         self._uses_half = uses_half
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
@@ -122,18 +122,20 @@ class OnDevice:
         pinned: list[Tensor] = []
 
         def forward(network: nn.Module, device: torch.device, part: slice) -> Tensor:
-            if device.type != "cuda":
-                return call(network, list(items[part]))
             there = []
             for item in items[part]:
+                if device.type != "cuda":
+                    there.append(item)
+                    continue
                 pinned.append(self._pinned_like(item))
                 # By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile.
                 np.copyto(pinned[-1].numpy(), item.numpy())
                 there.append(pinned[-1].to(device, non_blocking=True))
-            return call(network, there)
+            return self.timed(device, lambda: call(network, there))
 
         def finish(answer: Tensor, part: slice) -> list[Tensor]:
-            return list(answer.cpu().unbind(0))
+            # One by one: each has memory of its own, whoever else of its batch is still held.
+            return [one.cpu() for one in answer]
 
         try:
             return self.run_parts(len(items), at_once or max(1, len(items)), forward, finish)
@@ -205,14 +207,30 @@ class OnDevice:
         uses_half = self._uses_half and device.type == "cuda"
         stream = torch.cuda.stream(self._stream if device.type == "cuda" else None)
         with torch.inference_mode(), stream:
-            started = time.perf_counter()
             with torch.autocast(device.type, self._amp_dtype, enabled=uses_half):
                 answer = forward(network, device, part)
-            if self.on_forward is not None:
-                if self._stream is not None and device.type == "cuda":
-                    self._stream.synchronize()
-                self.on_forward(time.perf_counter() - started)
             return finish(answer, part)
+
+    def timed(self, device: torch.device, call: Callable[[], R]) -> R:
+        """What the call gives; `on_forward` is told how long the device took for it.
+
+        On CUDA that is between two events in the stream: copies that were queued before it do not count, nor does what
+        this thread waits for after it.
+        """
+        if self.on_forward is None:
+            return call()
+        if self._stream is None or device.type != "cuda":
+            started = time.perf_counter()
+            answer = call()
+            self.on_forward(time.perf_counter() - started)
+            return answer
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record(self._stream)
+        answer = call()
+        end.record(self._stream)
+        end.synchronize()
+        self.on_forward(begin.elapsed_time(end) / 1000)
+        return answer
 
     def _cpu_copy(self) -> nn.Module:
         with self._lock:

@@ -7,7 +7,9 @@ import torch
 
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
-from backend.models.sam_networks import build_sam
+from backend.models.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
+from backend.models.sam2_segmenter import Sam2Segmenter
+from backend.models.sam_networks import SAM_MODELS, build_sam
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions
 from backend.models.segmenter import LiteSegmenter, Segmenter
@@ -18,7 +20,7 @@ from backend.models.weights_store import StoredWeights, WeightsStore
 
 PROFILES = ("lite", *PROFILE_WEIGHTS)
 
-_SIDE_PX = {"mobile": 448, "base": 518, "large": 518}
+_SIDE_PX = {"mobile": 448, "base": 518, "large": 518, "sam2": 518}
 """Side of the encoder's input; 518 is what DINOv2's position table was made for."""
 
 
@@ -30,6 +32,7 @@ class ModelSource:
         weights_folder: of `WeightsStore`; None for `lite`, which needs none.
         device: a device that exists.
         encoder: timm's name of an encoder in place of the profile's, or None.
+        segmenter: name of a segmenter in place of the profile's, or None.
         is_random: random weights where real ones are missing: for benchmarks and tests, never for users.
         positional_rank: directions of a blank image that are taken out of every image's features; 0: none.
     """
@@ -37,6 +40,7 @@ class ModelSource:
     weights_folder: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoder: str | None = None
+    segmenter: str | None = None
     is_random: bool = False
     positional_rank: int = 0
 
@@ -45,13 +49,17 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     """The models of a profile.
 
     Raises:
-        ConfigurationError: no such profile or encoder.
+        ConfigurationError: no such profile, encoder or segmenter.
         ModelUnavailableError: weights are missing or wrong; says which command helps.
     """
     if profile == "lite":
         if source.encoder is not None:
             raise ConfigurationError(
-                f"profile lite has its own encoder, got {source.encoder}; choose mobile, base or large"
+                f"profile lite has its own encoder, got {source.encoder}; choose mobile, base, large or sam2"
+            )
+        if source.segmenter is not None:
+            raise ConfigurationError(
+                f"profile lite has its own segmenter, got {source.segmenter}; choose mobile, base, large or sam2"
             )
         if source.positional_rank:
             raise ConfigurationError(
@@ -65,6 +73,15 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
         )
     encoder_name, segmenter_name = PROFILE_WEIGHTS[profile]
     encoder_name = source.encoder or encoder_name
+    segmenter_name = source.segmenter or segmenter_name
+    if segmenter_name not in (*SAM_MODELS, *SAM2_MODELS):
+        raise ConfigurationError(
+            f"segmenter must be one of {', '.join([*SAM_MODELS, *SAM2_MODELS])}, got {segmenter_name}; set "
+            "SOFTMATCHER_SEGMENTER to one of them"
+        )
+    is_sam2 = segmenter_name in SAM2_MODELS
+    if is_sam2:
+        require_sam2(segmenter_name)
     # Both files are looked for before either is read: one message names all that is to be done.
     encoder_weights, segmenter_weights = (
         _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None)
@@ -72,11 +89,12 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     )
     options = VitOptions(side_px=_SIDE_PX[profile], positional_rank=source.positional_rank)
     encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
-    sam = build_sam(segmenter_name, segmenter_weights)
     content = weights_sha256(segmenter_weights)[:12] if segmenter_weights else "random0"
     selection = SelectionOptions() if segmenter_weights else KEEP_EVERYTHING
-    segmenter = SamSegmenter(sam, f"{segmenter_name}:{content}", SamOptions(selection=selection), device=source.device)
-    return encoder, segmenter
+    sam = (build_sam2 if is_sam2 else build_sam)(segmenter_name, segmenter_weights)
+    signature = f"{segmenter_name}:{content}"
+    kind = Sam2Segmenter if is_sam2 else SamSegmenter
+    return encoder, kind(sam, signature, SamOptions(selection=selection), device=source.device)
 
 
 def missing_weights(profile: str, folder: Path) -> list[str]:

@@ -35,7 +35,7 @@ def build_sam(name: str, weights: Path | None, *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         sam = _builder(name)()
         if weights is None:
-            _randomise_empty_parameters(sam)
+            randomise_empty_parameters(sam)
     if weights is not None:
         load_sam_weights(sam, weights, name)
     # MobileSAM's attention keeps a table that `eval()` derives from the weights: it has to be called after they are in.
@@ -99,7 +99,7 @@ def _import_mobile_sam() -> ModuleType:
     return module
 
 
-def _randomise_empty_parameters(sam: nn.Module) -> None:
+def randomise_empty_parameters(sam: nn.Module) -> None:
     """SAM starts position tables at zero: with random weights they shall matter too."""
     for parameter in sam.parameters():
         if not bool(parameter.detach().any()):

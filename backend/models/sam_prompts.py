@@ -118,8 +118,9 @@ def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) 
         point on it, and the points. Points where nothing is supported are left out.
     """
     height, width = prior.shape
-    pieces = cv2.connectedComponents((prior > 0.5).astype(np.uint8), connectivity=8)[1]
-    mass = np.bincount(pieces.ravel(), weights=prior.ravel())
+    is_supported = prior > 0.5
+    pieces = cv2.connectedComponents(is_supported.astype(np.uint8), connectivity=8)[1]
+    mass = np.bincount(pieces[is_supported], weights=prior[is_supported])
     points: dict[int, list[NDArray[np.float32]]] = {}
     first: dict[int, int] = {}
     for index, scribble in enumerate(scribbles):

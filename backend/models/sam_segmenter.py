@@ -4,9 +4,9 @@ Frames, all (x, y) in px: the *input* frame is the image with its longer side at
 frame a quarter of the padded input (256 x 256), the *working* frame the image with its longer side at `working_px`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import cv2
 import numpy as np
@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.core.types import Arrays, Image, Mask, Scribble
-from backend.errors import BadInputError
+from backend.core.types import Arrays, Image, Mask
 from backend.models.accelerator import OnDevice, make_interruptible
 from backend.models.sam_attention import fuse_attention
+from backend.models.sam_decoding import Embedding, Images, SamDecoder, forward_of
 from backend.models.sam_prompts import (
     SamPrompt,
     logits_hw,
@@ -29,11 +29,9 @@ from backend.models.sam_prompts import (
     uncovered_points,
 )
 from backend.models.sam_selection import SelectionOptions, select_by_prior
-from backend.models.segmenter import MaskCandidate, Prompt
+from backend.models.segmenter import MaskCandidate, Prompt, SegmenterInput, require_rgb
 
 T = TypeVar("T")
-Embedding = Mapping[str, NDArray[np.generic]]
-
 _BYTES_A_CELL = 24_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
 _DECODE_MB = {"cpu": 200.0, "cuda": 800.0}
@@ -73,6 +71,25 @@ class Decoded:
     predicted_iou: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class SamNetworks:
+    """A model's parts, and its frames.
+
+    Attributes:
+        encoder: image encoder.
+        decoder: prompts and image embeddings to logits and predicted IoU, as `SamDecoder`.
+        input_px, logits_px: sides of the input and the logits frame.
+        mean, std: (3, 1, 1) float32 of the encoder's input, for pixels as `_normalised` takes them.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    input_px: int
+    logits_px: int
+    mean: Tensor
+    std: Tensor
+
+
 class SamSegmenter:
     """Masks by SAM or MobileSAM.
 
@@ -83,6 +100,9 @@ class SamSegmenter:
         device: where it runs.
     """
 
+    levels: ClassVar[tuple[str, ...]] = ("image_embedding",)
+    """Arrays of an embedding that the decoder takes."""
+
     def __init__(
         self,
         sam: nn.Module,
@@ -92,18 +112,26 @@ class SamSegmenter:
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a value)
     ) -> None:
         self._options = options
-        sam = sam.eval()
-        self._input_px = int(sam.image_encoder.img_size)  # type: ignore[union-attr, arg-type]
-        self._mean, self._std = (getattr(sam, name).cpu().float() for name in ("pixel_mean", "pixel_std"))
-        fuse_attention(sam.image_encoder)  # type: ignore[arg-type]
-        make_interruptible(sam.image_encoder)  # type: ignore[arg-type]
-        self._encoder = OnDevice(sam.image_encoder, device)  # type: ignore[arg-type]
+        networks = self._networks(sam.eval())
+        self._input_px, self._logits_px = networks.input_px, networks.logits_px
+        self._mean, self._std = networks.mean, networks.std
+        make_interruptible(networks.encoder)
+        self._encoder = OnDevice(networks.encoder, device)
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
-        decoder = _Decoder(sam.prompt_encoder, sam.mask_decoder)  # type: ignore[arg-type]
-        self._decoder = OnDevice(decoder, device, uses_half=False, is_urgent=True)
+        self._decoder = OnDevice(networks.decoder, device, uses_half=False, is_urgent=True)
         self.on_devices = (self._encoder, self._decoder)
-        self._logits_px = 4 * int(sam.prompt_encoder.image_embedding_size[0])  # type: ignore[union-attr, index]
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
+
+    def _networks(self, sam: Any) -> SamNetworks:
+        fuse_attention(sam.image_encoder)
+        return SamNetworks(
+            sam.image_encoder,
+            SamDecoder(sam.prompt_encoder, sam.mask_decoder),
+            input_px=int(sam.image_encoder.img_size),
+            logits_px=4 * int(sam.prompt_encoder.image_embedding_size[0]),
+            mean=sam.pixel_mean.cpu().float(),
+            std=sam.pixel_std.cpu().float(),
+        )
 
     @property
     def batch_size(self) -> int:
@@ -124,20 +152,19 @@ class SamSegmenter:
         """The same for several images; all share SAM's square input, whatever their sizes."""
         return self.embed_prepared([self.prepare(image) for image in images])
 
-    def prepare(self, image: Image) -> Tensor:
+    def prepare(self, image: Image) -> SegmenterInput:
         """What `embed_prepared` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        require_rgb(image)
         height, width = self.input_hw(image.shape[0], image.shape[1])
         # Pillow's bilinear, which averages where it shrinks: the resizing that SAM was trained with.
         resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized))
+        return SegmenterInput(torch.from_numpy(np.array(resized)), (image.shape[0], image.shape[1]))
 
-    def embed_prepared(self, prepared: Sequence[Tensor]) -> list[Arrays]:
+    def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Arrays]:
         """`embed_batch` of what `prepare` made."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
@@ -145,10 +172,10 @@ class SamSegmenter:
             embeddings: Tensor = network(torch.stack([self._normalised(pixels) for pixels in there]))
             return embeddings.to(dtype)
 
-        embeddings = self._encoder.run(prepared, forward, at_once=self.batch_size)
+        embeddings = self._encoder.run([one.pixels for one in prepared], forward, at_once=self.batch_size)
         return [
-            {"image_embedding": np.array(embedding.numpy()), "input_hw": np.array(pixels.shape[:2], np.int64)}
-            for embedding, pixels in zip(embeddings, prepared, strict=True)
+            {"image_embedding": embedding.numpy(), "input_hw": np.array(one.pixels.shape[:2], np.int64)}
+            for embedding, one in zip(embeddings, prepared, strict=True)
         ]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -163,16 +190,21 @@ class SamSegmenter:
         scale = self._input_px / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
-    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+    def embedded_hw(self, embedding: Embedding) -> tuple[int, int]:
+        """Size of an embedding's image in the input frame."""
+        height, width = embedding["input_hw"].astype(np.int64)
+        return int(height), int(width)
+
+    def working_hw(self, embedding: Embedding) -> tuple[int, int]:
         """Size of the image in the working frame."""
-        height, width = _input_hw_of(embedding)
+        height, width = self.embedded_hw(embedding)
         scale = self._options.working_px / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     # -- prompts
 
     def decode_prompts(
-        self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[SamPrompt], *, is_multimask: bool
+        self, embedding: Embedding, prompts: Sequence[SamPrompt], *, is_multimask: bool
     ) -> list[Decoded]:
         """The mask decoder's answers, in the order of the prompts, each as if it had been asked alone.
 
@@ -212,21 +244,20 @@ class SamSegmenter:
         by_shape: dict[tuple[int, bool, bool], list[int]] = {}
         for position, prompt in enumerate(prompts):
             by_shape.setdefault(prompt.shape, []).append(position)
-        images = _Images(embeddings)
+        images = Images(embeddings, self.levels)
         answers: dict[int, T] = {}
         for positions in by_shape.values():
             group = [prompts[position] for position in positions]
             decoded = self._decoder.run_parts(
                 len(positions),
-                min(len(positions), self._prompts_at_once(images.here)),
-                _forward_of(images, [owners[position] for position in positions], group, is_multimask),
+                min(len(positions), self._prompts_at_once(images.cells)),
+                forward_of(self._decoder, images, [owners[position] for position in positions], group, is_multimask),
                 lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
             )
             answers.update(zip(positions, decoded, strict=True))
         return [answers[position] for position in range(len(prompts))]
 
-    def _prompts_at_once(self, images: Tensor) -> int:
-        cells = images.shape[-1] * images.shape[-2]
+    def _prompts_at_once(self, cells: int) -> int:
         decode_mb = self._options.decode_mb or _DECODE_MB[self._decoder.device.type]
         return max(1, int(decode_mb * 2**20 / (cells * _BYTES_A_CELL)))
 
@@ -246,7 +277,7 @@ class SamSegmenter:
 
     # -- the segmenter protocol
 
-    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[MaskCandidate]:
         """Candidates in the working frame.
 
         Prompts with a prior propose what the score map supports. Those of one score map are joined object by object
@@ -272,21 +303,20 @@ class SamSegmenter:
         # Embeddings that are asked twice, for two labels, are one image.
         embeddings = list({id(embedding): embedding for embedding, _ in asked}.values())
         index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
-        sam_prompts, planned = [], []
-        for number, (embedding, prompts) in enumerate(asked):
-            for position, logits, scribble in self._objects(embedding, prompts):
-                input_hw = _input_hw_of(embedding)
-                sam_prompts += scribble_to_prompts(scribble, input_hw, mask_logits=logits, most_points=3)
-                planned.append((number, position))
-        # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
         frames = [_Frame.of(self, embedding) for embedding, _ in asked]
-        maps = [frames[number].shrink(asked[number][1][position].prior) for number, position in planned]
+        sam_prompts, planned, maps = [], [], []
+        for number, (_, prompts) in enumerate(asked):
+            for position, prompt, score_map in self._objects(frames[number], prompts):
+                sam_prompts.append(prompt)
+                planned.append((number, position))
+                maps.append(score_map)
 
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
             answers: list[tuple[Mask, float] | None] = [None] * len(group)
             by_frame: dict[_Frame, list[int]] = {}
             for row, one in enumerate(group):
                 by_frame.setdefault(frames[planned[one][0]], []).append(row)
+            # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
             for frame, rows in by_frame.items():
                 prior = torch.stack([maps[group[row]] for row in rows]).to(logits.device)
                 own = logits[rows]
@@ -306,10 +336,8 @@ class SamSegmenter:
                 found[number].append(MaskCandidate(*answer, position))
         return found
 
-    def _objects(
-        self, embedding: Embedding, prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[int, NDArray[np.float32], Scribble]]:
-        """The pieces of the prompts' score maps: first prompt with a point on it, the map as logits, the points."""
+    def _objects(self, frame: "_Frame", prompts: Sequence[Prompt]) -> Iterator[tuple[int, SamPrompt, Tensor]]:
+        """The pieces of the prompts' score maps: first prompt with a point on it, what to ask, the small map."""
         by_prior: dict[int, list[int]] = {}
         for position, prompt in enumerate(prompts):
             if prompt.prior is not None:
@@ -317,17 +345,16 @@ class SamSegmenter:
         for own in by_prior.values():
             prior = prompts[own[0]].prior
             assert prior is not None
-            input_hw = _input_hw_of(embedding)
-            logits = prior_to_logits(prior, input_hw, input_px=self._input_px, logits_px=self._logits_px)
+            score_map = frame.shrink(prior)
+            logits = prior_to_logits(score_map, frame.input_hw, input_px=self._input_px, logits_px=self._logits_px)
             objects = points_by_object([prompts[position].scribble for position in own], prior)
             for first, scribble in objects[: self._options.most_objects]:
-                yield own[first], logits, scribble
+                for asked in scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3):
+                    yield own[first], asked, torch.from_numpy(score_map)
 
-    def _decode_scribble(
-        self, embedding: Mapping[str, NDArray[np.generic]], prompt: Prompt
-    ) -> tuple[Mask, float] | None:
+    def _decode_scribble(self, embedding: Embedding, prompt: Prompt) -> tuple[Mask, float] | None:
         """The union of what its boxes and points mean; points that it leaves out are asked for by themselves."""
-        scribble, input_hw = prompt.scribble, _input_hw_of(embedding)
+        scribble, input_hw = prompt.scribble, self.embedded_hw(embedding)
         found = self._best_masks(embedding, scribble_to_prompts(scribble, input_hw))
         missed = uncovered_points(scribble, [mask for mask, _ in found])
         if found and missed is not None:
@@ -338,11 +365,9 @@ class SamSegmenter:
         joined: Mask = np.logical_or.reduce(masks)
         return joined, float(np.mean([score for mask, score in found if mask.any()]))
 
-    def _best_masks(
-        self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[SamPrompt]
-    ) -> list[tuple[Mask, float]]:
+    def _best_masks(self, embedding: Embedding, prompts: Sequence[SamPrompt]) -> list[tuple[Mask, float]]:
         """For each prompt the mask that SAM itself believes in most. A lone click is ambiguous: it gets three."""
-        input_hw, working_hw = _input_hw_of(embedding), self.working_hw(embedding)
+        input_hw, working_hw = self.embedded_hw(embedding), self.working_hw(embedding)
 
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float]]:
             opinion, index = predicted_iou.max(dim=1)
@@ -357,48 +382,6 @@ class SamSegmenter:
         return found
 
 
-class _Decoder(nn.Module):
-    """Prompt encoder and mask decoder as one network, so that they lie on one device and fall back together."""
-
-    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
-        super().__init__()
-        self.prompt_encoder = prompt_encoder
-        self.mask_decoder = mask_decoder
-
-    def forward(
-        self,
-        image_embedding: Tensor,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        masks: Tensor | None,
-        is_multimask: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """N prompts, each with its image's (C, h, w) embedding, to (N, 3 or 1, 4h, 4w) logits, (N, 3 or 1) predicted
-        IoU.
-
-        The decoder's own `forward` takes one image for all prompts; this is what it does with each of them.
-        Source: segment_anything.modeling.mask_decoder (Apache 2.0), `predict_masks`.
-        """
-        given = None if points is None else (points, labels)
-        sparse, dense = self.prompt_encoder(points=given, boxes=boxes, masks=masks)
-        decoder: Any = self.mask_decoder
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
-        place = self.prompt_encoder.get_dense_pe().expand(len(sparse), -1, -1, -1)  # type: ignore[operator]
-        answer, image = decoder.transformer(image_embedding + dense, place, tokens)
-        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(image_embedding.shape))
-        wanted = slice(1, None) if is_multimask else slice(0, 1)
-        weights = torch.stack(
-            [decoder.output_hypernetworks_mlps[one](answer[:, 1 + one]) for one in range(decoder.num_mask_tokens)][
-                wanted
-            ],
-            dim=1,
-        )
-        logits = torch.einsum("nkc,nchw->nkhw", weights, upscaled)
-        return logits, decoder.iou_prediction_head(answer[:, 0])[:, wanted]
-
-
 @dataclass(frozen=True)
 class _Frame:
     """Sizes of an image: in the input, the logits and the working frame."""
@@ -409,57 +392,11 @@ class _Frame:
 
     @classmethod
     def of(cls, segmenter: SamSegmenter, embedding: Embedding) -> "_Frame":
-        input_hw = _input_hw_of(embedding)
+        input_hw = segmenter.embedded_hw(embedding)
         small_hw = logits_hw(input_hw, input_px=segmenter._input_px, logits_px=segmenter._logits_px)
         return cls(input_hw, small_hw, segmenter.working_hw(embedding))
 
-    def shrink(self, prior: NDArray[np.float32] | None) -> Tensor:
+    def shrink(self, prior: NDArray[np.float32]) -> NDArray[np.float32]:
         """A score map in the logits frame."""
-        assert prior is not None  # only prompts with a score map propose
         size = self.small_hw[1], self.small_hw[0]
-        return torch.from_numpy(np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32))
-
-
-def _forward_of(
-    images: "_Images", owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
-) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
-    def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
-        points, labels, boxes, masks = (None if one is None else one.to(device) for one in _stack(group[part]))
-        logits, predicted_iou = network(images.of(owners[part], device), points, labels, boxes, masks, is_multimask)
-        return logits.float(), predicted_iou.float()
-
-    return forward
-
-
-class _Images:
-    """Image embeddings, brought to a device once for all the passes of a call."""
-
-    def __init__(self, embeddings: Sequence[Embedding]) -> None:
-        self.here = torch.from_numpy(np.stack([one["image_embedding"] for one in embeddings]))
-        self._there: dict[torch.device, Tensor] = {}
-
-    def of(self, owners: Sequence[int], device: torch.device) -> Tensor:
-        """(N, C, h, w) float32: for each of N prompts its image's."""
-        if device not in self._there:
-            self._there[device] = self.here.to(device).float()
-        there = self._there[device]
-        return there.expand(len(owners), -1, -1, -1) if len(there) == 1 else there[list(owners)]
-
-
-def _stack(group: Sequence[SamPrompt]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    first = group[0]
-    points = labels = boxes = masks = None
-    if len(first.points_xy):
-        points = torch.from_numpy(np.stack([prompt.points_xy for prompt in group]))
-        labels = torch.from_numpy(np.stack([prompt.point_labels for prompt in group]))
-    if first.box_xyxy is not None:
-        boxes = torch.from_numpy(np.stack([prompt.box_xyxy for prompt in group if prompt.box_xyxy is not None]))
-    if first.mask_logits is not None:
-        stacked = np.stack([prompt.mask_logits for prompt in group if prompt.mask_logits is not None])
-        masks = torch.from_numpy(stacked)[:, None]
-    return points, labels, boxes, masks
-
-
-def _input_hw_of(embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
-    height, width = embedding["input_hw"].astype(np.int64)
-    return int(height), int(width)
+        return np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32)

@@ -53,6 +53,19 @@ class MaskCandidate:
     prompt_index: int
 
 
+@dataclass(frozen=True, eq=False)
+class SegmenterInput:
+    """An image on its way to a segmenter's network.
+
+    Attributes:
+        pixels: as the network's own preparation leaves them, on the CPU.
+        image_hw: natural size.
+    """
+
+    pixels: Tensor
+    image_hw: tuple[int, int]
+
+
 class Segmenter(Protocol):
     """Turns prompts into masks; keeps nothing of an image, so threads may share it."""
 
@@ -78,11 +91,11 @@ class Segmenter(Protocol):
 class BatchSegmenter(Segmenter, Protocol):
     """A segmenter whose images share forward passes."""
 
-    def prepare(self, image: Image) -> Tensor:
+    def prepare(self, image: Image) -> SegmenterInput:
         """(H, W, 3) uint8 RGB as `embed_prepared` takes it; needs no device."""
         ...
 
-    def embed_prepared(self, prepared: Sequence[Tensor]) -> list[Arrays]:
+    def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Arrays]:
         """`embed` of several images."""
         ...
 
@@ -91,6 +104,16 @@ class BatchSegmenter(Segmenter, Protocol):
     ) -> list[list[MaskCandidate]]:
         """`decode` of several (embedding, prompts), in as few passes as will do."""
         ...
+
+
+def require_rgb(image: Image) -> None:
+    """Let an image of the right layout pass.
+
+    Raises:
+        BadInputError: it is not (H, W, 3) uint8, or empty.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
 
 
 class LiteSegmenter:
@@ -106,8 +129,7 @@ class LiteSegmenter:
         Raises:
             BadInputError: not (H, W, 3) uint8.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+        require_rgb(image)
         scale = self._working_px / max(image.shape[:2])
         width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC

@@ -2,8 +2,9 @@
 
 The six digits in the names of SAM's files are the beginning of their MD5, not of their SHA-256. The SHA-256 below are
 not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM
-the model registry of micro-sam, for DINOv2 the conversion scripts of refiners, and others that agree with them). A file
-with the right SHA-256 is taken; where none is known, the digits of the name have to agree.
+the model registry of micro-sam, for SAM 2.1 that registry and several projects that pin the official downloads with
+their sizes, for DINOv2 the conversion scripts of refiners, and others that agree with them). A file with the right
+SHA-256 is taken; where none is known, the digits of the name have to agree.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from backend.errors import ConfigurationError
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
+_SAM2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 
 
@@ -19,7 +21,7 @@ class KnownWeights:
     """A weights file.
 
     Attributes:
-        name: of the model: timm's for encoders, one of `SAM_MODELS` for segmenters.
+        name: of the model: timm's for encoders, one of `SAM_MODELS` or `SAM2_MODELS` for segmenters.
         file_name: the official one.
         url: where its publisher offers it; None where one has to ask for it.
         size_bytes: of the file, or None if it is not known.
@@ -56,6 +58,11 @@ def _sam(letter: str, md5_start: str, size_bytes: int, sha256: str) -> KnownWeig
     return KnownWeights(f"sam_vit_{letter}", file_name, _SAM + file_name, size_bytes, sha256, md5_start, "Apache-2.0")
 
 
+def _sam2(size: str, size_bytes: int, sha256: str) -> KnownWeights:
+    name = f"sam2.1_hiera_{size}"
+    return KnownWeights(name, f"{name}.pt", f"{_SAM2}{name}.pt", size_bytes, sha256, None, "Apache-2.0")
+
+
 KNOWN_WEIGHTS = (
     _dinov2("small", "", 88283115, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
     _dinov2("small", "reg4_", None, "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb"),
@@ -75,12 +82,17 @@ KNOWN_WEIGHTS = (
     _sam("b", "01ec64", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     _sam("l", "0b3195", 1249524607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     _sam("h", "4b8939", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    _sam2("tiny", 156008466, "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+    _sam2("small", 184416285, "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+    _sam2("base_plus", 323606802, "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+    _sam2("large", 898083611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
 )
 
 PROFILE_WEIGHTS: dict[str, tuple[str, str]] = {
     "mobile": ("vit_small_patch14_dinov2", "mobile_sam"),
     "base": ("vit_base_patch14_dinov2", "sam_vit_b"),
     "large": ("vit_large_patch14_dinov2", "sam_vit_h"),
+    "sam2": ("vit_base_patch14_dinov2", "sam2.1_hiera_base_plus"),
 }
 """Encoder and segmenter of the profiles that need a download."""
 

@@ -56,12 +56,16 @@ class ReadImage:
     encoded: EncodedImage | None = None
     is_new: bool = False
 
-    def keep(self) -> EncodedImage:
-        """Its features, and see that the cache has them."""
-        assert self.encoded is not None  # `encode_read` came before
-        if self.is_new:
-            self.cache.put(self.sha256, self.encoded)
+    @property
+    def features(self) -> EncodedImage:
+        """Its encoded self, once `encode_read` has seen it."""
+        assert self.encoded is not None
         return self.encoded
+
+    def keep(self) -> None:
+        """See that the cache has its features."""
+        if self.is_new:
+            self.cache.put(self.sha256, self.features)
 
 
 class TaskImages:

@@ -1,5 +1,6 @@
 """The models of one process: loaded once, in the background, and used one call at a time."""
 
+import atexit
 import logging
 import threading
 import time
@@ -19,6 +20,8 @@ from backend.settings import Settings
 logger = logging.getLogger(__name__)
 
 _TRY_AGAIN_AFTER_S = 10.0
+_LEFT_ALONE_S = 20.0
+"""How long a process that is asked to end waits for models that are being loaded; gunicorn kills it after 30 s."""
 
 
 class Models:
@@ -58,8 +61,13 @@ class Models:
         """Begin to load; a second call does nothing."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._load, name="load-models", daemon=True)
-                self._thread.start()
+                self._start_to_load()
+
+    def _start_to_load(self) -> None:
+        self._thread = threading.Thread(target=self._load, name="load-models", daemon=True)
+        self._thread.start()
+        # Python stops daemon threads by force once it ends, and inside of PyTorch that aborts the process.
+        atexit.register(self._thread.join, _LEFT_ALONE_S)
 
     def _load(self) -> None:
         started = time.perf_counter()
@@ -111,8 +119,7 @@ class Models:
             is_due = self._ready.is_set() and self._loaded is None
             if is_due and time.monotonic() - self._failed_at > _TRY_AGAIN_AFTER_S:
                 self._ready.clear()
-                self._thread = threading.Thread(target=self._load, name="load-models", daemon=True)
-                self._thread.start()
+                self._start_to_load()
 
     def cache_figures(self) -> dict[str, float]:
         """For /metrics: hits, misses, evictions, bytes; empty while loading."""
@@ -130,6 +137,7 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
         settings.weights_folder,
         choose_device(settings.device),
         settings.encoder,
+        settings.segmenter,
         positional_rank=settings.positional_rank,
     )
     return load_softmatcher(profile, on_stage, source)

@@ -262,17 +262,21 @@ class Predictions:
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
 
-        def finish(batch: Sequence[Mapping[str, EncodedImage]], spread: Spread) -> list[Json | None]:
-            regions: list[list[Json]] = [[] for _ in batch]
+        def segment(batch: Sequence[Mapping[str, EncodedImage]], spread: Spread) -> list[Callable[[], Json | None]]:
+            masks: list[dict[str, Callable[[], list[LabelMask]]]] = [{} for _ in batch]
             for tag_name, references in known.by_tag.items():
                 images = [encoded[tag_name] for encoded in batch]
-                found = softmatcher.segment_many(images, references, options, spread=spread)
-                for own, more in zip(regions, spread(partial(self._regions, config, tag_name), found), strict=True):
-                    own += more
-            return [_prediction(own, version) if own else None for own in regions]
+                found = softmatcher.segment_later(images, references, options, spread=spread)
+                for own, later in zip(masks, found, strict=True):
+                    own[tag_name] = later
+            return [partial(finish, own) for own in masks]
+
+        def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> Json | None:
+            regions = [one for tag_name, found in masks.items() for one in self._regions(config, tag_name, found())]
+            return _prediction(regions, version) if regions else None
 
         tags = [config.image(tag_name) for tag_name in known.by_tag]
-        yield from Together(self._models, self._images).run(tasks, tags, fetcher, finish, should_stop)
+        yield from Together(self._models, self._images).run(tasks, tags, fetcher, segment, should_stop)
 
     def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
         with self._metrics.stage("rle"):

@@ -20,19 +20,22 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Predicted = tuple[Json, Callable[[], Json | None]]
-Finish = Callable[[Sequence[Mapping[str, EncodedImage]], Spread], list[Json | None]]
+Segment = Callable[[Sequence[Mapping[str, EncodedImage]], Spread], list[Callable[[], Json | None]]]
 
 _READERS = 8
 """Downloads and image decoders: an H100 encodes some 60 images a second, and one image takes a reader some 30 ms."""
 _FINISHERS = 4
-"""For what is done image by image after the models; more only get into each other's way in Python."""
+"""For what is done image by image before and after the decoder; more only get into each other's way in Python."""
 _BATCHES_AHEAD = 2
+_BATCHES_BEHIND = 2
+"""Segmented, and not yet packed: beyond these the models wait."""
 
 
 class Together:
-    """Predicts tasks in steps: one batch is encoded while the batch before it is matched, segmented and packed.
+    """Predicts tasks in steps: one batch is encoded while the batch before it is matched and goes through the decoder.
 
-    A step is one turn on the models; what a person waits for comes in between two of them.
+    A step is one turn on the models; what a person waits for comes in between two of them. What needs no models waits
+    for no step: files are read before, masks are cleaned and packed after it, by threads.
     """
 
     def __init__(self, models: Models, images: TaskImages) -> None:
@@ -44,7 +47,7 @@ class Together:
         tasks: Sequence[Json],
         tags: Sequence[ImageTag],
         fetcher: ImageFetcher,
-        finish: Finish,
+        segment: Segment,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
         """Predict tasks, in their order.
@@ -53,8 +56,9 @@ class Together:
             tasks: as Label Studio gives them.
             tags: whose images are needed of each.
             fetcher: of the project.
-            finish: makes the predictions of several tasks from their encoded images, by tag name; runs in a thread,
-                within a turn, and gets what spreads its work over more of them.
+            segment: the models' part of the predictions of several tasks, from their encoded images by tag name; runs
+                in a thread, within a turn, and gets what spreads its work over more of them. Gives what makes the
+                prediction of each, outside of turns.
             should_stop: asked before each batch; True leaves the rest.
 
         Yields:
@@ -67,10 +71,12 @@ class Together:
         size = self._images.good_batch
         batches = iter([tasks[start : start + size] for start in range(0, len(tasks), size)])
         readers = ThreadPoolExecutor(_READERS, "read", _alone)
+        planners = ThreadPoolExecutor(_FINISHERS, "plan", _alone)
+        segmenting = ThreadPoolExecutor(1, "segment", _alone)
         finishers = ThreadPoolExecutor(_FINISHERS, "finish", _alone)
-        last = ThreadPoolExecutor(1, "finish-batch", _alone)
         reading: deque[list[tuple[Json, dict[str, Future[ReadImage]]]]] = deque()
         encoded: list[_Task] = []
+        finishing: deque[tuple[_Task, Future[None]]] = deque()
         try:
             while True:
                 while len(reading) < _BATCHES_AHEAD and (batch := next(batches, None)) is not None:
@@ -81,21 +87,26 @@ class Together:
                         ]
                     )
                 following = [] if not reading or should_stop() else reading.popleft()
-                if not following and not encoded:
+                is_last = not following and not encoded
+                while finishing and (is_last or finishing[0][1].done() or len(finishing) > _BATCHES_BEHIND * size):
+                    one, finished = finishing.popleft()
+                    finished.result()
+                    yield one.task, one.answer
+                if is_last:
                     return
                 read = [_Task.of(task, files) for task, files in following]
                 with self._models.gate.turn():
-                    finishing = last.submit(_finish, encoded, finish, finishers.map)
+                    segmented = segmenting.submit(_segment, encoded, segment, planners.map)
                     try:
                         self._encode(read)
                     finally:
-                        wait([finishing])
-                finishing.result()
-                yield from ((one.task, one.answer) for one in encoded)
+                        wait([segmented])
+                segmented.result()
+                finishing += [(one, finishers.submit(one.finish)) for one in encoded]
                 encoded = read
         finally:
             # A download that hangs must not hold up a worker that is asked to end.
-            for pool in (readers, last, finishers):
+            for pool in (readers, planners, segmenting, finishers):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, batch: "Sequence[_Task]") -> None:
@@ -116,6 +127,7 @@ class _Task:
     def __init__(self, task: Json) -> None:
         self.task = task
         self.images: dict[str, ReadImage] = {}
+        self.predict: Callable[[], Json | None] | None = None
         self.prediction: Json | None = None
         self.failure: Exception | None = None
 
@@ -129,6 +141,23 @@ class _Task:
             made.failure = error
         return made
 
+    @property
+    def encoded(self) -> dict[str, EncodedImage]:
+        """Its features, by tag name."""
+        return {name: image.features for name, image in self.images.items()}
+
+    def finish(self) -> None:
+        """Make its prediction of what the models said, and see that the cache has its features."""
+        try:
+            if self.predict is not None:
+                for image in self.images.values():
+                    image.keep()
+                self.prediction = self.predict()
+        except Exception as error:
+            self.failure = error
+        # What waits to be asked for its answer shall not hold images meanwhile.
+        self.images, self.predict = {}, None
+
     def answer(self) -> Json | None:
         """Its prediction; raises what was wrong."""
         if self.failure is not None:
@@ -136,21 +165,21 @@ class _Task:
         return self.prediction
 
 
-def _finish(tasks: Sequence[_Task], finish: Finish, spread: Spread) -> None:
-    """Predict what is encoded; where that fails for all together, each by itself, so that one spoils nothing."""
+def _segment(tasks: Sequence[_Task], segment: Segment, spread: Spread) -> None:
+    """The models' part of what is encoded; where that fails for all together, each by itself, so that one spoils
+    nothing."""
     good = [one for one in tasks if one.failure is None]
-    images = list(spread(lambda one: {name: image.keep() for name, image in one.images.items()}, good))
     try:
-        predictions = finish(images, spread) if good else []
+        predict = segment([one.encoded for one in good], spread) if good else []
     except Exception:
-        for one, own in zip(good, images, strict=True):
+        for one in good:
             try:
-                (one.prediction,) = finish([own], map)
+                (one.predict,) = segment([one.encoded], map)
             except Exception as error:
                 one.failure = error
     else:
-        for one, prediction in zip(good, predictions, strict=True):
-            one.prediction = prediction
+        for one, own in zip(good, predict, strict=True):
+            one.predict = own
 
 
 def _alone() -> None:

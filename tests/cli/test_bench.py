@@ -17,8 +17,11 @@ def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     figures_path, chart = tmp_path / "bench.json", tmp_path / "bench.png"
     done = CliRunner().invoke(
         app,
-        ["bench", "pipeline", "--profile", "lite", "--repeats", "1", "--json", str(figures_path), "--png", str(chart)],
-    )
+        [
+            "bench", "pipeline", "--profile", "lite", "--repeats", "1", "--bulk", "3", "--json", str(figures_path),
+            "--png", str(chart),
+        ],
+    )  # fmt: skip
     assert done.exit_code == 0, done.output
     figures = json.loads(figures_path.read_text())
     lite = figures["profiles"]["lite"]
@@ -30,6 +33,9 @@ def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     assert lite["click cold"]["parts_ms"]["encode"] > 0
     assert lite["click warm"]["parts_ms"]["encode"] == lite["predict warm"]["parts_ms"]["encode"] == 0
     assert lite["predict cold"]["parts_ms"]["match"] > 0
+    bulk = lite["bulk"]
+    assert bulk["with_masks"] == bulk["images"] == 3
+    assert 0 < bulk["encoders_share"] <= bulk["of_the_encoders_alone"]
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert "click: cold / warm" in done.output
 

@@ -52,6 +52,26 @@ def test_what_does_not_fit_at_all_runs_on_the_cpu_with_a_warning(caplog: pytest.
     assert "runs on the CPU" in caplog.text
 
 
+def test_benchmarks_are_told_of_each_pass_and_of_nothing_around_it() -> None:
+    on_device = OnDevice(Doubling(100), torch.device("cpu"))
+    told: list[float] = []
+    on_device.on_forward = told.append
+    is_in_pass: list[bool] = []
+
+    def double(network: nn.Module, items: list[Tensor]) -> Tensor:
+        is_in_pass.append(len(told) == len(is_in_pass))
+        answer: Tensor = network(torch.stack(items))
+        return answer
+
+    answers = on_device.run(_items(5), double, at_once=2)
+    assert [float(answer.mean()) for answer in answers] == [0, 2, 4, 6, 8]
+    assert is_in_pass == [True] * 3
+    assert len(told) == 3
+    assert all(seconds > 0 for seconds in told)
+    assert on_device.timed(torch.device("cpu"), lambda: "answer") == "answer"
+    assert len(told) == 4
+
+
 def test_other_errors_are_not_hidden() -> None:
     def fail(network: nn.Module, items: list[Tensor]) -> Tensor:
         raise RuntimeError("shapes")

@@ -113,6 +113,9 @@ def _evaluate_with_and_without_positions(tmp_path: Path) -> None:
     signatures = [one["settings"]["signature"] for one in variants.values()]
     assert [":448px:p4+" in signature for signature in signatures] == [False, True]
     assert not list(tmp_path.glob("*.progress.jsonl"))
+    refused = CliRunner().invoke(app, ["evaluate", str(tmp_path / "sets"), "--positional-ranks", "-1"])
+    assert refused.exit_code == 2
+    assert "POSITIONAL_RANK" in refused.output
 
 
 def test_unknown_profile_and_encoder_are_refused(tmp_path: Path) -> None:

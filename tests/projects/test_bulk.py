@@ -1,6 +1,12 @@
 """Where the device gains by it, jobs encode several images in one turn."""
 
-from collections.abc import Sequence
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +14,7 @@ import numpy as np
 import pytest
 
 from backend import jobs
-from backend.core.types import EncodedImage
+from backend.core.types import EncodedImage, LabelMask
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.pipeline import PreparedImage
@@ -16,6 +22,7 @@ from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.images import TaskImages
 from tests.fakes import (
     LABEL_CONFIG,
+    Backend,
     ColourSoftmatcher,
     FakeConnections,
     FakeLabelStudio,
@@ -42,13 +49,16 @@ class BatchSoftmatcher(ColourSoftmatcher):
         return super().encode_prepared(prepared)
 
 
-def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = BatchSoftmatcher()
+@contextmanager
+def bulk_of(
+    engine: BatchSoftmatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, missing: int = 0
+) -> Iterator[tuple[Backend, FakeLabelStudio, BulkPredictions, Batch]]:
+    """Tasks 2 to 8 of a project with a reference, one of them without an image."""
     monkeypatch.setattr("tests.fakes.ColourSoftmatcher", lambda on_stage: engine)
     label_studio = FakeLabelStudio()
     label_studio.add_task(1, png(draw(red=(5, 5, 30, 30))))
     for task_id in range(2, 9):
-        content = None if task_id == 4 else png(draw(red=(task_id, 2, 20 + task_id, 20)))
+        content = None if task_id == missing else png(draw(red=(task_id, 2, 20 + task_id, 20)))
         label_studio.add_task(task_id, content)
     (brush,) = parse_label_config(LABEL_CONFIG).brushes
     mask = np.zeros((48, 64), bool)
@@ -65,14 +75,64 @@ def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, mo
         images = TaskImages(backend.projects.models, backend.projects.metrics, max_pixels=10**6)
         connections = FakeConnections(label_studio)
         bulk = BulkPredictions(backend.projects.metrics, connections, images, backend.projects.predictions)  # type: ignore[arg-type]
-        batch = Batch(project, config, version, known, list(range(2, 9)))
-        outcomes = bulk.run(batch, should_stop=lambda: False, still_wanted=lambda: set(batch.task_ids))
+        yield backend, label_studio, bulk, Batch(project, config, version, known, list(range(2, 9)))
     finally:
         jobs.use_projects(None)
         backend.projects.close()
-    assert {outcome.task_id: outcome.state for outcome in outcomes} == {
-        task_id: "failed" if task_id == 4 else "done" for task_id in range(2, 9)
-    }
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run(bulk: BulkPredictions, batch: Batch) -> dict[int, str]:
+    outcomes = bulk.run(batch, should_stop=lambda: False, still_wanted=lambda: set(batch.task_ids))
+    return {outcome.task_id: outcome.state for outcome in outcomes}
+
+
+def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = BatchSoftmatcher()
+    with bulk_of(engine, tmp_path, monkeypatch, missing=4) as (_, label_studio, bulk, batch):
+        states = run(bulk, batch)
+    assert states == {task_id: "failed" if task_id == 4 else "done" for task_id in range(2, 9)}
     assert sorted(prediction["task"] for prediction in label_studio.imported) == [2, 3, 5, 6, 7, 8]
     # Tasks 2 to 4 (one of them without an image), 5 to 7, and 8 by itself.
     assert engine.batches == [2, 3, 1]
+
+
+class SlowToFinish(BatchSoftmatcher):
+    """What comes after the models waits until it may go on; of the fourth image it fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_finish = threading.Event()
+        self.begun: list[int] = []
+        self.numbers = itertools.count(1)
+
+    def segment_later(self, *arguments: Any, **more: Any) -> list[Callable[[], list[LabelMask]]]:
+        return [partial(self._finish, masks) for masks in super().segment_later(*arguments, **more)]
+
+    def _finish(self, masks: Callable[[], list[LabelMask]]) -> list[LabelMask]:
+        number = next(self.numbers)
+        self.begun.append(number)
+        assert self.may_finish.wait(30)
+        if number == 4:
+            raise RuntimeError("no room")
+        return masks()
+
+
+def test_models_are_free_while_masks_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SlowToFinish()
+    with bulk_of(engine, tmp_path, monkeypatch) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
+        states = pool.submit(run, bulk, batch)
+        wait_until(lambda: len(engine.batches) == 3 and len(engine.begun) == 4)  # all encoded, though none is finished
+        with backend.projects.models.gate.turn(is_interactive=True):
+            assert not states.done()
+        assert label_studio.imported == []
+        engine.may_finish.set()
+        found = states.result(30)
+    assert sorted(found.values()) == ["done"] * 6 + ["failed"]
+    assert len(label_studio.imported) == 6

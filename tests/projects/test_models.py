@@ -1,5 +1,7 @@
 """Turns on the models: one at a time, interactive first; a model that cannot load says why."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -86,3 +88,28 @@ def test_waiting_for_models_ends(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="loading"):
         models.get(0.05)
     forever.set()
+
+
+def test_a_process_that_ends_while_its_models_load_ends_well(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+import torch
+from backend.metrics import Metrics
+from backend.projects.models import Models
+from backend.settings import load_settings
+
+def load(profile, on_stage):
+    print("loading", flush=True)
+    for _ in range(300):
+        torch.rand(300, 300) @ torch.rand(300, 300)
+    print("loaded", flush=True)
+    raise SystemExit
+
+Models(load_settings(data_dir=Path(sys.argv[1])), Metrics(), load=load).start()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == ["loading", "loaded"]
