@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backend.core.grid import map_to_size, mask_coverage
+from backend.core.grid import map_to_size, mask_coverage, patch_means
 from backend.core.instances import split_instances
 from backend.core.kinship import KindFrame, cohesion, kinship
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
@@ -26,7 +26,7 @@ from backend.core.matchers import MATCHERS, TENSOR_MATCHERS
 from backend.core.matching import Matcher, ReferenceBank, join_labels
 from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, own_threshold, recentre_map
-from backend.core.references import reference_views, unknown_look_alikes
+from backend.core.references import Doubt, reference_views, unknown_look_alikes, weigh_doubt
 from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
 from backend.core.trace import LabelTrace, ProposalTrace, Trace
 from backend.core.types import (
@@ -41,7 +41,7 @@ from backend.core.types import (
     Scribble,
 )
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.affinity import scribble_affinity, stroke_posterior
+from backend.models.affinity import scribble_affinity, scribble_doubt, stroke_posterior
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
@@ -261,6 +261,11 @@ class Softmatcher:
             mask = mask_to_size(best.mask, encoded.size_hw)
         return ScoredMask(mask, best.score) if mask.any() else None
 
+    def doubt(self, encoded: EncodedImage, scribble: Scribble, found: ScoredMask) -> Doubt | None:
+        """What `mask_from_scribble` left open: for `describe`, if nobody has seen the mask; None if nothing."""
+        with self._stage("describe"):
+            return scribble_doubt(encoded.features, scribble, found, temperature=self._encoder.temperature)
+
     def describe(
         self,
         image: Image,
@@ -269,6 +274,7 @@ class Softmatcher:
         *,
         outside: Mask | None = None,
         is_complete: bool = False,
+        doubt: Doubt | None = None,
     ) -> Reference:
         """The patches of a reference image as one label sees them.
 
@@ -279,6 +285,7 @@ class Softmatcher:
             outside: (H, W) bool or None: pixels that the user said are not the object.
             is_complete: every object of the label on this image is in `mask`, so everything else is background;
                 otherwise patches that look like the object count as unknown.
+            doubt: of a mask that nobody has seen; nor does anybody know then that it is complete.
 
         Raises:
             BadInputError: shapes that don't agree, an empty mask.
@@ -295,8 +302,11 @@ class Softmatcher:
         if not mask.any():
             raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
         features, inside, known = [], [], []
+        likely = None if doubt is None else doubt.likely
+        if likely is not None and outside is not None:
+            likely = np.where(outside, np.float32(0), likely)
         with self._stage("describe"):
-            for index, view in enumerate(reference_views(image, mask, outside)):
+            for index, view in enumerate(reference_views(image, mask, outside, likely)):
                 view_features = (
                     torch.from_numpy(encoded.features.astype(np.float32))
                     if index == 0
@@ -306,9 +316,12 @@ class Softmatcher:
                 patches = view_features.flatten(0, 1)
                 coverage = mask_coverage(view.mask, grid_hw).flatten()
                 certain = torch.ones_like(coverage)
-                if not is_complete:
+                if not is_complete or doubt is not None:
                     told = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
                     certain = unknown_look_alikes(patches, coverage, told, temperature=self._encoder.temperature)
+                if doubt is not None and view.likely is not None:
+                    likely_patches = patch_means(torch.from_numpy(view.likely), grid_hw).flatten()
+                    coverage, certain = weigh_doubt(coverage, certain, likely_patches, doubt.trust)
                 features.append(patches)
                 inside.append(coverage)
                 known.append(certain)

@@ -14,6 +14,7 @@ from PIL import Image as PillowImage
 
 from backend import jobs
 from backend.core.matching import ReferenceBank, gather_references
+from backend.core.references import Doubt
 from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
@@ -83,6 +84,9 @@ class ColourSoftmatcher:
             mask &= (image != image[y, x]).any(axis=2)
         return ScoredMask(mask, 0.9) if mask.any() else None
 
+    def doubt(self, encoded: EncodedImage, scribble: Scribble, found: ScoredMask) -> Doubt | None:
+        return None
+
     def describe(
         self,
         image: Image,
@@ -91,6 +95,7 @@ class ColourSoftmatcher:
         *,
         outside: Mask | None = None,
         is_complete: bool = False,
+        doubt: Doubt | None = None,
     ) -> Reference:
         colours = np.unique(image[mask], axis=0).astype(np.float16)
         ones = np.ones(len(colours), np.float16)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backend.core.kinship import KindFrame
 from backend.core.masks import iou
-from backend.core.types import Image, Mask, Reference, Scribble
+from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.segmenter import LiteSegmenter, SegmenterInput
 from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher, scale_scribble
@@ -131,6 +131,21 @@ def test_one_of_two_marked_objects_finds_both_unless_complete(engine: Softmatche
     told = engine.describe(image, encoded, left, outside=masks["red"] & ~left)
     assert iou(engine.segment(encoded, {"Cat": [open_reference]})[0].mask, masks["red"]) > 0.9
     assert told.known.astype(np.float32).sum() > open_reference.known.astype(np.float32).sum() + 5
+
+
+def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(engine: Softmatcher) -> None:
+    image, masks = scene(red=(50, 80, 30), red2=(150, 80, 30))
+    encoded = engine.encode(image)
+    left = masks["red"] & (np.arange(200) < 100)
+    part = left & (np.arange(160)[:, None] < 70)  # the upper part of one of two
+    scribble = Scribble((160, 200), np.array([[50, 60]], np.float32))
+    doubt = engine.doubt(encoded, scribble, ScoredMask(part, 0.3))
+    assert doubt is not None
+    reference = engine.describe(image, encoded, part, doubt=doubt, is_complete=True)
+    assert iou(engine.segment(encoded, {"Cat": [reference]})[0].mask, masks["red"]) > 0.9
+    right = masks["red"] & ~left
+    told = engine.describe(image, encoded, part, outside=right, doubt=doubt)
+    assert float(told.inside[told.known > 0].sum()) < float(reference.inside[reference.known > 0].sum())
 
 
 def test_masks_come_at_natural_size_and_same_input_gives_the_same_answer(engine: Softmatcher) -> None:

@@ -24,8 +24,13 @@ def mask_coverage(mask: Mask, grid_hw: tuple[int, int]) -> Tensor:
     """
     if mask.ndim != 2 or mask.dtype != bool or mask.size == 0:
         raise BadInputError(f"mask must be (H, W) bool with pixels, got {mask.shape} {mask.dtype}; convert it")
+    return patch_means(torch.from_numpy(mask), grid_hw)
+
+
+def patch_means(picture: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """The mean of a picture over each patch, (H, W) of any type to (H_p, W_p) float32: `map_to_size` the other way."""
     # Summed-area table: exact for fractional patch borders, and one pass even over 100 megapixels.
-    rows = _row_means(torch.from_numpy(mask), grid_hw[0])
+    rows = _row_means(picture, grid_hw[0])
     return _row_means(rows.T.contiguous(), grid_hw[1]).T.contiguous()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core.types import Image, Mask
@@ -16,34 +17,65 @@ BACKGROUND_QUANTILE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
+class Doubt:
+    """What the mask of a scribble leaves open, as nobody looked at it and said that it is right.
+
+    Attributes:
+        trust: in [0, 1]: how much the mask counts; the rest is left to `likely`.
+        likely: (H, W) float32 in [0, 1]: how likely each pixel shows what was marked, whatever the mask says.
+    """
+
+    trust: float
+    likely: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class ReferenceView:
-    """A reference image seen once: (h, w, 3) uint8 image, (h, w) bool mask, (h, w) bool outside or None."""
+    """A reference image seen once: (h, w, 3) uint8 image, (h, w) bool mask, (h, w) bool outside or None, `Doubt.likely`
+    or None."""
 
     image: Image
     mask: Mask
     outside: Mask | None
+    likely: NDArray[np.float32] | None
 
 
-def reference_views(image: Image, mask: Mask, outside: Mask | None) -> Iterator[ReferenceView]:
+def reference_views(
+    image: Image, mask: Mask, outside: Mask | None, likely: NDArray[np.float32] | None = None
+) -> Iterator[ReferenceView]:
     """The image as it is, mirrored, and zoomed to the object.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool, not empty.
         outside: (H, W) bool or None.
+        likely: (H, W) float32 or None.
     """
-    yield ReferenceView(image, mask, outside)
-    yield ReferenceView(
-        np.ascontiguousarray(image[:, ::-1]),
-        np.ascontiguousarray(mask[:, ::-1]),
-        None if outside is None else np.ascontiguousarray(outside[:, ::-1]),
-    )
-    rows, columns = _zoom_window(mask)
-    yield ReferenceView(
-        np.ascontiguousarray(image[rows, columns]),
-        np.ascontiguousarray(mask[rows, columns]),
-        None if outside is None else np.ascontiguousarray(outside[rows, columns]),
-    )
+    whole = slice(None)
+    for window in ((whole, whole), (whole, slice(None, None, -1)), _zoom_window(mask)):
+        yield ReferenceView(
+            np.ascontiguousarray(image[window]),
+            np.ascontiguousarray(mask[window]),
+            None if outside is None else np.ascontiguousarray(outside[window]),
+            None if likely is None else np.ascontiguousarray(likely[window]),
+        )
+
+
+def weigh_doubt(inside: Tensor, known: Tensor, likely: Tensor, trust: float) -> tuple[Tensor, Tensor]:
+    """What is known of patches by a mask that counts for `trust` only, the rest being as likely says.
+
+    Args:
+        inside, known: (R,) float32 in [0, 1], as the mask has it.
+        likely: (R,) float32 in [0, 1], of `Doubt`.
+        trust: in [0, 1].
+
+    Returns:
+        inside and known, (R,) float32 in [0, 1]; their foreground `inside * known` and background
+        `(1 - inside) * known` are the means of both opinions.
+    """
+    foreground = trust * inside * known + (1 - trust) * likely
+    known = trust * known + (1 - trust)
+    return foreground / known.clamp_min(torch.finfo(torch.float32).tiny), known
 
 
 def _zoom_window(mask: Mask) -> tuple[slice, slice]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from backend.core.masks import iou
+from backend.core.references import Doubt
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
 from backend.errors import BadInputError
 from backend.evaluation.datasets import (
@@ -244,21 +245,29 @@ class _Run:
         if not mask.any():
             return None
         is_complete = self.is_complete
+        doubt: Doubt | None = None
         if kind == "one_object":
             mask, is_complete = largest_object(mask), False
         elif kind != "mask":
             is_complete = is_complete and marks_all(mask)
-            found = self._from_scribble(target, mask, kind)
-            if found is None:
-                return None
-            mask = found
-        return self.engine.describe(image, target, mask, is_complete=is_complete)
+            scribble = (simulated_points if kind.startswith("points") else simulated_strokes)(mask, seed=0)
+            if kind.endswith("corrected"):
+                seen = self._corrected(target, mask, scribble)
+                if seen is None:
+                    return None
+                mask = seen
+            else:
+                found = self.engine.mask_from_scribble(target, scribble)
+                if found is None:
+                    return None
+                mask, doubt = found.mask, self.engine.doubt(target, scribble, found)
+        return self.engine.describe(image, target, mask, is_complete=is_complete, doubt=doubt)
 
-    def _from_scribble(self, target: EncodedImage, mask: Mask, kind: str) -> Mask | None:
-        """What the engine makes of a simulated scribble, and of what a user adds who sees it."""
-        scribble: Scribble | None = (simulated_points if kind.startswith("points") else simulated_strokes)(mask, seed=0)
+    def _corrected(self, target: EncodedImage, mask: Mask, scribble: Scribble | None) -> Mask | None:
+        """What the engine makes of a simulated scribble and of what a user adds who sees its mask, until it is
+        submitted."""
         best: Mask | None = None
-        for _ in range(1 + (MOST_CORRECTIONS if kind.endswith("corrected") else 0)):
+        for _ in range(1 + MOST_CORRECTIONS):
             if scribble is None:
                 break
             found = self.engine.mask_from_scribble(target, scribble)

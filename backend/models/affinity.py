@@ -8,10 +8,16 @@ from numpy.typing import NDArray
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.masks import painted_masks
 from backend.core.matching import balanced_mass
-from backend.core.types import Scribble
+from backend.core.references import Doubt
+from backend.core.types import Mask, ScoredMask, Scribble
 
 BACKGROUND_SHARE = 0.6
 """Of the patches without a stroke: so many of the least alike are taken for background."""
+DOUBTED_SCORES = (0.6, 0.85)
+"""A mask of a scribble is trusted from the second on, and least of all up to the first."""
+LEAST_TRUST = {"points": 0.0, "strokes": 0.25}
+POINT_SHARE = 0.012
+"""Radius of the disc that a point stands for over the longer side of the image."""
 
 
 def scribble_affinity(
@@ -84,6 +90,49 @@ def stroke_posterior(
     object_sum, background_sum = torch.stack([balanced_mass(covered), balanced_mass(background)]) @ weights
     posterior = object_sum / (object_sum + background_sum).clamp_min(torch.finfo(torch.float32).tiny)
     return np.asarray(map_to_size(posterior.reshape(rows, columns), scribble.size_hw).numpy(), np.float32)
+
+
+def scribble_doubt(
+    features: NDArray[np.floating], scribble: Scribble, found: ScoredMask, *, temperature: float = 0.05
+) -> Doubt | None:
+    """How far what was made of a scribble can be trusted, and what else may have been meant.
+
+    The less a mask is expected to agree with what was meant, the more counts the posterior of the image with itself
+    (`stroke_posterior`), which knows no borders but all that looks alike. What was marked holds in any case.
+
+    Args:
+        features: (H_p, W_p, D), each patch of unit length.
+        scribble: in the frame of `found`.
+        found: its mask.
+        temperature: the encoder's softmax scale.
+
+    Returns:
+        None where nothing is doubted: a good mask, or one that a box bounds.
+    """
+    low, high = DOUBTED_SCORES
+    least = LEAST_TRUST["points" if scribble.positive_strokes is None else "strokes"]
+    trust = least + (1 - least) * min(max((found.score - low) / (high - low), 0.0), 1.0)
+    if trust >= 1 or len(scribble.boxes_xyxy):
+        return None
+    painted = Scribble(
+        scribble.size_hw,
+        positive_strokes=_with_discs(scribble.positive_strokes, scribble.positive_xy, scribble.size_hw),
+        negative_strokes=_with_discs(scribble.negative_strokes, scribble.negative_xy, scribble.size_hw),
+    )
+    likely = stroke_posterior(features, painted, temperature=temperature)
+    if likely is None:
+        return None
+    likely[painted.negative_strokes] = 0.0
+    likely[painted.positive_strokes] = 1.0
+    return Doubt(trust, likely)
+
+
+def _with_discs(strokes: Mask | None, points_xy: NDArray[np.float32], size_hw: tuple[int, int]) -> Mask:
+    painted = np.zeros(size_hw, np.uint8) if strokes is None else strokes.astype(np.uint8)
+    radius = max(1, round(POINT_SHARE * max(size_hw)))
+    for x, y in points_xy:
+        cv2.circle(painted, (int(x), int(y)), radius, 1, -1)
+    return painted > 0
 
 
 def _marked_points(scribble: Scribble, stroke_samples: int) -> NDArray[np.float32]:

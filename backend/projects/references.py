@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from backend.core.references import Doubt
 from backend.core.types import Mask, Scribble
 from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import read_regions
@@ -192,8 +193,9 @@ class References:
         problems: list[str],
     ) -> list[NewReference]:
         masks: dict[str, Mask] = {}
+        doubts: dict[str, Doubt | None] = {}
         for mark in marks:
-            mask = self._mask_of(softmatcher, image, mark)
+            mask, doubts[mark.label] = self._mask_of(softmatcher, image, mark)
             if mask is None or not mask.any():
                 problems.append(f"label {mark.label!r}: no object was found at the scribble; draw more of it")
                 continue
@@ -209,14 +211,19 @@ class References:
             outside = np.logical_or.reduce(known_outside) & ~mask if known_outside else None
             with self._models.gate.turn(is_interactive=False):
                 reference = softmatcher.describe(
-                    image.pixels, image.encoded, mask, outside=outside, is_complete=is_complete(self._settings, project)
-                )
+                    image.pixels, image.encoded, mask,
+                    outside=outside, is_complete=is_complete(self._settings, project), doubt=doubts[mark.label],
+                )  # fmt: skip
             references.append(NewReference(mark.label, to_name, image.sha256, mask, reference))
         return references
 
-    def _mask_of(self, softmatcher: Softmatcher, image: TaskImage, mark: LabelMarks) -> Mask | None:
-        """Finished masks and what the scribbles give, together; None if neither shows an object."""
+    def _mask_of(
+        self, softmatcher: Softmatcher, image: TaskImage, mark: LabelMarks
+    ) -> tuple[Mask | None, Doubt | None]:
+        """Finished masks and what the scribbles give, together; None if neither shows an object. Finished masks were
+        seen by whoever submitted them, what becomes of scribbles was not."""
         finished = list(mark.finished)
+        doubt: Doubt | None = None
         scribble = mark.scribble
         if finished:
             scribble = _without_points_in(scribble, np.logical_or.reduce(finished))
@@ -229,8 +236,11 @@ class References:
             elif strokes is not None and not len(scribble.positive_xy) and _iou(strokes, found.mask) >= _FINISHED_IOU:
                 finished.append(strokes)
             else:
+                doubt = softmatcher.doubt(image.encoded, scribble, found)
+                if doubt is not None:
+                    doubt.likely[np.logical_or.reduce([*finished, np.zeros_like(found.mask)])] = 1.0
                 finished.append(found.mask)
-        return np.logical_or.reduce(finished) if finished else None
+        return (np.logical_or.reduce(finished) if finished else None), doubt
 
 
 def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from backend.core.types import Scribble
-from backend.models.affinity import scribble_affinity
+from backend.core.types import ScoredMask, Scribble
+from backend.models.affinity import LEAST_TRUST, scribble_affinity, scribble_doubt
 
 FEATURES = np.zeros((4, 6, 2), np.float16)
 FEATURES[..., 0] = 1
@@ -37,3 +37,38 @@ def test_features_without_contrast_say_nothing() -> None:
     affinity = scribble_affinity(flat, Scribble((40, 60), np.array([[20, 20]], np.float32)))
     assert affinity is not None
     assert np.all(affinity == 0)
+
+
+def test_a_doubted_mask_leaves_open_all_that_looks_like_the_mark() -> None:
+    found = ScoredMask(np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38))), 0.7)
+    positive, negative = np.array([[20, 20]], np.float32), np.array([[28, 12]], np.float32)
+    doubt = scribble_doubt(FEATURES, Scribble((40, 60), positive), found)
+    assert doubt is not None
+    assert 0 < doubt.trust < 1
+    assert doubt.likely[25, 25] > 0.9  # of the same patch feature, outside the mask
+    assert doubt.likely[5, 50] < 0.1
+    told = scribble_doubt(FEATURES, Scribble((40, 60), positive, negative), found)
+    assert told is not None
+    assert told.likely[20, 20] == 1
+    assert told.likely[12, 28] == 0  # looks alike, but was marked as not the object
+
+
+def test_trust_grows_with_the_score_and_a_stroke_says_more_than_a_point() -> None:
+    mask = np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38)))
+    point = Scribble((40, 60), np.array([[20, 20]], np.float32))
+    stroke = Scribble((40, 60), positive_strokes=mask)
+    trusts = {}
+    for name, scribble in (("points", point), ("strokes", stroke)):
+        doubts = [scribble_doubt(FEATURES, scribble, ScoredMask(mask, score)) for score in (0.1, 0.7, 0.8)]
+        trusts[name] = [doubt.trust for doubt in doubts if doubt is not None]
+        assert trusts[name][0] == LEAST_TRUST[name]
+        assert trusts[name] == sorted(set(trusts[name]))
+    assert all(of_stroke > of_point for of_point, of_stroke in zip(*trusts.values(), strict=True))
+
+
+def test_a_good_mask_and_one_that_a_box_bounds_are_not_doubted() -> None:
+    mask = np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38)))
+    point = np.array([[20, 20]], np.float32)
+    assert scribble_doubt(FEATURES, Scribble((40, 60), point), ScoredMask(mask, 0.9)) is None
+    box = Scribble((40, 60), point, boxes_xyxy=np.array([[10, 10, 30, 30]], np.float32))
+    assert scribble_doubt(FEATURES, box, ScoredMask(mask, 0.1)) is None
