@@ -1,5 +1,6 @@
 """While somebody looks at a task, the images of the next ones are encoded: opening those then takes no encoder."""
 
+import atexit
 import logging
 import queue
 import threading
@@ -59,6 +60,8 @@ class Prefetch:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
                 self._thread.start()
+                # Python stops daemon threads by force once it ends, and inside of PyTorch that aborts the process.
+                atexit.register(self.close)
         with suppress(queue.Full):
             self._opened.put_nowait((project_key, task_id, config))
 

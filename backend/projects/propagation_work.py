@@ -28,7 +28,8 @@ _TASKS_A_JOB = 200
 """As many tasks are worth a job: minutes of work."""
 _JOB_S = 120.0
 """A job that has run so long makes room for other projects' jobs and goes to the end of the queue."""
-_TASKS_A_BATCH = 25
+_TASKS_A_BATCH = 24
+"""A multiple of what a GPU encodes at a time: its last turn is no smaller than the others."""
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
 LANE: Final = "#"
