@@ -12,6 +12,7 @@ from backend.errors import ConfigurationError
 
 
 def table(profile: str, figures: Mapping[str, Any]) -> Table:
+    """Milliseconds by part, cold and warm."""
     runs = ("click cold", "click warm", "predict cold", "predict warm")
     table = Table(
         "part", *runs, title=f"{profile}: median milliseconds at {figures['image_hw'][1]} x {figures['image_hw'][0]}"
@@ -31,6 +32,7 @@ def table(profile: str, figures: Mapping[str, Any]) -> Table:
 
 
 def bulk_table(profile: str, figures: Mapping[str, Any]) -> Table:
+    """Images a second of many images."""
     table = Table(
         "what", "images/s", title=f"{profile}: {figures['images']} images in bulk, {figures['at_once']} at a time"
     )
@@ -41,6 +43,11 @@ def bulk_table(profile: str, figures: Mapping[str, Any]) -> Table:
 
 
 def require_matplotlib() -> None:
+    """Fail before anything is measured, not after.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -48,6 +55,7 @@ def require_matplotlib() -> None:
 
 
 def draw(figures: Mapping[str, Any], path: Path) -> None:
+    """Each part's share of the time, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
