@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
-from backend.models.sam_decoding import Embedding
+from backend.models.sam_decoding import Embedding, SamDecoder
 from backend.models.sam_segmenter import SamNetworks, SamSegmenter
 from backend.models.segmenter import SegmenterInput, require_rgb
 
@@ -109,13 +109,8 @@ class _Encoder(nn.Module):
         return torch.cat([level.float().flatten(1) for level in levels], dim=1)
 
 
-class _Decoder(nn.Module):
-    """Prompt encoder and mask decoder as one network."""
-
-    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
-        super().__init__()
-        self.prompt_encoder = prompt_encoder
-        self.mask_decoder = mask_decoder
+class _Decoder(SamDecoder):
+    """SAM 2's prompt encoder and mask decoder as one network."""
 
     def forward(
         self,

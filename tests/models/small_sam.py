@@ -1,9 +1,15 @@
-"""SAMs of a few thousand parameters, and of the official layout."""
+"""SAMs of a few thousand parameters, and of the official layout; what is asked of any segmenter."""
 
+import threading
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
+
+from backend.core.types import Image, Mask, Scribble
+from backend.models.segmenter import Prompt, Segmenter
 
 
 def small_sam(seed: int = 0, *, image_px: int = 128) -> nn.Module:
@@ -33,3 +39,31 @@ def small_sam(seed: int = 0, *, image_px: int = 128) -> nn.Module:
             if not bool(parameter.detach().any()):
                 nn.init.normal_(parameter, std=0.1)
     return sam.eval()
+
+
+def mixed_up(segmenter: Segmenter, images: Sequence[Image]) -> list[int]:
+    """Ask about images from eight threads at once: the indices of those that were answered unlike in one thread."""
+
+    def answer(image: Image) -> list[Mask]:
+        embedding = segmenter.embed(image)
+        hw = segmenter.working_hw(embedding)
+        scribble = Scribble(hw, positive_xy=np.array([[hw[1] / 2, hw[0] / 2]], np.float32))
+        return [candidate.mask for candidate in segmenter.decode(embedding, [Prompt(scribble)])]
+
+    expected = [answer(image) for image in images]
+    mixed: list[int] = []
+
+    def work(number: int) -> None:
+        for turn in range(6):
+            chosen = (number + turn) % len(images)
+            found = answer(images[chosen])
+            if not all(np.array_equal(one, other) for one, other in zip(found, expected[chosen], strict=True)):
+                mixed.append(chosen)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return mixed

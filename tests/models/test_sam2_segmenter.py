@@ -5,7 +5,6 @@ import importlib.util
 import inspect
 import subprocess
 import sys
-import threading
 import tomllib
 import warnings
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from backend.models.sam_segmenter import SamOptions
 from backend.models.sam_selection import KEEP_EVERYTHING
 from backend.models.segmenter import BatchSegmenter, Prompt
 from backend.pipeline import MatchOptions, Softmatcher
+from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2
 from tests.test_pipeline import ColourEncoder, scene
 
@@ -265,33 +265,10 @@ def test_half_precision_embeddings_change_masks_hardly() -> None:
 
 @needs_sam2
 def test_threads_never_see_each_others_image() -> None:
-    segmenter = _segmenter()
     images = [
         _image(seed, height, width) for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])
     ]
-
-    def answer(image: np.ndarray) -> list[np.ndarray]:
-        embedding = segmenter.embed(image)
-        hw = segmenter.working_hw(embedding)
-        scribble = Scribble(hw, positive_xy=np.array([[hw[1] / 2, hw[0] / 2]], np.float32))
-        return [candidate.mask for candidate in segmenter.decode(embedding, [Prompt(scribble)])]
-
-    expected = [answer(image) for image in images]
-    mixed: list[int] = []
-
-    def work(number: int) -> None:
-        for turn in range(6):
-            chosen = (number + turn) % len(images)
-            found = answer(images[chosen])
-            if not all(np.array_equal(one, other) for one, other in zip(found, expected[chosen], strict=True)):
-                mixed.append(chosen)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert mixed == []
+    assert mixed_up(_segmenter(), images) == []
 
 
 @needs_sam2

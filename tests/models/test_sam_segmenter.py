@@ -1,7 +1,6 @@
 """SAM through its parts gives what SamPredictor gives, for every kind of prompt, from any number of threads."""
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from backend.models.sam_prompts import (
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import SelectionOptions, select_by_prior
 from backend.models.segmenter import Prompt
-from tests.models.small_sam import small_sam
+from tests.models.small_sam import mixed_up, small_sam
 
 HEIGHT, WIDTH = 60, 96
 EVERYTHING = SelectionOptions(minimum_iou=-9.0, minimum_contrast=-1.0, minimum_prior=0.0)
@@ -156,33 +155,10 @@ def test_half_precision_embeddings_change_masks_hardly() -> None:
 
 
 def test_threads_never_see_each_others_image() -> None:
-    segmenter = _segmenter()
     images = [
         _image(seed, height, width) for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])
     ]
-
-    def answer(image: np.ndarray) -> list[np.ndarray]:
-        embedding = segmenter.embed(image)
-        hw = segmenter.working_hw(embedding)
-        scribble = Scribble(hw, positive_xy=np.array([[hw[1] / 2, hw[0] / 2]], np.float32))
-        return [candidate.mask for candidate in segmenter.decode(embedding, [Prompt(scribble)])]
-
-    expected = [answer(image) for image in images]
-    mixed: list[int] = []
-
-    def work(number: int) -> None:
-        for turn in range(6):
-            chosen = (number + turn) % len(images)
-            found = answer(images[chosen])
-            if not all(np.array_equal(one, other) for one, other in zip(found, expected[chosen], strict=True)):
-                mixed.append(chosen)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert mixed == []
+    assert mixed_up(_segmenter(), images) == []
 
 
 def test_images_of_any_size_fit_the_frame() -> None:
