@@ -7,11 +7,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +49,6 @@ from backend.recipes import PartsPlan, judge_parts, plan_parts
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 OnStage = Callable[[str, float], None]
 LabelReferences = Sequence[Reference] | ReferenceBank
 MINIMUM_SIDE_PX = 4
@@ -123,14 +122,21 @@ class _ImagePlan:
     priors: list[NDArray[np.float32]]
     kinds: list[tuple[float, float]]
     parts: list[PartsPlan]
+    asked: list[Any]
+    """Each label's call of the segmenter: what `BatchSegmenter.plan` made, or arguments of `decode`."""
 
 
-class Spread(Protocol):
-    """`map`, here or over threads."""
+_Decoded = tuple[_ImagePlan, list[list[MaskCandidate]]]
 
-    def __call__(self, function: Callable[[Any], T], items: Iterable[Any], /) -> Iterable[T]:
-        """The function of each item, in their order."""
-        ...
+
+@dataclass(frozen=True, eq=False)
+class SegmentationPlan:
+    """A target that is matched, and what to ask the segmenter about it: made by `plan`, for `segment_planned`."""
+
+    encoded: EncodedImage
+    labels: tuple[str, ...]
+    options: MatchOptions
+    image: _ImagePlan | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,12 +224,15 @@ class Softmatcher:
         if not (isinstance(encoder, BatchEncoder) and isinstance(segmenter, BatchSegmenter)):
             return [self.encode(one.image) for one in prepared if one.image is not None]
         with self._stage("encode", images=len(inputs)):
-            features = encoder.encode_prepared([one for one, _ in inputs], dtype=torch.float16)
+            # Both are on their way before one is waited for: the device has always something to do.
+            encoding = encoder.encode_later([one for one, _ in inputs], dtype=torch.float16)
+            embedding = segmenter.embed_later([one for _, one in inputs])
+            features = encoding()
         with self._stage("embed", images=len(inputs)):
-            embeddings = segmenter.embed_prepared([one for _, one in inputs])
+            embeddings = embedding()
         return [
-            EncodedImage(image.size_hw, one.numpy(), embedding, self.signature)
-            for image, one, embedding in zip(prepared, features, embeddings, strict=True)
+            EncodedImage(image.size_hw, one.numpy(), embedded, self.signature)
+            for image, one, embedded in zip(prepared, features, embeddings, strict=True)
         ]
 
     @property
@@ -365,50 +374,45 @@ class Softmatcher:
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
         """
-        return self.segment_later([encoded], references, options)[0]()
+        return self.segment_planned([self.plan(encoded, references, options)])[0]()
 
-    def segment_later(
+    def plan(
         self,
-        encoded: Sequence[EncodedImage],
+        encoded: EncodedImage,
         references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
-        *,
-        spread: Spread = map,
-    ) -> list[Callable[[], list[LabelMask]]]:
-        """`segment` of several targets, whose decoder passes are shared, as far as it takes the models.
+    ) -> SegmentationPlan:
+        """The first part of `segment`, with its arguments and errors: a target is matched, its prompts are made."""
+        self._require_own(encoded)
+        chosen = options or self._options
+        labels = tuple(label for label, known in references.items() if isinstance(known, ReferenceBank) or known)
+        if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
+            return SegmentationPlan(encoded, (), chosen, None)
+        return SegmentationPlan(
+            encoded, labels, chosen, self._plan(encoded, [references[label] for label in labels], chosen)
+        )
 
-        Args:
-            encoded: the targets.
-            references, options: as there.
-            spread: `map`, or that of a pool of threads, for what is done target by target.
+    def segment_planned(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelMask]]]:
+        """The second part of `segment`, of several targets, whose decoder passes are shared.
 
         Returns:
             For each target what does the rest of it, in any thread, and gives what `segment` does.
-
-        Raises: as `segment`, for all targets together.
         """
-        for one in encoded:
-            self._require_own(one)
-        chosen = options or self._options
-        labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
-        seen = [one for one in encoded if min(one.size_hw) >= MINIMUM_SIDE_PX] if labels else []
-        proposed = iter(self._propose_later(seen, [references[label] for label in labels], chosen, spread))
+        decoded = iter(self._decode([plan.image for plan in plans if plan.image is not None]))
         return [
-            partial(self._masks, one, labels, next(proposed), chosen)
-            if labels and min(one.size_hw) >= MINIMUM_SIDE_PX
-            else list
-            for one in encoded
+            list if plan.image is None else partial(self._masks, plan.encoded, plan.labels, next(decoded), plan.options)
+            for plan in plans
         ]
 
     def _masks(
         self,
         encoded: EncodedImage,
         labels: Sequence[str],
-        propose: Callable[[], Sequence[Proposal]],
+        decoded: _Decoded,
         options: MatchOptions,
     ) -> list[LabelMask]:
         found: list[LabelMask] = []
-        proposals = propose()
+        proposals = self._join(*decoded, options)
         with self._stage("upsample"):
             for label, proposal in zip(labels, proposals, strict=True):
                 evidence = proposal.weigh()
@@ -460,32 +464,19 @@ class Softmatcher:
 
         Raises: as `segment`.
         """
-        return self._propose_later([encoded], [*references], options, map)[0]()
+        (decoded,) = self._decode([self._plan(encoded, references, options)])
+        return self._join(*decoded, options)
 
-    def _propose_later(
-        self,
-        encoded: Sequence[EncodedImage],
-        references: Sequence[LabelReferences],
-        options: MatchOptions,
-        spread: Spread,
-    ) -> list[Callable[[], list[Proposal]]]:
-        plans = list(spread(lambda one: self._plan(one, references, options), encoded))
-        asked = [
-            (one.embedding, plan.prompts)
-            for one, plans_of in zip(encoded, plans, strict=True)
-            for plan in plans_of.parts
-        ]
+    def _decode(self, plans: Sequence[_ImagePlan]) -> list[_Decoded]:
+        asked = [one for plan in plans for one in plan.asked]
         with self._stage("decode", images=len(plans)):
             if isinstance(self._segmenter, BatchSegmenter):
-                candidates = iter(self._segmenter.decode_many(asked))
+                candidates = iter(self._segmenter.decode_planned(asked))
             else:
                 candidates = iter([self._segmenter.decode(*one) for one in asked])
-        answers = [[next(candidates) for _ in plan.parts] for plan in plans]
-        return [partial(self._join, plan, answer, options) for plan, answer in zip(plans, answers, strict=True)]
+        return [(plan, [next(candidates) for _ in plan.asked]) for plan in plans]
 
-    def _plan(
-        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
-    ) -> "_ImagePlan":
+    def _plan(self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions) -> _ImagePlan:
         with self._stage("match"):
             posteriors, matchings, kinds = self._match(encoded, references, options)
         with self._stage("prompt"):
@@ -499,10 +490,13 @@ class Softmatcher:
                 )
                 for prior, matching in zip(priors, matchings, strict=True)
             ]  # fmt: skip
-        return _ImagePlan(working_hw, [picture.numpy() for picture in pictures], priors, kinds, parts)
+            asked: list[Any] = [(encoded.embedding, part.prompts) for part in parts]
+            if isinstance(self._segmenter, BatchSegmenter):
+                asked = [self._segmenter.plan(*one) for one in asked]
+        return _ImagePlan(working_hw, [picture.numpy() for picture in pictures], priors, kinds, parts, asked)
 
     def _join(
-        self, plan: "_ImagePlan", candidates: Sequence[Sequence[MaskCandidate]], options: MatchOptions
+        self, plan: _ImagePlan, candidates: Sequence[Sequence[MaskCandidate]], options: MatchOptions
     ) -> list[Proposal]:
         with self._stage("clean-up"):
             parts = [

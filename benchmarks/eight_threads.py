@@ -18,20 +18,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from backend.cli.bench_times import KeepingSoftmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import SelectionOptions
 from backend.models.vit_encoder import TimmEncoder, VitOptions
-from backend.pipeline import MatchOptions, Softmatcher
+from backend.pipeline import Softmatcher
 from backend.projects import Projects
 from backend.projects.gate import Rank, _Waiter
 from backend.projects.models import Models
@@ -48,14 +49,6 @@ FAR_AWAY = 10**9
 HEIGHT, WIDTH = 60, 96
 
 
-class EverythingSoftmatcher(Softmatcher):
-    """Random networks believe in nothing: every mask counts here."""
-
-    def segment_later(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
-        kept = replace(options or MatchOptions(), minimum_presence=0.0)
-        return super().segment_later(encoded, references, kept, **more)
-
-
 def small_softmatcher() -> Softmatcher:
     """DINOv2 and SAM of two blocks each."""
     encoder = TimmEncoder(
@@ -66,7 +59,7 @@ def small_softmatcher() -> Softmatcher:
     )
     everything = SelectionOptions(minimum_iou=-99.0, minimum_contrast=-1.0, minimum_prior=0.0)
     segmenter = SamSegmenter(small_sam(), "small", SamOptions(working_px=96, selection=everything))
-    return EverythingSoftmatcher(encoder, segmenter)
+    return KeepingSoftmatcher(encoder, segmenter)
 
 
 @dataclass

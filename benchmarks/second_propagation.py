@@ -13,7 +13,6 @@ import json
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ import numpy as np
 import torch
 from skimage import data
 
+from backend.cli.bench_times import KeepingSoftmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.models.profiles import ModelSource, load_profile
-from backend.pipeline import MatchOptions, Softmatcher
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.settings import load_settings
@@ -36,14 +35,6 @@ from tests.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, png
 
 WIDTH, HEIGHT = 640, 480
 Json = dict[str, Any]
-
-
-class KeepingSoftmatcher(Softmatcher):
-    """Random networks believe in nothing: every mask counts here."""
-
-    def segment_later(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
-        kept = replace(options or MatchOptions(), minimum_presence=0.0)
-        return super().segment_later(encoded, references, kept, **more)
 
 
 def photographs(count: int) -> list[np.ndarray]:

@@ -12,12 +12,12 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from functools import partial
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +25,9 @@ from backend import feature_cache, pipeline
 from backend.cli import bench_pipeline
 from backend.cli.bench_service import photograph, square
 from backend.cli.bench_times import Bench
-from backend.core.matching import ScoreMap
 from backend.labelstudio.image_decoding import decode_image
 from backend.models import sam_segmenter
-from backend.models.accelerator import OnDevice
+from backend.models.accelerator import Answer, NetworkCall, OnDevice, Transfers
 from backend.models.sam_selection import Selected
 from backend.projects import images
 
@@ -40,31 +39,50 @@ AT_ONCE = {"encode": 8, "embed": 4, "decode": 8}
 
 
 class Gpu:
-    """Streams whose passes take their time, beside each other or, on a device that each of them fills, in turns."""
+    """Streams whose passes take their time: the encoders', which each fill a device, in turns, the decoder's and the
+    matching's beside them or, with `in_turns`, in turns too."""
 
     def __init__(self, *, in_turns: bool, slower: float) -> None:
-        self._slower = slower
-        self._stream_of = {name: "one" if in_turns else name for name in LAUNCHES}
+        self.slower = slower
+        streams = {"encode": "encoders", "embed": "encoders", "decode": "decoder", "match": "match"}
+        self._stream_of = dict.fromkeys(LAUNCHES, "one") if in_turns else streams
         self._free_at = dict.fromkeys(self._stream_of.values(), 0.0)
         self._lock = threading.Lock()
         self._small = torch.zeros(1)
 
-    def run(self, name: str, milliseconds: float) -> None:
-        """One pass: launched, then waited for."""
+    def launch(self, name: str, milliseconds: float) -> Callable[[], None]:
+        """One pass, launched; gives what waits for its end."""
         began, stream = time.perf_counter(), self._stream_of[name]
         for _ in range(LAUNCHES[name]):
             self._small.add_(1)
         with self._lock:
-            end = max(began, self._free_at[stream]) + self._slower * milliseconds / 1000
+            end = max(began, self._free_at[stream]) + self.slower * milliseconds / 1000
             self._free_at[stream] = end
-        time.sleep(max(0.0, end - time.perf_counter()))
+        return lambda: time.sleep(max(0.0, end - time.perf_counter()))
+
+
+class SimulatedTransfers(Transfers):
+    """Copies into pinned memory cost what they cost, the device's own copies nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.launched: Callable[[], None] = lambda: None
+
+    def carry(self, pinned: Tensor, device: torch.device) -> Tensor:
+        return pinned
+
+    def bring_back(self, answer: Tensor) -> Answer:
+        return Answer(answer, self.launched)
+
+    def _new(self, like: Tensor) -> Tensor:
+        return torch.empty_like(like)
 
 
 def simulate(bench: Bench, gpu: Gpu) -> None:
     """Have the networks of a bench say what they say to its photograph, in a GPU's time."""
     engine, segmenter = bench.softmatcher, bench.segmenter
     image = decode_image(photograph(), 10**9)
-    real_select, real_match = sam_segmenter.select_by_prior, pipeline.MATCHERS["posterior"]
+    real_select = sam_segmenter.select_by_prior
     real_logits_at = segmenter.logits_at
 
     prepared = engine.prepare(image)
@@ -104,19 +122,14 @@ def simulate(bench: Bench, gpu: Gpu) -> None:
     engine.segment(encoded, {"Thing": reference})
     hook.remove()
     print(f"{len(chosen)} prompts an image", flush=True)
-    maps = real_match(
-        reference,
-        features.float().flatten(0, 1),
-        temperature=engine.temperature,
-        strange_similarity=engine.strange_similarity,
-    )
+    matched = engine._match(encoded, [reference], engine._options)
 
-    def match(bank: Any, target: Tensor, /, **_: float) -> ScoreMap:
-        gpu.run("match", MATCH_MS)
-        return maps
+    def match(*_: Any) -> Any:
+        gpu.launch("match", MATCH_MS)()
+        return matched
 
     def decoder(images: Tensor, points: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        gpu.run("decode", PROMPT_MS * len(points))
+        gpu.launch("decode", PROMPT_MS * len(points))()
         which = torch.tensor([by_points[one.numpy().tobytes()] for one in points]).float()
         return which[:, None, None, None].expand(-1, 3, 1, 1), which[:, None].expand(-1, 3)
 
@@ -127,7 +140,7 @@ def simulate(bench: Bench, gpu: Gpu) -> None:
     def logits_at(logits: Tensor, input_hw: Any, size_hw: Any) -> Tensor:
         return torch.stack([chosen[int(one)][2] for one in logits[:, 0, 0, 0].tolist()])
 
-    pipeline.MATCHERS["posterior"] = match
+    engine._match = match
     sam_segmenter.select_by_prior = select
     segmenter.logits_at = logits_at
     sam_segmenter.Images.of = lambda self, owners, device: (torch.zeros(len(owners), 1),)  # the GPU's own work
@@ -140,53 +153,67 @@ def simulate(bench: Bench, gpu: Gpu) -> None:
         (bench.encoder.on_devices[0], "encode", ENCODE_MS, features),
         (segmenter.on_devices[0], "embed", EMBED_MS, embedding),
     ):
-        on_device.run = partial(_run, on_device, gpu, name, milliseconds, answer, {})
+        simulate_passes(on_device, gpu, name, milliseconds, answer)
 
 
-def _run(
-    on_device: OnDevice,
-    gpu: Gpu,
-    name: str,
-    milliseconds: float,
-    answer: Tensor,
-    pinned: dict[Any, Any],
-    items: Sequence[Tensor],
-    call: Any,
-    *,
-    at_once: int = 0,
-) -> list[Tensor]:
-    done: list[Tensor] = []
-    began = time.perf_counter()
-    while len(done) < len(items):
-        part = items[len(done) : len(done) + AT_ONCE[name]]
-        for position, item in enumerate(part):
-            np.copyto(pinned.setdefault((position, item.shape), torch.empty_like(item)).numpy(), item.numpy())
-        gpu.run(name, milliseconds * len(part))
+def simulate_passes(on_device: OnDevice, gpu: Gpu, name: str, milliseconds: float, answer: Tensor) -> None:
+    """Have a network give this answer to every image, in the GPU's time."""
+    transfers = SimulatedTransfers()
+    real_run_later = on_device.run_later
+
+    def call(network: nn.Module, there: list[Tensor]) -> Tensor:
+        transfers.launched = gpu.launch(name, milliseconds * len(there))
         if on_device.on_forward is not None:
-            on_device.on_forward(time.perf_counter() - began)
-        done += [answer.clone() for _ in part]
-        began = time.perf_counter()
-    return done
+            on_device.on_forward(gpu.slower * milliseconds * len(there) / 1000)
+        return answer[None].expand(len(there), *answer.shape)
+
+    def run_later(items: Sequence[Tensor], _: NetworkCall, *, at_once: int = 0) -> Callable[[], list[Tensor]]:
+        return real_run_later(items, call, at_once=AT_ONCE[name])
+
+    on_device._transfers = transfers
+    on_device.timed = lambda device, forward: forward()
+    on_device.run_later = run_later
 
 
 def free_cores(bench: Bench) -> None:
-    """Let what needs a core, but not Python's lock, sleep instead: as if it ran on one of many other cores."""
-    image = decode_image(photograph(), 10**9)
-    for owner, name, argument in (
-        (bench.encoder, "prepare", image),
-        (bench.segmenter, "prepare", image),
-        (images, "decode_image", photograph()),
+    """Let what needs a core, but not Python's lock, sleep instead: as if it ran on one of many other cores.
+
+    Every image is the same one here: such a function runs once, alone, then sleeps as long as that took and gives what
+    it gave.
+    """
+    engine, image = bench.softmatcher, decode_image(photograph(), 10**9)
+    for owner, name in (
+        (bench.encoder, "prepare"),
+        (bench.segmenter, "prepare"),
+        (images, "decode_image"),
+        (pipeline, "map_to_size"),
+        (pipeline, "map_peak"),
+        (pipeline, "recentre_map"),
+        (pipeline, "clean_mask"),
+        (pipeline, "mask_to_size"),
+        (sam_segmenter, "prior_to_logits"),
     ):
-        call = getattr(owner, name)
-        answer = call(argument)
-        began = time.thread_time()
-        call(argument)
-        setattr(owner, name, partial(_sleep, time.thread_time() - began, answer))
-    feature_cache._write_beside = partial(_sleep, 0.010, None)
+        setattr(owner, name, _only_once(getattr(owner, name)))
+    feature_cache.zlib = SimpleNamespace(crc32=_only_once(zlib.crc32))
+    images.decode_image(photograph(), 10**9)
+    encoded = engine.encode_prepared([engine.prepare(image)])[0]
+    engine.segment(encoded, {"Thing": [engine.describe(image, encoded, square(image))]})
+    feature_cache._pack(encoded)
+    feature_cache._write_beside = lambda *_: time.sleep(0.010)
 
 
-def _sleep(seconds: float, answer: Any, *_: Any) -> Any:
-    time.sleep(seconds)
+def _only_once(call: Callable[..., Any]) -> Callable[..., Any]:
+    known: list[tuple[float, Any]] = []
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        if not known:
+            began = time.thread_time()
+            result = call(*arguments, **more)
+            known.append((time.thread_time() - began, result))
+        seconds, result = known[0]
+        time.sleep(seconds)
+        return result
+
     return answer
 
 

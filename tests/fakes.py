@@ -19,7 +19,7 @@ from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
 from backend.metrics import Metrics
-from backend.pipeline import MatchOptions, PreparedImage, Spread
+from backend.pipeline import MatchOptions, PreparedImage
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.service import create_app
@@ -121,15 +121,16 @@ class ColourSoftmatcher:
                 found.append(LabelMask(label, mask, 0.8))
         return found
 
-    def segment_later(
+    def plan(
         self,
-        encoded: Sequence[EncodedImage],
+        encoded: EncodedImage,
         references: Mapping[str, ReferenceBank | Sequence[Reference]],
         options: MatchOptions | None = None,
-        *,
-        spread: Spread = map,
-    ) -> list[Callable[[], list[LabelMask]]]:
-        return [partial(self.segment, one, references, options) for one in encoded]
+    ) -> Any:
+        return encoded, references, options
+
+    def segment_planned(self, plans: Sequence[Any]) -> list[Callable[[], list[LabelMask]]]:
+        return [partial(self.segment, *plan) for plan in plans]
 
     def explain(
         self,

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -272,12 +272,13 @@ def test_each_stage_is_told_once_for_each_image() -> None:
     targets = engine.encode_many([image, scene(red=(50, 60, 30))[0], scene(blue=(120, 60, 30))[0]])
     seconds.clear()
     started = time.perf_counter()
-    assert [len(found) for found in (finish() for finish in engine.segment_later(targets, references))] == [2, 1, 1]
+    planned = [engine.plan(target, references) for target in targets]
+    assert [len(finish()) for finish in engine.segment_planned(planned)] == [2, 1, 1]
     elapsed_s = time.perf_counter() - started
     assert Counter(name for name, _ in seconds) == dict.fromkeys(SEGMENT_STAGES, 3)
     assert 0 < sum(told for _, told in seconds) <= elapsed_s
     seconds.clear()
-    assert engine.segment_later([], references) == []
+    assert engine.segment_planned([]) == []
     assert seconds == []
 
 
@@ -290,21 +291,24 @@ def test_images_that_share_a_pass_share_its_time() -> None:
         def prepare(self, image: Image) -> torch.Tensor:
             return torch.from_numpy(image)
 
-        def encode_prepared(
+        def encode_later(
             self, prepared: Sequence[torch.Tensor], *, dtype: torch.dtype = torch.float32
-        ) -> list[torch.Tensor]:
+        ) -> Callable[[], list[torch.Tensor]]:
             time.sleep(0.02)
-            return [self.encode(one.numpy()).to(dtype) for one in prepared]
+            return lambda: [self.encode(one.numpy()).to(dtype) for one in prepared]
 
     class Segmenter(LiteSegmenter):
         def prepare(self, image: Image) -> SegmenterInput:
             return SegmenterInput(torch.from_numpy(image), image.shape[:2])
 
-        def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Any]:
-            return [self.embed(one.pixels.numpy()) for one in prepared]
+        def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Any]]:
+            return lambda: [self.embed(one.pixels.numpy()) for one in prepared]
 
-        def decode_many(self, asked: Any) -> list[Any]:
-            return [self.decode(*one) for one in asked]
+        def plan(self, embedding: Any, prompts: Any) -> Any:
+            return embedding, prompts
+
+        def decode_planned(self, plans: Any) -> list[Any]:
+            return [self.decode(*one) for one in plans]
 
     seconds: dict[str, list[float]] = {}
     engine = Softmatcher(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.pipeline import MatchOptions, Softmatcher
+from backend.pipeline import MatchOptions, SegmentationPlan, Softmatcher
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
 
@@ -34,9 +34,8 @@ class Times:
 class KeepingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: with them every mask counts, or what comes after it would cost nothing."""
 
-    def segment_later(self, encoded: Any, references: Any, options: MatchOptions | None = None, **more: Any) -> Any:
-        kept = replace(options or MatchOptions(), minimum_presence=0.0)
-        return super().segment_later(encoded, references, kept, **more)
+    def plan(self, encoded: Any, references: Any, options: MatchOptions | None = None) -> SegmentationPlan:
+        return super().plan(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0))
 
 
 class Bench:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 _PINNED_SHAPES = 32
-"""Sizes of images whose pinned memory is kept, some MB each."""
+_PINNED_OF_A_SHAPE = 16
+"""Of inputs and answers, some MB each."""
 
 NetworkCall = Callable[[nn.Module, list[Tensor]], Tensor]
 PartCall = Callable[[nn.Module, torch.device, slice], R]
@@ -59,6 +61,68 @@ def share_of_cores(count: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // count)
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Of a pass, on its way to the CPU.
+
+    Attributes:
+        values: (B, ...), there once `wait` returns.
+        wait: for them.
+    """
+
+    values: Tensor
+    wait: Callable[[], None]
+    is_pinned: bool = False
+
+
+class Transfers:
+    """What a network's stream carries to a CUDA device and back, beside the kernels of others, from pinned memory.
+
+    Pinning memory takes longer than a copy: it is used again.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def pin(self, item: Tensor) -> Tensor:
+        """A copy in pinned memory."""
+        return _copied(item, self._pinned(item))
+
+    def carry(self, pinned: Tensor, device: torch.device) -> Tensor:
+        """A copy on the device, there when the stream comes to what is queued next."""
+        return pinned.to(device, non_blocking=True)
+
+    def bring_back(self, answer: Tensor) -> Answer:
+        """An answer, to pinned memory."""
+        pinned = self._pinned(answer)
+        pinned.copy_(answer, non_blocking=True)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record(self._stream)
+        return Answer(pinned, there.synchronize, is_pinned=True)
+
+    def give_back(self, pinned: Sequence[Tensor]) -> None:
+        """Memory that nobody reads or writes any more."""
+        with self._lock:
+            for one in pinned:
+                free = self._free.setdefault((one.shape, one.dtype), [])
+                if len(free) < _PINNED_OF_A_SHAPE:
+                    free.append(one)
+            while len(self._free) > _PINNED_SHAPES:
+                self._free.pop(next(iter(self._free)))
+
+    def _pinned(self, like: Tensor) -> Tensor:
+        with self._lock:
+            free = self._free.get((like.shape, like.dtype), [])
+            if free:
+                return free.pop()
+        return self._new(like)
+
+    def _new(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
 class OnDevice:
     """Runs a network's forward passes where it lies.
 
@@ -85,15 +149,17 @@ class OnDevice:
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
-        self._pinned: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._untold: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._amp_dtype = torch.float32
         self._stream: torch.cuda.Stream | None = None
+        self._transfers: Transfers | None = None
         if device.type == "cuda":
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             for part in self._network.modules():
                 if isinstance(part, nn.Conv2d):
                     part.to(memory_format=torch.channels_last)
             self._stream = torch.cuda.Stream(device, priority=-1 if is_urgent else 0)  # type: ignore[no-untyped-call]
+            self._transfers = Transfers(self._stream)
             # The weights were copied in another stream.
             torch.cuda.synchronize(device)
 
@@ -118,48 +184,45 @@ class OnDevice:
         Returns:
             For each item its part of the answer, on the CPU.
         """
+        return self.run_later(items, call, at_once=at_once)()
 
-        pinned: list[Tensor] = []
+    def run_later(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> Callable[[], list[Tensor]]:
+        """`run`, begun: gives what waits for the answers. On CUDA all passes are queued by then, on a CPU none is."""
+        at_once = at_once or max(1, len(items))
+        if self._transfers is None:
 
-        def forward(network: nn.Module, device: torch.device, part: slice) -> Tensor:
-            there = []
-            for item in items[part]:
-                if device.type != "cuda":
-                    there.append(item)
-                    continue
-                pinned.append(self._pinned_like(item))
-                # By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile.
-                np.copyto(pinned[-1].numpy(), item.numpy())
-                there.append(pinned[-1].to(device, non_blocking=True))
-            return self.timed(device, lambda: call(network, there))
+            def on_cpu(network: nn.Module, device: torch.device, part: slice) -> Tensor:
+                return self.timed(device, lambda: call(network, list(items[part])))
 
-        def finish(answer: Tensor, part: slice) -> list[Tensor]:
-            # One by one: each has memory of its own, whoever else of its batch is still held.
-            return [one.cpu() for one in answer]
+            return lambda: self.run_parts(len(items), at_once, on_cpu, lambda answer, part: list(answer))
+        transfers = self._transfers
+        carried: list[Tensor] = []
 
-        try:
-            return self.run_parts(len(items), at_once or max(1, len(items)), forward, finish)
-        finally:
-            if self._stream is not None:
-                self._stream.synchronize()
-                self._give_back(pinned)
+        def forward(network: nn.Module, device: torch.device, part: slice) -> Answer:
+            there = list(items[part])
+            if device == self.device:
+                pinned = [transfers.pin(item) for item in there]
+                carried.extend(pinned)
+                there = [transfers.carry(one, device) for one in pinned]
+            answer = self.timed(device, lambda: call(network, there))
+            return transfers.bring_back(answer) if device == self.device else Answer(answer, lambda: None)
 
-    def _pinned_like(self, item: Tensor) -> Tensor:
-        """Memory that copies run from beside all else. Pinning it takes longer than a copy: it is used again."""
-        with self._lock:
-            free = self._pinned.get((item.shape, item.dtype), [])
-            if free:
-                return free.pop()
-        return torch.empty(item.shape, dtype=item.dtype, pin_memory=True)
+        # Nothing is waited for between two passes: the device has the next one when it is done with this one.
+        passes = self._queue_parts(len(items), at_once, forward, lambda answer, part: [answer])
 
-    def _give_back(self, pinned: Sequence[Tensor]) -> None:
-        with self._lock:
-            for one in pinned:
-                free = self._pinned.setdefault((one.shape, one.dtype), [])
-                if len(free) < 2 * self.good_batch:
-                    free.append(one)
-            while len(self._pinned) > _PINNED_SHAPES:
-                self._pinned.pop(next(iter(self._pinned)))
+        def wait() -> list[Tensor]:
+            answers: list[Tensor] = []
+            with torch.inference_mode():
+                for answer in passes:
+                    answer.wait()
+                    # One by one: each has memory of its own, whoever else of its batch is still held.
+                    answers += [_copied(one, torch.empty_like(one)) for one in answer.values]
+            # What was carried there was read by then.
+            transfers.give_back([*carried, *(answer.values for answer in passes if answer.is_pinned)])
+            self._tell()
+            return answers
+
+        return wait
 
     def run_parts(
         self, count: int, at_once: int, forward: PartCall[R], finish: Callable[[R, slice], list[T]]
@@ -172,11 +235,19 @@ class OnDevice:
             forward: gets the network, the device that it lies on, and which things.
             finish: gets what `forward` gave, on that device, and which things; gives one answer for each.
         """
+        done = self._queue_parts(count, at_once, forward, finish)
+        self._tell()
+        return done
+
+    def _queue_parts(
+        self, count: int, at_once: int, forward: PartCall[R], finish: Callable[[R, slice], list[T]]
+    ) -> list[T]:
         done: list[T] = []
+        begun = 0
         size = at_once
-        while len(done) < count:
+        while begun < count:
             interruption.check()
-            part = slice(len(done), min(len(done) + size, count))
+            part = slice(begun, min(begun + size, count))
             try:
                 done += self._pass(self._network, self.device, part, forward, finish)
             except torch.OutOfMemoryError:
@@ -194,6 +265,7 @@ class OnDevice:
                     self.device,
                 )
                 done += self._pass(self._cpu_copy(), torch.device("cpu"), part, forward, finish)
+            begun = part.stop
         return done
 
     def _pass(
@@ -214,8 +286,8 @@ class OnDevice:
     def timed(self, device: torch.device, call: Callable[[], R]) -> R:
         """What the call gives; `on_forward` is told how long the device took for it.
 
-        On CUDA that is between two events in the stream: copies that were queued before it do not count, nor does what
-        this thread waits for after it.
+        On CUDA that is between two events in the stream, told once they are over: copies that were queued before it do
+        not count, nor does what a thread waits for after it.
         """
         if self.on_forward is None:
             return call()
@@ -228,15 +300,31 @@ class OnDevice:
         begin.record(self._stream)
         answer = call()
         end.record(self._stream)
-        end.synchronize()
-        self.on_forward(begin.elapsed_time(end) / 1000)
+        with self._lock:
+            self._untold.append((begin, end))
         return answer
+
+    def _tell(self) -> None:
+        """Tell `on_forward` of the passes on CUDA, which are over."""
+        if self.on_forward is None:
+            return
+        with self._lock:
+            untold, self._untold = self._untold, []
+        for begin, end in untold:
+            end.synchronize()
+            self.on_forward(begin.elapsed_time(end) / 1000)
 
     def _cpu_copy(self) -> nn.Module:
         with self._lock:
             if self._on_cpu is None:
                 self._on_cpu = copy.deepcopy(self._network).to("cpu")
             return self._on_cpu
+
+
+def _copied(source: Tensor, into: Tensor) -> Tensor:
+    """By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile."""
+    np.copyto(into.numpy(), source.numpy())
+    return into
 
 
 def make_interruptible(network: nn.Module) -> None:

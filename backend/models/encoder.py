@@ -1,7 +1,7 @@
 """From an image to its feature map. The only place that knows timm."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -62,11 +62,13 @@ class BatchEncoder(Encoder, Protocol):
         ...
 
     def prepare(self, image: Image) -> Tensor:
-        """(H, W, 3) uint8 RGB as `encode_prepared` takes it; needs no device."""
+        """(H, W, 3) uint8 RGB as `encode_later` takes it; needs no device."""
         ...
 
-    def encode_prepared(self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """`encode` of several images, on the CPU in the wanted type."""
+    def encode_later(
+        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
+    ) -> Callable[[], list[Tensor]]:
+        """Begin to `encode` several images; gives what waits for them, on the CPU in the wanted type."""
         ...
 
 

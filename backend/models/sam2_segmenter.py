@@ -1,7 +1,7 @@
 """SAM 2 through its parts, asked as SAM is. What differs: its input frame is a square that the image is squeezed into,
 and its decoder looks at two finer levels of the image beside the embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,7 +42,7 @@ class Sam2Segmenter(SamSegmenter):
         )
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """What `embed_prepared` takes in place of an image: (3, 1024, 1024) float32 in [0, 1]. Needs no device.
+        """What `embed_later` takes in place of an image: (3, 1024, 1024) float32 in [0, 1]. Needs no device.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
@@ -54,22 +54,22 @@ class Sam2Segmenter(SamSegmenter):
         square = F.interpolate(pixels[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
         return SegmenterInput(square.contiguous(), (image.shape[0], image.shape[1]))
 
-    def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Arrays]:
-        """The levels of the images, and `image_hw` (2,): their natural size."""
+    def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+        """The levels of the images, and `image_hw` (2,): their natural size; gives what waits for them."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
         def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
             levels: Tensor = network(self._normalised(torch.stack(there)))
             return levels.to(dtype)
 
-        answers = self._encoder.run([one.pixels for one in prepared], forward, at_once=self.batch_size)
-        return [
+        wait = self._encoder.run_later([one.pixels for one in prepared], forward, at_once=self.batch_size)
+        return lambda: [
             {**self._split(answer), "image_hw": np.array(one.image_hw, np.int64)}
-            for answer, one in zip(answers, prepared, strict=True)
+            for answer, one in zip(wait(), prepared, strict=True)
         ]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean, std = (one.to(pixels.device) for one in (self._mean, self._std))
+        mean, std = (one.to(pixels.device, non_blocking=True) for one in (self._mean, self._std))
         return (pixels - mean) / std
 
     def _split(self, flat: Tensor) -> Arrays:

@@ -150,10 +150,10 @@ class SamSegmenter:
 
     def embed_batch(self, images: Sequence[Image]) -> list[Arrays]:
         """The same for several images; all share SAM's square input, whatever their sizes."""
-        return self.embed_prepared([self.prepare(image) for image in images])
+        return self.embed_later([self.prepare(image) for image in images])()
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """What `embed_prepared` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
+        """What `embed_later` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
@@ -164,24 +164,24 @@ class SamSegmenter:
         resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
         return SegmenterInput(torch.from_numpy(np.array(resized)), (image.shape[0], image.shape[1]))
 
-    def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Arrays]:
-        """`embed_batch` of what `prepare` made."""
+    def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+        """Begin `embed_batch` of what `prepare` made; gives what waits for it."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
         def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
             embeddings: Tensor = network(torch.stack([self._normalised(pixels) for pixels in there]))
             return embeddings.to(dtype)
 
-        embeddings = self._encoder.run([one.pixels for one in prepared], forward, at_once=self.batch_size)
-        return [
+        wait = self._encoder.run_later([one.pixels for one in prepared], forward, at_once=self.batch_size)
+        return lambda: [
             {"image_embedding": embedding.numpy(), "input_hw": np.array(one.pixels.shape[:2], np.int64)}
-            for embedding, one in zip(embeddings, prepared, strict=True)
+            for embedding, one in zip(wait(), prepared, strict=True)
         ]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(h, w, 3) uint8 to SAM's square input, float32."""
         height, width = pixels.shape[:2]
-        mean, std = (one.to(pixels.device) for one in (self._mean, self._std))
+        mean, std = (one.to(pixels.device, non_blocking=True) for one in (self._mean, self._std))
         inside = (pixels.permute(2, 0, 1) - mean) / std
         return F.pad(inside, (0, self._input_px - width, 0, self._input_px - height))
 
@@ -286,39 +286,38 @@ class SamSegmenter:
         fits the score map best is kept, if it fits at all. A candidate answers the first prompt with a point in it.
         A prompt without a prior is a user's scribble: what it marks is the answer, one candidate at most.
         """
-        return self.decode_many([(embedding, prompts)])[0]
+        return self.decode_planned([self.plan(embedding, prompts)])[0]
 
-    def decode_many(self, asked: Sequence[tuple[Embedding, Sequence[Prompt]]]) -> list[list[MaskCandidate]]:
-        """`decode` of several (embedding, prompts): what all of them propose shares passes, whosever image it is of."""
+    def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> "_Plan":
+        """What `decode_planned` needs for `decode` of this; needs no device."""
+        frame = _Frame.of(self, embedding)
+        return _Plan(embedding, prompts, frame, tuple(self._objects(frame, prompts)))
+
+    def decode_planned(self, plans: "Sequence[_Plan]") -> list[list[MaskCandidate]]:
+        """`decode` of what was planned: what all of them propose shares passes, whosever image it is of."""
         with torch.inference_mode():
-            found = self._propose(asked)
-            for (embedding, prompts), candidates in zip(asked, found, strict=True):
-                for position, prompt in enumerate(prompts):
-                    if prompt.prior is None and (marked := self._decode_scribble(embedding, prompt)) is not None:
+            found = self._propose(plans)
+            for plan, candidates in zip(plans, found, strict=True):
+                for position, prompt in enumerate(plan.prompts):
+                    if prompt.prior is None and (marked := self._decode_scribble(plan.embedding, prompt)) is not None:
                         candidates.append(MaskCandidate(*marked, position))
         return [sorted(candidates, key=lambda candidate: candidate.prompt_index) for candidates in found]
 
-    def _propose(self, asked: Sequence[tuple[Embedding, Sequence[Prompt]]]) -> list[list[MaskCandidate]]:
-        found: list[list[MaskCandidate]] = [[] for _ in asked]
+    def _propose(self, plans: "Sequence[_Plan]") -> list[list[MaskCandidate]]:
+        found: list[list[MaskCandidate]] = [[] for _ in plans]
         # Embeddings that are asked twice, for two labels, are one image.
-        embeddings = list({id(embedding): embedding for embedding, _ in asked}.values())
+        embeddings = list({id(plan.embedding): plan.embedding for plan in plans}.values())
         index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
-        frames = [_Frame.of(self, embedding) for embedding, _ in asked]
-        sam_prompts, planned, maps = [], [], []
-        for number, (_, prompts) in enumerate(asked):
-            for position, prompt, score_map in self._objects(frames[number], prompts):
-                sam_prompts.append(prompt)
-                planned.append((number, position))
-                maps.append(score_map)
+        asked = [(number, *one) for number, plan in enumerate(plans) for one in plan.objects]
 
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
             answers: list[tuple[Mask, float] | None] = [None] * len(group)
             by_frame: dict[_Frame, list[int]] = {}
             for row, one in enumerate(group):
-                by_frame.setdefault(frames[planned[one][0]], []).append(row)
+                by_frame.setdefault(plans[asked[one][0]].frame, []).append(row)
             # Chosen in the logits frame, where a mask costs little; only the best one is brought to the working size.
             for frame, rows in by_frame.items():
-                prior = torch.stack([maps[group[row]] for row in rows]).to(logits.device)
+                prior = torch.stack([asked[group[row]][3] for row in rows]).to(logits.device)
                 own = logits[rows]
                 masks = own[:, :, : frame.small_hw[0], : frame.small_hw[1]] > 0
                 chosen = select_by_prior(masks, predicted_iou[rows], prior, self._options.selection)
@@ -329,9 +328,10 @@ class SamSegmenter:
                     answers[rows[place]] = mask.copy(), score
             return answers
 
-        owners = [index_of[id(asked[number][0])] for number, _ in planned]
-        decoded = self._decode(embeddings, owners, sam_prompts, finish, is_multimask=True) if planned else []
-        for (number, position), answer in zip(planned, decoded, strict=True):
+        owners = [index_of[id(plans[number].embedding)] for number, _, _, _ in asked]
+        prompts = [prompt for _, _, prompt, _ in asked]
+        decoded = self._decode(embeddings, owners, prompts, finish, is_multimask=True) if asked else []
+        for (number, position, _, _), answer in zip(asked, decoded, strict=True):
             if answer is not None:
                 found[number].append(MaskCandidate(*answer, position))
         return found
@@ -400,3 +400,14 @@ class _Frame:
         """A score map in the logits frame."""
         size = self.small_hw[1], self.small_hw[0]
         return np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is asked of one image: its prompts, and of those with a score map its objects: (prompt that found it, what
+    to ask SAM, (h, w) float32 score map in the logits frame)."""
+
+    embedding: Embedding
+    prompts: Sequence[Prompt]
+    frame: _Frame
+    objects: tuple[tuple[int, SamPrompt, Tensor], ...]

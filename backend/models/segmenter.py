@@ -1,8 +1,8 @@
 """From prompts to mask candidates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -92,17 +92,19 @@ class BatchSegmenter(Segmenter, Protocol):
     """A segmenter whose images share forward passes."""
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """(H, W, 3) uint8 RGB as `embed_prepared` takes it; needs no device."""
+        """(H, W, 3) uint8 RGB as `embed_later` takes it; needs no device."""
         ...
 
-    def embed_prepared(self, prepared: Sequence[SegmenterInput]) -> list[Arrays]:
-        """`embed` of several images."""
+    def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+        """Begin to `embed` several images; gives what waits for them."""
         ...
 
-    def decode_many(
-        self, asked: Sequence[tuple[Mapping[str, NDArray[np.generic]], Sequence[Prompt]]]
-    ) -> list[list[MaskCandidate]]:
-        """`decode` of several (embedding, prompts), in as few passes as will do."""
+    def plan(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> Any:
+        """What `decode_planned` needs for `decode` of this; needs no device."""
+        ...
+
+    def decode_planned(self, plans: Sequence[Any]) -> list[list[MaskCandidate]]:
+        """`decode` of what was planned, of any images, in as few passes as will do."""
         ...
 
 

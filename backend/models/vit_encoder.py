@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,10 @@ class TimmEncoder:
         Raises:
             BadInputError: one of them is no such image.
         """
-        return self.encode_prepared([self.prepare(image) for image in images])
+        return self.encode_later([self.prepare(image) for image in images])()
 
     def prepare(self, image: Image) -> Tensor:
-        """What `encode_prepared` takes in place of an image: (h, w, 3) at the network's size. Needs no device.
+        """What `encode_later` takes in place of an image: (h, w, 3) at the network's size. Needs no device.
 
         Raises:
             BadInputError: no such image.
@@ -149,18 +149,34 @@ class TimmEncoder:
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
         return torch.from_numpy(resized)
 
-    def encode_prepared(self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """`encode_batch` of what `prepare` made, in float32 or, for less to carry from the device, float16."""
+    def encode_later(
+        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
+    ) -> Callable[[], list[Tensor]]:
+        """Begin `encode_batch` of what `prepare` made.
+
+        Args:
+            prepared: images of any sizes.
+            dtype: float32 or, for less to carry from the device, float16.
+
+        Returns:
+            what waits for the features.
+        """
         by_size: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
         for position, pixels in enumerate(prepared):
             by_size.setdefault((pixels.shape[0], pixels.shape[1]), []).append(position)
-        features: list[Tensor] = [torch.empty(0)] * len(prepared)
+        begun = []
         for hw, positions in by_size.items():
             basis = self._positional_basis(hw) if self._options.positional_rank else None
-            inputs = [prepared[position] for position in positions]
-            for position, one in zip(positions, self._features(inputs, basis, dtype), strict=True):
-                features[position] = one
-        return features
+            begun.append((positions, self._features_later([prepared[one] for one in positions], basis, dtype)))
+
+        def wait() -> list[Tensor]:
+            features: list[Tensor] = [torch.empty(0)] * len(prepared)
+            for positions, features_later in begun:
+                for position, one in zip(positions, features_later(), strict=True):
+                    features[position] = one
+            return features
+
+        return wait
 
     def input_hw(self, height: int, width: int) -> tuple[int, int]:
         """Size at which an image of (height, width) px is encoded: whole patches, nearly its aspect ratio."""
@@ -168,7 +184,9 @@ class TimmEncoder:
         scale = min(self._options.side_px / math.sqrt(height * width), self._options.longest_px / max(height, width))
         return max(round(height * scale / patch[0]), 1) * patch[0], max(round(width * scale / patch[1]), 1) * patch[1]
 
-    def _features(self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+    def _features_later(
+        self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype
+    ) -> Callable[[], list[Tensor]]:
         hw = inputs[0].shape[0], inputs[0].shape[1]
 
         def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
@@ -177,15 +195,15 @@ class TimmEncoder:
             with torch.autocast(raw.device.type, enabled=False):
                 features = F.normalize(self._grid.read(raw, hw).float(), dim=-1)
                 if basis is not None:
-                    directions = basis.to(features.device)
+                    directions = basis.to(features.device, non_blocking=True)
                     features = F.normalize(features - (features @ directions) @ directions.T, dim=-1)
             return features.to(dtype)
 
-        return self._on_device.run(inputs, forward, at_once=self.batch_size)
+        return self._on_device.run_later(inputs, forward, at_once=self.batch_size)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 to (B, 3, h, w) float32 as timm expects it."""
-        mean, std = (one.to(pixels.device) for one in (self._mean, self._std))
+        mean, std = (one.to(pixels.device, non_blocking=True) for one in (self._mean, self._std))
         return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
 
     def _positional_basis(self, input_hw: tuple[int, int]) -> Tensor:
@@ -196,7 +214,8 @@ class TimmEncoder:
             return known
         # The mean colour of the model's training images: normalised, it is zero.
         blank = self._mean.expand(*input_hw, 3).contiguous()
-        basis = positional_basis(self._features([blank], None, torch.float32)[0], self._options.positional_rank)
+        features = self._features_later([blank], None, torch.float32)()[0]
+        basis = positional_basis(features, self._options.positional_rank)
         with self._lock:
             self._bases[input_hw] = basis
             while len(self._bases) > _KEPT_BASES:

@@ -21,13 +21,13 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
-from backend.pipeline import Spread
+from backend.pipeline import SegmentationPlan
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
 from backend.projects.prefetch import Prefetch
-from backend.projects.together import Predicted, Together
+from backend.projects.together import Predicted, Steps, Together
 from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -262,21 +262,21 @@ class Predictions:
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
 
-        def segment(batch: Sequence[Mapping[str, EncodedImage]], spread: Spread) -> list[Callable[[], Json | None]]:
-            masks: list[dict[str, Callable[[], list[LabelMask]]]] = [{} for _ in batch]
-            for tag_name, references in known.by_tag.items():
-                images = [encoded[tag_name] for encoded in batch]
-                found = softmatcher.segment_later(images, references, options, spread=spread)
-                for own, later in zip(masks, found, strict=True):
-                    own[tag_name] = later
-            return [partial(finish, own) for own in masks]
+        def plan(encoded: Mapping[str, EncodedImage]) -> list[SegmentationPlan]:
+            return [softmatcher.plan(encoded[tag], references, options) for tag, references in known.by_tag.items()]
 
-        def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> Json | None:
-            regions = [one for tag_name, found in masks.items() for one in self._regions(config, tag_name, found())]
+        def segment(planned: Sequence[list[SegmentationPlan]]) -> list[Callable[[], Json | None]]:
+            masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans]))
+            return [partial(finish, [next(masks) for _ in plans]) for plans in planned]
+
+        def finish(masks: Sequence[Callable[[], list[LabelMask]]]) -> Json | None:
+            by_tag = zip(known.by_tag, masks, strict=True)
+            regions = [one for tag, found in by_tag for one in self._regions(config, tag, found())]
             return _prediction(regions, version) if regions else None
 
         tags = [config.image(tag_name) for tag_name in known.by_tag]
-        yield from Together(self._models, self._images).run(tasks, tags, fetcher, segment, should_stop)
+        steps = Steps(plan, segment)
+        yield from Together(self._models, self._images).run(tasks, tags, fetcher, steps, should_stop)
 
     def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
         with self._metrics.stage("rle"):

@@ -3,7 +3,8 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from backend.core.types import EncodedImage
 from backend.errors import SoftmatcherError
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
-from backend.pipeline import Spread
 from backend.projects.images import ReadImage, TaskImages
 from backend.projects.models import Models
 
@@ -20,22 +20,34 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Predicted = tuple[Json, Callable[[], Json | None]]
-Segment = Callable[[Sequence[Mapping[str, EncodedImage]], Spread], list[Callable[[], Json | None]]]
 
 _READERS = 8
 """Downloads and image decoders: an H100 encodes some 60 images a second, and one image takes a reader some 30 ms."""
 _FINISHERS = 4
 """For what is done image by image before and after the decoder; more only get into each other's way in Python."""
 _BATCHES_AHEAD = 2
-_BATCHES_BEHIND = 2
-"""Segmented, and not yet packed: beyond these the models wait."""
+_BATCHES_BEHIND = 3
+"""Encoded, and not yet packed: beyond these the encoders wait."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with encoded images, outside of turns.
+
+    Attributes:
+        plan: matches one task's, by tag name.
+        segment: the decoder's part of several tasks' plans; gives what makes the prediction of each.
+    """
+
+    plan: Callable[[Mapping[str, EncodedImage]], Any]
+    segment: Callable[[Sequence[Any]], list[Callable[[], Json | None]]]
 
 
 class Together:
-    """Predicts tasks in steps: one batch is encoded while the batch before it is matched and goes through the decoder.
+    """Predicts tasks in steps: one batch is encoded while those before it are matched, segmented and packed.
 
-    A step is one turn on the models; what a person waits for comes in between two of them. What needs no models waits
-    for no step: files are read before, masks are cleaned and packed after it, by threads.
+    Encoding a batch is one turn on the models: what a person waits for comes in between two of them. All else waits for
+    no turn and holds none, since it takes the device for milliseconds at a time.
     """
 
     def __init__(self, models: Models, images: TaskImages) -> None:
@@ -47,7 +59,7 @@ class Together:
         tasks: Sequence[Json],
         tags: Sequence[ImageTag],
         fetcher: ImageFetcher,
-        segment: Segment,
+        steps: Steps,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
         """Predict tasks, in their order.
@@ -56,9 +68,7 @@ class Together:
             tasks: as Label Studio gives them.
             tags: whose images are needed of each.
             fetcher: of the project.
-            segment: the models' part of the predictions of several tasks, from their encoded images by tag name; runs
-                in a thread, within a turn, and gets what spreads its work over more of them. Gives what makes the
-                prediction of each, outside of turns.
+            steps: what is done with their images.
             should_stop: asked before each batch; True leaves the rest.
 
         Yields:
@@ -75,8 +85,7 @@ class Together:
         segmenting = ThreadPoolExecutor(1, "segment", _alone)
         finishers = ThreadPoolExecutor(_FINISHERS, "finish", _alone)
         reading: deque[list[tuple[Json, dict[str, Future[ReadImage]]]]] = deque()
-        encoded: list[_Task] = []
-        finishing: deque[tuple[_Task, Future[None]]] = deque()
+        under_way: deque[tuple[list[_Task], Future[list[Future[None]]]]] = deque()
         try:
             while True:
                 while len(reading) < _BATCHES_AHEAD and (batch := next(batches, None)) is not None:
@@ -86,24 +95,18 @@ class Together:
                             for task in batch
                         ]
                     )
-                following = [] if not reading or should_stop() else reading.popleft()
-                is_last = not following and not encoded
-                while finishing and (is_last or finishing[0][1].done() or len(finishing) > _BATCHES_BEHIND * size):
-                    one, finished = finishing.popleft()
-                    finished.result()
-                    yield one.task, one.answer
-                if is_last:
-                    return
-                read = [_Task.of(task, files) for task, files in following]
+                if not reading or should_stop():
+                    break
+                read = [_Task.of(task, files) for task, files in reading.popleft()]
                 with self._models.gate.turn():
-                    segmented = segmenting.submit(_segment, encoded, segment, planners.map)
-                    try:
-                        self._encode(read)
-                    finally:
-                        wait([segmented])
-                segmented.result()
-                finishing += [(one, finishers.submit(one.finish)) for one in encoded]
-                encoded = read
+                    self._encode(read)
+                for one in read:
+                    one.planned = None if one.failure else planners.submit(steps.plan, one.encoded)
+                under_way.append((read, segmenting.submit(_segment, read, steps.segment, finishers)))
+                while under_way and (len(under_way) > _BATCHES_BEHIND or _is_over(under_way[0][1])):
+                    yield from _answers(*under_way.popleft())
+            while under_way:
+                yield from _answers(*under_way.popleft())
         finally:
             # A download that hangs must not hold up a worker that is asked to end.
             for pool in (readers, planners, segmenting, finishers):
@@ -127,6 +130,7 @@ class _Task:
     def __init__(self, task: Json) -> None:
         self.task = task
         self.images: dict[str, ReadImage] = {}
+        self.planned: Future[Any] | None = None
         self.predict: Callable[[], Json | None] | None = None
         self.prediction: Json | None = None
         self.failure: Exception | None = None
@@ -156,7 +160,7 @@ class _Task:
         except Exception as error:
             self.failure = error
         # What waits to be asked for its answer shall not hold images meanwhile.
-        self.images, self.predict = {}, None
+        self.images, self.planned, self.predict = {}, None, None
 
     def answer(self) -> Json | None:
         """Its prediction; raises what was wrong."""
@@ -165,21 +169,42 @@ class _Task:
         return self.prediction
 
 
-def _segment(tasks: Sequence[_Task], segment: Segment, spread: Spread) -> None:
-    """The models' part of what is encoded; where that fails for all together, each by itself, so that one spoils
-    nothing."""
-    good = [one for one in tasks if one.failure is None]
+def _segment(
+    tasks: Sequence[_Task],
+    segment: Callable[[Sequence[Any]], list[Callable[[], Json | None]]],
+    finishers: ThreadPoolExecutor,
+) -> list[Future[None]]:
+    """The decoder's part of what is planned; where that fails for all together, each by itself, so that one spoils
+    nothing. Gives what waits for the rest."""
+    good: list[tuple[_Task, Any]] = []
+    for one in tasks:
+        try:
+            if one.planned is not None:
+                good.append((one, one.planned.result()))
+        except Exception as error:
+            one.failure = error
     try:
-        predict = segment([one.encoded for one in good], spread) if good else []
+        predict = segment([plan for _, plan in good]) if good else []
     except Exception:
-        for one in good:
+        for one, plan in good:
             try:
-                (one.predict,) = segment([one.encoded], map)
+                (one.predict,) = segment([plan])
             except Exception as error:
                 one.failure = error
     else:
-        for one, own in zip(good, predict, strict=True):
+        for (one, _), own in zip(good, predict, strict=True):
             one.predict = own
+    return [finishers.submit(one.finish) for one in tasks]
+
+
+def _is_over(segmented: Future[list[Future[None]]]) -> bool:
+    return segmented.done() and all(one.done() for one in segmented.result())
+
+
+def _answers(tasks: Sequence[_Task], segmented: Future[list[Future[None]]]) -> Iterator[Predicted]:
+    for one, finished in zip(tasks, segmented.result(), strict=True):
+        finished.result()
+        yield one.task, one.answer
 
 
 def _alone() -> None:

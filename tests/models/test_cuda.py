@@ -74,7 +74,7 @@ def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float
         assert other.shape == one.shape
         assert float((one * other).sum(dim=-1).min()) > least
         torch.testing.assert_close(other.norm(dim=-1), torch.ones(other.shape[:2]))
-    (rounded,) = found.encode_prepared([found.prepare(images[0])], dtype=torch.float16)
+    (rounded,) = found.encode_later([found.prepare(images[0])], dtype=torch.float16)()
     assert rounded.dtype == torch.float16
     assert float((rounded.float() * found.encode(images[0])).sum(dim=-1).min()) > 0.999
 
@@ -172,7 +172,8 @@ def test_images_that_share_passes_get_their_own_masks() -> None:
         "other": engine.gather([engine.describe(images[2], encoded[2], ~mask)]),
     }
     with ThreadPoolExecutor(3) as pool:
-        together = [masks() for masks in engine.segment_later(encoded, references, spread=pool.map)]
+        plans = list(pool.map(lambda one: engine.plan(one, references), encoded))
+    together = [masks() for masks in engine.segment_planned(plans)]
     assert any(together)
     for found, one in zip(together, encoded, strict=True):
         alone = engine.segment(one, references)

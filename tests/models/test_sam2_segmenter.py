@@ -222,7 +222,7 @@ def test_images_that_share_passes_get_their_own_masks() -> None:
         prior[2 : hw[0] // 2, 5 + seed : 30] = 0.9
         scribble = Scribble(hw, positive_xy=np.array([[10, 4]], np.float32))
         asked.append((embedding, [Prompt(scribble, prior=prior), Prompt(scribble)]))
-    together = segmenter.decode_many(asked)
+    together = segmenter.decode_planned([segmenter.plan(*one) for one in asked])
     assert any(found for found in together)
     for found, one in zip(together, asked, strict=True):
         alone = segmenter.decode(*one)

@@ -208,7 +208,7 @@ def test_images_that_share_passes_get_their_own_masks() -> None:
     # A second label of the first image, a click on the second.
     asked.append((asked[0][0], [Prompt(asked[0][1][0].scribble, prior=np.ones((60, 96), np.float32))]))
     asked.append((asked[1][0], [Prompt(asked[1][1][0].scribble)]))
-    together = segmenter.decode_many(asked)
+    together = segmenter.decode_planned([segmenter.plan(*one) for one in asked])
     assert [[one.prompt_index for one in found] for found in together] == [[0, 1]] * 4 + [[0]] * 2
     for found, one in zip(together, asked, strict=True):
         for candidate, alone in zip(found, segmenter.decode(*one), strict=True):

@@ -112,8 +112,8 @@ class SlowToFinish(BatchSoftmatcher):
         self.begun: list[int] = []
         self.numbers = itertools.count(1)
 
-    def segment_later(self, *arguments: Any, **more: Any) -> list[Callable[[], list[LabelMask]]]:
-        return [partial(self._finish, masks) for masks in super().segment_later(*arguments, **more)]
+    def segment_planned(self, plans: Sequence[Any]) -> list[Callable[[], list[LabelMask]]]:
+        return [partial(self._finish, masks) for masks in super().segment_planned(plans)]
 
     def _finish(self, masks: Callable[[], list[LabelMask]]) -> list[LabelMask]:
         number = next(self.numbers)
