@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-_PINNED_SHAPES = 32
-_PINNED_OF_A_SHAPE = 16
-"""Of inputs and answers, some MB each."""
+_PINNED_BYTES = 512 * 2**20
+"""Kept for inputs and answers to come, of a network: some MB each."""
 
 NetworkCall = Callable[[nn.Module, list[Tensor]], Tensor]
 PartCall = Callable[[nn.Module, torch.device, slice], R]
@@ -68,6 +67,7 @@ class Answer:
     Attributes:
         values: (B, ...), there once `wait` returns.
         wait: for them.
+        is_pinned: the values lie in memory that goes back to `Transfers`.
     """
 
     values: Tensor
@@ -76,13 +76,14 @@ class Answer:
 
 
 class Transfers:
-    """What a network's stream carries to a CUDA device and back, beside the kernels of others, from pinned memory.
+    """What a network's stream carries to a CUDA device and back, beside the kernels of others.
 
-    Pinning memory takes longer than a copy: it is used again.
+    That needs pinned memory, and pinning takes longer than a copy: it is used again.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, *, most_bytes: int = _PINNED_BYTES) -> None:
         self._stream = stream
+        self._most_bytes = most_bytes
         self._lock = threading.Lock()
         self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
@@ -106,10 +107,10 @@ class Transfers:
         """Memory that nobody reads or writes any more."""
         with self._lock:
             for one in pinned:
-                free = self._free.setdefault((one.shape, one.dtype), [])
-                if len(free) < _PINNED_OF_A_SHAPE:
-                    free.append(one)
-            while len(self._free) > _PINNED_SHAPES:
+                # Shapes of late come last: those of images that are not seen any more are let go first.
+                free = self._free.pop((one.shape, one.dtype), [])
+                self._free[one.shape, one.dtype] = [*free, one]
+            while sum(one.nbytes for free in self._free.values() for one in free) > self._most_bytes:
                 self._free.pop(next(iter(self._free)))
 
     def _pinned(self, like: Tensor) -> Tensor:
@@ -172,6 +173,13 @@ class OnDevice:
     def good_batch(self) -> int:
         """Images that are worth encoding together: one on a CPU, where a batch gains nothing and holds others up."""
         return 8 if self.device.type == "cuda" else 1
+
+    @property
+    def memory_mb(self) -> float | None:
+        """Of a GPU, in 2**20 bytes, whoever uses it; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return float(torch.cuda.get_device_properties(self.device).total_memory) / 2**20
 
     def run(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> list[Tensor]:
         """Forward passes over items, on the device as far as its memory goes.

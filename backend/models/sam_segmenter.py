@@ -34,8 +34,10 @@ from backend.models.segmenter import MaskCandidate, Prompt, SegmenterInput, requ
 T = TypeVar("T")
 _BYTES_A_CELL = 24_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
-_DECODE_MB = {"cpu": 200.0, "cuda": 800.0}
-"""Two prompts a pass on a CPU, whose caches hold no more; measured: a prompt of eight in 0.93 of a lone one's time."""
+_DECODE_MB_ON_CPU = 200.0
+"""Two prompts a pass, whose caches hold no more; measured: a prompt of eight in 0.93 of a lone one's time."""
+_DECODE_SHARE_OF_GPU = 1 / 16
+"""Of its memory: ten prompts a pass with 16 GB, all those of eight images with 80 GB."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,9 @@ class SamSegmenter:
         return [answers[position] for position in range(len(prompts))]
 
     def _prompts_at_once(self, cells: int) -> int:
-        decode_mb = self._options.decode_mb or _DECODE_MB[self._decoder.device.type]
+        memory_mb = self._decoder.memory_mb
+        quickest_mb = _DECODE_MB_ON_CPU if memory_mb is None else _DECODE_SHARE_OF_GPU * memory_mb
+        decode_mb = self._options.decode_mb or quickest_mb
         return max(1, int(decode_mb * 2**20 / (cells * _BYTES_A_CELL)))
 
     def logits_at(self, logits: Tensor, input_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from backend.core import interruption
 from backend.core.interruption import InterruptedWorkError, interruptible
 from backend.errors import ConfigurationError
-from backend.models.accelerator import OnDevice, choose_device, make_interruptible
+from backend.models.accelerator import Answer, OnDevice, Transfers, choose_device, make_interruptible
 
 
 class Doubling(nn.Module):
@@ -50,6 +50,86 @@ def test_what_does_not_fit_at_all_runs_on_the_cpu_with_a_warning(caplog: pytest.
         answers = OnDevice(network, torch.device("cpu")).run(_items(2), lambda net, items: net(torch.stack(items)))
     assert [float(answer.mean()) for answer in answers] == [0, 2]
     assert "runs on the CPU" in caplog.text
+
+
+class NoticedTransfers(Transfers):
+    """Plain memory; notes what is begun and what is waited for."""
+
+    def __init__(self, events: list[str], **options: int) -> None:
+        super().__init__(None, **options)
+        self.events = events
+        self.made: list[Tensor] = []
+
+    def carry(self, pinned: Tensor, device: torch.device) -> Tensor:
+        return pinned.clone()
+
+    def bring_back(self, answer: Tensor) -> Answer:
+        pinned = self._pinned(answer)
+        number = sum(event.startswith("begun") for event in self.events)
+        self.events.append(f"begun {number}")
+
+        def wait() -> None:
+            self.events.append(f"waited {number}")
+            pinned.copy_(answer)
+
+        return Answer(pinned, wait, is_pinned=True)
+
+    def _new(self, like: Tensor) -> Tensor:
+        self.made.append(torch.zeros(like.shape, dtype=like.dtype))
+        return self.made[-1]
+
+
+def _with_transfers(network: nn.Module, events: list[str], **options: int) -> tuple[OnDevice, NoticedTransfers]:
+    on_device, transfers = OnDevice(network, torch.device("cpu")), NoticedTransfers(events, **options)
+    on_device._transfers = transfers
+    return on_device, transfers
+
+
+def _double(network: nn.Module, items: list[Tensor]) -> Tensor:
+    answer: Tensor = network(torch.stack(items))
+    return answer
+
+
+def test_all_passes_are_queued_before_one_is_waited_for() -> None:
+    events: list[str] = []
+    on_device, transfers = _with_transfers(Doubling(100), events)
+    begun = on_device.run_later(_items(5), _double, at_once=2)
+    also = on_device.run_later([item + 10 for item in _items(2)], _double)
+    assert events == ["begun 0", "begun 1", "begun 2", "begun 3"]
+    answers = begun()
+    assert events[4:] == ["waited 0", "waited 1", "waited 2"]
+    assert [float(answer.mean()) for answer in answers] == [0, 2, 4, 6, 8]
+    assert [float(answer.mean()) for answer in also()] == [20, 22]
+    # Memory that carried something is used again, and never by two at a time: what was answered stays.
+    made = len(transfers.made)
+    again = on_device.run([item + 20 for item in _items(5)], _double, at_once=2)
+    assert [float(answer.mean()) for answer in again] == [40, 42, 44, 46, 48]
+    assert [float(answer.mean()) for answer in answers] == [0, 2, 4, 6, 8]
+    assert len(transfers.made) == made
+
+
+def test_a_full_device_halves_what_is_queued_behind_other_passes() -> None:
+    events: list[str] = []
+    network = Doubling(100)
+    on_device, _ = _with_transfers(network, events)
+
+    def call(net: nn.Module, items: list[Tensor]) -> Tensor:
+        network.room = 1 if events else 100
+        return _double(net, items)
+
+    assert [float(answer.mean()) for answer in on_device.run(_items(6), call, at_once=3)] == [0, 2, 4, 6, 8, 10]
+    assert network.sizes == [3, 3, 2, 1, 1, 1]
+
+
+def test_memory_kept_for_transfers_is_bounded() -> None:
+    item_bytes = 4 * 4
+    on_device, transfers = _with_transfers(Doubling(100), [], most_bytes=10 * item_bytes)
+    for side in (1, 2, 3, 4):
+        items = [torch.full((1, 2, 2 * side), float(side))] * 3
+        assert [float(one.mean()) for one in on_device.run(items, _double)] == [2.0 * side] * 3
+        kept = [one for free in transfers._free.values() for one in free]
+        assert sum(one.nbytes for one in kept) <= 10 * item_bytes
+        assert side > 1 or len(kept) == 4
 
 
 def test_benchmarks_are_told_of_each_pass_and_of_nothing_around_it() -> None:

@@ -215,6 +215,26 @@ def test_threads_never_see_each_others_image() -> None:
     assert mixed == []
 
 
+def test_what_is_queued_before_it_is_waited_for_gets_its_own_answers() -> None:
+    """Memory for copies is used again; nobody's answer may change when it is."""
+    on_device = OnDevice(nn.Identity(), CUDA, uses_half=False)
+    answers: list[list[Tensor]] = []
+    for turn in range(6):
+        waits = [
+            on_device.run_later(
+                [torch.full((2**18,), float(100 * turn + 10 * call + number)) for number in range(8)],
+                lambda network, there: torch.stack(there) * 2,
+                at_once=3,
+            )
+            for call in range(3)
+        ]
+        answers += [wait() for wait in waits]
+    for number, answer in enumerate(answers):
+        expected = [2.0 * (100 * (number // 3) + 10 * (number % 3) + one) for one in range(8)]
+        assert [float(one.min()) for one in answer] == expected
+        assert [float(one.max()) for one in answer] == expected
+
+
 def test_benchmarks_are_told_what_the_gpu_took_and_no_copies() -> None:
     """A pass of some 10 ms is told as such; one that does nothing as nearly nothing, however much is carried for it."""
     on_device = OnDevice(nn.Identity(), CUDA, uses_half=False)
