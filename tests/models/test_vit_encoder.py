@@ -180,14 +180,14 @@ def test_positional_directions_are_gone() -> None:
     assert plain.signature != without.signature
     features = without.encode(_image())
     blank = plain._mean.expand(*plain.input_hw(90, 150), 3).contiguous()
-    basis = positional_basis(plain._features([blank], None, torch.float32)[0], 4)
+    basis = positional_basis(plain._features_later([blank], None, torch.float32)()[0], 4)
     assert float((features @ basis).abs().max()) < 1e-5
 
 
 def test_a_blank_image_keeps_nothing_of_the_directions_taken_out() -> None:
     """They are its own leading ones: what is left of it holds none, and less of it the more are taken."""
     plain = _encoder()
-    blank = plain._features([plain._mean.expand(112, 112, 3).contiguous()], None, torch.float32)[0].flatten(0, 1)
+    blank = plain.encode_later([plain._mean.expand(112, 112, 3).contiguous()])()[0].flatten(0, 1)
     left = []
     for rank in (1, 4, 16):
         basis = positional_basis(blank.reshape(8, 8, -1), rank)
