@@ -1,12 +1,11 @@
 """Does the service stay right, small and quick under eight threads of mixed requests?
 
-    python benchmarks/eight_threads.py [--seconds 120] [--json FILE]
+    python -m benchmarks.eight_threads [--seconds 120] [--json FILE]
 
 Two threads click, two open tasks (with prefetch), four ask for batches, on a service with small networks of SAM's and
 DINOv2's own layout and random weights, whose every answer is known beforehand from a single thread. Every request
-brings
-files that no cache knows. Fails if an answer differs, if memory grows, or if a batch call began while an interactive
-one waited. In the tests for some seconds, here for two minutes.
+brings files that no cache knows. Fails if an answer differs, if memory grows, or if a batch call began while an
+interactive one waited. In the tests for some seconds, here for two minutes.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What does a second propagation cost, with one more reference, when every image is encoded already?
 
-    python benchmarks/second_propagation.py [--profile mobile] [--tasks 12] [--references 1] [--json FILE]
+    python -m benchmarks.second_propagation [--profile mobile] [--tasks 12] [--references 1] [--json FILE]
 
 The workers' own code over a Label Studio in memory: plan, download, encode, match, decode, clean-up, RLE, import and
 removal of the older predictions. 640 x 480 px photographs made of scikit-image's, no two the same. Weights that are

@@ -22,10 +22,12 @@ def list_weights(as_json: Annotated[bool, typer.Option("--json", help="For machi
 @weights_app.command("fetch")
 @clear_errors
 def fetch_weights(
-    what: Annotated[str, typer.Argument(help="A profile (mobile, base, large, sam2) or a model of `weights list`.")],
+    what: Annotated[
+        list[str], typer.Argument(help="Profiles (mobile, base, large, sam2) or models of `weights list`.")
+    ],
     mirror: Annotated[str | None, typer.Option(help="Folder to take the files from: https:, http: or file:.")] = None,
 ) -> None:
-    """Download the weights of a profile, or go on where a download stopped."""
+    """Download the weights of profiles or models, or go on where a download stopped."""
     from backend.cli.weights import fetch
     from backend.settings import load_settings
 

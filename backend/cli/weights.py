@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,18 +33,18 @@ def list_weights(settings: Settings, *, as_json: bool, console: Console | None =
     (console or Console()).print(table)
 
 
-def fetch(settings: Settings, what: str, mirror: str | None, console: Console | None = None) -> None:
-    """Have the files of a profile or model; progress on a terminal, one line a file elsewhere.
+def fetch(settings: Settings, what: Sequence[str], mirror: str | None, console: Console | None = None) -> None:
+    """Have the files of profiles or models; progress on a terminal, one line a file elsewhere.
 
     Raises:
         ConfigurationError, ModelUnavailableError, BadInputError: see `fetch_weights`.
     """
     console = console or Console()
     store = WeightsStore(settings.weights_folder)
-    wanted = weights_of(what)
+    wanted = {known.name: known for one in what for known in weights_of(one)}
     if not wanted:
-        console.print(f"profile {what} needs no download")
-    for known in wanted:
+        console.print(f"profile {', '.join(what)} needs no download")
+    for known in wanted.values():
         with Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
             TimeRemainingColumn(),

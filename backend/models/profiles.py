@@ -82,11 +82,7 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     is_sam2 = segmenter_name in SAM2_MODELS
     if is_sam2:
         require_sam2(segmenter_name)
-    # Both files are looked for before either is read: one message names all that is to be done.
-    encoder_weights, segmenter_weights = (
-        _path(source, name, profile if name in PROFILE_WEIGHTS[profile] else None)
-        for name in (encoder_name, segmenter_name)
-    )
+    encoder_weights, segmenter_weights = _paths(source, (encoder_name, segmenter_name), profile)
     options = VitOptions(side_px=_SIDE_PX[profile], positional_rank=source.positional_rank)
     encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
     content = weights_sha256(segmenter_weights)[:12] if segmenter_weights else "random0"
@@ -103,18 +99,23 @@ def missing_weights(profile: str, folder: Path) -> list[str]:
     return [name for name in PROFILE_WEIGHTS.get(profile, ()) if store.find(name) is None]
 
 
-def _path(source: ModelSource, name: str, profile: str | None) -> Path | None:
-    stored: StoredWeights | None = None
-    if source.weights_folder is not None:
-        store = WeightsStore(source.weights_folder)
-        stored = store.find(name) if source.is_random else store.require(name, profile=profile)
-    elif not source.is_random:
-        raise ConfigurationError(f"{name} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
+def _paths(source: ModelSource, names: tuple[str, str], profile: str) -> list[Path | None]:
+    """Both files, found before either is read: one message names all that is to be done."""
+    if source.is_random:
+        store = None if source.weights_folder is None else WeightsStore(source.weights_folder)
+        return [None if store is None else _intact(store.find(name)) for name in names]
+    if source.weights_folder is None:
+        raise ConfigurationError(f"{names[0]} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
+    own = profile if names == PROFILE_WEIGHTS[profile] else None
+    return [_intact(stored) for stored in WeightsStore(source.weights_folder).require(names, profile=own)]
+
+
+def _intact(stored: StoredWeights | None) -> Path | None:
     if stored is None:
         return None
     if weights_sha256(stored.path) != stored.sha256:
         raise ModelUnavailableError(
-            f"weights of {name} are damaged (their sha256 changed): run `python -m backend weights fetch {name}`, or "
-            "import the file again"
+            f"weights of {stored.name} are damaged (their sha256 changed): run `python -m backend weights fetch "
+            f"{stored.name}`, or import the file again"
         )
     return stored.path

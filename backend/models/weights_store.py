@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,26 +120,34 @@ class WeightsStore:
         names = sorted(path.stem for path in (self.folder / "models").glob("*.json"))
         return [stored for name in names if _NAME.fullmatch(name) and (stored := self.find(name)) is not None]
 
-    def require(self, name: str, *, profile: str | None = None) -> StoredWeights:
-        """What is stored of a model, its file still as long as it was.
+    def require(self, names: Sequence[str], *, profile: str | None = None) -> list[StoredWeights]:
+        """What is stored of models, their files still as long as they were.
+
+        Args:
+            names: of the models.
+            profile: whose models they are; None if they are no profile's own.
 
         Raises:
-            ModelUnavailableError: missing or cut off; names the command that helps.
+            ModelUnavailableError: missing or cut off; names the command that helps, for all that is missing.
         """
-        stored = self.find(name)
-        if stored is None:
-            known = weights_catalogue.known_weights(name)
-            if known is None:
-                command = f"python -m backend weights import PATH --as {name}"
-            else:
-                command = f"python -m backend weights fetch {profile or name}"
-            raise ModelUnavailableError(f"weights of {name} are missing in {self.folder}: run `{command}`")
-        if stored.path.stat().st_size != stored.size_bytes:
+        found = {name: stored for name in names if (stored := self.find(name)) is not None}
+        missing = [name for name in names if name not in found]
+        if missing:
+            offered = [name for name in missing if weights_catalogue.known_weights(name) is not None]
+            commands = [f"`python -m backend weights fetch {profile or ' '.join(offered)}`"] if offered else []
+            commands += [
+                f"`python -m backend weights import PATH --as {name}`" for name in missing if name not in offered
+            ]
             raise ModelUnavailableError(
-                f"weights of {name} are damaged ({stored.path.stat().st_size} of {stored.size_bytes} bytes): "
-                f"run `python -m backend weights fetch {name}`, or import the file again"
+                f"weights of {' and '.join(missing)} are missing in {self.folder}: run {', then '.join(commands)}"
             )
-        return stored
+        for name, stored in found.items():
+            if stored.path.stat().st_size != stored.size_bytes:
+                raise ModelUnavailableError(
+                    f"weights of {name} are damaged ({stored.path.stat().st_size} of {stored.size_bytes} bytes): "
+                    f"run `python -m backend weights fetch {name}`, or import the file again"
+                )
+        return [found[name] for name in names]
 
     def verify(self, stored: StoredWeights) -> str | None:
         """Read a file again; None if it is what it was, otherwise what is wrong with it."""

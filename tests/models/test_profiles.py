@@ -83,7 +83,7 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
     features = encoder.encode(np.zeros((480, 640, 3), np.uint8))
     assert features.shape == (28, 37, 384)
 
-    blob = WeightsStore(settings.weights_folder).require("mobile_sam").path
+    blob = WeightsStore(settings.weights_folder).require(["mobile_sam"])[0].path
     content = bytearray(blob.read_bytes())
     content[len(content) // 2] ^= 1
     blob.unlink()
@@ -127,7 +127,7 @@ def test_unknown_profile_and_encoder_are_refused(tmp_path: Path) -> None:
         load_softmatcher("lite", source=ModelSource(encoder="resnet18"))
     with pytest.raises(ModelUnavailableError, match="weights import PATH --as vit_base_patch16_dinov3"):
         load_softmatcher("base", source=ModelSource(tmp_path, encoder="vit_base_patch16_dinov3"))
-    with pytest.raises(ModelUnavailableError, match="weights fetch vit_base_patch14_reg4_dinov2"):
+    with pytest.raises(ModelUnavailableError, match="weights fetch vit_base_patch14_reg4_dinov2 sam_vit_b"):
         load_softmatcher("base", source=ModelSource(tmp_path, encoder="vit_base_patch14_reg4_dinov2"))
     assert missing_weights("base", tmp_path) == ["vit_base_patch14_dinov2", "sam_vit_b"]
     assert missing_weights("lite", tmp_path) == []

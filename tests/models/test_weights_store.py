@@ -44,9 +44,15 @@ def test_the_catalogue_is_consistent() -> None:
 
 def test_missing_weights_name_the_command(store: WeightsStore) -> None:
     with pytest.raises(ModelUnavailableError, match="run `python -m backend weights fetch base`"):
-        store.require("sam_vit_b", profile="base")
-    with pytest.raises(ModelUnavailableError, match="weights import PATH --as vit_base_patch16_dinov3"):
-        store.require("vit_base_patch16_dinov3")
+        store.require(["vit_base_patch14_dinov2", "sam_vit_b"], profile="base")
+    with pytest.raises(ModelUnavailableError, match=r"weights import PATH --as vit_base_patch16_dinov3`$"):
+        store.require(["vit_base_patch16_dinov3"])
+    # All of them at once, so that the second is not asked for when the first is there.
+    with pytest.raises(ModelUnavailableError, match=r"run `python -m backend weights fetch sam_vit_b mobile_sam`$"):
+        store.require(["sam_vit_b", "mobile_sam"])
+    both = "fetch sam_vit_b`, then `python -m backend weights import PATH --as vit_base_patch16_dinov3`"
+    with pytest.raises(ModelUnavailableError, match=both):
+        store.require(["vit_base_patch16_dinov3", "sam_vit_b"])
 
 
 def test_official_file_is_known_by_its_content(
@@ -109,9 +115,9 @@ def test_damage_is_found(store: WeightsStore, tmp_path: Path) -> None:
     assert "not " + stored.sha256 in str(store.verify(stored))
     stored.path.write_bytes(CONTENT[:-3])
     with pytest.raises(ModelUnavailableError, match=f"{len(CONTENT) - 3} of {len(CONTENT)} bytes"):
-        store.require("resnet18")
+        store.require(["resnet18"])
     store.add(_file(tmp_path, "w.pth"), name="resnet18", source="here")  # importing it again mends it
-    assert store.verify(store.require("resnet18")) is None
+    assert store.verify(store.require(["resnet18"])[0]) is None
 
 
 def test_unreadable_notes_are_no_weights(store: WeightsStore, tmp_path: Path) -> None:
