@@ -5,7 +5,7 @@ import io
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +67,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
         config=config,
         client=projects.client_for(key),
         fetcher=projects.fetcher_for(key),
-        references=ReferenceIndex(projects, key, config.labels),
+        references=ReferenceIndex(projects, key, config),
         max_pixels=int(projects.settings.max_image_mpx * 1e6),
     )
 
@@ -75,7 +75,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
 class ReferenceIndex:
     """Which references of this backend belong to an annotation or a prediction. Without any, all answers are ()."""
 
-    def __init__(self, projects: Projects, project_key: str, labels: Sequence[str]) -> None:
+    def __init__(self, projects: Projects, project_key: str, config: LabelConfig) -> None:
         store = projects.store
         signatures = {each.annotation_id: each.signature for each in store.annotations(project_key)}
         self._of_annotation: dict[tuple[int, str], list[int]] = {}
@@ -86,7 +86,7 @@ class ReferenceIndex:
             by_signature.setdefault((signature, reference.label), []).append(reference.id)
         project = store.project(project_key)
         self._of_prediction = {
-            (projects.predictions.version_of(project, signature, labels), label): ids
+            (projects.predictions.version_of(project, signature, config), label): ids
             for (signature, label), ids in by_signature.items()
         }
 

@@ -1,6 +1,7 @@
 """Masks out: for the scribble on the screen, for tasks without context, and through the queue for the rest."""
 
 import hashlib
+import json
 import logging
 import threading
 import time
@@ -98,14 +99,34 @@ class Predictions:
         """
         softmatcher, _ = self._models.get(wait_s)
         project = self._store.project(project_key)
-        labels = parse_label_config(project.label_config).labels if project and project.label_config else ()
-        return self.version_of(project, softmatcher.signature, labels)
+        config = parse_label_config(project.label_config) if project and project.label_config else None
+        return self.version_of(project, softmatcher.signature, config)
 
-    def version_of(self, project: ProjectRecord | None, signature: str, labels: Sequence[str]) -> str:
-        """The model_version that models of this signature have with the project's references; needs no models."""
-        references = self._store.references_digest(project.key, labels, signature) if project else ""
-        options = match_options(self._settings, project).digest() if project else ""
-        digest = hashlib.sha256("\n".join((signature, options, references)).encode()).hexdigest()
+    def version_of(
+        self,
+        project: ProjectRecord | None,
+        signature: str,
+        config: LabelConfig | None,
+        labels: Sequence[str] | None = None,
+    ) -> str:
+        """The model_version that models of this signature have with the project's references; needs no models.
+
+        Args:
+            project: None if it is not known yet.
+            signature: of the models.
+            config: the label config. A region also depends on where its label is in it: a prediction for a brush that
+                has another name by now shows nothing.
+            labels: of them; None: all.
+        """
+        parts = [signature]
+        if project is not None:
+            wanted = () if config is None else config.labels if labels is None else labels
+            parts.append(match_options(self._settings, project).digest())
+            parts.append(self._store.references_digest(project.key, wanted, signature))
+            if config is not None:
+                found = self._store.reference_labels(project.key, wanted, signature)
+                parts += [place for label in found for place in _places(config, label)]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
 
     def predict(self, project_key: str, label_config: str, tasks: Sequence[Json]) -> Answer:
@@ -327,7 +348,7 @@ class Predictions:
             if found is not None:
                 with self._metrics.stage("rle"):
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
-        return _prediction(regions, self.version_of(project, softmatcher.signature, config.labels))
+        return _prediction(regions, self.version_of(project, softmatcher.signature, config))
 
     def explain(self, project_id: int, task_id: int) -> bytes:
         """Why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and dropped.
@@ -385,7 +406,7 @@ class Predictions:
         """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
-        version = self.version_of(project, softmatcher.signature, wanted)
+        version = self.version_of(project, softmatcher.signature, config, wanted)
         key = (project.key, version)
         with self._lock:
             if key in self._known:
@@ -450,6 +471,15 @@ def _is_scribble(item: object) -> bool:
     """Strokes drawn since the draft was last merged (`touches`), or a prompt; a finished brush region is neither."""
     value = item.get("value") if isinstance(item, dict) else None
     return isinstance(value, dict) and ("touches" in value or "rle" not in value)
+
+
+def _places(config: LabelConfig, label: str) -> list[str]:
+    """Where a label's regions go: brush, image, and where a task has that one's address."""
+    return [
+        json.dumps([label, brush.name, brush.to_name, config.image(brush.to_name).task_key])
+        for brush in config.brushes
+        if label in brush.labels
+    ]
 
 
 def _prediction(regions: list[Json], version: str) -> Json:

@@ -258,6 +258,11 @@ class Store:
         digests = sorted(digest for (digest,) in self._rows(wanted))
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
+    def reference_labels(self, project_key: str, labels: Collection[str] | None, signature: str) -> list[str]:
+        """Which labels have references of these models, of all labels or of some, in order."""
+        wanted = sa.select(tables.references.c.label).where(*_references_where(project_key, labels, signature))
+        return [label for (label,) in self._rows(wanted.distinct().order_by(tables.references.c.label))]
+
     def count_references(self) -> dict[str, int]:
         """Project key to number of references, of all models; projects without any are in it with 0."""
         joined = tables.projects.outerjoin(tables.references, tables.references.c.project_key == tables.projects.c.key)

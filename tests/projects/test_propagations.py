@@ -9,7 +9,7 @@ import pytest
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
 from backend.projects.propagation_work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
-from tests.fakes import Backend, draw, png
+from tests.fakes import LABEL_CONFIG, Backend, draw, png
 
 RED_BOX = (10, 10, 30, 30)
 ALL = PropagationFilter()
@@ -287,6 +287,31 @@ def test_filters(backend: Backend, key: str) -> None:
     assert _counts(backend, unlabeled).cancelled == 7
     assert backend.projects.propagations.count(key, PropagationFilter(limit=5)) == 5
     assert backend.projects.propagations.count(key, PropagationFilter(only_unlabeled=True)) == 7
+
+
+def test_a_brush_with_another_name_gets_its_predictions_anew(backend: Backend, key: str) -> None:
+    """Label Studio shows nothing of a region whose brush is not in the label config any more."""
+    _work(backend, _start(backend, key))
+    before = backend.label_studio.versions_of(2)
+
+    def set_config(config: str) -> str:
+        backend.label_studio.label_config = config
+        return backend.projects.note_project(backend.label_studio.project(1))
+
+    # Another label, without references, changes no prediction.
+    set_config(
+        LABEL_CONFIG.replace(
+            '<Label value="Dog"/></BrushLabels>', '<Label value="Dog"/><Label value="Owl"/></BrushLabels>'
+        )
+    )
+    assert [backend.projects.predictions.model_version(key)] == before
+    set_config(LABEL_CONFIG.replace('name="brush"', 'name="mask"'))
+    record = _start(backend, key)
+    _work(backend, record)
+    assert (_state(backend, record), _counts(backend, record).done) == ("done", 7)
+    (prediction,) = backend.label_studio.tasks[2]["predictions"]
+    assert [region["from_name"] for region in prediction["result"]] == ["mask"]
+    assert prediction["model_version"] not in before
 
 
 def test_one_label_alone(backend: Backend, key: str) -> None:
