@@ -136,3 +136,35 @@ def test_models_are_free_while_masks_are_packed(tmp_path: Path, monkeypatch: pyt
         found = states.result(30)
     assert sorted(found.values()) == ["done"] * 6 + ["failed"]
     assert len(label_studio.imported) == 6
+
+
+class SlowToSegment(BatchSoftmatcher):
+    """Its decoder waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Event()
+
+    def segment_planned(self, plans: Sequence[Any]) -> list[Callable[[], list[LabelMask]]]:
+        assert self.may_go_on.wait(30)
+        return super().segment_planned(plans)
+
+
+@pytest.mark.parametrize(("behind", "encoded"), [(3, 3), (1, 2)])
+def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int, encoded: int
+) -> None:
+    monkeypatch.setattr("backend.projects.together._BATCHES_BEHIND", behind)
+    engine = SlowToSegment()
+    with bulk_of(engine, tmp_path, monkeypatch) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
+        states = pool.submit(run, bulk, batch)
+        wait_until(lambda: len(engine.batches) == encoded)
+        with backend.projects.models.gate.turn(is_interactive=True):
+            assert not states.done()
+        time.sleep(0.05)  # whoever encoded more than that would have
+        assert len(engine.batches) == encoded
+        engine.may_go_on.set()
+        found = states.result(30)
+    assert found == dict.fromkeys(range(2, 9), "done")
+    assert len(label_studio.imported) == 7
+    assert engine.batches == [3, 3, 1]
