@@ -97,14 +97,30 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
                     assert flag.partition("=")[0] in known, f"{page.name}: {call}: no {flag} among {sorted(known)}"
 
 
+def check_scripts(where: str, line: str) -> None:
+    """Scripts that a line calls are there, have its flags, and find their imports when called like that."""
+    for module, path, rest in re.findall(
+        r"python (?:-m benchmarks\.(\w+)|((?:benchmarks|docs)/\w+\.py))([^#|;&>]*)", line
+    ):
+        file = ROOT / (path or f"benchmarks/{module}.py")
+        assert file.exists(), f"{where} names {file}"
+        text = file.read_text()
+        # A script finds what lies beside it, a module what lies beside its package.
+        assert bool(module) == ("\nfrom tests." in text), f"{where}: {line.strip()} finds no tests, or none beside it"
+        for flag in re.findall(r"--[a-z][a-z-]*", rest):
+            assert f'"{flag}"' in text, f"{where}: {file.name} has no {flag}"
+
+
 @each_page
 def test_scripts_and_their_flags_exist(page: Path) -> None:
     for line in code_in(page):
-        for script, rest in re.findall(r"python ((?:benchmarks|docs)/\w+\.py)([^#|;&>]*)", line):
-            file = ROOT / script
-            assert file.exists(), f"{page.name} names {script}"
-            for flag in re.findall(r"--[a-z][a-z-]*", rest):
-                assert f'"{flag}"' in file.read_text(), f"{page.name}: {script} has no {flag}"
+        check_scripts(page.name, line)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda script: script.stem)
+def test_benchmarks_say_how_they_are_called(script: Path) -> None:
+    for line in script.read_text().split('"""')[1].splitlines():
+        check_scripts(script.name, line)
 
 
 @each_page
