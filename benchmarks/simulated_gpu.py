@@ -14,7 +14,9 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,13 +220,34 @@ def _only_once(call: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
+def use_lanes(lanes: int, tasks: int) -> None:
+    """Let tasks be taken as a worker takes them: so many batches of so many tasks at a time."""
+    real_service = bench_pipeline.service
+
+    @contextmanager
+    def service(bench: Bench) -> Iterator[Any]:
+        with real_service(bench) as (click, predict), ThreadPoolExecutor(lanes) as pool:
+
+            def in_lanes(numbers: Sequence[int], contents: Sequence[bytes]) -> int:
+                batches = [numbers[start : start + tasks] for start in range(0, len(numbers), tasks)]
+                return sum(pool.map(lambda batch: predict(batch, contents), batches))
+
+            yield click, in_lanes
+
+    bench_pipeline.service = service
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--in-turns", action="store_true", help="encoders and decoder never run beside each other")
     parser.add_argument("--slower", type=float, default=1.0, help="than an H100, so many times")
     parser.add_argument("--free-cores", action="store_true", help="what needs a core but not Python's lock sleeps")
+    parser.add_argument("--lanes", type=int, default=0, help="batches at a time; 0: all images are one batch")
+    parser.add_argument("--tasks", type=int, default=48, help="of a batch, with --lanes")
     arguments = parser.parse_args()
+    if arguments.lanes:
+        use_lanes(arguments.lanes, arguments.tasks)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench("base", torch.device("cpu"), Path(folder))
         simulate(bench, Gpu(in_turns=arguments.in_turns, slower=arguments.slower))

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
+_TASKS_A_BATCH = 24
+_TURNS_A_BATCH = 6
+"""Where the device encodes several images in a turn: fewer, and it has no work too often at a batch's ends."""
 _FETCHED_AHEAD = 4
 _FETCHERS = 2
 """Downloads from Label Studio at a time, for one worker."""
@@ -66,6 +69,15 @@ class BulkPredictions:
         self._connections = connections
         self._images = images
         self._predictions = predictions
+
+    @property
+    def good_batch(self) -> int:
+        """Tasks that are worth giving `run`.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        return max(_TASKS_A_BATCH, _TURNS_A_BATCH * self._images.good_batch)
 
     def run(
         self, batch: Batch, *, should_stop: Callable[[], bool], still_wanted: Callable[[], set[int]]

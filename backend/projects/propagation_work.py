@@ -28,8 +28,8 @@ _TASKS_A_JOB = 200
 """As many tasks are worth a job: minutes of work."""
 _JOB_S = 120.0
 """A job that has run so long makes room for other projects' jobs and goes to the end of the queue."""
-_TASKS_A_BATCH = 24
-"""A multiple of what a GPU encodes at a time: its last turn is no smaller than the others."""
+_TASKS_A_PAGE = 24
+"""Looked through at a time for predictions that are too many."""
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
 LANE: Final = "#"
@@ -148,7 +148,9 @@ class PropagationWork:
         store = self._store.propagations
         try:
             while not shift.is_over():
-                task_ids = self._tasks.claim(propagation_id, claim, _TASKS_A_BATCH, on_given_up=self._note_given_up)
+                task_ids = self._tasks.claim(
+                    propagation_id, claim, self._bulk.good_batch, on_given_up=self._note_given_up
+                )
                 if not task_ids:
                     break
                 shift.note(self._work_on(store.get(propagation_id), claim, task_ids, shift.must_stop))
@@ -208,8 +210,8 @@ class PropagationWork:
         removed = 0
         for page in client.task_ids(project.project_id, more_predictions_than=1):
             mine = sorted(self._tasks.done_among(record.id, page))
-            for start in range(0, len(mine), _TASKS_A_BATCH):
-                removed += self._bulk.keep_one(project, mine[start : start + _TASKS_A_BATCH])
+            for start in range(0, len(mine), _TASKS_A_PAGE):
+                removed += self._bulk.keep_one(project, mine[start : start + _TASKS_A_PAGE])
         if store.complete(record.id):
             counts = self._tasks.counts(record.id)
             logger.info(

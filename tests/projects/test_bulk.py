@@ -168,3 +168,13 @@ def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
     assert found == dict.fromkeys(range(2, 9), "done")
     assert len(label_studio.imported) == 7
     assert engine.batches == [3, 3, 1]
+
+
+@pytest.mark.parametrize(("images_a_turn", "tasks"), [(1, 24), (3, 24), (8, 48)])
+def test_jobs_take_more_tasks_where_a_turn_takes_more_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_a_turn: int, tasks: int
+) -> None:
+    engine = BatchSoftmatcher()
+    monkeypatch.setattr(engine, "good_batch", images_a_turn)
+    with bulk_of(engine, tmp_path, monkeypatch) as (_, _, bulk, _):
+        assert bulk.good_batch == tasks
