@@ -131,7 +131,14 @@ _Decoded = tuple[_ImagePlan, list[list[MaskCandidate]]]
 
 @dataclass(frozen=True, eq=False)
 class SegmentationPlan:
-    """A target that is matched, and what to ask the segmenter about it: made by `plan`, for `segment_planned`."""
+    """A target that is matched, and what to ask the segmenter about it: made by `plan`, for `segment_planned`.
+
+    Attributes:
+        encoded: the target.
+        labels: those looked for.
+        options: of matching and masks.
+        image: None where nothing is looked for, or the image is too small to show anything.
+    """
 
     encoded: EncodedImage
     labels: tuple[str, ...]
