@@ -125,7 +125,7 @@ class SamSegmenter:
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
 
     def _networks(self, sam: Any) -> SamNetworks:
-        fuse_attention(sam.image_encoder)
+        fuse_attention(sam)
         return SamNetworks(
             sam.image_encoder,
             SamDecoder(sam.prompt_encoder, sam.mask_decoder),
