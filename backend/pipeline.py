@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from backend.core.types import (
     Scribble,
 )
 from backend.errors import BadInputError, ConfigurationError
+from backend.models.accelerator import Constants
 from backend.models.affinity import scribble_affinity, scribble_doubt, stroke_posterior
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
@@ -187,7 +189,9 @@ class Softmatcher:
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
         self.strange_similarity = encoder.strange_similarity
-        self._kind_frame = encoder.kind_frame
+        self._kind_channels = encoder.kind_frame.channels
+        self._typical = Constants(encoder.kind_frame.typical)
+        self._cohesions: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
 
     def encode(self, image: Image) -> EncodedImage:
         """All that later steps need of an image, (H, W, 3) uint8 RGB.
@@ -553,16 +557,24 @@ class Softmatcher:
                 matcher(bank, target, temperature=temperature, strange_similarity=self.strange_similarity)
                 for bank in banks
             ]
-            posteriors = [posterior.reshape(grid) for posterior in join_labels([one.posterior for one in maps])]
-            frame = KindFrame(self._kind_frame.channels, self._kind_frame.typical.to(device))
+            # Brought here together: on a GPU each number asked for by itself is a wait.
+            posteriors, matchings = (
+                list(torch.stack(own).cpu().reshape(len(maps), *grid))
+                for own in (join_labels([one.posterior for one in maps]), [one.matching for one in maps])
+            )
+            frame = KindFrame(self._kind_channels, *self._typical.on(device))
             kinds = [
-                (
-                    kinship(bank.objects, target, _likely_patches(posterior), frame),
-                    cohesion(bank.objects, frame),
-                )
+                (kinship(bank.objects, target, _likely_patches(posterior), frame), self._cohesion(bank, frame))
                 for bank, posterior in zip(banks, posteriors, strict=True)
             ]
-        return [one.cpu() for one in posteriors], [one.matching.reshape(grid).cpu() for one in maps], kinds
+        return posteriors, matchings, kinds
+
+    def _cohesion(self, bank: ReferenceBank, frame: KindFrame) -> float:
+        """Of a bank: the same for all targets."""
+        known = self._cohesions.get(bank)
+        if known is None:
+            known = self._cohesions[bank] = cohesion(bank.objects, frame)
+        return known
 
     def _matching_device(self, options: MatchOptions) -> torch.device:
         """Where the models are, for matchers that are nothing but tensor products."""

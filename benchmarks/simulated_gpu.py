@@ -164,13 +164,13 @@ def simulate_passes(on_device: OnDevice, gpu: Gpu, name: str, milliseconds: floa
     transfers = SimulatedTransfers()
     real_run_later = on_device.run_later
 
-    def call(network: nn.Module, there: list[Tensor]) -> Tensor:
-        transfers.launched = gpu.launch(name, milliseconds * len(there))
+    def call(network: nn.Module, batch: Tensor) -> Tensor:
+        transfers.launched = gpu.launch(name, milliseconds * len(batch))
         if on_device.on_forward is not None:
-            on_device.on_forward(gpu.slower * milliseconds * len(there) / 1000)
-        return answer[None].expand(len(there), *answer.shape)
+            on_device.on_forward(gpu.slower * milliseconds * len(batch) / 1000)
+        return answer[None].expand(len(batch), *answer.shape)
 
-    def run_later(items: Sequence[Tensor], _: NetworkCall, *, at_once: int = 0) -> Callable[[], list[Tensor]]:
+    def run_later(items: Sequence[Tensor], _: NetworkCall, **_options: Any) -> Callable[[], list[Tensor]]:
         return real_run_later(items, call, at_once=AT_ONCE[name])
 
     on_device._transfers = transfers

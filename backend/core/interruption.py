@@ -35,3 +35,14 @@ def check() -> None:
     is_unwanted = getattr(_calling, "is_unwanted", None)
     if is_unwanted is not None and is_unwanted():
         raise InterruptedWorkError("nobody waits for this any more")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While the block runs, `check` says nothing: for what must be done as a whole."""
+    outer = getattr(_calling, "is_unwanted", None)
+    _calling.is_unwanted = None
+    try:
+        yield
+    finally:
+        _calling.is_unwanted = outer

@@ -41,7 +41,7 @@ def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) 
     Args:
         objects: (N, D) float32: mean feature of each reference's object.
         target: (T, D) float32 of unit length.
-        weights: (T,) float32 >= 0: what was found.
+        weights: (T,) float32 >= 0: what was found; on the CPU, wherever the others are.
         frame: of the encoder.
 
     Returns:
@@ -50,7 +50,7 @@ def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) 
     total = float(weights.sum())
     if total <= 0:
         return -1.0
-    found = (weights @ target / total)[frame.channels] - frame.typical
+    found = (weights.to(target.device) @ target / total)[frame.channels] - frame.typical
     known = objects[:, frame.channels] - frame.typical
     return float((F.normalize(known, dim=1) @ F.normalize(found, dim=0)).max().clamp(-1.0, 1.0))
 

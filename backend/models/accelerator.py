@@ -5,8 +5,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from backend.core import interruption
 from backend.errors import ConfigurationError
+from backend.models.recorded_passes import Pass, RecordedPasses
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,8 @@ R = TypeVar("R")
 _PINNED_BYTES = 512 * 2**20
 """Kept for inputs and answers to come, of a network: some MB each."""
 
-NetworkCall = Callable[[nn.Module, list[Tensor]], Tensor]
+NetworkCall = Callable[[nn.Module, Tensor], Tensor]
+Assemble = Callable[[list[Tensor]], Tensor]
 PartCall = Callable[[nn.Module, torch.device, slice], R]
 
 
@@ -34,7 +37,7 @@ def choose_device(wanted: str) -> torch.device:
         ConfigurationError: no such device here.
     """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -43,7 +46,8 @@ def choose_device(wanted: str) -> torch.device:
     if device is not None and device.type == "cpu":
         return device
     if device is not None and device.type == "cuda" and (device.index or 0) < count:
-        return device
+        # With its number, as tensors that are there say it.
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     raise ConfigurationError(
         f"device must be auto, cpu or one of the {count} CUDA devices here, got {wanted}; set another"
     )
@@ -150,10 +154,12 @@ class OnDevice:
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
+        self._launching = threading.Lock()
         self._untold: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._amp_dtype = torch.float32
         self._stream: torch.cuda.Stream | None = None
         self._transfers: Transfers | None = None
+        self._recorded: RecordedPasses | None = None
         if device.type == "cuda":
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             for part in self._network.modules():
@@ -161,6 +167,7 @@ class OnDevice:
                     part.to(memory_format=torch.channels_last)
             self._stream = torch.cuda.Stream(device, priority=-1 if is_urgent else 0)  # type: ignore[no-untyped-call]
             self._transfers = Transfers(self._stream)
+            self._recorded = RecordedPasses(device, self._stream)
             # The weights were copied in another stream.
             torch.cuda.synchronize(device)
 
@@ -181,42 +188,65 @@ class OnDevice:
             return None
         return float(torch.cuda.get_device_properties(self.device).total_memory) / 2**20
 
-    def run(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> list[Tensor]:
+    def run(
+        self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0, assemble: Assemble = torch.stack
+    ) -> list[Tensor]:
         """Forward passes over items, on the device as far as its memory goes.
 
         Args:
             items: tensors on the CPU; the smaller their type, the quicker they are there.
-            call: gets the network and items on the network's device, gives (B, ...).
+            call: gets the network and a batch on the network's device, gives (B, ...).
             at_once: items of a pass; 0: all.
+            assemble: makes a batch of B items that are there.
 
         Returns:
             For each item its part of the answer, on the CPU.
         """
-        return self.run_later(items, call, at_once=at_once)()
+        return self.run_later(items, call, at_once=at_once, assemble=assemble)()
 
-    def run_later(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> Callable[[], list[Tensor]]:
-        """`run`, begun: gives what waits for the answers. On CUDA all passes are queued by then, on a CPU none is."""
+    def run_later(
+        self,
+        items: Sequence[Tensor],
+        call: NetworkCall,
+        *,
+        at_once: int = 0,
+        assemble: Assemble = torch.stack,
+        kind: Hashable = None,
+    ) -> Callable[[], list[Tensor]]:
+        """`run`, begun: gives what waits for the answers. On CUDA all passes are queued by then, on a CPU none is.
+
+        Args:
+            items, call, at_once, assemble: as `run` takes them.
+            kind: calls of one kind do the same with batches of one shape, and wait for nothing on the CPU: on CUDA
+                they are recorded (`RecordedPasses`). None: this one is not.
+        """
         at_once = at_once or max(1, len(items))
         if self._transfers is None:
 
             def on_cpu(network: nn.Module, device: torch.device, part: slice) -> Tensor:
-                return self.timed(device, lambda: call(network, list(items[part])))
+                batch = assemble(list(items[part]))
+                return self.timed(device, lambda: call(network, batch))
 
             return lambda: self.run_parts(len(items), at_once, on_cpu, lambda answer, part: list(answer))
         transfers = self._transfers
         carried: list[Tensor] = []
 
-        def forward(network: nn.Module, device: torch.device, part: slice) -> Answer:
-            there = list(items[part])
-            if device == self.device:
-                pinned = [transfers.pin(item) for item in there]
-                carried.extend(pinned)
-                there = [transfers.carry(one, device) for one in pinned]
-            answer = self.timed(device, lambda: call(network, there))
-            return transfers.bring_back(answer) if device == self.device else Answer(answer, lambda: None)
+        def run_part(network: nn.Module, device: torch.device, part: slice) -> Answer:
+            if device != self.device:
+                batch = assemble(list(items[part]))
+                return Answer(self.timed(device, lambda: call(network, batch)), lambda: None)
+            pinned = [transfers.pin(item) for item in items[part]]
+            carried.extend(pinned)
+            # A thread's launches must not get into another's recording, nor its batch into what that one launches.
+            with self._launching:
+                batch = assemble([transfers.carry(one, device) for one in pinned])
+                forward: Pass = partial(call, network)
+                if kind is not None and self._recorded is not None:
+                    forward = self._recorded.of(kind, batch, forward) or forward
+                return transfers.bring_back(self.timed(device, lambda: forward(batch)))
 
         # Nothing is waited for between two passes: the device has the next one when it is done with this one.
-        passes = self._queue_parts(len(items), at_once, forward, lambda answer, part: [answer])
+        passes = self._queue_parts(len(items), at_once, run_part, lambda answer, part: [answer])
 
         def wait() -> list[Tensor]:
             answers: list[Tensor] = []
@@ -327,6 +357,23 @@ class OnDevice:
             if self._on_cpu is None:
                 self._on_cpu = copy.deepcopy(self._network).to("cpu")
             return self._on_cpu
+
+
+class Constants:
+    """Tensors that forward passes need wherever they run: carried there once.
+
+    Args:
+        tensors: on the CPU.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._on = {torch.device("cpu"): tensors}
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """They, on a device."""
+        if device not in self._on:
+            self._on[device] = tuple(one.to(device) for one in self._on[torch.device("cpu")])
+        return self._on[device]
 
 
 def _copied(source: Tensor, into: Tensor) -> Tensor:

@@ -58,18 +58,18 @@ class Sam2Segmenter(SamSegmenter):
         """The levels of the images, and `image_hw` (2,): their natural size; gives what waits for them."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
-        def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
-            levels: Tensor = network(self._normalised(torch.stack(there)))
+        def forward(network: nn.Module, batch: Tensor) -> Tensor:
+            levels: Tensor = network(self._normalised(batch))
             return levels.to(dtype)
 
-        wait = self._encoder.run_later([one.pixels for one in prepared], forward, at_once=self.batch_size)
+        wait = self._encoder.run_later([one.pixels for one in prepared], forward, at_once=self.batch_size, kind=dtype)
         return lambda: [
             {**self._split(answer), "image_hw": np.array(one.image_hw, np.int64)}
             for answer, one in zip(wait(), prepared, strict=True)
         ]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean, std = (one.to(pixels.device, non_blocking=True) for one in (self._mean, self._std))
+        mean, std = self._colours.on(pixels.device)
         return (pixels - mean) / std
 
     def _split(self, flat: Tensor) -> Arrays:

@@ -13,7 +13,9 @@ class RelativeAttention(nn.Module):
         softmax(q k^T / sqrt(c) + q R_h[y_q - y_k] + q R_w[x_q - x_k]) v
 
     segment-anything's own writes the logits four times and looks the biases up by an index that it makes on the CPU in
-    every pass, for which a GPU has to wait.
+    every pass, for which a GPU has to wait. On a GPU the bias itself is not written either: queries get q R_h and q R_w
+    as further channels, keys a one for their row and one for their column, and the product of both is the logits with
+    their bias. On a CPU, where products are what costs, it is added.
 
     Args:
         original: `segment_anything.modeling.image_encoder.Attention` with relative positions, its weights loaded.
@@ -25,8 +27,9 @@ class RelativeAttention(nn.Module):
         self.proj: nn.Module = original.proj
         self._heads = int(original.num_heads)
         self._scale = float(original.scale)
-        self.register_buffer("_rows", _by_distance(original.rel_pos_h.detach()))
-        self.register_buffer("_columns", _by_distance(original.rel_pos_w.detach()))
+        rows, columns = (_by_distance(table.detach()) for table in (original.rel_pos_h, original.rel_pos_w))
+        self._rows, self._columns = nn.Buffer(rows), nn.Buffer(columns)
+        self._places = nn.Buffer(_one_hot_places(len(rows), len(columns)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) to (B, h, w, C), on the grid that the relative positions were made for."""
@@ -36,10 +39,24 @@ class RelativeAttention(nn.Module):
         by_place = q.reshape(batch, self._heads, height, width, -1)
         rows = torch.einsum("bnhwc,hkc->bnhwk", by_place, self._rows)
         columns = torch.einsum("bnhwc,wkc->bnhwk", by_place, self._columns)
-        bias = rows[..., :, None] + columns[..., None, :]
-        mixed = F.scaled_dot_product_attention(q, k, v, bias.flatten(4).flatten(2, 3), scale=self._scale)
+        if x.is_cuda:
+            mixed = self._with_places(q, k, v, rows.flatten(2, 3), columns.flatten(2, 3))
+        else:
+            bias = rows[..., :, None] + columns[..., None, :]
+            mixed = F.scaled_dot_product_attention(q, k, v, bias.flatten(4).flatten(2, 3), scale=self._scale)
         answer: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, height, width, channels))
         return answer
+
+    def _with_places(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """(B, heads, N, c) queries, keys and values, (B, heads, N, h) and (B, heads, N, w) biases of the queries."""
+        channels = q.shape[-1]
+        places = self._places.to(q.dtype).expand(*k.shape[:2], -1, -1)
+        queries = torch.cat([q * self._scale, rows.to(q.dtype), columns.to(q.dtype)], dim=-1)
+        keys = torch.cat([k, places], dim=-1)
+        # Kernels want a multiple of eight channels, the flash kernel as many of the values as of the queries.
+        width = -(-keys.shape[-1] // 8) * 8
+        queries, keys, v = (F.pad(one, (0, width - one.shape[-1])) for one in (queries, keys, v))
+        return F.scaled_dot_product_attention(queries, keys, v, scale=1.0)[..., :channels]
 
 
 class TokenAttention(nn.Module):
@@ -82,3 +99,9 @@ def _by_distance(table: Tensor) -> Tensor:
     """(2n - 1, c) by distance to (n, n, c) by the places of query and key."""
     places = torch.arange((len(table) + 1) // 2)
     return table[places[:, None] - places[None, :] + len(places) - 1]
+
+
+def _one_hot_places(height: int, width: int) -> Tensor:
+    """(h w, h + w) float32: for each place a one for its row and one for its column."""
+    row = torch.eye(height).repeat_interleave(width, dim=0)
+    return torch.cat([row, torch.eye(width).repeat(height, 1)], dim=1)

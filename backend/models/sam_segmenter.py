@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
-from backend.models.accelerator import OnDevice, make_interruptible
+from backend.models.accelerator import Constants, OnDevice, make_interruptible
 from backend.models.sam_attention import fuse_attention
 from backend.models.sam_decoding import Embedding, Images, SamDecoder, forward_of
 from backend.models.sam_prompts import (
@@ -116,7 +116,7 @@ class SamSegmenter:
         self._options = options
         networks = self._networks(sam.eval())
         self._input_px, self._logits_px = networks.input_px, networks.logits_px
-        self._mean, self._std = networks.mean, networks.std
+        self._colours = Constants(networks.mean, networks.std)
         make_interruptible(networks.encoder)
         self._encoder = OnDevice(networks.encoder, device)
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
@@ -170,11 +170,17 @@ class SamSegmenter:
         """Begin `embed_batch` of what `prepare` made; gives what waits for it."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
-        def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
-            embeddings: Tensor = network(torch.stack([self._normalised(pixels) for pixels in there]))
+        def forward(network: nn.Module, batch: Tensor) -> Tensor:
+            embeddings: Tensor = network(batch)
             return embeddings.to(dtype)
 
-        wait = self._encoder.run_later([one.pixels for one in prepared], forward, at_once=self.batch_size)
+        wait = self._encoder.run_later(
+            [one.pixels for one in prepared],
+            forward,
+            at_once=self.batch_size,
+            assemble=lambda there: torch.stack([self._normalised(pixels) for pixels in there]),
+            kind=dtype,
+        )
         return lambda: [
             {"image_embedding": embedding.numpy(), "input_hw": np.array(one.pixels.shape[:2], np.int64)}
             for embedding, one in zip(wait(), prepared, strict=True)
@@ -183,7 +189,7 @@ class SamSegmenter:
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(h, w, 3) uint8 to SAM's square input, float32."""
         height, width = pixels.shape[:2]
-        mean, std = (one.to(pixels.device, non_blocking=True) for one in (self._mean, self._std))
+        mean, std = self._colours.on(pixels.device)
         inside = (pixels.permute(2, 0, 1) - mean) / std
         return F.pad(inside, (0, self._input_px - width, 0, self._input_px - height))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from backend.core.kinship import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.accelerator import OnDevice, make_interruptible
+from backend.models.accelerator import Constants, OnDevice, make_interruptible
 from backend.models.checkpoints import read_state_dict
 from backend.models.weights import weights_sha256
 
@@ -93,7 +93,8 @@ class TimmEncoder:
         self._options = options
         config = _config_of(network)
         self._mean = torch.tensor(config.get("mean", (0.485, 0.456, 0.406)), dtype=torch.float32) * 255
-        self._std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)), dtype=torch.float32) * 255
+        std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)), dtype=torch.float32) * 255
+        self._colours = Constants(self._mean, std)
         content = weights_sha256(weights)[:12] if weights else f"random{seed}"
         positional = f":p{options.positional_rank}" if options.positional_rank else ""
         self.signature = f"{name}:{content}:{options.side_px}px{positional}"
@@ -189,8 +190,8 @@ class TimmEncoder:
     ) -> Callable[[], list[Tensor]]:
         hw = inputs[0].shape[0], inputs[0].shape[1]
 
-        def forward(network: nn.Module, there: list[Tensor]) -> Tensor:
-            raw = _forward(network, self._normalised(torch.stack(there)))
+        def forward(network: nn.Module, batch: Tensor) -> Tensor:
+            raw = _forward(network, self._normalised(batch))
             # Unit length to float32's precision, whatever the network ran in.
             with torch.autocast(raw.device.type, enabled=False):
                 features = F.normalize(self._grid.read(raw, hw).float(), dim=-1)
@@ -199,11 +200,12 @@ class TimmEncoder:
                     features = F.normalize(features - (features @ directions) @ directions.T, dim=-1)
             return features.to(dtype)
 
-        return self._on_device.run_later(inputs, forward, at_once=self.batch_size)
+        kind = dtype if basis is None else None
+        return self._on_device.run_later(inputs, forward, at_once=self.batch_size, kind=kind)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 to (B, 3, h, w) float32 as timm expects it."""
-        mean, std = (one.to(pixels.device, non_blocking=True) for one in (self._mean, self._std))
+        mean, std = self._colours.on(pixels.device)
         return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
 
     def _positional_basis(self, input_hw: tuple[int, int]) -> Tensor:

@@ -39,7 +39,7 @@ def _items(count: int) -> list[Tensor]:
 )
 def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
     network = Doubling(room)
-    answers = OnDevice(network, torch.device("cpu")).run(_items(7), lambda net, items: net(torch.stack(items)))
+    answers = OnDevice(network, torch.device("cpu")).run(_items(7), lambda net, batch: net(batch))
     assert [float(answer.mean()) for answer in answers] == [0, 2, 4, 6, 8, 10, 12]
     assert network.sizes == sizes
 
@@ -47,7 +47,7 @@ def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
 def test_what_does_not_fit_at_all_runs_on_the_cpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     network = Doubling(0)
     with caplog.at_level(logging.WARNING):
-        answers = OnDevice(network, torch.device("cpu")).run(_items(2), lambda net, items: net(torch.stack(items)))
+        answers = OnDevice(network, torch.device("cpu")).run(_items(2), lambda net, batch: net(batch))
     assert [float(answer.mean()) for answer in answers] == [0, 2]
     assert "runs on the CPU" in caplog.text
 
@@ -85,8 +85,8 @@ def _with_transfers(network: nn.Module, events: list[str], **options: int) -> tu
     return on_device, transfers
 
 
-def _double(network: nn.Module, items: list[Tensor]) -> Tensor:
-    answer: Tensor = network(torch.stack(items))
+def _double(network: nn.Module, batch: Tensor) -> Tensor:
+    answer: Tensor = network(batch)
     return answer
 
 
@@ -113,9 +113,9 @@ def test_a_full_device_halves_what_is_queued_behind_other_passes() -> None:
     network = Doubling(100)
     on_device, _ = _with_transfers(network, events)
 
-    def call(net: nn.Module, items: list[Tensor]) -> Tensor:
+    def call(net: nn.Module, batch: Tensor) -> Tensor:
         network.room = 1 if events else 100
-        return _double(net, items)
+        return _double(net, batch)
 
     assert [float(answer.mean()) for answer in on_device.run(_items(6), call, at_once=3)] == [0, 2, 4, 6, 8, 10]
     assert network.sizes == [3, 3, 2, 1, 1, 1]
@@ -138,9 +138,9 @@ def test_benchmarks_are_told_of_each_pass_and_of_nothing_around_it() -> None:
     on_device.on_forward = told.append
     is_in_pass: list[bool] = []
 
-    def double(network: nn.Module, items: list[Tensor]) -> Tensor:
+    def double(network: nn.Module, batch: Tensor) -> Tensor:
         is_in_pass.append(len(told) == len(is_in_pass))
-        answer: Tensor = network(torch.stack(items))
+        answer: Tensor = network(batch)
         return answer
 
     answers = on_device.run(_items(5), double, at_once=2)
@@ -153,7 +153,7 @@ def test_benchmarks_are_told_of_each_pass_and_of_nothing_around_it() -> None:
 
 
 def test_other_errors_are_not_hidden() -> None:
-    def fail(network: nn.Module, items: list[Tensor]) -> Tensor:
+    def fail(network: nn.Module, batch: Tensor) -> Tensor:
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):

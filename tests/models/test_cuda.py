@@ -223,7 +223,7 @@ def test_what_is_queued_before_it_is_waited_for_gets_its_own_answers() -> None:
         waits = [
             on_device.run_later(
                 [torch.full((2**18,), float(100 * turn + 10 * call + number)) for number in range(8)],
-                lambda network, there: torch.stack(there) * 2,
+                lambda network, batch: batch * 2,
                 at_once=3,
             )
             for call in range(3)
@@ -233,6 +233,60 @@ def test_what_is_queued_before_it_is_waited_for_gets_its_own_answers() -> None:
         expected = [2.0 * (100 * (number // 3) + 10 * (number % 3) + one) for one in range(8)]
         assert [float(one.min()) for one in answer] == expected
         assert [float(one.max()) for one in answer] == expected
+
+
+@pytest.mark.parametrize("name", [DINOV2, DINOV2_REGISTERS, DINOV3])
+def test_recorded_passes_say_what_passes_say(name: str) -> None:
+    encoder, segmenter = _encoder(CUDA, name, batch_size=2), _segmenter(CUDA)
+    images = [_image(seed, *((HEIGHT, WIDTH) if seed % 2 else (WIDTH, HEIGHT))) for seed in range(6)]
+    features, embeddings = encoder.encode_batch(images), segmenter.embed_batch(images)
+    networks = (encoder._on_device, segmenter._encoder)
+    assert all(not one._recorded._recorded for one in networks)
+    for _ in range(4):
+        for before, one in zip(features, encoder.encode_batch(images), strict=True):
+            torch.testing.assert_close(one, before, atol=1e-5, rtol=0)
+        for embedded, again in zip(embeddings, segmenter.embed_batch(images), strict=True):
+            assert again["input_hw"].tolist() == embedded["input_hw"].tolist()
+            np.testing.assert_allclose(again["image_embedding"], embedded["image_embedding"], atol=2e-3)
+    # Two shapes, of two and of one image, unless the network waits for the CPU; SAM's input is square.
+    waits = name == DINOV3
+    assert [len(one._recorded._recorded) for one in networks] == [0 if waits else 4, 2]
+    assert [one._recorded._is_off for one in networks] == [waits, False]
+
+
+def test_what_cannot_be_recorded_runs_kernel_by_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    on_device = OnDevice(nn.Identity(), CUDA)
+    items = [torch.full((3,), float(number)) for number in range(4)]
+
+    def call(network: nn.Module, batch: Tensor) -> Tensor:
+        return batch * float(batch.amax().cpu())  # waits for the CPU
+
+    with caplog.at_level(logging.INFO):
+        for _ in range(6):
+            answers = on_device.run_later(items, call, kind="waits")()
+            assert [float(one[0]) for one in answers] == [0, 3, 6, 9]
+    assert "not recorded" in caplog.text
+    other = [on_device.run_later(items, lambda network, batch: batch + 1, kind="good")() for _ in range(5)]
+    assert [float(one[0]) for one in other[-1]] == [1, 2, 3, 4]
+
+
+def test_threads_that_record_get_their_own_answers() -> None:
+    on_device = OnDevice(nn.Linear(512, 512, bias=False), CUDA, uses_half=False)
+    weight = on_device.network.weight.detach().cpu()
+
+    def work(number: int) -> bool:
+        generator = torch.Generator().manual_seed(number)
+        for turn in range(60):
+            kind = None if turn % 7 == 0 else "linear"
+            items = [torch.rand(512, generator=generator) for _ in range(1 + (number + turn) % 3)]
+            found = on_device.run_later(items, lambda network, batch: network(batch), kind=kind)()
+            for item, one in zip(items, found, strict=True):
+                torch.testing.assert_close(one, weight @ item, atol=2e-3, rtol=1e-3)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+    assert len(on_device._recorded._recorded) == 3
 
 
 def test_benchmarks_are_told_what_the_gpu_took_and_no_copies() -> None:
@@ -291,10 +345,10 @@ def test_a_full_gpu_halves_the_batch_and_then_leaves_it_to_the_cpu(
     items = [torch.full((3,), float(number)) for number in range(8)]
     seen: list[int] = []
 
-    def call(network: nn.Module, there: list[Tensor]) -> Tensor:
-        answer: Tensor = network(torch.stack(there))
+    def call(network: nn.Module, batch: Tensor) -> Tensor:
+        answer: Tensor = network(batch)
         if answer.device.type == "cuda":
-            seen.append(len(there))
+            seen.append(len(batch))
         return answer
 
     with caplog.at_level(logging.WARNING):
