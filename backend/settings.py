@@ -145,7 +145,9 @@ class Settings(BaseSettings):
     service_threads: int = Field(
         24, ge=2, le=256, description="Requests that the service answers at a time; three quarters of them predictions."
     )
-    torch_threads: int = Field(0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice.")
+    torch_threads: int = Field(
+        0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice, with a GPU one."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
     log_format: Literal["text", "json"] = Field(
         "text", description="`text`, or `json`: one object a line, with a request's or job's figures by name."

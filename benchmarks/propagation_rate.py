@@ -122,11 +122,11 @@ def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, lanes: 
     from backend.labelstudio.codec import mask_to_region
     from backend.labelstudio.image_decoding import decode_image
     from backend.labelstudio.label_config import parse_label_config
-    from backend.models.accelerator import set_threads, share_of_cores
+    from backend.models.accelerator import choose_device, good_threads, set_threads
     from backend.pipeline import load_softmatcher
     from backend.store import Store
 
-    set_threads(0 if lanes == 1 else share_of_cores(lanes))
+    set_threads(good_threads(choose_device("cpu"), lanes))
     softmatcher = load_softmatcher("lite")
     store = Store(f"sqlite:///{data_dir / 'softmatcher.db'}")
     key = next(record.key for record in store.projects() if record.project_id == project)

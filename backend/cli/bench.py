@@ -59,7 +59,7 @@ def pipeline(
     ] = 0,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the figures there.")] = None,
     chart: Annotated[str | None, typer.Option("--png", help="Draw a chart there (needs matplotlib).")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one model call; 0: PyTorch's choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of one model call; 0: as the service.")] = 0,
 ) -> None:
     """Time every part of a prediction, cold and warm; random weights where real ones are missing."""
     from backend.cli.bench_pipeline import bench_pipeline as run

@@ -20,7 +20,7 @@ from backend.cli.bench_times import PARTS, Bench, Times
 from backend.errors import BadInputError
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask
-from backend.models.accelerator import choose_device, set_threads
+from backend.models.accelerator import choose_device, good_threads, set_threads
 from backend.models.profiles import missing_weights
 from backend.pipeline import Softmatcher
 from backend.settings import Settings
@@ -49,7 +49,7 @@ def bench_pipeline(
     chosen = choose_device(device)
     if chart is not None:
         require_matplotlib()
-    set_threads(threads)
+    set_threads(threads or good_threads(chosen))
     files = [_read(path) for path in images] or [photograph()]
     figures: dict[str, Any] = {
         "machine": {

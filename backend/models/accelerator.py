@@ -59,9 +59,15 @@ def set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def share_of_cores(count: int) -> int:
-    """Threads for each of `count` model calls that run together; at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // count)
+def good_threads(device: torch.device, calls_at_a_time: int = 1) -> int:
+    """Threads that `set_threads` is best given.
+
+    With a GPU one: what is left for the processor is too small to be shared, threads wait longer for one another than
+    they work. On a CPU all cores for a single call, its share of them for one of several.
+    """
+    if device.type == "cuda":
+        return 1
+    return 0 if calls_at_a_time == 1 else max(1, len(os.sched_getaffinity(0)) // calls_at_a_time)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,8 @@ class RelativeAttention(nn.Module):
         super().__init__()
         self.qkv: nn.Module = original.qkv
         self.proj: nn.Module = original.proj
+        self.writes_bias = True
+        """On a CPU."""
         self._heads = int(original.num_heads)
         self._scale = float(original.scale)
         rows, columns = (_by_distance(table.detach()) for table in (original.rel_pos_h, original.rel_pos_w))
@@ -39,11 +41,11 @@ class RelativeAttention(nn.Module):
         by_place = q.reshape(batch, self._heads, height, width, -1)
         rows = torch.einsum("bnhwc,hkc->bnhwk", by_place, self._rows)
         columns = torch.einsum("bnhwc,wkc->bnhwk", by_place, self._columns)
-        if x.is_cuda:
-            mixed = self._with_places(q, k, v, rows.flatten(2, 3), columns.flatten(2, 3))
-        else:
+        if self.writes_bias and not x.is_cuda:
             bias = rows[..., :, None] + columns[..., None, :]
             mixed = F.scaled_dot_product_attention(q, k, v, bias.flatten(4).flatten(2, 3), scale=self._scale)
+        else:
+            mixed = self._with_places(q, k, v, rows.flatten(2, 3), columns.flatten(2, 3))
         answer: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, height, width, channels))
         return answer
 

@@ -11,7 +11,7 @@ from functools import partial
 from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
-from backend.models.accelerator import choose_device, set_threads, share_of_cores
+from backend.models.accelerator import choose_device, good_threads, set_threads
 from backend.models.profiles import ModelSource
 from backend.pipeline import OnStage, Softmatcher, load_softmatcher
 from backend.projects.gate import ModelGate
@@ -46,7 +46,7 @@ class Models:
         calls_at_a_time: int = 1,
     ) -> None:
         self._settings = settings
-        self._threads = settings.torch_threads or (0 if calls_at_a_time == 1 else share_of_cores(calls_at_a_time))
+        self._calls_at_a_time = calls_at_a_time
         self._load_softmatcher = load or partial(load_configured, settings)
         self._metrics = metrics
         self._ready = threading.Event()
@@ -73,7 +73,7 @@ class Models:
         started = time.perf_counter()
         settings = self._settings
         try:
-            set_threads(self._threads)
+            set_threads(settings.torch_threads or good_threads(choose_device(settings.device), self._calls_at_a_time))
             softmatcher = self._load_softmatcher(settings.profile, on_stage=self._metrics.on_stage)
             cache = FeatureCache(settings.cache_dir, settings.cache_mb, softmatcher.signature)
         except SoftmatcherError as error:

@@ -1,15 +1,23 @@
 """A full device: halved batches, then the CPU; work that nobody wants any more ends between two blocks."""
 
 import logging
+import os
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from backend.core import interruption
-from backend.core.interruption import InterruptedWorkError, interruptible
+from backend.core.interruption import InterruptedWorkError, interruptible, uninterrupted
 from backend.errors import ConfigurationError
-from backend.models.accelerator import Answer, OnDevice, Transfers, choose_device, make_interruptible
+from backend.models.accelerator import (
+    Answer,
+    OnDevice,
+    Transfers,
+    choose_device,
+    good_threads,
+    make_interruptible,
+)
 
 
 class Doubling(nn.Module):
@@ -200,6 +208,19 @@ def test_conditions_nest_and_end_with_their_block() -> None:
         with interruptible(lambda: True), pytest.raises(InterruptedWorkError):
             interruption.check()
         interruption.check()
+    with interruptible(lambda: True):
+        with uninterrupted():
+            interruption.check()
+        with pytest.raises(InterruptedWorkError):
+            interruption.check()
     with interruptible(lambda: True), interruptible(lambda: False), pytest.raises(InterruptedWorkError):
         interruption.check()
     interruption.check()
+
+
+def test_threads_of_a_call() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert good_threads(torch.device("cpu")) == 0
+    assert good_threads(torch.device("cpu"), 2) == max(1, cores // 2)
+    assert good_threads(torch.device("cpu"), 10 * cores) == 1
+    assert good_threads(torch.device("cuda", 0)) == good_threads(torch.device("cuda", 0), 2) == 1
