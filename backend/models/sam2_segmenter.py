@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
-from backend.models.sam_decoding import Embedding, SamDecoder
+from backend.models.sam_decoding import Embedding
 from backend.models.sam_segmenter import SamNetworks, SamSegmenter
 from backend.models.segmenter import SegmenterInput, require_rgb
 
@@ -109,19 +109,30 @@ class _Encoder(nn.Module):
         return torch.cat([level.float().flatten(1) for level in levels], dim=1)
 
 
-class _Decoder(SamDecoder):
+class _Decoder(nn.Module):
     """SAM 2's prompt encoder and mask decoder as one network."""
+
+    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
+        super().__init__()
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    def begin(self, images: tuple[Tensor, ...], masks: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Prompts share nothing here yet."""
+        return images, masks
 
     def forward(
         self,
-        images: tuple[Tensor, ...],
+        begun: tuple[tuple[Tensor, ...], Tensor | None],
+        which: Tensor,
         points: Tensor | None,
         labels: Tensor | None,
         boxes: Tensor | None,
-        masks: Tensor | None,
         is_multimask: bool,
     ) -> tuple[Tensor, Tensor]:
         """As `SamDecoder.forward`, each prompt with the levels of its own image."""
+        images = tuple(_own(level, which) for level in begun[0])
+        masks = None if begun[1] is None else _own(begun[1], which)
         if boxes is not None:
             corners = boxes.reshape(-1, 2, 2)
             kinds = torch.tensor([[_TOP_LEFT, _BOTTOM_RIGHT]], dtype=torch.float32, device=boxes.device)
@@ -141,3 +152,8 @@ class _Decoder(SamDecoder):
             high_res_features=[level_0, level_1],
         )
         return logits, predicted_iou
+
+
+def _own(shared: Tensor, which: Tensor) -> Tensor:
+    """(M, ...) to (P, ...): each prompt's."""
+    return shared.expand(len(which), *shared.shape[1:]) if len(shared) == 1 else shared[which]

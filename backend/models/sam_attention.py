@@ -61,40 +61,12 @@ class RelativeAttention(nn.Module):
         return F.scaled_dot_product_attention(queries, keys, v, scale=1.0)[..., :channels]
 
 
-class TokenAttention(nn.Module):
-    """Multi-head attention between tokens and image of the mask decoder, or of the tokens among themselves.
-
-    Args:
-        original: `segment_anything.modeling.transformer.Attention`, its weights loaded.
-    """
-
-    def __init__(self, original: Any) -> None:
-        super().__init__()
-        self.q_proj: nn.Module = original.q_proj
-        self.k_proj: nn.Module = original.k_proj
-        self.v_proj: nn.Module = original.v_proj
-        self.out_proj: nn.Module = original.out_proj
-        self._heads = int(original.num_heads)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, N, C) queries, (B, M, C) keys and values to (B, N, C)."""
-        parts = ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        by_head = (project(x).unflatten(-1, (self._heads, -1)).transpose(1, 2) for project, x in parts)
-        answer: Tensor = self.out_proj(F.scaled_dot_product_attention(*by_head).transpose(1, 2).flatten(2))
-        return answer
-
-
-def fuse_attention(sam: Any) -> None:
-    """Put these in the place of segment-anything's, in image encoder and mask decoder; other networks are left as they
-    are."""
-    for block in getattr(sam.image_encoder, "blocks", ()):
+def fuse_attention(image_encoder: Any) -> None:
+    """Put it in the place of segment-anything's in an image encoder; other networks are left as they are."""
+    for block in getattr(image_encoder, "blocks", ()):
         attention = getattr(block, "attn", None)
         if attention is not None and getattr(attention, "use_rel_pos", False):
             block.attn = RelativeAttention(attention)
-    for part in list(sam.mask_decoder.transformer.modules()):
-        for name, attention in list(part.named_children()):
-            if type(attention).__name__ == "Attention":
-                setattr(part, name, TokenAttention(attention))
 
 
 def _by_distance(table: Tensor) -> Tensor:
