@@ -1,6 +1,7 @@
 """SAM through its parts gives what SamPredictor gives, for every kind of prompt, from any number of threads."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,37 @@ def test_chunks_change_nothing(decode_mb: float) -> None:
         (alone,) = segmenter.decode_prompts(embedding, [prompt], is_multimask=True)
         torch.testing.assert_close(answer.logits, alone.logits, atol=1e-5, rtol=1e-5)
     assert segmenter.decode_prompts(embedding, [], is_multimask=True) == []
+
+
+def test_what_prompts_of_one_image_share_is_computed_once() -> None:
+    segmenter = _segmenter(decode_mb=0.001)  # one prompt a pass
+    embedding = segmenter.embed(_image())
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(32, 32)).astype(np.float32) * 4 for _ in range(2))
+    points = np.array([[20, 30], [50, 40]], np.float32)
+    prompts = [SamPrompt(points + x, np.ones(2, np.float32), None, first) for x in range(3)]
+    prompts += [SamPrompt(points, np.ones(2, np.float32), None, second)]
+    begun: list[int] = []
+    network = segmenter._decoder.network
+    begin = network.begin
+
+    def noticed(images: Any, masks: Any) -> Any:
+        begun.append(len(masks))
+        return begin(images, masks)
+
+    network.begin = noticed
+    together = segmenter.decode_prompts(embedding, prompts, is_multimask=True)
+    assert begun == [1, 1]
+    for prompt, answer in zip(prompts, together, strict=True):
+        (alone,) = segmenter.decode_prompts(embedding, [prompt], is_multimask=True)
+        torch.testing.assert_close(answer.logits, alone.logits, atol=1e-5, rtol=1e-5)
+    assert float((together[0].logits - together[3].logits).abs().max()) > 1e-3
+    begun.clear()
+    segmenter._options = replace(segmenter._options, decode_mb=1000.0)
+    at_once = segmenter.decode_prompts(embedding, prompts, is_multimask=True)
+    assert begun == [2]
+    for one, answer in zip(at_once, together, strict=True):
+        torch.testing.assert_close(one.logits, answer.logits, atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_embeddings_change_masks_hardly() -> None:
