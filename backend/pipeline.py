@@ -185,7 +185,8 @@ class Softmatcher:
         self._segmenter = segmenter
         self._options = options
         self._on_stage = on_stage
-        self._device = encoder.device if isinstance(encoder, BatchEncoder) else torch.device("cpu")
+        self.device = encoder.device if isinstance(encoder, BatchEncoder) else torch.device("cpu")
+        """Where encoder and matching run."""
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
         self.strange_similarity = encoder.strange_similarity
@@ -578,7 +579,7 @@ class Softmatcher:
 
     def _matching_device(self, options: MatchOptions) -> torch.device:
         """Where the models are, for matchers that are nothing but tensor products."""
-        return self._device if options.matcher in TENSOR_MATCHERS else torch.device("cpu")
+        return self.device if options.matcher in TENSOR_MATCHERS else torch.device("cpu")
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:

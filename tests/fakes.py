@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
@@ -56,6 +57,7 @@ class ColourSoftmatcher:
 
     signature = "colours-1"
     good_batch = 1
+    device = torch.device("cpu")
 
     def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
         self.encoded_images = 0

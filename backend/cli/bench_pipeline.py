@@ -49,12 +49,12 @@ def bench_pipeline(
     chosen = choose_device(device)
     if chart is not None:
         require_matplotlib()
-    set_threads(threads or good_threads(chosen))
+    all_threads = torch.get_num_threads()
     files = [_read(path) for path in images] or [photograph()]
     figures: dict[str, Any] = {
         "machine": {
             "platform": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0],
-            "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(chosen),
+            "torch": torch.__version__, "device": str(chosen),
         },
         "repeats": repeats,
         "profiles": {},
@@ -66,7 +66,9 @@ def bench_pipeline(
             + (f": random weights for {', '.join(missing)} (times are real, masks are not)" if missing else "")
         )
         bench = Bench(profile, chosen, settings.weights_folder)
+        set_threads(threads or good_threads(bench.softmatcher.device) or all_threads)
         of_profile = figures["profiles"][profile] = _bench_profile(bench, files, repeats, random_weights=missing)
+        of_profile["threads"] = torch.get_num_threads()
         console.print(table(profile, of_profile))
         if bulk:
             of_profile["bulk"] = _bench_bulk(bench, files, bulk)

@@ -73,8 +73,8 @@ class Models:
         started = time.perf_counter()
         settings = self._settings
         try:
-            set_threads(settings.torch_threads or good_threads(choose_device(settings.device), self._calls_at_a_time))
             softmatcher = self._load_softmatcher(settings.profile, on_stage=self._metrics.on_stage)
+            set_threads(settings.torch_threads or good_threads(softmatcher.device, self._calls_at_a_time))
             cache = FeatureCache(settings.cache_dir, settings.cache_mb, softmatcher.signature)
         except SoftmatcherError as error:
             self._failure = str(error)

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
 from backend.pipeline import Softmatcher
 from backend.projects.models import ModelGate, Models
 from backend.settings import load_settings
+from tests.fakes import ColourSoftmatcher
 
 
 def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
@@ -82,6 +84,21 @@ def test_model_that_cannot_load_says_why_and_never_crashes_the_process(tmp_path:
     assert models.state == "failed: weights of profile lite are missing: fetch them"
 
 
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"), [("cpu", 0, 0), ("cpu", 3, 3), ("cuda:0", 0, 1), ("cuda:0", 3, 3)]
+)
+def test_threads_are_set_for_where_the_models_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, asked: int, expected: int
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("backend.projects.models.set_threads", told.append)
+    loaded = ColourSoftmatcher()
+    loaded.device = torch.device(device)
+    settings = load_settings(data_dir=tmp_path, torch_threads=asked)
+    Models(settings, Metrics(), load=lambda profile, on_stage: loaded).get(5)  # type: ignore[arg-type,return-value]
+    assert told == [expected]
+
+
 def test_waiting_for_models_ends(tmp_path: Path) -> None:
     forever = threading.Event()
     models = Models(load_settings(data_dir=tmp_path), Metrics(), load=lambda profile, on_stage: forever.wait(5))  # type: ignore[arg-type,return-value]
@@ -98,6 +115,7 @@ import torch
 from backend.metrics import Metrics
 from backend.projects.models import Models
 from backend.settings import load_settings
+from tests.fakes import ColourSoftmatcher
 
 def load(profile, on_stage):
     print("loading", flush=True)
