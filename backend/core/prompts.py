@@ -51,7 +51,9 @@ def cluster_points(points_xy: Tensor, *, count: int, iterations: int = 10) -> li
         is_own = np.arange(len(centres)) == _nearest(points, centres)[:, None]
         sizes = is_own.sum(axis=0)[:, None]
         means = (is_own.T.astype(np.float32) @ points) / np.maximum(sizes, 1)
-        centres = np.where(sizes > 0, means, centres).astype(np.float32)
+        before, centres = centres, np.where(sizes > 0, means, centres).astype(np.float32)
+        if np.array_equal(before, centres):
+            break
     owner = _nearest(points, centres)
     return [points_xy[torch.from_numpy(owner == own)] for own in range(len(centres)) if bool((owner == own).any())]
 
