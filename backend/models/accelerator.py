@@ -194,21 +194,18 @@ class OnDevice:
             return None
         return float(torch.cuda.get_device_properties(self.device).total_memory) / 2**20
 
-    def run(
-        self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0, assemble: Assemble = torch.stack
-    ) -> list[Tensor]:
+    def run(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> list[Tensor]:
         """Forward passes over items, on the device as far as its memory goes.
 
         Args:
             items: tensors on the CPU; the smaller their type, the quicker they are there.
             call: gets the network and a batch on the network's device, gives (B, ...).
             at_once: items of a pass; 0: all.
-            assemble: makes a batch of B items that are there.
 
         Returns:
             For each item its part of the answer, on the CPU.
         """
-        return self.run_later(items, call, at_once=at_once, assemble=assemble)()
+        return self.run_later(items, call, at_once=at_once)()
 
     def run_later(
         self,
@@ -222,7 +219,8 @@ class OnDevice:
         """`run`, begun: gives what waits for the answers. On CUDA all passes are queued by then, on a CPU none is.
 
         Args:
-            items, call, at_once, assemble: as `run` takes them.
+            items, call, at_once: as `run` takes them.
+            assemble: makes a batch of B items that are on a device.
             kind: calls of one kind do the same with batches of one shape, and wait for nothing on the CPU: on CUDA
                 they are recorded (`RecordedPasses`). None: this one is not.
         """
