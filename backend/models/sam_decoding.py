@@ -12,7 +12,7 @@ from backend.models.accelerator import OnDevice
 from backend.models.sam_mask_decoder import MaskDecoder
 from backend.models.sam_prompts import SamPrompt
 
-Mask = NDArray[np.float32]
+MaskLogits = NDArray[np.float32]
 Embedding = Mapping[str, NDArray[np.generic]]
 
 
@@ -53,8 +53,6 @@ class SamDecoder(nn.Module):
             points: (P, T, 2) float32 in the input frame, with their labels, (P, T) float32.
             boxes: (P, 4) float32.
             is_multimask: three masks a prompt.
-
-        Source: segment_anything.modeling.mask_decoder (Apache 2.0), `predict_masks`.
         """
         given = None if points is None else (points, labels)
         sparse, _ = self.prompt_encoder(points=given, boxes=boxes, masks=None)
@@ -87,7 +85,7 @@ class Images:
             self._there[device] = [torch.stack([one.to(device).float() for one in level]) for level in self._here]
         return tuple(level[list(owners)] for level in self._there[device])
 
-    def begun(self, asked: Sequence[tuple[int, Mask | None]], network: Any, device: torch.device) -> Any:
+    def begun(self, asked: Sequence[tuple[int, MaskLogits | None]], network: Any, device: torch.device) -> Any:
         """What `SamDecoder.begin` makes of images and their mask inputs; if they were those of the pass before, it is
         done already."""
         key = device, [(owner, id(mask)) for owner, mask in asked]

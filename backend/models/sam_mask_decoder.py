@@ -9,6 +9,8 @@ ordered otherwise:
 - The image attends to a few tokens only: values and output are projected together, for tokens, not for its 4096 cells.
 - A transposed convolution of stride two is a linear layer of each cell. Its four cells stay side by side until there is
   one number a mask to be put where it belongs.
+
+Source: segment_anything.modeling.mask_decoder and .transformer (Apache 2.0).
 """
 
 from dataclasses import dataclass

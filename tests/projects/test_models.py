@@ -115,7 +115,6 @@ import torch
 from backend.metrics import Metrics
 from backend.projects.models import Models
 from backend.settings import load_settings
-from tests.fakes import ColourSoftmatcher
 
 def load(profile, on_stage):
     print("loading", flush=True)
