@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
-from backend.models.sam_decoding import Embedding
+from backend.models.sam_decoding import Embedding, PointTokens, mask_input
 from backend.models.sam_segmenter import SamNetworks, SamSegmenter
 from backend.models.segmenter import SegmenterInput, require_rgb
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of SAM 2's input, for pixels in [0, 1]."""
-_TOP_LEFT, _BOTTOM_RIGHT = 2, 3
-"""Labels of a box's corners, which are points to SAM 2."""
 
 
 class Sam2Segmenter(SamSegmenter):
@@ -112,41 +110,28 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     """SAM 2's prompt encoder and mask decoder as one network."""
 
+    always_ends = True
+
     def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
         super().__init__()
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self._tokens = PointTokens(prompt_encoder)
 
-    def begin(self, images: tuple[Tensor, ...], masks: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Prompts share nothing here yet."""
-        return images, masks
+    def begin(self, images: tuple[Tensor, ...], masks: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The images' levels, and what their mask inputs add to the coarsest."""
+        return images, mask_input(self.prompt_encoder, masks)
 
     def forward(
-        self,
-        begun: tuple[tuple[Tensor, ...], Tensor | None],
-        which: Tensor,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        is_multimask: bool,
+        self, begun: tuple[tuple[Tensor, ...], Tensor], which: Tensor, points: Tensor, is_multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """As `SamDecoder.forward`, each prompt with the levels of its own image."""
-        images = tuple(_own(level, which) for level in begun[0])
-        masks = None if begun[1] is None else _own(begun[1], which)
-        if boxes is not None:
-            corners = boxes.reshape(-1, 2, 2)
-            kinds = torch.tensor([[_TOP_LEFT, _BOTTOM_RIGHT]], dtype=torch.float32, device=boxes.device)
-            kinds = kinds.expand(len(corners), -1)
-            points = corners if points is None else torch.cat([corners, points], dim=1)
-            labels = kinds if labels is None else torch.cat([kinds, labels], dim=1)
-        given = None if points is None else (points, labels)
-        sparse, dense = self.prompt_encoder(points=given, boxes=None, masks=masks)
-        image_embedding, level_1, level_0 = images
+        image_embedding, level_1, level_0 = (_own(level, which) for level in begun[0])
         logits, predicted_iou, _, _ = self.mask_decoder(
             image_embeddings=image_embedding,
             image_pe=self.prompt_encoder.get_dense_pe(),  # type: ignore[operator]
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
+            sparse_prompt_embeddings=self._tokens(points),
+            dense_prompt_embeddings=_own(begun[1], which),
             multimask_output=is_multimask,
             repeat_image=False,
             high_res_features=[level_0, level_1],

@@ -1,5 +1,6 @@
 """One pass of SAM's mask decoder over prompts of one shape, each with its own image."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,16 +13,62 @@ from backend.models.accelerator import OnDevice
 from backend.models.sam_mask_decoder import MaskDecoder
 from backend.models.sam_prompts import SamPrompt
 
+NO_POINT, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
+"""Labels beside those of points: of the end of a list of points, and of a box's corners."""
 MaskLogits = NDArray[np.float32]
 Embedding = Mapping[str, NDArray[np.generic]]
+
+
+class PointTokens(nn.Module):
+    """What a prompt encoder of SAM, or of SAM 2, makes of points and boxes, without asking the device what they are.
+
+    The package looks for points of each label and changes those: a GPU is waited for six times a pass. Here a label
+    chooses its row of a table.
+
+    Args:
+        prompt_encoder: a `PromptEncoder` of segment-anything or sam2, its weights loaded.
+
+    Source: segment_anything.modeling.prompt_encoder (Apache 2.0).
+    """
+
+    def __init__(self, prompt_encoder: Any) -> None:
+        super().__init__()
+        kinds = [prompt_encoder.not_a_point_embed, *prompt_encoder.point_embeddings]
+        self._kinds = nn.Buffer(torch.cat([kind.weight for kind in kinds]).detach())
+        height, width = prompt_encoder.input_image_size
+        frequencies: Tensor = prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        self._frequencies = nn.Buffer(2 * math.pi * frequencies.detach())
+        self._to_unit = nn.Buffer(torch.tensor([2 / width, 2 / height]), persistent=False)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(P, T, 3) float32 of x, y in the input frame and label, to (P, T, C) tokens."""
+        labels = points[..., 2].long()
+        # A pixel's index is its centre; the input frame lies between -1 and 1.
+        angles = ((points[..., :2] + 0.5) * self._to_unit - 1) @ self._frequencies
+        places = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return places * (labels != NO_POINT)[..., None] + self._kinds[labels - NO_POINT]
+
+
+def mask_input(prompt_encoder: Any, masks: Tensor | None) -> Tensor:
+    """What mask inputs (M, 1, 4h, 4w) add to image embeddings, (M, C, h, w); without any (1, C, 1, 1)."""
+    added: Tensor = (
+        prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        if masks is None
+        else prompt_encoder.mask_downscaling(masks)
+    )
+    return added
 
 
 class SamDecoder(nn.Module):
     """Prompt encoder and mask decoder as one network, so that they lie on one device and fall back together."""
 
+    always_ends = False
+    """Without a box the points end with one that is none; SAM 2's end so in any case."""
+
     def __init__(self, prompt_encoder: Any, mask_decoder: Any) -> None:
         super().__init__()
         self.prompt_encoder = prompt_encoder
+        self._tokens = PointTokens(prompt_encoder)
         self.mask_decoder = MaskDecoder(mask_decoder, prompt_encoder.get_dense_pe())
 
     def begin(self, images: tuple[Tensor, ...], masks: Tensor | None) -> Any:
@@ -32,31 +79,18 @@ class SamDecoder(nn.Module):
             masks: (M, 1, 4h, 4w) float32 mask inputs.
         """
         (image_embedding,) = images
-        encoder: Any = self.prompt_encoder
-        dense = encoder.no_mask_embed.weight[:, :, None, None] if masks is None else encoder.mask_downscaling(masks)
-        return self.mask_decoder.begin(image_embedding + dense)
+        return self.mask_decoder.begin(image_embedding + mask_input(self.prompt_encoder, masks))
 
-    def forward(
-        self,
-        begun: Any,
-        which: Tensor,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        is_multimask: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, begun: Any, which: Tensor, points: Tensor, is_multimask: bool) -> tuple[Tensor, Tensor]:
         """P prompts to (P, 3 or 1, 4h, 4w) logits and (P, 3 or 1) predicted IoU.
 
         Args:
             begun: what `begin` made of M images.
             which: (P,) int64: each prompt's image.
-            points: (P, T, 2) float32 in the input frame, with their labels, (P, T) float32.
-            boxes: (P, 4) float32.
+            points: (P, T, 3) float32 as `PointTokens` takes them.
             is_multimask: three masks a prompt.
         """
-        given = None if points is None else (points, labels)
-        sparse, _ = self.prompt_encoder(points=given, boxes=boxes, masks=None)
-        logits, predicted_iou = self.mask_decoder(begun, which, sparse.expand(len(which), -1, -1))
+        logits, predicted_iou = self.mask_decoder(begun, which, self._tokens(points))
         wanted = slice(1, None) if is_multimask else slice(0, 1)
         return logits[:, wanted], predicted_iou[:, wanted]
 
@@ -71,7 +105,7 @@ class Images:
 
     def __init__(self, embeddings: Sequence[Embedding], levels: Sequence[str]) -> None:
         self._here = [[torch.from_numpy(one[level]) for one in embeddings] for level in levels]
-        self._there: dict[torch.device, list[Tensor]] = {}
+        self._there: dict[torch.device, list[list[Tensor]]] = {}
         self._begun: tuple[Any, Any] = None, None
 
     @property
@@ -82,8 +116,9 @@ class Images:
     def of(self, owners: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
         """Each level (N, C, h, w) float32 of N of them."""
         if device not in self._there:
-            self._there[device] = [torch.stack([one.to(device).float() for one in level]) for level in self._here]
-        return tuple(level[list(owners)] for level in self._there[device])
+            self._there[device] = [[one.to(device).float() for one in level] for level in self._here]
+        # Not by a list of indices, which would be carried there first.
+        return tuple(torch.stack([level[owner] for owner in owners]) for level in self._there[device])
 
     def begun(self, asked: Sequence[tuple[int, MaskLogits | None]], network: Any, device: torch.device) -> Any:
         """What `SamDecoder.begin` makes of images and their mask inputs; if they were those of the pass before, it is
@@ -109,16 +144,17 @@ def forward_of(
         is_multimask: three masks a prompt.
     """
     asked = [(owner, prompt.mask_logits) for owner, prompt in zip(owners, group, strict=True)]
+    always_ends = bool(decoder.network.always_ends)
 
     def forward(network: nn.Module, device: torch.device, part: slice) -> tuple[Tensor, Tensor]:
-        points, labels, boxes = (None if one is None else one.to(device) for one in _stack(group[part]))
+        points = torch.from_numpy(_labelled(group[part], always_ends)).to(device)
         distinct = list({(owner, id(mask)): (owner, mask) for owner, mask in asked[part]}.values())
         place = {(owner, id(mask)): index for index, (owner, mask) in enumerate(distinct)}
         which = torch.tensor([place[owner, id(mask)] for owner, mask in asked[part]]).to(device)
 
         def run() -> tuple[Tensor, Tensor]:
             answer: tuple[Tensor, Tensor] = network(
-                images.begun(distinct, network, device), which, points, labels, boxes, is_multimask
+                images.begun(distinct, network, device), which, points, is_multimask
             )
             return answer
 
@@ -128,12 +164,15 @@ def forward_of(
     return forward
 
 
-def _stack(group: Sequence[SamPrompt]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    first = group[0]
-    points = labels = boxes = None
-    if len(first.points_xy):
-        points = torch.from_numpy(np.stack([prompt.points_xy for prompt in group]))
-        labels = torch.from_numpy(np.stack([prompt.point_labels for prompt in group]))
-    if first.box_xyxy is not None:
-        boxes = torch.from_numpy(np.stack([prompt.box_xyxy for prompt in group if prompt.box_xyxy is not None]))
-    return points, labels, boxes
+def _labelled(group: Sequence[SamPrompt], always_ends: bool) -> NDArray[np.float32]:
+    """(P, T, 3) of P prompts of one shape: their points, then the corners of their boxes, each with its label."""
+    rows = []
+    for prompt in group:
+        own = [(x, y, label) for (x, y), label in zip(prompt.points_xy, prompt.point_labels, strict=True)]
+        if prompt.box_xyxy is not None:
+            left, top, right, bottom = prompt.box_xyxy
+            own += [(left, top, TOP_LEFT), (right, bottom, BOTTOM_RIGHT)]
+        if own and (always_ends or prompt.box_xyxy is None):
+            own.append((0, 0, NO_POINT))
+        rows.append(np.array(own, np.float32).reshape(-1, 3))
+    return np.stack(rows)
