@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     torch_threads: int = Field(
         0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice, with a GPU one."
     )
+    local_workers: int = Field(
+        1, ge=1, le=64, description="Workers on this machine: each takes its share of the cores. `up` tells its own."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
     log_format: Literal["text", "json"] = Field(
         "text", description="`text`, or `json`: one object a line, with a request's or job's figures by name."

@@ -104,7 +104,8 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
     # processes that each want all cores get in each other's way. A GPU's memory is for one.
     is_on_cpu = choose_device(settings.device).type == "cpu"
-    projects = open_projects(settings, calls_at_a_time=LANES if is_on_cpu else 1)
+    calls_at_a_time = LANES if is_on_cpu else 1
+    projects = open_projects(settings, calls_at_a_time=calls_at_a_time, processes=settings.local_workers)
     projects.models.start()
     for project in projects.store.projects():
         try:

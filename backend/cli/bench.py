@@ -55,8 +55,9 @@ def pipeline(
     image: Annotated[list[str] | None, typer.Option(help="Image files. Default: a photograph of scikit-image.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each part, after one that does not count.")] = 5,
     bulk: Annotated[
-        int, typer.Option(min=0, help="Images to send through the workers' own code, for images a second.")
+        int, typer.Option(min=0, help="Images that each worker predicts with its own code, for images a second.")
     ] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that do so side by side.")] = 1,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the figures there.")] = None,
     chart: Annotated[str | None, typer.Option("--png", help="Draw a chart there (needs matplotlib).")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of one model call; 0: as the service.")] = 0,
@@ -67,5 +68,5 @@ def pipeline(
 
     run(
         load_settings(), profile or ["lite", "mobile"], device=device, images=image or [], repeats=repeats,
-        bulk=bulk, json_file=json_file, chart=chart, threads=threads,
+        bulk=bulk, workers=workers, json_file=json_file, chart=chart, threads=threads,
     )  # fmt: skip

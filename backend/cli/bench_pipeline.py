@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from backend.cli.bench_bulk import BulkWork, bench_bulk
 from backend.cli.bench_service import MOST_PIXELS, photograph, service, square
 from backend.cli.bench_tables import bulk_table, draw, require_matplotlib, table
 from backend.cli.bench_times import PARTS, Bench, Times
@@ -34,6 +35,7 @@ def bench_pipeline(
     images: Sequence[str],
     repeats: int,
     bulk: int,
+    workers: int,
     json_file: str | None,
     chart: str | None,
     threads: int,
@@ -71,7 +73,8 @@ def bench_pipeline(
         of_profile["threads"] = torch.get_num_threads()
         console.print(table(profile, of_profile))
         if bulk:
-            of_profile["bulk"] = _bench_bulk(bench, files, bulk)
+            work = BulkWork(profile, chosen, settings.weights_folder, files, bulk, workers, threads)
+            of_profile["bulk"] = bench_bulk(bench, work)
             console.print(bulk_table(profile, of_profile["bulk"]))
     if json_file is not None:
         Path(json_file).write_text(json.dumps(figures, indent=1) + "\n")
@@ -108,39 +111,6 @@ def _bench_profile(bench: Bench, files: Sequence[bytes], repeats: int, *, random
         "image_hw": list(image.shape[:2]),
         **{name: _summary(of[1:]) for name, of in runs.items()},
         "prompt_ms": _prompt_figures(bench, encoded.embedding, repeats),
-    }
-
-
-def _bench_bulk(bench: Bench, files: Sequence[bytes], count: int) -> dict[str, Any]:
-    """Images a second through the workers' own code, from the file to the region, and of the two encoders alone.
-
-    The encoders' share of the time is that of their forward passes over as many images while nothing else runs (on
-    CUDA between two events in their stream), divided by the time of the whole. What they wait for in the run (a copy,
-    Python's lock, a core) so never counts as theirs, on whatever machine.
-    """
-    engine = bench.softmatcher
-    size = engine.good_batch
-    prepared = [engine.prepare(decode_image(files[number % len(files)], MOST_PIXELS)) for number in range(size)]
-    alone: list[Times] = []
-    for _ in range(1 + max(1, min(10, count // size))):
-        with bench.run() as times:
-            engine.encode_prepared(prepared)
-        alone.append(times)
-    with service(bench) as (_, predict):
-        predict(range(10_000, 10_000 + 2 * size), files)  # the first of each kind of call
-        with bench.run() as times:
-            found = predict(range(count), files)
-    alone_s = statistics.median(one.total_s for one in alone[1:]) / size
-    passes_s = statistics.median(one.encoders_s for one in alone[1:]) / size
-    return {
-        "images": count,
-        "with_masks": found,
-        "at_once": size,
-        "images_per_s": count / times.total_s,
-        "encoders_alone_images_per_s": 1 / alone_s,
-        "of_the_encoders_alone": alone_s * count / times.total_s,
-        "encoders_share": passes_s * count / times.total_s,
-        "parts_ms_an_image": {part: 1000 * seconds / count for part, seconds in sorted(times.raw.items())},
     }
 
 

@@ -33,9 +33,9 @@ def table(profile: str, figures: Mapping[str, Any]) -> Table:
 
 def bulk_table(profile: str, figures: Mapping[str, Any]) -> Table:
     """Images a second of many images."""
-    table = Table(
-        "what", "images/s", title=f"{profile}: {figures['images']} images in bulk, {figures['at_once']} at a time"
-    )
+    workers = f", {figures['workers']} workers" if figures["workers"] > 1 else ""
+    title = f"{profile}: {figures['images']} images in bulk, {figures['at_once']} at a time{workers}"
+    table = Table("what", "images/s", title=title)
     table.add_row("file to region", f"{figures['images_per_s']:.2f}")
     table.add_row("the two encoders alone", f"{figures['encoders_alone_images_per_s']:.2f}")
     table.add_row("share of the time in the encoders", f"{100 * figures['encoders_share']:.1f} %")

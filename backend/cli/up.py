@@ -11,7 +11,7 @@ from rich.console import Console
 
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
 from backend.errors import ConfigurationError
-from backend.settings import LANES, Settings, load_settings
+from backend.settings import Settings, load_settings
 
 SERVICE = "service"
 # A model may have to be read from a slow disk, and PyTorch imported on a busy machine.
@@ -67,17 +67,12 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
     # A traceback of a process that is killed must not be lost in a buffer.
     environment = {**environment, "PYTHONUNBUFFERED": "1"}
     processes.start(SERVICE, [*backend, "serve"], environment)
+    of_worker = {"SOFTMATCHER_LOCAL_WORKERS": str(workers), **environment}
     for number in range(1, workers + 1):
-        processes.start(f"worker-{number}", [*backend, "work"], {**threads_of_workers(workers), **environment})
+        processes.start(f"worker-{number}", [*backend, "work"], of_worker)
     user = environment.get("SOFTMATCHER_BASIC_AUTH_USER")
     auth = (user, environment.get("SOFTMATCHER_BASIC_AUTH_PASS", "")) if user else None
     processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S, basic_auth=auth)
-
-
-def threads_of_workers(workers: int) -> dict[str, str]:
-    """The cores shared out: workers that each want all of them slow one another down."""
-    cores = len(os.sched_getaffinity(0))
-    return {"SOFTMATCHER_TORCH_THREADS": str(max(1, cores // (LANES * workers)))} if workers > 1 else {}
 
 
 def keep_running(processes: ProcessGroup, console: Console) -> None:

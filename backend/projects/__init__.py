@@ -194,12 +194,13 @@ def key_of_project(project: Mapping[str, Any]) -> str:
     return f"{project_id}.{int(created.timestamp())}"
 
 
-def open_projects(settings: Settings, *, calls_at_a_time: int = 1) -> Projects:
+def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: int = 1) -> Projects:
     """The composition root: opens the store (makes its tables) and wires everything; models load later.
 
     Args:
         settings: of this process.
         calls_at_a_time: model calls that share the processor's cores.
+        processes: that share them.
 
     Raises:
         ConfigurationError, StoreUnavailableError: the store cannot be opened.
@@ -208,7 +209,7 @@ def open_projects(settings: Settings, *, calls_at_a_time: int = 1) -> Projects:
     store = Store(settings.store_url)
     store.create_tables()
     metrics = Metrics()
-    models = Models(settings, metrics, calls_at_a_time=calls_at_a_time)
+    models = Models(settings, metrics, calls_at_a_time=calls_at_a_time, processes=processes)
     return Projects(settings, store, metrics, models, Connections(settings, store))
 
 

@@ -35,6 +35,7 @@ class Models:
         load: loads them; for tests.
         calls_at_a_time: how many model calls share the processor's cores. One call on all cores is the quickest answer,
             several on some cores each are more answers a second.
+        processes: so many like this one share the cores.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Models:
         load: Callable[..., Softmatcher] | None = None,
         *,
         calls_at_a_time: int = 1,
+        processes: int = 1,
     ) -> None:
         self._settings = settings
         self._calls_at_a_time = calls_at_a_time
+        self._processes = processes
         self._load_softmatcher = load or partial(load_configured, settings)
         self._metrics = metrics
         self._ready = threading.Event()
@@ -74,7 +77,8 @@ class Models:
         settings = self._settings
         try:
             softmatcher = self._load_softmatcher(settings.profile, on_stage=self._metrics.on_stage)
-            set_threads(settings.torch_threads or good_threads(softmatcher.device, self._calls_at_a_time))
+            sharing = self._calls_at_a_time * self._processes
+            set_threads(settings.torch_threads or good_threads(softmatcher.device, sharing))
             cache = FeatureCache(settings.cache_dir, settings.cache_mb, softmatcher.signature)
         except SoftmatcherError as error:
             self._failure = str(error)

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from backend.cli import app
+from backend.cli.bench_bulk import BulkWork, in_processes
+from backend.errors import ConfigurationError
 
 RUNS = ("click cold", "click warm", "predict cold", "predict warm")
 
@@ -38,6 +41,27 @@ def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     assert 0 < bulk["encoders_share"] <= bulk["of_the_encoders_alone"]
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert "click: cold / warm" in done.output
+
+
+def test_workers_are_timed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path))
+    figures_path = tmp_path / "bench.json"
+    options = ["--profile", "lite", "--repeats", "1", "--bulk", "3", "--workers", "2", "--json", str(figures_path)]
+    done = CliRunner().invoke(app, ["bench", "pipeline", *options])
+    assert done.exit_code == 0, done.output
+    bulk = json.loads(figures_path.read_text())["profiles"]["lite"]["bulk"]
+    assert bulk["workers"] == 2
+    assert bulk["with_masks"] == bulk["images"] == 6
+    assert bulk["encoders_share"] > 0
+    assert bulk["parts_ms_an_image"]["match"] > 0
+    assert "2 workers" in done.output
+
+
+def test_a_worker_that_cannot_begin_ends_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path))
+    work = BulkWork("huge", torch.device("cpu"), tmp_path, [b""], images=2, workers=2, threads=1)
+    with pytest.raises(ConfigurationError, match="huge"):
+        in_processes(work)
 
 
 def test_what_cannot_be_benched_says_why(tmp_path: Path) -> None:

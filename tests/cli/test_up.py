@@ -1,13 +1,14 @@
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from backend.cli.processes import ProcessGroup
-from backend.cli.up import Restarts, threads_of_workers
+from backend.cli.up import Restarts, start_backend
 
 ENDS = (sys.executable, "-S", "-c", "print('out of luck'); raise SystemExit(3)")
 STAYS = (sys.executable, "-S", "-c", "import time; time.sleep(100)")
@@ -55,8 +56,17 @@ def test_a_process_that_always_ends_is_started_five_times_a_minute(processes: Pr
     assert starts_s == [0, 1, 3, 7, 15, 61]
 
 
-def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    assert threads_of_workers(1) == {}, "a worker alone knows by itself"
-    assert threads_of_workers(2) == {"SOFTMATCHER_TORCH_THREADS": "4"}
-    assert threads_of_workers(20) == {"SOFTMATCHER_TORCH_THREADS": "1"}
+def test_workers_are_told_how_many_share_the_cores() -> None:
+    started: dict[str, Mapping[str, str]] = {}
+
+    class Recorded:
+        def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+            started[name] = environment
+
+        def wait_for_http(self, name: str, url: str, **options: Any) -> None:
+            assert (name, url) == ("service", "http://127.0.0.1:9/health")
+
+    for asked, expected in (({}, "3"), ({"SOFTMATCHER_LOCAL_WORKERS": "5"}, "5")):
+        start_backend(Recorded(), asked, "http://127.0.0.1:9", 3)  # type: ignore[arg-type]
+        assert list(started) == ["service", "worker-1", "worker-2", "worker-3"]
+        assert {started[f"worker-{number}"]["SOFTMATCHER_LOCAL_WORKERS"] for number in (1, 2, 3)} == {expected}

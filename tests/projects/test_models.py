@@ -85,17 +85,35 @@ def test_model_that_cannot_load_says_why_and_never_crashes_the_process(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "expected"), [("cpu", 0, 0), ("cpu", 3, 3), ("cuda:0", 0, 1), ("cuda:0", 3, 3)]
-)
+    ("device", "asked", "lanes", "processes", "expected"),
+    [
+        ("cpu", 0, 1, 1, 0), ("cpu", 3, 1, 1, 3), ("cpu", 0, 2, 1, 8), ("cpu", 0, 2, 2, 4), ("cpu", 0, 2, 20, 1),
+        ("cpu", 3, 2, 2, 3), ("cuda:0", 0, 1, 1, 1), ("cuda:0", 3, 1, 1, 3), ("cuda:0", 0, 1, 3, 1),
+    ],
+)  # fmt: skip
 def test_threads_are_set_for_where_the_models_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, asked: int, expected: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    asked: int,
+    lanes: int,
+    processes: int,
+    expected: int,
 ) -> None:
     told: list[int] = []
     monkeypatch.setattr("backend.projects.models.set_threads", told.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     loaded = ColourSoftmatcher()
     loaded.device = torch.device(device)
     settings = load_settings(data_dir=tmp_path, torch_threads=asked)
-    Models(settings, Metrics(), load=lambda profile, on_stage: loaded).get(5)  # type: ignore[arg-type,return-value]
+    models = Models(
+        settings,
+        Metrics(),
+        load=lambda profile, on_stage: loaded,  # type: ignore[arg-type,return-value]
+        calls_at_a_time=lanes,
+        processes=processes,
+    )
+    models.get(5)
     assert told == [expected]
 
 
