@@ -98,10 +98,12 @@ class Models:
 
     @property
     def state(self) -> str:
-        """`loading`, `ready` or `failed: why`."""
+        """`loading`, `ready` or `failed: why`. Asking after a failure makes it look again, for whoever asks next."""
         if not self._ready.is_set():
             return "loading"
-        return "ready" if self._loaded else f"failed: {self._failure}"
+        known = "ready" if self._loaded else f"failed: {self._failure}"
+        self._try_again()
+        return known
 
     def get(self, wait_s: float) -> tuple[Softmatcher, FeatureCache]:
         """Softmatcher and its feature cache.

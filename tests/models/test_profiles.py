@@ -1,14 +1,10 @@
 """Profiles from files in the official layouts, through the command line, offline."""
 
-import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
@@ -17,31 +13,18 @@ from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.metrics import Metrics
 from backend.models import weights_catalogue
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.sam_networks import build_sam
-from backend.models.weights_catalogue import KNOWN_WEIGHTS
 from backend.models.weights_store import WeightsStore
 from backend.pipeline import load_softmatcher
 from backend.projects.models import Models
 from backend.settings import load_settings
+from tests.models.official_files import catalogue_of, random_official_files
 from tests.test_pipeline import scene
-
-
-def _random_official_files(folder: Path) -> dict[str, Path]:
-    """Files named and laid out as Facebook's DINOv2 ViT-S/14 and MobileSAM's, with random weights."""
-    encoder = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
-    paths = {
-        "vit_small_patch14_dinov2": folder / "dinov2_vits14_pretrain.pth",
-        "mobile_sam": folder / "mobile_sam.pt",
-    }
-    torch.save({"mask_token": torch.zeros(1, 384), **encoder.state_dict()}, paths["vit_small_patch14_dinov2"])
-    torch.save(build_sam("mobile_sam", None, seed=3).state_dict(), paths["mobile_sam"])
-    return paths
 
 
 def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
-    paths = _random_official_files(mirror)
+    paths = random_official_files(mirror)
     run = CliRunner().invoke
     monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("SOFTMATCHER_PROFILE", "mobile")
@@ -50,15 +33,8 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
     assert refused.exit_code == 2
     assert "dinov2_vits14_pretrain.pth" in refused.stderr  # random weights are not the official ones
 
-    by_name = {
-        name: replace(
-            next(known for known in KNOWN_WEIGHTS if known.name == name),
-            size_bytes=path.stat().st_size,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
-        for name, path in paths.items()
-    }
-    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", tuple(by_name.get(k.name, k) for k in KNOWN_WEIGHTS))
+    known_files = catalogue_of(paths)
+    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", known_files)
 
     settings = load_settings()
     models = Models(settings, Metrics())
@@ -76,8 +52,8 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
     assert verified.stdout.count("ok, by the catalogue's sha256") == 2
 
     softmatcher = load_softmatcher("mobile", source=ModelSource(settings.weights_folder))
-    for name, known in by_name.items():
-        assert f"{name}:{str(known.sha256)[:12]}" in softmatcher.signature
+    for known in known_files:
+        assert (f"{known.name}:{str(known.sha256)[:12]}" in softmatcher.signature) == (known.name in paths)
     _evaluate_with_and_without_positions(tmp_path)
     encoder, _ = load_profile("mobile", ModelSource(settings.weights_folder))
     features = encoder.encode(np.zeros((480, 640, 3), np.uint8))

@@ -84,6 +84,33 @@ def test_model_that_cannot_load_says_why_and_never_crashes_the_process(tmp_path:
     assert models.state == "failed: weights of profile lite are missing: fetch them"
 
 
+def test_whoever_watches_the_state_sees_weights_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.projects.models._TRY_AGAIN_AFTER_S", 0.0)
+    weights = tmp_path / "weights"
+
+    def load(profile: str, on_stage: object) -> Softmatcher:
+        if not weights.exists():
+            raise ModelUnavailableError("fetch them")
+        return ColourSoftmatcher()  # type: ignore[return-value]
+
+    models = Models(load_settings(data_dir=tmp_path), Metrics(), load=load)
+    models.start()
+
+    def states(until: str) -> set[str]:
+        seen: set[str] = set()
+        deadline = time.monotonic() + 5
+        while until not in seen:
+            assert time.monotonic() < deadline, seen
+            seen.add(models.state)
+            time.sleep(0.005)
+        return seen
+
+    assert states("failed: fetch them") <= {"loading", "failed: fetch them"}
+    weights.touch()
+    states("ready")
+    models.get(0)
+
+
 @pytest.mark.parametrize(
     ("device", "asked", "lanes", "processes", "expected"),
     [
