@@ -21,7 +21,7 @@ from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, centre_of, coin_mask, point_on, wait_until
 from tests.models.official_files import catalogue_of, random_official_files
 
-OTHER = TARGETS[0]
+OTHER, THIRD = TARGETS[:2]
 IMAGE, SIZE_HW = SAMPLES[MARKED].image, SAMPLES[MARKED].size_hw
 
 
@@ -60,7 +60,7 @@ def test_from_missing_weights_to_predictions(
         SOFTMATCHER_WEIGHTS_DIR=str(weights),
         SOFTMATCHER_PREFETCH_TASKS="0",
     )
-    project = new_project(backend, {name: SAMPLES[name].image for name in (MARKED, OTHER)})
+    project = new_project(backend, {name: SAMPLES[name].image for name in (MARKED, OTHER, THIRD)})
     engine = load_softmatcher("mobile", source=ModelSource(weights))
 
     mask = shown(project)
@@ -74,15 +74,19 @@ def test_from_missing_weights_to_predictions(
     project.annotate(MARKED, brush(coin, COIN) | {"origin": "prediction"})  # a mask that was shown and accepted
     project.wait_for_references(1)
     project.retrieve(OTHER)
-    wait_until(lambda: len(project.predictions(OTHER)) == 1, "a prediction for the other task")
-    (prediction,) = project.predictions(OTHER)
-    assert prediction["model_version"] == project.version()
+    assert len(project.predictions(OTHER)) == 1, "by the service"
+    assert project.predictions(THIRD) == []
+    project.label_studio.train(project.connection)
+    wait_until(lambda: len(project.predictions(THIRD)) == 1, "a prediction by the worker", 120)
     reference = engine.describe(IMAGE, engine.encode(IMAGE), coin)
-    expected = engine.segment(engine.encode(SAMPLES[OTHER].image), {COIN: [reference]})
-    assert [one.label for one in expected] == [COIN]
-    assert 0 < expected[0].mask.mean() < 1
-    assert intersection_over_union(project.predicted_mask(OTHER), expected[0].mask) > 0.99
-    assert prediction["score"] == pytest.approx(expected[0].score, abs=0.01)
+    for name in (OTHER, THIRD):
+        (prediction,) = project.predictions(name)
+        assert prediction["model_version"] == project.version()
+        expected = engine.segment(engine.encode(SAMPLES[name].image), {COIN: [reference]})
+        assert [one.label for one in expected] == [COIN]
+        assert 0 < expected[0].mask.mean() < 1
+        assert intersection_over_union(project.predicted_mask(name), expected[0].mask) > 0.99
+        assert prediction["score"] == pytest.approx(expected[0].score, abs=0.01)
 
     # Someone clears the folder: the service starts all the same, and says what to do.
     notes, away = weights / "models", weights / "away"
