@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-import requests
 import typer
 from rich.console import Console
 from rich.status import Status
@@ -23,12 +22,12 @@ from backend.cli.label_studio_server import (
 )
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
 from backend.cli.sample_projects import sample_projects
-from backend.cli.up import SERVICE, keep_running, start_backend
+from backend.cli.up import keep_running, start_backend, wait_for_models
+from backend.errors import ModelUnavailableError
 from backend.settings import load_settings
 
 LABEL_STUDIO_PORT = 8080
 SERVICE_PORT = 9090
-MODELS_S = 300
 # What points the processes elsewhere; everything else, as SOFTMATCHER_PROFILE, is the user's choice.
 _NOT_OURS = (
     "REDIS_URL",
@@ -47,6 +46,7 @@ def demo(once: bool) -> None:
 
     Raises:
         DemoFailedError: predictions are missing or poor; with `once` only, else it is printed.
+        ModelUnavailableError: weights of the profile are missing.
         ProcessFailedError: a process did not come up.
         typer.Exit: Ctrl-C before the check was done; code 130.
     """
@@ -104,16 +104,14 @@ def start_all(
         "LABEL_STUDIO_API_KEY": TOKEN,
         "REDIS_URL": valkey.url,
         "SOFTMATCHER_DATA_DIR": str((data_dir / "backend").resolve()),
+        "SOFTMATCHER_WEIGHTS_DIR": str(load_settings().weights_folder.resolve()),
         "SOFTMATCHER_HOST": LOOPBACK,
         "SOFTMATCHER_PORT": str(port),
     }
     start_backend(processes, environment, url)
-    processes.wait_until(
-        SERVICE,
-        lambda: bool(requests.get(f"{url}/health", timeout=5).json()["model"] == "ready"),
-        timeout_s=MODELS_S,
-        what="did not load its models",
-    )
+    models = wait_for_models(processes, environment, url)
+    if models != "ready":
+        raise ModelUnavailableError(f"models {models}")
     console.print(f"Softmatcher    {url}   ({time.monotonic() - started:.0f} s)")
     return label_studio, url
 

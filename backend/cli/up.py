@@ -5,8 +5,9 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+import requests
 from rich.console import Console
 
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
@@ -16,6 +17,7 @@ from backend.settings import Settings, load_settings
 SERVICE = "service"
 # A model may have to be read from a slow disk, and PyTorch imported on a busy machine.
 START_S = 180
+MODELS_S = 300
 RESTARTS_A_MINUTE = 5
 
 
@@ -46,6 +48,10 @@ def up(workers: int) -> None:
                 environment = os.environ | {"REDIS_URL": redis_url, "SOFTMATCHER_PORT": str(port)}
                 start_backend(processes, environment, _local_url(settings, port), workers)
             _say_how_to_connect(console, settings, port, redis_url, workers)
+            with console.status(f"Loading the models of profile {settings.profile} ..."):
+                models = wait_for_models(processes, environment, _local_url(settings, port))
+            style = "green" if models == "ready" else "yellow"
+            console.print(f"Models of profile {settings.profile} {models}", style=style, markup=False, soft_wrap=True)
             keep_running(processes, console)
         except KeyboardInterrupt:
             console.print("Ending service, workers and queue ...")
@@ -70,9 +76,32 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
     of_worker = {"SOFTMATCHER_LOCAL_WORKERS": str(workers), **environment}
     for number in range(1, workers + 1):
         processes.start(f"worker-{number}", [*backend, "work"], of_worker)
+    processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S, basic_auth=_auth(environment))
+
+
+def wait_for_models(processes: ProcessGroup, environment: Mapping[str, str], url: str) -> str:
+    """What the service says of its models once they are loaded, or cannot be: `ready`, `failed: why`.
+
+    Args:
+        processes, environment, url: as `start_backend` took them.
+
+    Raises:
+        ProcessFailedError: the service ended, or still loads after minutes.
+    """
+    said = ["loading"]
+
+    def is_over() -> bool:
+        with suppress(requests.RequestException):
+            said.append(str(requests.get(f"{url}/health", timeout=5, auth=_auth(environment)).json()["model"]))
+        return said[-1] != "loading"
+
+    processes.wait_until(SERVICE, is_over, timeout_s=MODELS_S, what="did not load its models")
+    return said[-1]
+
+
+def _auth(environment: Mapping[str, str]) -> tuple[str, str] | None:
     user = environment.get("SOFTMATCHER_BASIC_AUTH_USER")
-    auth = (user, environment.get("SOFTMATCHER_BASIC_AUTH_PASS", "")) if user else None
-    processes.wait_for_http(SERVICE, f"{url}/health", timeout_s=START_S, basic_auth=auth)
+    return (user, environment.get("SOFTMATCHER_BASIC_AUTH_PASS", "")) if user else None
 
 
 def keep_running(processes: ProcessGroup, console: Console) -> None:

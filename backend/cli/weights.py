@@ -7,12 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from backend.models.weights_catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, weights_of
 from backend.models.weights_download import fetch_weights
 from backend.models.weights_store import StoredWeights, WeightsStore, stored_as_dict
 from backend.settings import Settings
+
+_PIPED_WIDTH = 120
 
 
 def list_weights(settings: Settings, *, as_json: bool, console: Console | None = None) -> None:
@@ -22,7 +24,9 @@ def list_weights(settings: Settings, *, as_json: bool, console: Console | None =
     if as_json:
         print(json.dumps([_row(name, stored.get(name)) for name in _names(stored)], indent=1))
         return
-    table = Table("model", "profile", "file", "MB", "sha256", "here", title=f"weights in {store.folder}")
+    # Names are what the other commands take: on a narrow terminal they go on in the next line, nothing is cut off.
+    columns = [Column(name, overflow="fold") for name in ("model", "profile", "file", "MB", "sha256", "here")]
+    table = Table(*columns, title=f"weights in {store.folder}")
     for name in _names(stored):
         row = _row(name, stored.get(name))
         here = "" if row["stored"] is None else "yes" if row["checked"] == "catalogue" else "yes, as imported"
@@ -30,7 +34,7 @@ def list_weights(settings: Settings, *, as_json: bool, console: Console | None =
         table.add_row(
             name, str(row["profiles"]), str(row["file_name"]), size, str(row["sha256"] or "at import")[:12], here
         )
-    (console or Console()).print(table)
+    (console or Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)).print(table)
 
 
 def fetch(settings: Settings, what: Sequence[str], mirror: str | None, console: Console | None = None) -> None:

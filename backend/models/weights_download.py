@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,11 +118,19 @@ def _download(url: str, known: KnownWeights, unfinished: Path, on_progress: OnPr
             failures = 1 if after > before else failures + 1
             if failures >= options.tries:
                 raise ModelUnavailableError(
-                    f"{url} could not be downloaded ({error}); {after} bytes are kept: run the same command again to "
-                    "go on"
+                    f"{url} could not be downloaded ({_reason(error)}); {after} bytes are kept: run the same command "
+                    "again to go on. Where that address cannot be reached, --mirror names another, and "
+                    "`python -m backend weights import FILE` takes a file that was brought here"
                 ) from error
-            logger.warning("%s broke off at %d bytes (%s), going on", known.file_name, after, error)
+            logger.warning("%s broke off at %d bytes (%s), going on", known.file_name, after, _reason(error))
             time.sleep(options.wait_s * 2 ** (failures - 1))
+
+
+def _reason(error: Exception) -> str:
+    """What requests wraps in the names of its own parts, without them."""
+    cause = error.args[0] if error.args else error
+    # "HTTPSConnection(host='example.com', port=443): Failed to resolve ..."
+    return re.sub(r"^\w+\(.*?\): ", "", str(getattr(cause, "reason", cause)))
 
 
 def _download_once(

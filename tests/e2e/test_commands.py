@@ -65,6 +65,7 @@ def test_up_keeps_service_and_worker_running_until_ctrl_c(tmp_path: Path) -> Non
     with running(["up", "--workers", "2"], log, environment) as process:
         wait_until(lambda: "Softmatcher is up" in log.read_text(), "up", 180)
         assert f"http://127.0.0.1:{port}" in log.read_text()
+        wait_until(lambda: "Models of profile lite ready" in log.read_text(), "models", 180)
         assert requests.get(f"http://127.0.0.1:{port}/health", timeout=10).json()["status"] == "UP"
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         workers = [pid for pid in children if b"work" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
@@ -75,6 +76,19 @@ def test_up_keeps_service_and_worker_running_until_ctrl_c(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert processes_with(str(data_dir)) == []
+
+
+def test_up_without_weights_stays_up_and_says_what_to_do(tmp_path: Path) -> None:
+    log, port = tmp_path / "out", free_port()
+    environment = {
+        "SOFTMATCHER_PORT": str(port), "SOFTMATCHER_DATA_DIR": str(tmp_path / "data"), "SOFTMATCHER_PROFILE": "mobile",
+    }  # fmt: skip
+    with running(["up"], log, environment) as process:
+        wait_until(lambda: "Models of profile mobile failed" in log.read_text(), "what is missing", 180)
+        assert "run `python -m backend weights fetch mobile`" in log.read_text()
+        assert requests.get(f"http://127.0.0.1:{port}/health", timeout=10).json()["status"] == "UP"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")

@@ -48,6 +48,18 @@ def test_download_ends_in_a_file_named_by_its_content(server: WeightsServer, sto
     assert len(server.requests) == 1  # it was there
 
 
+def test_an_address_that_is_not_reached_says_so_shortly_and_what_else_there_is(store: WeightsStore) -> None:
+    with serve_weights(CONTENT) as gone:
+        url = gone.url
+    with pytest.raises(ModelUnavailableError) as raised:
+        fetch_weights(store, KNOWN, mirror=url, options=QUICK)
+    said = str(raised.value)
+    assert "Connection refused" in said
+    assert "HTTPConnection" not in said
+    assert "--mirror" in said
+    assert "weights import FILE" in said
+
+
 def test_broken_connections_are_gone_on_with(server: WeightsServer, store: WeightsStore) -> None:
     server.cut_after = [300_000, 200_000, 1]
     stored = fetch_weights(store, KNOWN, mirror=server.url, options=QUICK)
