@@ -59,7 +59,8 @@ def bench_bulk(bench: Bench, work: BulkWork) -> dict[str, Any]:
 
     The encoders' share of the time is that of their forward passes over as many images while nothing else runs (on
     CUDA between two events in their stream), divided by the time of the whole. What they wait for in the run (a copy,
-    Python's lock, a core) so never counts as theirs, on whatever machine.
+    Python's lock, a core) so never counts as theirs, on whatever machine. For several workers on a processor it is
+    None: alone the encoders have all cores for one call, there each has some, which is more images a second.
     """
     engine = bench.softmatcher
     size = engine.good_batch
@@ -74,6 +75,7 @@ def bench_bulk(bench: Bench, work: BulkWork) -> dict[str, Any]:
     shares = [_predict(bench, work)] if work.workers == 1 else in_processes(work)
     total_s = max(one.ended_s for one in shares) - min(one.started_s for one in shares)
     images = work.images * work.workers
+    is_comparable = work.workers == 1 or engine.device.type == "cuda"
     return {
         "workers": work.workers,
         "images": images,
@@ -81,8 +83,8 @@ def bench_bulk(bench: Bench, work: BulkWork) -> dict[str, Any]:
         "at_once": size,
         "images_per_s": images / total_s,
         "encoders_alone_images_per_s": 1 / alone_s,
-        "of_the_encoders_alone": alone_s * images / total_s,
-        "encoders_share": passes_s * images / total_s,
+        "of_the_encoders_alone": alone_s * images / total_s if is_comparable else None,
+        "encoders_share": passes_s * images / total_s if is_comparable else None,
         "parts_ms_an_image": {
             part: 1000 * sum(one.raw.get(part, 0.0) for one in shares) / images
             for part in sorted({part for one in shares for part in one.raw})
