@@ -64,23 +64,29 @@ def plan_parts(
 def judge_parts(
     plan: PartsPlan, candidates: Iterable[MaskCandidate], working_hw: tuple[int, int]
 ) -> tuple[ProposalTrace, ...]:
-    """What the segmenter made of each cluster of points; the kept ones together are the label's mask."""
-    best: list[tuple[Mask, float]] = [(np.zeros(working_hw, bool), 0.0) for _ in plan.groups]
+    """What the segmenter made of each cluster of points; the kept ones together are the label's mask.
+
+    A cluster with points on several objects has a candidate of each: together they are what is proposed, their score
+    the mean over its pixels.
+    """
+    of_prompt: list[list[MaskCandidate]] = [[] for _ in plan.groups]
     for candidate in candidates:
-        if not best[candidate.prompt_index][0].any() or candidate.score > best[candidate.prompt_index][1]:
-            best[candidate.prompt_index] = candidate.mask, candidate.score
+        of_prompt[candidate.prompt_index].append(candidate)
     parts = []
-    for group, (mask, score) in zip(plan.groups, best, strict=True):
-        is_kept, reason = _judge(plan.recipe, is_empty=not mask.any(), score=score)
+    for group, own in zip(plan.groups, of_prompt, strict=True):
+        found = [one for one in own if one.mask.any()]
+        mask: Mask = np.logical_or.reduce([np.zeros(working_hw, bool), *(one.mask for one in found)])
+        areas = [np.count_nonzero(one.mask) for one in found]
+        score = float(np.average([one.score for one in found], weights=areas)) if found else 0.0
+        refusal = next((one.refusal for one in own if one.refusal), None)
+        is_kept, reason = _judge(plan.recipe, is_empty=not found, score=score, refusal=refusal)
         parts.append(ProposalTrace(group, mask, score, is_kept, reason))
     return tuple(parts)
 
 
-def _judge(recipe: RecipeName, *, is_empty: bool, score: float) -> tuple[bool, str]:
-    if is_empty and recipe == "prior":
-        return False, "dropped: no piece of the score map's cut lies under these points"
+def _judge(recipe: RecipeName, *, is_empty: bool, score: float, refusal: str | None) -> tuple[bool, str]:
     if is_empty:
-        return False, "dropped: the segmenter found nothing at these points"
+        return False, f"dropped: {refusal or 'the segmenter found nothing at these points'}"
     if recipe == "paper" and score < PAPER_MINIMUM_SCORE:
         return False, f"dropped: predicted IoU below {PAPER_MINIMUM_SCORE}"
     return True, "kept"

@@ -106,7 +106,7 @@ def logits_hw(input_hw: tuple[int, int], *, input_px: int, logits_px: int) -> tu
     return height, width
 
 
-def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) -> list[tuple[int, Scribble]]:
+def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) -> list[tuple[list[int], Scribble]]:
     """The positive points of several scribbles, joined by the piece of a score map that they lie on.
 
     Args:
@@ -114,7 +114,7 @@ def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) 
         prior: (h, w) float32 in [0, 1]; a piece is what is connected above 0.5.
 
     Returns:
-        For each piece with points, those with the most of the score map first: the index of the first scribble with a
+        For each piece with points, those with the most of the score map first: the indices of the scribbles with a
         point on it, and the points. Points where nothing is supported are left out.
     """
     height, width = prior.shape
@@ -122,15 +122,18 @@ def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) 
     pieces = cv2.connectedComponents(is_supported.astype(np.uint8), connectivity=8)[1]
     mass = np.bincount(pieces[is_supported], weights=prior[is_supported])
     points: dict[int, list[NDArray[np.float32]]] = {}
-    first: dict[int, int] = {}
+    owners: dict[int, list[int]] = {}
     for index, scribble in enumerate(scribbles):
         for x, y in scribble.positive_xy:
             piece = int(pieces[min(max(int(y), 0), height - 1), min(max(int(x), 0), width - 1)])
             if piece:
                 points.setdefault(piece, []).append(np.array([x, y], np.float32))
-                first.setdefault(piece, index)
+                owners.setdefault(piece, []).append(index)
     by_mass = sorted(points, key=lambda piece: float(mass[piece]), reverse=True)
-    return [(first[piece], Scribble((height, width), positive_xy=np.stack(points[piece]))) for piece in by_mass]
+    return [
+        (sorted(set(owners[piece])), Scribble((height, width), positive_xy=np.stack(points[piece])))
+        for piece in by_mass
+    ]
 
 
 def uncovered_points(scribble: Scribble, masks: Sequence[Mask]) -> Scribble | None:

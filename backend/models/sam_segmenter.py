@@ -4,7 +4,7 @@ Frames, all (x, y) in px: the *input* frame is the image with its longer side at
 frame a quarter of the padded input (256 x 256), the *working* frame the image with its longer side at `working_px`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -28,7 +28,7 @@ from backend.models.sam_prompts import (
     scribble_to_prompts,
     uncovered_points,
 )
-from backend.models.sam_selection import SelectionOptions, select_by_prior
+from backend.models.sam_selection import SelectionOptions, refusals, select_by_prior
 from backend.models.segmenter import MaskCandidate, Prompt, SegmenterInput, require_rgb
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ _BYTES_A_CELL = 9_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
 _DECODE_MB_ON_CPU = 80.0
 """Two prompts a pass, whose caches hold no more; measured: a prompt of eight in 0.76 of a lone one's time."""
+_NOT_SUPPORTED = "the score map is below 0.5 under these points"
+_ASKED_ALREADY = "on an object that other points have asked for"
 _DECODE_SHARE_OF_GPU = 1 / 16
 """Of its memory: 29 prompts a pass with 16 GB, all those of eight images with 80 GB."""
 
@@ -301,7 +303,7 @@ class SamSegmenter:
     def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> "_Plan":
         """What `decode_planned` needs for `decode` of this; needs no device."""
         frame = _Frame.of(self, embedding)
-        return _Plan(embedding, prompts, frame, tuple(self._objects(frame, prompts)))
+        return _Plan(embedding, prompts, frame, *self._objects(frame, prompts))
 
     def decode_planned(self, plans: "Sequence[_Plan]") -> list[list[MaskCandidate]]:
         """`decode` of what was planned: what all of them propose shares passes, whosever image it is of."""
@@ -314,14 +316,16 @@ class SamSegmenter:
         return [sorted(candidates, key=lambda candidate: candidate.prompt_index) for candidates in found]
 
     def _propose(self, plans: "Sequence[_Plan]") -> list[list[MaskCandidate]]:
-        found: list[list[MaskCandidate]] = [[] for _ in plans]
+        found = [list(plan.refused) for plan in plans]
         # Embeddings that are asked twice, for two labels, are one image.
         embeddings = list({id(plan.embedding): plan.embedding for plan in plans}.values())
         index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
         asked = [(number, *one) for number, plan in enumerate(plans) for one in plan.objects]
 
-        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | None]:
-            answers: list[tuple[Mask, float] | None] = [None] * len(group)
+        refused = refusals(self._options.selection)
+
+        def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | str]:
+            answers: list[tuple[Mask, float] | str] = [""] * len(group)
             by_frame: dict[_Frame, list[int]] = {}
             for row, one in enumerate(group):
                 by_frame.setdefault(plans[asked[one][0]].frame, []).append(row)
@@ -334,6 +338,9 @@ class SamSegmenter:
                 kept = torch.nonzero(chosen.index >= 0)[:, 0]
                 full = self.logits_at(own[kept, chosen.index[kept]][:, None], frame.input_hw, frame.working_hw)[:, 0]
                 scores = chosen.score[kept].tolist()
+                if len(kept) < len(rows):
+                    for row, passed in zip(rows, chosen.passed.tolist(), strict=True):
+                        answers[row] = refused[min(passed, len(refused) - 1)]
                 for place, mask, score in zip(kept.tolist(), (full > 0).cpu().numpy(), scores, strict=True):
                     answers[rows[place]] = mask.copy(), score
             return answers
@@ -342,12 +349,20 @@ class SamSegmenter:
         prompts = [prompt for _, _, prompt, _ in asked]
         decoded = self._decode(embeddings, owners, prompts, finish, is_multimask=True) if asked else []
         for (number, position, _, _), answer in zip(asked, decoded, strict=True):
-            if answer is not None:
+            if isinstance(answer, str):
+                found[number].append(plans[number].frame.refused(answer, position))
+            else:
                 found[number].append(MaskCandidate(*answer, position))
         return found
 
-    def _objects(self, frame: "_Frame", prompts: Sequence[Prompt]) -> Iterator[tuple[int, SamPrompt, Tensor]]:
-        """The pieces of the prompts' score maps: first prompt with a point on it, what to ask, the small map."""
+    def _objects(
+        self, frame: "_Frame", prompts: Sequence[Prompt]
+    ) -> tuple[list[tuple[int, SamPrompt, Tensor]], list[MaskCandidate]]:
+        """The pieces of the prompts' score maps: first prompt with a point on it, what to ask, the small map; and of
+        prompts that are no piece's first, why they are not."""
+        objects: list[tuple[int, SamPrompt, Tensor]] = []
+        why_not: dict[int, str] = {}
+        too_many = f"their object is smaller than the {self._options.most_objects} that are asked for"
         by_prior: dict[int, list[int]] = {}
         for position, prompt in enumerate(prompts):
             if prompt.prior is not None:
@@ -357,10 +372,16 @@ class SamSegmenter:
             assert prior is not None
             score_map = frame.shrink(prior)
             logits = prior_to_logits(score_map, frame.input_hw, input_px=self._input_px, logits_px=self._logits_px)
-            objects = points_by_object([prompts[position].scribble for position in own], prior)
-            for first, scribble in objects[: self._options.most_objects]:
-                for asked in scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3):
-                    yield own[first], asked, torch.from_numpy(score_map)
+            pieces = points_by_object([prompts[position].scribble for position in own], prior)
+            why_not |= dict.fromkeys(own, _NOT_SUPPORTED)
+            why_not |= {own[index]: too_many for indices, _ in pieces for index in indices}
+            for (first, *others), scribble in pieces[: self._options.most_objects]:
+                why_not |= {own[index]: _ASKED_ALREADY for index in (first, *others)}
+                asked = scribble_to_prompts(scribble, frame.input_hw, mask_logits=logits, most_points=3)
+                objects += [(own[first], one, torch.from_numpy(score_map)) for one in asked]
+        for first, _, _ in objects:
+            why_not.pop(first, None)
+        return objects, [frame.refused(why, position) for position, why in why_not.items()]
 
     def _decode_scribble(self, embedding: Embedding, prompt: Prompt) -> tuple[Mask, float] | None:
         """The union of what its boxes and points mean; points that it leaves out are asked for by themselves."""
@@ -411,13 +432,18 @@ class _Frame:
         size = self.small_hw[1], self.small_hw[0]
         return np.asarray(cv2.resize(prior, size, interpolation=cv2.INTER_AREA), np.float32)
 
+    def refused(self, why: str, prompt_index: int) -> MaskCandidate:
+        """Nothing, and why."""
+        return MaskCandidate(np.zeros(self.working_hw, bool), 0.0, prompt_index, why)
+
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """What is asked of one image: its prompts, and of those with a score map its objects: (prompt that found it, what
-    to ask SAM, (h, w) float32 score map in the logits frame)."""
+    to ask SAM, (h, w) float32 score map in the logits frame); and prompts that nothing is asked for."""
 
     embedding: Embedding
     prompts: Sequence[Prompt]
     frame: _Frame
-    objects: tuple[tuple[int, SamPrompt, Tensor], ...]
+    objects: Sequence[tuple[int, SamPrompt, Tensor]]
+    refused: Sequence[MaskCandidate]

@@ -41,10 +41,23 @@ class Selected:
     Attributes:
         index: (N,) int64: which one; -1 where none fits.
         score: (N,) float32 in [0, 1]: SAM's predicted IoU, less what the score map does not support.
+        passed: (N,) int64: of the demands, in the order of `refusals`, so many are met by the mask that meets most.
     """
 
     index: Tensor
     score: Tensor
+    passed: Tensor
+
+
+def refusals(options: SelectionOptions) -> tuple[str, ...]:
+    """Why none of a prompt's masks is kept, by the number of demands that are met."""
+    return (
+        "SAM's masks are empty",
+        f"SAM itself believes in none of its masks: predicted IoU below {options.minimum_iou:g}",
+        f"SAM's masks lie where the score map is low: its mean inside is below {options.minimum_prior:g}",
+        "SAM's masks end where the score map does not: it is not higher inside than around by "
+        f"{options.minimum_contrast:g}",
+    )
 
 
 def select_by_prior(masks: Tensor, predicted_iou: Tensor, prior: Tensor, options: SelectionOptions) -> Selected:
@@ -65,17 +78,19 @@ def select_by_prior(masks: Tensor, predicted_iou: Tensor, prior: Tensor, options
     mean_inside = shared / area.clamp_min(1.0)
     ring = _ring_around(inside, options)
     mean_around = (ring * prior[:, None]).sum(dim=(2, 3)) / ring.sum(dim=(2, 3)).clamp_min(1.0)
-    is_fit = (
-        (area > 0)
-        & (predicted_iou >= options.minimum_iou)
-        & (mean_inside >= options.minimum_prior)
-        & (mean_inside - mean_around >= options.minimum_contrast)
+    demands = (
+        area > 0,
+        predicted_iou >= options.minimum_iou,
+        mean_inside >= options.minimum_prior,
+        mean_inside - mean_around >= options.minimum_contrast,
     )
+    passed = torch.stack(demands).long().cumprod(dim=0).sum(dim=0)
+    is_fit = passed == len(demands)
     fit = predicted_iou * shared / (area + prior.sum(dim=(1, 2))[:, None] - shared).clamp_min(1e-6)
     index = fit.masked_fill(~is_fit, -torch.inf).argmax(dim=1)
     chosen = (torch.arange(len(index), device=index.device), index)
     score = predicted_iou[chosen].clamp(0.0, 1.0) * mean_inside[chosen]
-    return Selected(torch.where(is_fit.any(dim=1), index, -1), score)
+    return Selected(torch.where(is_fit.any(dim=1), index, -1), score, passed.amax(dim=1))
 
 
 def _ring_around(inside: Tensor, options: SelectionOptions) -> Tensor:

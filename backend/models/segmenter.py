@@ -18,6 +18,7 @@ from backend.models.stroke_cut import cut_from_strokes
 DISTINCT_SCORE, AGREED_SCORE, AGREED_SHARE = 0.9, 0.75, 0.93
 """Strokes take superpixels' mask from the first expected IoU on, and from the second where it holds this share of the
 mask that the posterior gives: there it was the better one on 68 classes of photographs."""
+_NOT_IN_THE_CUT = "no piece of the score map's cut lies under these points"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,13 @@ class MaskCandidate:
         mask: (h, w) bool in the working frame.
         score: what the segmenter itself makes of it, in [0, 1].
         prompt_index: of the prompt that it answers.
+        refusal: why there is no mask: it is empty then, and says so to who asks.
     """
 
     mask: Mask
     score: float
     prompt_index: int
+    refusal: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ class Segmenter(Protocol):
         ...
 
     def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
-        """Candidates of all prompts of one image in one call; a prompt without any mask has none."""
+        """Candidates of all prompts of one image in one call; a prompt without any mask has none, or a refusal."""
         ...
 
 
@@ -159,6 +162,8 @@ class LiteSegmenter:
             mask = _pieces_under(cuts[id(prompt.prior)], prompt.scribble.positive_xy)
             if mask.any():
                 candidates.append(MaskCandidate(mask, float(prompt.prior[mask].mean()), index))
+            else:
+                candidates.append(MaskCandidate(mask, 0.0, index, _NOT_IN_THE_CUT))
         return candidates
 
 

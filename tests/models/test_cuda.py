@@ -122,6 +122,7 @@ def test_masks_are_chosen_alike() -> None:
     found = select_by_prior(masks.to(CUDA), opinions.to(CUDA), priors.to(CUDA), options)
     assert found.index.tolist() == expected.index.tolist()
     assert set(expected.index.tolist()) > {-1}
+    assert found.passed.tolist() == expected.passed.tolist()
     torch.testing.assert_close(found.score.cpu(), expected.score)
 
 

@@ -22,7 +22,7 @@ from backend.models.sam_prompts import (
     uncovered_points,
 )
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
-from backend.models.sam_selection import SelectionOptions, select_by_prior
+from backend.models.sam_selection import SelectionOptions, refusals, select_by_prior
 from backend.models.segmenter import Prompt
 from tests.models.small_sam import mixed_up, small_sam
 
@@ -216,11 +216,34 @@ def test_proposals_are_one_an_object() -> None:
     scribbles = [Scribble(hw, positive_xy=np.array([[x, 20], [x + 5, 25]], np.float32)) for x in (12, 20, 30)]
     scribbles.append(Scribble(hw, positive_xy=np.array([[70, 50], [2, 2]], np.float32)))
     candidates = segmenter.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles])
-    assert [candidate.prompt_index for candidate in candidates] == [0, 3]
+    assert [candidate.prompt_index for candidate in candidates if not candidate.refusal] == [0, 3]
     assert all(0.0 <= candidate.score <= 1.0 and candidate.mask.shape == hw for candidate in candidates)
+    already = "on an object that other points have asked for"
+    assert [candidate.refusal for candidate in candidates] == ["", already, already, ""]
     strict = _segmenter(selection=SelectionOptions(minimum_iou=99.0))
-    assert strict.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles]) == []
+    refused = strict.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles])
+    assert [candidate.prompt_index for candidate in refused] == [0, 1, 2, 3]
+    assert not any(candidate.mask.any() for candidate in refused)
+    assert ["predicted IoU below 99" in candidate.refusal for candidate in refused] == [True, False, False, True]
     assert strict.signature != segmenter.signature
+
+
+def test_points_without_a_mask_say_why() -> None:
+    segmenter = _segmenter(selection=EVERYTHING, most_objects=1)
+    embedding = segmenter.embed(_image())
+    hw = segmenter.working_hw(embedding)
+    prior = np.zeros(hw, np.float32)
+    prior[10:40, 10:40] = 1.0
+    prior[45:55, 60:80] = 0.9
+    places = ([[20, 20]], [[2, 2]], [[70, 50]], [[70, 50], [25, 25]])
+    prompts = [Prompt(Scribble(hw, positive_xy=np.array(place, np.float32)), prior=prior) for place in places]
+    found = segmenter.decode(embedding, prompts)
+    assert [candidate.refusal for candidate in found] == [
+        "",
+        "the score map is below 0.5 under these points",
+        "their object is smaller than the 1 that are asked for",
+        "on an object that other points have asked for",
+    ]
 
 
 def test_images_that_share_passes_get_their_own_masks() -> None:
@@ -316,8 +339,8 @@ def test_points_are_joined_by_the_piece_of_the_score_map_they_lie_on() -> None:
         Scribble((20, 40), positive_xy=np.array([[6, 6], [12, 12]], np.float32)),
     ]
     (largest_from, largest), (other_from, other) = points_by_object(scribbles, prior)
-    assert (largest_from, largest.positive_xy.tolist()) == (0, [[30, 10]])
-    assert (other_from, other.positive_xy.tolist()) == (0, [[3, 3], [6, 6]])
+    assert (largest_from, largest.positive_xy.tolist()) == ([0], [[30, 10]])
+    assert (other_from, other.positive_xy.tolist()) == ([0, 1], [[3, 3], [6, 6]])
     assert points_by_object(scribbles, np.zeros((20, 40), np.float32)) == []
 
 
@@ -362,6 +385,23 @@ def test_nothing_is_kept_where_the_score_map_shows_nothing() -> None:
     assert _select([_square(10, 25)], [0.3], clear)[0] == -1  # SAM doubts it
     assert _select([_square(10, 25)], [0.6], clear)[0] == 0
     assert _select([_square(0, 0)], [0.9], clear)[0] == -1  # an empty mask
+
+
+def test_what_the_masks_fail_at_is_told() -> None:
+    clear = np.where(_square(10, 25), 0.9, 0.0).astype(np.float32)
+    dark = np.where(_square(10, 25), 0.3, 0.0).astype(np.float32)
+    flat = np.full((40, 40), 0.45, np.float32)
+    square, nothing = _square(10, 25), _square(0, 0)
+    # The second mask of each prompt gets further than the first.
+    masks = np.stack([[nothing, nothing], [nothing, square], [nothing, square], [nothing, square], [nothing, square]])
+    opinions = torch.tensor([[0.9, 0.9], [0.9, 0.3], [0.9, 0.9], [0.9, 0.9], [0.9, 0.9]])
+    priors = np.stack([clear, clear, dark, flat, clear])
+    chosen = select_by_prior(torch.from_numpy(masks), opinions, torch.from_numpy(priors), SelectionOptions())
+    assert chosen.passed.tolist() == [0, 1, 2, 3, 4]
+    assert chosen.index.tolist() == [-1, -1, -1, -1, 1]
+    told = refusals(SelectionOptions(minimum_iou=0.51, minimum_prior=0.36, minimum_contrast=0.11))
+    for text, expected in zip(told, ("are empty", "below 0.51", "below 0.36", "by 0.11"), strict=True):
+        assert text.endswith(expected)
 
 
 def _select_slowly(
