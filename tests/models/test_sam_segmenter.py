@@ -228,6 +228,21 @@ def test_proposals_are_one_an_object() -> None:
     assert strict.signature != segmenter.signature
 
 
+def test_two_dozen_objects_are_all_asked_for() -> None:
+    segmenter = _segmenter(selection=EVERYTHING)
+    embedding = segmenter.embed(_image())
+    hw = segmenter.working_hw(embedding)
+    prior = np.zeros(hw, np.float32)
+    centres = [(x, y) for y in range(8, 60, 14) for x in range(8, 96, 15)]
+    for x, y in centres:
+        prior[y - 3 : y + 4, x - 3 : x + 4] = 0.9
+    clusters = [np.array(centres[start::8], np.float32) for start in range(8)]
+    found = segmenter.decode(embedding, [Prompt(Scribble(hw, positive_xy=points), prior=prior) for points in clusters])
+    assert len(centres) == 24
+    assert [candidate.prompt_index for candidate in found] == sorted(3 * list(range(8)))
+    assert not any(candidate.refusal for candidate in found)
+
+
 def test_points_without_a_mask_say_why() -> None:
     segmenter = _segmenter(selection=EVERYTHING, most_objects=1)
     embedding = segmenter.embed(_image())
