@@ -65,7 +65,7 @@ class MatchOptions:
         matcher: a key of `MATCHERS`: `posterior`, the paper's `softmatcher`, ...
         recipe: how masks are made of the score map: `prior`, or the `paper`'s own.
         temperature: softmax scale, above 0; None takes the encoder's own.
-        points: sampled from the matching probability, per label.
+        points: sampled from the matching probability, per label; None takes the recipe's own number.
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
         bank_patches: bound of the patches that a label's references are matched with, see `build_bank`.
@@ -77,7 +77,7 @@ class MatchOptions:
     matcher: MatcherName = "posterior"
     recipe: RecipeName = "prior"
     temperature: float | None = None
-    points: int = 64
+    points: int | None = None
     clusters: int = 8
     seed: int = 0
     bank_patches: int = 2560

@@ -15,6 +15,9 @@ from backend.models.segmenter import MaskCandidate, Prompt
 
 PAPER_MINIMUM_SCORE = 0.5
 """Predicted IoU below which the paper's recipe drops a proposal. The paper filters, but gives no number."""
+POINTS: dict[RecipeName, int] = {"prior": 256, "paper": 64}
+"""With `prior` points only say which pieces of the score map are meant, so that each object shall have one: measured in
+docs/quality.md. With `paper` the segmenter is asked with them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class PartsPlan:
 
 
 def plan_parts(
-    prior: NDArray[np.float32], matching: Tensor, *, recipe: RecipeName, points: int, clusters: int, seed: int
+    prior: NDArray[np.float32], matching: Tensor, *, recipe: RecipeName, points: int | None, clusters: int, seed: int
 ) -> PartsPlan:
     """Clusters of points as prompts.
 
@@ -45,13 +48,13 @@ def plan_parts(
         prior: (h, w) float32 in [0, 1] in the working frame.
         matching: (H_p, W_p) float32: what points are drawn from.
         recipe: its name.
-        points, clusters: how many.
+        points, clusters: how many; None: `POINTS`.
         seed: of the draw.
 
     Source: Frick et al., IJCAI 2024, Section 3, Mask generation.
     """
     height, width = prior.shape
-    drawn = sample_points(matching, count=points, seed=seed)
+    drawn = sample_points(matching, count=points or POINTS[recipe], seed=seed)
     scale = np.array([width, height], np.float32)
     groups = tuple(cluster.numpy() * scale for cluster in cluster_points(drawn, count=clusters))
     prompts = tuple(
