@@ -9,7 +9,7 @@ from skimage import data, filters, segmentation
 
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Scribble
-from backend.pipeline import Softmatcher, load_softmatcher
+from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 ROWS, COLUMNS = 2, 3
 
@@ -91,3 +91,13 @@ def test_a_reference_is_small_and_known_where_the_mask_is() -> None:
     assert size < 4_000_000
     assert (reference.known[reference.inside > 0] == 1).all()
     assert (reference.known == 0).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_coin_of_a_tray_is_found(seed: int) -> None:
+    """Two dozen objects, one of them marked on a crop of the photograph: each has points of its own."""
+    tiles, truths = coin_tiles()
+    reference = engine().describe(tiles[1], engine().encode(tiles[1]), largest_coin(truths[1]))
+    tray = np.repeat(data.coins()[:, :, None], 3, axis=2)
+    found = engine().segment(engine().encode(tray), {"Coin": [reference]}, MatchOptions(instances=True, seed=seed))
+    assert len(found) == 24

@@ -106,7 +106,9 @@ def logits_hw(input_hw: tuple[int, int], *, input_px: int, logits_px: int) -> tu
     return height, width
 
 
-def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) -> list[tuple[list[int], Scribble]]:
+def points_by_object(
+    scribbles: Sequence[Scribble], prior: NDArray[np.float32]
+) -> list[tuple[list[int], Scribble, float]]:
     """The positive points of several scribbles, joined by the piece of a score map that they lie on.
 
     Args:
@@ -115,7 +117,8 @@ def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) 
 
     Returns:
         For each piece with points, those with the most of the score map first: the indices of the scribbles with a
-        point on it, and the points. Points where nothing is supported are left out.
+        point on it, the points, and how much of the score map it holds against the first. Points where nothing is
+        supported are left out.
     """
     height, width = prior.shape
     is_supported = prior > 0.5
@@ -131,7 +134,11 @@ def points_by_object(scribbles: Sequence[Scribble], prior: NDArray[np.float32]) 
                 owners.setdefault(piece, []).append(index)
     by_mass = sorted(points, key=lambda piece: float(mass[piece]), reverse=True)
     return [
-        (sorted(set(owners[piece])), Scribble((height, width), positive_xy=np.stack(points[piece])))
+        (
+            sorted(set(owners[piece])),
+            Scribble((height, width), positive_xy=np.stack(points[piece])),
+            float(mass[piece] / mass[by_mass[0]]),
+        )
         for piece in by_mass
     ]
 

@@ -243,6 +243,18 @@ def test_two_dozen_objects_are_all_asked_for() -> None:
     assert not any(candidate.refusal for candidate in found)
 
 
+def test_crumbs_of_a_score_map_are_no_objects() -> None:
+    segmenter = _segmenter(selection=EVERYTHING)
+    embedding = segmenter.embed(_image())
+    hw = segmenter.working_hw(embedding)
+    prior = np.zeros(hw, np.float32)
+    prior[4:44, 4:44], prior[50:52, 80:82], prior[50:55, 60:64] = 0.9, 0.9, 0.9
+    places = ([20, 20], [81, 51], [62, 52])
+    prompts = [Prompt(Scribble(hw, positive_xy=np.array([place], np.float32)), prior=prior) for place in places]
+    refused = [bool(candidate.refusal) for candidate in segmenter.decode(embedding, prompts)]
+    assert refused == [False, True, False]
+
+
 def test_points_without_a_mask_say_why() -> None:
     segmenter = _segmenter(selection=EVERYTHING, most_objects=1)
     embedding = segmenter.embed(_image())
@@ -256,7 +268,7 @@ def test_points_without_a_mask_say_why() -> None:
     assert [candidate.refusal for candidate in found] == [
         "",
         "the score map is below 0.5 under these points",
-        "their object is smaller than the 1 that are asked for",
+        "their object is not among the 1 largest, or has less than 0.01 of the largest one's score map",
         "on an object that other points have asked for",
     ]
 
@@ -353,7 +365,8 @@ def test_points_are_joined_by_the_piece_of_the_score_map_they_lie_on() -> None:
         Scribble((20, 40), positive_xy=np.array([[3, 3], [30, 10]], np.float32)),
         Scribble((20, 40), positive_xy=np.array([[6, 6], [12, 12]], np.float32)),
     ]
-    (largest_from, largest), (other_from, other) = points_by_object(scribbles, prior)
+    (largest_from, largest, whole), (other_from, other, share) = points_by_object(scribbles, prior)
+    assert (whole, share) == (1.0, pytest.approx(36 * 0.9 / (16 * 18 * 0.8)))
     assert (largest_from, largest.positive_xy.tolist()) == ([0], [[30, 10]])
     assert (other_from, other.positive_xy.tolist()) == ([0, 1], [[3, 3], [6, 6]])
     assert points_by_object(scribbles, np.zeros((20, 40), np.float32)) == []
