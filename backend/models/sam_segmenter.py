@@ -52,7 +52,7 @@ class SamOptions:
             0: what is quickest on the device.
         most_objects: of one score map, those with the most of it; each is a prompt, 30 ms on two cores. A score map in
             shreds is what it is bounded for: of a tray of 24 coins all shall be found.
-        least_share: of the score map's part that the largest object holds; what has less is a crumb, no prompt. With the
+        least_share: of the score map's part that the largest object holds; what has less is a crumb, no prompt. With
             score maps of `lite` one in eight of the pieces below a hundredth was on the object.
         is_half: keep image embeddings in float16 (2 MB an image); float32 is for comparisons.
         selection: which candidates of a score map are kept.
