@@ -48,13 +48,14 @@ def plan_parts(
         prior: (h, w) float32 in [0, 1] in the working frame.
         matching: (H_p, W_p) float32: what points are drawn from.
         recipe: its name.
-        points, clusters: how many; None: `POINTS`.
+        points: how many are drawn; None: `POINTS`.
+        clusters: how many they are joined to.
         seed: of the draw.
 
     Source: Frick et al., IJCAI 2024, Section 3, Mask generation.
     """
     height, width = prior.shape
-    drawn = sample_points(matching, count=points or POINTS[recipe], seed=seed)
+    drawn = sample_points(matching, count=POINTS[recipe] if points is None else points, seed=seed)
     scale = np.array([width, height], np.float32)
     groups = tuple(cluster.numpy() * scale for cluster in cluster_points(drawn, count=clusters))
     prompts = tuple(

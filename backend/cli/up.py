@@ -10,7 +10,14 @@ from contextlib import ExitStack, suppress
 import requests
 from rich.console import Console
 
-from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
+from backend.cli.processes import (
+    LOOPBACK,
+    EmbeddedValkey,
+    ProcessFailedError,
+    ProcessGroup,
+    free_port,
+    signals_as_interrupt,
+)
 from backend.errors import ConfigurationError
 from backend.settings import Settings, load_settings
 
@@ -48,8 +55,11 @@ def up(workers: int) -> None:
                 environment = os.environ | {"REDIS_URL": redis_url, "SOFTMATCHER_PORT": str(port)}
                 start_backend(processes, environment, _local_url(settings, port), workers)
             _say_how_to_connect(console, settings, port, redis_url, workers)
-            with console.status(f"Loading the models of profile {settings.profile} ..."):
-                models = wait_for_models(processes, environment, _local_url(settings, port))
+            try:
+                with console.status(f"Loading the models of profile {settings.profile} ..."):
+                    models = wait_for_models(processes, environment, _local_url(settings, port))
+            except ProcessFailedError as error:
+                models = f"not loaded: {error}"  # what ended is started again below
             style = "green" if models == "ready" else "yellow"
             console.print(f"Models of profile {settings.profile} {models}", style=style, markup=False, soft_wrap=True)
             keep_running(processes, console)

@@ -36,10 +36,10 @@ _BYTES_A_CELL = 9_000
 """Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
 _DECODE_MB_ON_CPU = 80.0
 """Two prompts a pass, whose caches hold no more; measured: a prompt of eight in 0.76 of a lone one's time."""
+_DECODE_SHARE_OF_GPU = 1 / 16
+"""Of its memory: 29 prompts a pass with 16 GB, 145 with 80 GB."""
 _NOT_SUPPORTED = "the score map is below 0.5 under these points"
 _ASKED_ALREADY = "on an object that other points have asked for"
-_DECODE_SHARE_OF_GPU = 1 / 16
-"""Of its memory: 29 prompts a pass with 16 GB, all those of eight images with 80 GB."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from backend.models.vit_encoder import TimmEncoder, VitOptions
 from tests.models.small_sam import small_sam
 from tests.models.small_sam2 import small_sam2
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+CUDA = torch.device("cuda", 0)
 
 
 class Copies(TorchDispatchMode):
