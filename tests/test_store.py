@@ -31,6 +31,7 @@ from backend.core.types import Reference
 from backend.errors import BadInputError, ConfigurationError, NotFoundError, StoreUnavailableError
 from backend.store import AnnotationRecord, NewReference, Store, StoredReference, database, tables
 from backend.store.packing import pack_mask, unpack_mask
+from backend.store.records import PropagationFilter
 
 KEY = "1.1795365244"
 OTHER_KEY = "2.1795365300"
@@ -514,6 +515,18 @@ class TestOpening:
         with ThreadPoolExecutor(6) as threads:
             for done in [threads.submit(start) for _ in range(6)]:
                 done.result()
+
+    def test_an_older_database_gets_the_columns_it_lacks(self, store: Store) -> None:
+        store.save_project(KEY, label_config="<View/>")
+        with store._write() as connection:
+            connection.exec_driver_sql("ALTER TABLE propagations DROP COLUMN problem")
+            connection.execute(sa.update(tables.schema).values(version=2))
+        store.create_tables()
+        record = store.propagations.create(KEY, PropagationFilter(), "me", supersede=False)
+        assert store.propagations.get(record.id).problem is None
+        project = store.project(KEY)
+        assert project is not None
+        assert project.label_config == "<View/>"
 
     def test_a_newer_schema_is_refused_and_left_alone(self, store: Store) -> None:
         with store._write() as connection:

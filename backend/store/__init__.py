@@ -20,6 +20,7 @@ from backend.errors import BadInputError, ConfigurationError, NotFoundError
 from backend.store import tables
 from backend.store.database import (
     CREATE_LOCK_ID,
+    add_missing_columns,
     forget_connections_after_fork,
     named_errors,
     open_engine,
@@ -89,7 +90,8 @@ class Store:
     def create_tables(self) -> None:
         """Make what is missing, also in an older release's database. Processes that start at once wait for each other.
 
-        Version 2 added tables to version 1 and changed none, so that making the missing ones is the whole migration.
+        A version adds tables, and columns that are nullable or have a server default: making what is missing is the
+        whole migration, and no row is rewritten.
 
         Raises:
             ConfigurationError: a newer release wrote this database.
@@ -108,6 +110,8 @@ class Store:
                     "start the newer release that wrote it, or point the database URL at another database"
                 )
             tables.metadata.create_all(connection)
+            if found is not None and found < SCHEMA_VERSION:
+                add_missing_columns(connection, tables.metadata)
             if found is None:
                 connection.execute(sa.insert(tables.schema).values(id=1, version=SCHEMA_VERSION))
             elif found < SCHEMA_VERSION:

@@ -136,6 +136,18 @@ def upsert(is_sqlite: bool, table: sa.Table, row: Json, changes: Json) -> sa.Exe
     return postgresql.insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=changes)
 
 
+def add_missing_columns(connection: sa.Connection, metadata: sa.MetaData) -> None:
+    """Add the columns that the tables of an older release lack; each is nullable or has a server default."""
+    inspector = sa.inspect(connection)
+    quote = connection.dialect.identifier_preparer.format_table
+    for table in metadata.sorted_tables:
+        present = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {quote(table)} ADD COLUMN {definition}")
+
+
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
     """Turn the drivers' errors into ours.

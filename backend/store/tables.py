@@ -4,8 +4,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 2
-"""Raise it with every change; new tables alone need no more than that, see `Store.create_tables`."""
+SCHEMA_VERSION: Final = 3
+"""Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
+than that, see `Store.create_tables`."""
 
 metadata = sa.MetaData()
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
