@@ -5,16 +5,38 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BadInputError, ForbiddenError
+from backend.errors import BadInputError, ForbiddenError, ModelUnavailableError
 from backend.settings import Settings
 
 WEBHOOK_PATH = "/webhook"
+PREDICT_PATH = "/predict"
+
+MOST_BODY_BYTES = 1 << 20
+"""Largest body of a request, but for those of `BODY_BYTES_OF`."""
+BODY_BYTES_OF = {
+    # Batch tasks carry their annotations and predictions: bodies of some hundred MB are Label Studio's normal.
+    PREDICT_PATH: 2 << 30,
+    # The whole annotation comes along, and one that is refused would never be sent again.
+    WEBHOOK_PATH: 64 << 20,
+}
+_RECEIVING_SHARE = 0.5
+"""Of the threads: as many bodies are received at a time, and half as many from one address."""
+_RECEIVING_WAIT_S = 0.5
+_FREE_TRIES = 10
+"""Wrong passwords from one address within `_TRIES_S` seconds that cost nothing; then it gets one try a second."""
+_TRIES_S = 60.0
+_MOST_ADDRESSES = 1000
 
 _SAME_SITE = ("same-origin", "none")
 _HEADERS = {
@@ -50,6 +72,8 @@ def webhook_authorization(settings: Settings) -> str | None:
 def guard(app: Flask, settings: Settings) -> None:
     """Let every request pass these checks before its route, and every answer get the headers."""
     names = _own_names(settings)
+    tries = PasswordTries()
+    receiving = _Receiving(max(2, int(settings.service_threads * _RECEIVING_SHARE)))
 
     @app.before_request
     def refuse_foreign_names() -> None:
@@ -81,10 +105,19 @@ def guard(app: Flask, settings: Settings) -> None:
         if settings.basic_auth_user is None or settings.basic_auth_pass is None:
             return None
         given = request.headers.get("Authorization", "")
+        address = request.remote_addr or ""
+        wait_s = tries.wait_s(address) if given else 0.0
+        if wait_s > 0:
+            refusal = jsonify(error="too many wrong passwords came from this address: wait a minute, then try again")
+            refusal.status_code = 429
+            refusal.headers["Retry-After"] = str(max(1, round(wait_s)))
+            return refusal
         if _is_password(given, settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()):
             return None
         if request.path == WEBHOOK_PATH and _is_same(given, webhook_authorization(settings) or ""):
             return None
+        if given:
+            tries.add_wrong(address)
         response = jsonify(
             error="user and password expected: set basic auth in the ML backend's form in Label Studio",
             id=g.get("request_id"),
@@ -96,9 +129,13 @@ def guard(app: Flask, settings: Settings) -> None:
     @app.before_request
     def read_body() -> None:
         """Only now: strangers' bodies are not read. All of it, so that what is wrong with its sending shows up here."""
+        if not request.content_length and "Transfer-Encoding" not in request.headers:
+            return  # /health needs no place among the bodies
+        request.max_content_length = BODY_BYTES_OF.get(request.path, MOST_BODY_BYTES)
         try:
-            request.get_data(parse_form_data=True)
-        except HTTPException:
+            with receiving.one(request.remote_addr or ""):
+                request.get_data(parse_form_data=True)
+        except (HTTPException, ModelUnavailableError):
             raise
         except Exception as error:  # a timeout, broken chunks, a connection that ended: the server's own classes
             raise BadInputError(
@@ -110,6 +147,68 @@ def guard(app: Flask, settings: Settings) -> None:
         response.headers.update(_HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         return response
+
+
+class PasswordTries:
+    """Counts wrong passwords by address, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tries: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def wait_s(self, address: str) -> float:
+        """Return the seconds until the next password of an address is looked at; 0: now, and the next one later."""
+        now = time.monotonic()
+        with self._lock:
+            times = self._tries.get(address)
+            if times is None:
+                return 0.0
+            while times and times[0] < now - _TRIES_S:
+                times.popleft()
+            if len(times) < _FREE_TRIES:
+                return 0.0
+            return max(0.0, times[-1] + 1.0 - now)
+
+    def add_wrong(self, address: str) -> None:
+        """Count a wrong password."""
+        with self._lock:
+            times = self._tries.setdefault(address, deque(maxlen=_FREE_TRIES))
+            times.append(time.monotonic())
+            self._tries.move_to_end(address)
+            while len(self._tries) > _MOST_ADDRESSES:
+                self._tries.popitem(last=False)
+
+
+class _Receiving:
+    """Bounds how many bodies are received at a time, so that slow senders leave threads for others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._by_address: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self, address: str) -> Iterator[None]:
+        """Hold a place inside.
+
+        Raises:
+            ModelUnavailableError: all places, or those of the address, stay taken.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._has_room(address), timeout=_RECEIVING_WAIT_S):
+                raise ModelUnavailableError("too many request bodies are on their way: try again in some seconds")
+            self._by_address[address] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._by_address[address] -= 1
+                if not self._by_address[address]:
+                    del self._by_address[address]
+                self._changed.notify_all()
+
+    def _has_room(self, address: str) -> bool:
+        return self._by_address.total() < self._most and self._by_address[address] < max(1, self._most // 2)
 
 
 def _is_password(header: str, user: str, password: str) -> bool:

@@ -18,7 +18,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import __version__
-from backend.access import guard
+from backend.access import MOST_BODY_BYTES, PREDICT_PATH, WEBHOOK_PATH, guard
 from backend.core.interruption import InterruptedWorkError, interruptible
 from backend.errors import (
     BadInputError,
@@ -66,8 +66,7 @@ _CLIENT_CLOSED_REQUEST = 499
 def create_app(projects: Projects, queue: JobQueue) -> Flask:
     """The Flask application over one set of projects; owns no state of its own."""
     app = Flask("softmatcher", static_folder=None)
-    # Batch tasks carry their annotations and predictions: bodies of some hundred MB are Label Studio's normal.
-    app.config["MAX_CONTENT_LENGTH"] = 2 * 1024**3
+    app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
     events = EventReceiver(projects, queue)
     metrics, settings = projects.metrics, projects.settings
     slots = _Slots(max(1, int(settings.service_threads * _PREDICTING_SHARE)), metrics)
@@ -129,7 +128,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         # Label Studio asks without naming a project, so there is no version of a project's references to list.
         return {"versions": projects.versions()}
 
-    @app.post("/predict")
+    @app.post(PREDICT_PATH)
     def predict() -> dict[str, Any]:
         body = read_json_object()
         tasks, environ = body.get("tasks"), request.environ
@@ -174,7 +173,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
             # What is done is answered all the same; upkeep calls workers when the queue is back.
             logger.warning("project=%s propagation=%s waits for the queue: %s", project_key, propagation_id, error)
 
-    @app.post("/webhook")
+    @app.post(WEBHOOK_PATH)
     def webhook() -> tuple[dict[str, Any], int]:
         body = read_json_object()
         _note(action=_text(body, "action"))

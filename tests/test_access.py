@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from backend.access import webhook_authorization
+from backend.access import MOST_BODY_BYTES, PasswordTries, webhook_authorization
 from backend.errors import ConfigurationError, StoreUnavailableError
+from backend.json_body import MOST_CONTAINERS
 from backend.settings import load_settings
 from tests.fakes import Backend, FakeLabelStudio, make_backend
 
@@ -153,3 +154,51 @@ def test_what_went_wrong_inside_is_told_to_the_log_alone(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert "secret" not in answer.text
     assert "secret" in caplog.text
+
+
+def test_bodies_are_bounded_by_route(backend: Backend) -> None:
+    """What no route needs is not even read; Label Studio's webhooks carry whole annotations, its tasks even more."""
+    large = b'{"action": "PROJECT_UPDATED", "filling": "' + b"x" * MOST_BODY_BYTES + b'"}'
+    for path in ("/setup", "/projects/1/propagations", "/health", "/nowhere"):
+        assert backend.client.post(path, data=large, content_type="application/json").status_code == 413, path
+    assert backend.client.post("/webhook", data=large).status_code == 422
+    assert backend.client.post("/predict", data=large).status_code == 422
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b"[[[[]]]]"])
+def test_a_body_of_millions_of_lists_is_refused_before_it_is_decoded(backend: Backend, item: bytes) -> None:
+    body = b'{"tasks": [' + (item + b",") * (MOST_CONTAINERS + 1) + b"0]}"
+    answer = backend.client.post("/predict", data=body)
+    assert answer.status_code == 422
+    assert "lists and objects" in answer.json["error"]
+
+
+def test_wrong_passwords_are_slowed_and_the_right_one_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("backend.access.time.monotonic", lambda: now[0])
+    backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
+    statuses = [backend.client.get("/health", headers=_basic("ls", f"guess{n}")).status_code for n in range(30)]
+    assert statuses == [401] * 10 + [429] * 20
+    assert backend.client.get("/health").status_code == 401, "nobody guessed"
+    refused = backend.client.get("/health", headers=_basic("ls", "secret"))
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    now[0] += 1.1
+    assert backend.client.get("/health", headers=_basic("ls", "guess")).status_code == 401, "one try a second"
+    assert backend.client.get("/health", headers=_basic("ls", "guess")).status_code == 429
+    now[0] += 1.1
+    assert backend.client.get("/health", headers=_basic("ls", "secret")).status_code == 200
+    now[0] += 61.0
+    assert backend.client.get("/health", headers=_basic("ls", "guess")).status_code == 401
+
+
+def test_tries_are_counted_by_address_in_bounded_memory() -> None:
+    tries = PasswordTries()
+    for _ in range(20):
+        tries.add_wrong("192.0.2.1")
+    assert tries.wait_s("192.0.2.1") > 0
+    assert tries.wait_s("192.0.2.2") == 0
+    for number in range(5000):
+        tries.add_wrong(f"address {number}")
+    assert len(tries._tries) == 1000

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +10,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger as GunicornLogger
 
+from backend.access import is_loopback
 from backend.cli.gunicorn_worker import PatientThreadWorker
 from backend.cli.logs import start_logging
 from backend.errors import ConfigurationError, QueueUnavailableError
@@ -36,6 +38,8 @@ class _Service(BaseApplication):  # type: ignore[misc]
             "timeout": 120,
             "graceful_timeout": 30,
             "keepalive": 5,
+            # Headers of this kind (SCRIPT_NAME) would let a client on loopback choose where the application lies.
+            "forwarder_headers": "",
             "proc_name": "softmatcher",
             "loglevel": "warning",
             # A health check or a scrape must not be logged twice: the app logs its own line.
@@ -103,4 +107,13 @@ def run_service(settings: Settings) -> None:
         raise ConfigurationError(
             "the service needs REDIS_URL for its jobs; `python -m backend up` starts a queue of its own"
         )
+    if settings.basic_auth_user is None and not is_loopback(settings.host):
+        logger.warning(
+            "listening on %s without a password: whoever reaches this address can read and change every project; set "
+            "SOFTMATCHER_BASIC_AUTH_USER and SOFTMATCHER_BASIC_AUTH_PASS, or keep the port to Label Studio alone",
+            settings.host,
+        )
+    if os.environ.pop("SCRIPT_NAME", None) is not None:
+        # gunicorn would answer 500 to every path outside it.
+        logger.warning("SCRIPT_NAME of the environment is not used: a proxy's address goes into SOFTMATCHER_PUBLIC_URL")
     _Service(settings).run()
