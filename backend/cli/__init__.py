@@ -62,6 +62,20 @@ def up(
     run(workers)
 
 
+@app.command("label-studio-env")
+@clear_errors
+def label_studio_env(
+    network: Annotated[
+        list[str] | None, typer.Argument(help="Network or address of the backend as Label Studio sees it.")
+    ] = None,
+) -> None:
+    """Print the variables that let Label Studio talk to a backend at a private address, and to no other."""
+    from backend.cli.label_studio_env import protection_but
+
+    for name, value in protection_but(network or ["127.0.0.0/8"]).items():
+        typer.echo(f"{name}={value}")
+
+
 @app.command()
 @clear_errors
 def demo(

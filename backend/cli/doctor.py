@@ -136,7 +136,8 @@ def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
         if not hooks:
             raise FindingError(
                 "none: annotations reach the backend only by reconciliation. Start Label Studio with "
-                "SSRF_PROTECTION_ENABLED=false if the backend has a private address, then connect it again"
+                "what `python -m backend label-studio-env` prints if the backend has a private address, then connect "
+                "it again"
             )
         hooks = [hook for hook in hooks if hook.get("is_active")]
         if not hooks:

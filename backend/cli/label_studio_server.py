@@ -12,6 +12,7 @@ import requests
 from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image as PillowImage
 
+from backend.cli.label_studio_env import protection_but
 from backend.cli.processes import LOOPBACK, ProcessGroup
 from backend.core.types import Image, Mask
 from backend.errors import ConfigurationError, LabelStudioError
@@ -66,9 +67,8 @@ def start_label_studio(
         # Read when the organisation is made, at the first start.
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "LABEL_STUDIO_HOST": url,
-        # By default Label Studio refuses to talk to a backend on this machine; both switches are needed.
-        "ML_BLOCK_LOCAL_IP": "false",
-        "SSRF_PROTECTION_ENABLED": "false",
+        # By default Label Studio refuses to talk to a backend on this machine.
+        **protection_but(["127.0.0.0/8"]),
         # Nothing calls out.
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",

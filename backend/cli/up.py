@@ -183,7 +183,7 @@ def _say_how_to_connect(console: Console, settings: Settings, port: int, redis_u
     console.print(
         "\nTo connect a project: in Label Studio, Settings > Model > Connect Model, the address above, switch on "
         "«Interactive preannotations».\nIf Label Studio refuses the address (403), start it with "
-        "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false.\n"
+        "what `python -m backend label-studio-env` prints.\n"
         "Is something wrong? `python -m backend doctor`. Ctrl-C ends everything.\n",
         markup=False,
     )

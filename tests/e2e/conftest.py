@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from backend.access import webhook_authorization
+from backend.cli.label_studio_env import protection_but
 from backend.cli.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 from backend.cli.sample import LABEL_CONFIG
 from backend.core.types import Image
 from backend.errors import ConfigurationError
 from backend.settings import load_settings
-from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, own_environment
+from tests.e2e.scene import HOSTS_NETWORK, MARKED, SAMPLES, TARGETS, Backend, Project, own_environment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +49,9 @@ def label_studio(
     processes: ProcessGroup, label_studio_command: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LabelStudio]:
     folder = tmp_path_factory.mktemp("label-studio")
-    with start_label_studio(processes, label_studio_command, folder, free_port()) as server:
+    # Loopback, and the network between the hosts of test_two_hosts; all else stays refused.
+    allowed = protection_but(["127.0.0.0/8", HOSTS_NETWORK])
+    with start_label_studio(processes, label_studio_command, folder, free_port(), allowed) as server:
         yield server
 
 

@@ -25,6 +25,8 @@ from backend.core.types import Mask
 from backend.projects import key_of_project
 
 SAMPLES = {sample.name: sample for sample in sample_tasks()}
+HOSTS_NETWORK = "10.77.31.0/24"
+"""Between the hosts of test_two_hosts."""
 MARKED = "coins-2"
 TARGETS = tuple(name for name in SAMPLES if name != MARKED)
 

@@ -23,9 +23,9 @@ from backend.cli.processes import LOOPBACK, ProcessGroup, free_port, valkey_prog
 from tests import postgres
 from tests.e2e.conftest import NewProject
 from tests.e2e.propagation_scene import assert_each_task_once, many_coins, start, wait_for_end
-from tests.e2e.scene import Backend, Project, own_environment, wait_until
+from tests.e2e.scene import HOSTS_NETWORK, Backend, Project, own_environment, wait_until
 
-BRIDGE, GATEWAY, NETWORK = "smbr0", "10.77.31.1", "10.77.31.0/24"
+BRIDGE, GATEWAY = "smbr0", "10.77.31.1"
 COUNT = 24
 
 
@@ -111,7 +111,7 @@ def database_url(hosts: list[str]) -> Iterator[str]:
     bin_folder = postgres.programs()
     if bin_folder is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    listener = postgres.Listener(GATEWAY, port_of_bridge(), NETWORK, secrets.token_hex(8))
+    listener = postgres.Listener(GATEWAY, port_of_bridge(), HOSTS_NETWORK, secrets.token_hex(8))
     with postgres.running_server(bin_folder, listener) as url:
         yield url
 
