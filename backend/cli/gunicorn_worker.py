@@ -47,8 +47,8 @@ class PatientThreadWorker(ThreadWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         """Load the application, with connections closed after what was refused or not read."""
-        super().load_wsgi()
-        self.wsgi = _closing_unread(self.wsgi)
+        super().load_wsgi()  # what is wrong with the application shows up here
+        self.wsgi: Callable[..., Iterable[bytes]] = _closing_unread(self.app.wsgi())
 
     def accept(self, listener: socket.socket) -> None:
         """Wait for the head in the event loop, which takes no thread."""
