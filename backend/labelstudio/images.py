@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import quote, unquote_to_bytes, urljoin
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin
 
 import requests
 from urllib3.exceptions import LocationParseError
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _CLOUD_SCHEMES = ("s3", "s3s", "gs", "azure-blob", "azure-spi")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MEDIA_PATHS = ("/data/upload/", "/data/local-files/", "/storage-data/", "/tasks/", "/static/")
+"""Where Label Studio 1.23.2 serves files: uploads, local files, storages behind nginx, presigned ones, its samples."""
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 16
 
@@ -224,6 +226,8 @@ class ImageFetcher:
 
     def _on_label_studio(self, request_uri: str) -> _Hop:
         prefix = self._base.path or ""
+        path = request_uri.partition("?")[0].partition("#")[0]
+        _check_media_path(path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path)
         if prefix and not request_uri.startswith(f"{prefix}/"):
             request_uri = prefix + request_uri
         return _Hop(f"{self._base.scheme}://{self._base.netloc}{request_uri}", "label_studio")
@@ -268,6 +272,26 @@ def _parse(url: str) -> Url:
     if parsed.auth:
         raise BadInputError(f"image address must not hold a user or password, got one for {parsed.host}")
     return parsed
+
+
+def _check_media_path(path: str) -> None:
+    """Refuse what our token could read beside images, and paths that a server may take for others.
+
+    Args:
+        path: on Label Studio, below the path of its address.
+
+    Raises:
+        BadInputError: no path of Label Studio's media, or one with dots, back-slashes or control characters.
+    """
+    decoded = path
+    for _ in range(3):  # a proxy may decode once more than the server behind it
+        decoded = unquote(decoded)
+    is_plain = not any(part in (".", "..") for part in decoded.split("/")) and "\\" not in decoded
+    if not (is_plain and decoded.isprintable() and decoded.startswith(_MEDIA_PATHS)):
+        raise BadInputError(
+            f"image address on Label Studio must be a file's ({', '.join(_MEDIA_PATHS)}...), got {path[:60]!r}: "
+            "upload the image, or connect the storage that has it"
+        )
 
 
 def _host_port(url: Url) -> tuple[str, int | None]:

@@ -125,10 +125,20 @@ def network_errors(where: str) -> Iterator[None]:
         ) from error
 
 
+_NEVER_PUBLIC = [
+    ipaddress.ip_network(text)
+    # Site-local; a network's own NAT64; addresses that hold an IPv4 one: compatible ones, and Teredo's.
+    for text in ("fec0::/10", "64:ff9b:1::/48", "::/96", "2001::/32")
+]
+"""What `ipaddress` calls global, or leaves to whoever reads the address within."""
+
+
 def is_public(address: str) -> bool:
     """True for an IP address of the public internet; not private, loopback, link-local, shared, reserved, multicast."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _NEVER_PUBLIC):
+            return False
         nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in ipaddress.ip_network("64:ff9b::/96") else None
         embedded = ip.ipv4_mapped or ip.sixtofour or nat64
         if embedded is not None:
