@@ -63,8 +63,8 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
             orientation, rgb = _orientation(image), _to_rgb(image)
     except UnidentifiedImageError as error:
         raise BadInputError(
-            f"image must be one of {', '.join(_FORMATS)}, got {len(data)} bytes that begin with {data[:12]!r}: upload "
-            "it in one of these formats"
+            f"image must be one of {', '.join(_FORMATS)}, got {len(data)} bytes of {_other_kind(data)}: upload it in "
+            "one of these formats"
         ) from error
     except BadInputError:
         raise
@@ -72,7 +72,7 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
         raise BadInputError("image must fit into memory, got one that does not: make it smaller") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble on
         raise BadInputError(
-            f"image must be whole, got one that is cut short or broken ({error}): upload it again"
+            f"image must be whole, got one that is cut short or broken ({type(error).__name__}): upload it again"
         ) from error
     return np.ascontiguousarray(_TURNS.get(orientation, _as_it_lies)(rgb))
 
@@ -81,6 +81,18 @@ def file_kind(data: bytes) -> tuple[str, bool]:
     """What an image file that `decode_image` takes is: its format ("JPEG"), and whether EXIF turns or mirrors it."""
     with PIL.Image.open(BytesIO(data), formats=_FORMATS) as image:
         return str(image.format), _orientation(image) in _TURNS
+
+
+def _other_kind(data: bytes) -> str:
+    """Name what a file seems to be, without any of its bytes: what was fetched may not be meant for who reads this."""
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page (a login, or a proxy's error)"
+    if start.startswith((b"<svg", b"<?xml")):
+        return "SVG or another XML format"
+    if start.startswith((b"{", b"[")):
+        return "JSON"
+    return "PDF" if start.startswith(b"%pdf") else "an unknown format"
 
 
 def _as_it_lies(rgb: Image) -> Image:

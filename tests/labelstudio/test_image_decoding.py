@@ -207,7 +207,8 @@ def test_a_file_cut_short_is_refused(kind: str) -> None:
     ("data", "message"),
     [
         (b"", "got an empty file"),
-        (b"<!DOCTYPE html><html>", r"got 21 bytes that begin with b'<!DOCTYPE ht'"),
+        (b"<!DOCTYPE html><html>", r"got 21 bytes of a web page"),
+        (b'{"token": "secret"}', r"got 19 bytes of JSON: upload"),
         (b"%PDF-1.7", "must be one of JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "must be one of JPEG, PNG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "must be one of JPEG, PNG"),
