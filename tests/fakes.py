@@ -101,7 +101,7 @@ class ColourSoftmatcher:
     ) -> Reference:
         colours = np.unique(image[mask], axis=0).astype(np.float16)
         ones = np.ones(len(colours), np.float16)
-        return Reference(colours, ones, ones, self.signature)
+        return Reference(colours, ones, ones if is_complete else ones / 2, self.signature)
 
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
         return gather_references(references, self.signature)

@@ -14,6 +14,7 @@ from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects, open_projects
 from backend.settings import Settings
+from backend.store import ProjectRecord
 
 
 def run_doctor(settings: Settings, project_id: int | None, console: Console | None = None) -> bool:
@@ -90,6 +91,16 @@ def _label_studio(settings: Settings, projects: Projects, project_id: int | None
     yield from _project(projects, key, project_id)
 
 
+def _references(projects: Projects, project: ProjectRecord) -> str:
+    outdated = projects.references.count_outdated(project)
+    if outdated:
+        raise FindingError(
+            f"{outdated} references were made with other settings or another label config: they are renewed at the "
+            "next Start training, or by *Renew now* on the project's page"
+        )
+    return f"{len(projects.store.list_references(project.key))}, all made with the present settings"
+
+
 def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
     client = projects.client_for(key)
     found: dict[str, Any] = {}
@@ -148,6 +159,9 @@ def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
         return ", ".join(str(hook["url"]) for hook in hooks)
 
     yield look("webhook", webhook)
+    known = projects.store.project(key)
+    if known is not None and known.label_config:
+        yield look("references", lambda: _references(projects, known))
 
 
 def _image(projects: Projects, key: str, project_id: int, label_config: str) -> str:

@@ -4,9 +4,11 @@ The config is read with defusedxml, not with label_studio_sdk's LabelInterface: 
 (jsonschema, pydantic models of every tag) for three tags, expands XML entities and knows no clear error for a labeler.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
@@ -91,6 +93,10 @@ class LabelConfig:
     def labels(self) -> tuple[str, ...]:
         """The labels that masks can be made for (those of all brushes), in the config's order, each once."""
         return tuple(dict.fromkeys(label for brush in self.brushes for label in brush.labels))
+
+    def digest(self) -> str:
+        """Return a sha256 that changes with every part: controls, image tags, task keys, labels and their aliases."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
 
     def brush_for(self, to_name: str, label: str) -> BrushControl:
         """The first brush on image `to_name` that has `label`.

@@ -1,5 +1,6 @@
 """What may be set for one project: the ML backend's extra params in Label Studio."""
 
+import hashlib
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -8,10 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backend.core.types import MatcherName, RecipeName
 from backend.errors import BadInputError
-from backend.labelstudio.label_config import LabelConfig
+from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.pipeline import MatchOptions
 from backend.settings import Settings
 from backend.store import ProjectRecord
+
+READING_VERSION = 1
+"""Version of the code that makes references of annotations. Raise it with every change after which the same annotation
+gives another reference: all annotations are then taken in again."""
 
 
 class ProjectOptions(BaseModel):
@@ -87,3 +92,20 @@ def background_labels_of(config: LabelConfig, settings: Settings) -> frozenset[s
     """The labels of a config that mean «not the object», as the config spells them."""
     meant = {name.casefold() for name in settings.background_labels}
     return frozenset(label for label in config.labels if label.casefold() in meant)
+
+
+def reading_digest(settings: Settings, project: ProjectRecord) -> str:
+    """Return a sha256 of all that decides what an annotation means, but for the annotation, its images and the models.
+
+    Raises:
+        BadInputError: the label config cannot be used.
+    """
+    config = parse_label_config(project.label_config)
+    reading = {
+        "version": READING_VERSION,
+        "config": config.digest(),
+        "complete_annotations": is_complete(settings, project),
+        "background_labels": sorted(background_labels_of(config, settings)),
+        "mask_tags": sorted(settings.mask_tags & {brush.name for brush in config.brushes}),
+    }
+    return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()

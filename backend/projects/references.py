@@ -11,7 +11,13 @@ import numpy as np
 
 from backend.core.references import Doubt
 from backend.core.types import Mask, Scribble
-from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
+from backend.errors import (
+    BadInputError,
+    LabelStudioUnavailableError,
+    ModelUnavailableError,
+    NotFoundError,
+    SoftmatcherError,
+)
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.labelstudio.marks import LabelMarks, group_annotation
@@ -20,7 +26,7 @@ from backend.pipeline import Softmatcher
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImage, TaskImages
 from backend.projects.models import Models
-from backend.projects.options import background_labels_of, is_complete
+from backend.projects.options import background_labels_of, is_complete, reading_digest
 from backend.settings import Settings
 from backend.store import AnnotationRecord, NewReference, ProjectRecord, Store
 
@@ -95,7 +101,7 @@ class References:
             self._store.drop_project(project_key)
             return {"project": "gone"}
         project = self._project(project_key)
-        signature = self._models.get(_MODEL_WAIT_S)[0].signature
+        made_with = self._models.get(_MODEL_WAIT_S)[0].signature, self._reading(project)
         counts: dict[str, Any] = {"seen": 0, "unchanged": 0}
         seen: set[int] = set()
         for task, annotations in client.annotated_tasks(project_id):
@@ -104,7 +110,7 @@ class References:
                 seen.add(annotation_id)
                 counts["seen"] += 1
                 record = known.get(annotation_id)
-                if record and _is_current(record, annotation, signature):
+                if record and _is_current(record, annotation, made_with):
                     counts["unchanged"] += 1
                     continue
                 outcome = self._take_in(project, task, annotation)
@@ -114,6 +120,23 @@ class References:
         if gone:
             counts["removed"] = self._store.delete_annotations(project_key, gone)
         return counts
+
+    def count_outdated(self, project: ProjectRecord) -> int:
+        """Count the references that other settings, another label config or other models made than there are now.
+
+        Models that are not loaded are not compared.
+        """
+        try:
+            signature = self._models.get(0.0)[0].signature if self._models.state == "ready" else None
+        except ModelUnavailableError:
+            signature = None
+        return self._store.count_references_not_of(project.key, self._reading(project), signature)
+
+    def _reading(self, project: ProjectRecord) -> str:
+        try:
+            return reading_digest(self._settings, project)
+        except BadInputError:
+            return ""  # a label config that cannot be used: no annotation can be read with it, and each says why
 
     def _save(self, project_key: str, project: Mapping[str, Any]) -> None:
         self._store.save_project(
@@ -147,6 +170,7 @@ class References:
             updated_at=str(annotation.get("updated_at") or annotation.get("created_at")),
             signature=softmatcher.signature,
             content_digest=_content_digest(annotation),
+            reading=self._reading(project),
             problem="; ".join(problems) or None,
         )
         for problem in problems:
@@ -264,9 +288,17 @@ def _without_points_in(scribble: Scribble, mask: Mask) -> Scribble:
     )
 
 
-def _is_current(record: AnnotationRecord, annotation: Mapping[str, Any], signature: str) -> bool:
-    """False where taking it in again may give more: it changed, other models, or something was wrong the last time."""
-    return (record.content_digest, record.signature, record.problem) == (_content_digest(annotation), signature, None)
+def _is_current(record: AnnotationRecord, annotation: Mapping[str, Any], made_with: tuple[str, str]) -> bool:
+    """Return False if taking the annotation in again may give another result: the annotation, the models or its reading
+    changed, or something was wrong the last time.
+
+    Args:
+        record: of the last time.
+        annotation: as Label Studio has it now.
+        made_with: signature of the models and digest of the reading, as they are now.
+    """
+    last = (record.content_digest, record.signature, record.reading, record.problem)
+    return last == (_content_digest(annotation), *made_with, None)
 
 
 def _iou(one: Mask, other: Mask) -> float:
@@ -275,6 +307,6 @@ def _iou(one: Mask, other: Mask) -> float:
 
 
 def _content_digest(annotation: Mapping[str, Any]) -> str:
-    """Of what references are made from: the result, and whether it was skipped."""
+    """Return a sha256 of the annotation's own part of its references: the result, and whether it was skipped."""
     content = [annotation.get("result"), bool(annotation.get("was_cancelled"))]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

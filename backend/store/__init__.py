@@ -275,6 +275,25 @@ class Store:
         )
         return {row.key: row.total for row in self._rows(counts.group_by(tables.projects.c.key))}
 
+    def count_references_not_of(self, project_key: str, reading: str, signature: str | None) -> int:
+        """Count the references of a project that were made with another reading, or by other models.
+
+        Args:
+            project_key: of the project.
+            reading: digest of the present one, see `AnnotationRecord`.
+            signature: of the present models; None: models are not compared.
+        """
+        record, reference = tables.annotations.c, tables.references.c
+        joined = tables.references.join(
+            tables.annotations,
+            (record.project_key == reference.project_key) & (record.annotation_id == reference.annotation_id),
+        )
+        differs = record.reading.is_distinct_from(reading)
+        if signature is not None:
+            differs |= reference.signature != signature
+        counted = sa.select(sa.func.count().label("total")).select_from(joined)
+        return int(self._rows(counted.where(reference.project_key == project_key, differs))[0].total)
+
     # -- annotations announced, not yet taken in
 
     def mark_pending(self, project_key: str, annotation_id: int) -> float:

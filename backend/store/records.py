@@ -45,8 +45,10 @@ class AnnotationRecord:
     Attributes:
         updated_at: ISO 8601 as Label Studio gives it; without a zone it is taken as UTC.
         signature: of the models that made its references.
-        content_digest: of what the references were made from.
+        content_digest: of the annotation's own content.
         problem: why it gave no reference or not all; None if nothing is wrong.
+        reading: digest of the settings and the label config that it was read with; None for records of releases that
+            did not note it.
     """
 
     project_key: str
@@ -56,6 +58,7 @@ class AnnotationRecord:
     signature: str
     content_digest: str
     problem: str | None = None
+    reading: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

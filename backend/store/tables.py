@@ -41,6 +41,7 @@ annotations = sa.Table(
     sa.Column("signature", sa.Text, nullable=False),
     sa.Column("content_digest", sa.Text, nullable=False),
     sa.Column("problem", sa.Text),
+    sa.Column("reading", sa.Text),
     sa.Index("annotations_by_task", "project_key", "task_id"),
 )
 # The blobs come last and the index holds all that a digest needs: neither digests nor counts ever read a blob's page.

@@ -111,6 +111,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             quality=quality,
             label_studio=_label_studio_address(project, projects.settings.label_studio_url),
             model_state=projects.models.state,
+            outdated_references=projects.references.count_outdated(project),
             ago=_ago,
         )
 
@@ -151,6 +152,16 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         if record.is_active:
             call_planner(record)
         return _done(project_id, {**propagations.status(record), "retried": count}, 202)
+
+    @pages.post("/<int:project_id>/reconcile")
+    def reconcile(project_id: int) -> tuple[Response, int] | AnyResponse:
+        key = project_of(project_id).key
+        try:
+            answer = {"job": queue.reconcile(key)}
+        except QueueUnavailableError:
+            store.save_project(key, needs_reconcile=True)  # maintenance queues it as soon as the queue is back
+            answer = {"job": None}
+        return _done(project_id, answer, 202)
 
     @pages.post("/<int:project_id>/quality")
     def estimate(project_id: int) -> tuple[Response, int] | AnyResponse:
