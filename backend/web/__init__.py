@@ -157,7 +157,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
     def reconcile(project_id: int) -> tuple[Response, int] | AnyResponse:
         key = project_of(project_id).key
         try:
-            answer = {"job": queue.reconcile(key)}
+            answer: Json = {"job": queue.reconcile(key)}
         except QueueUnavailableError:
             store.save_project(key, needs_reconcile=True)  # maintenance queues it as soon as the queue is back
             answer = {"job": None}
