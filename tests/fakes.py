@@ -1,5 +1,6 @@
 """Stand-ins with a known right answer: models that see colours only, a Label Studio in memory, a patient queue."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from backend.core.references import Doubt
 from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
+from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
 from backend.pipeline import MatchOptions, PreparedImage
 from backend.projects import Projects
@@ -166,6 +168,7 @@ class FakeLabelStudio:
     is_down: bool = False
     answers_get_lost: bool = False
     fetches: int = 0
+    revalidated: int = 0
     listings: int = 0
     page: int = 3
     last_prediction: int = 0
@@ -308,6 +311,16 @@ class FakeLabelStudio:
         if url not in self.images:
             raise NotFoundError(f"{url}: 404")
         return self.images[url]
+
+    def fetch_if_changed(self, url: str, task_id: int | None, known: Validators | None) -> FetchedFile:
+        """Like a server that gives ETags: the file, or no content where nothing changed."""
+        content = self.images.get(url)
+        is_there = content is not None and url not in self.away and not self.is_down
+        if is_there and known is not None and known.etag == hashlib.sha256(content or b"").hexdigest():
+            self.revalidated += 1
+            return FetchedFile(None, known)
+        content = self.fetch(url, task_id)
+        return FetchedFile(content, Validators(etag=hashlib.sha256(content).hexdigest()))
 
 
 class FakeConnections:

@@ -204,6 +204,18 @@ def test_negative_point_takes_away(backend: Backend) -> None:
     assert _mask_of(result["result"][0]).sum() == 400
 
 
+def test_a_click_after_the_image_was_replaced_is_cut_on_the_new_one(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=(5, 5, 25, 25))))
+    (result,) = _interact(backend, task, _keypoint(10, 10)).json["results"]
+    assert _mask_of(result["result"][0]).sum() == 400
+    _interact(backend, task, _keypoint(10, 10))
+    assert (backend.label_studio.fetches, backend.label_studio.revalidated) == (1, 1), "an unchanged image comes once"
+
+    backend.label_studio.images["/data/upload/1/1.png"] = png(draw(red=(5, 5, 15, 15)))
+    (result,) = _interact(backend, task, _keypoint(10, 10)).json["results"]
+    assert _mask_of(result["result"][0]).sum() == 100
+
+
 def test_strokes_of_the_draft_count_and_old_points_do_not(backend: Backend) -> None:
     task = backend.label_studio.add_task(1, png(draw(red=(5, 5, 25, 25), blue=(35, 5, 55, 25))))
     touch = {"id": "t", "type": "add", "relativePoints": [65.0, 30.0, 75.0, 30.0], "relativeStrokeWidth": 4.0}

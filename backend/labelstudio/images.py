@@ -11,6 +11,7 @@ import re
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Literal
 from urllib.parse import quote, unquote, unquote_to_bytes, urljoin
 
@@ -32,7 +33,7 @@ from backend.labelstudio.transport import (
     retry_transient,
 )
 
-__all__ = ["ImageFetcher", "decode_image"]
+__all__ = ["FetchedFile", "ImageFetcher", "Validators", "decode_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,40 @@ _MEDIA_PATHS = ("/data/upload/", "/data/local-files/", "/storage-data/", "/tasks
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 16
 
+_CLOCK_TICK_S = 2.0
+"""A file that changed so shortly before its answer may change again without its time telling: HTTP's count seconds."""
+_USER_TAG = re.compile(r'"\d{1,15}"')
+"""Label Studio's storage proxy names the user and no content where the storage itself gives no ETag (1.23.2)."""
+
 _Trust = Literal["label_studio", "allowed", "public"]
+
+
+@dataclass(frozen=True)
+class Validators:
+    """What a server says of a file's state: as long as it says the same, the file is the same.
+
+    Attributes:
+        etag: its ETag, weak or strong; None if it gives none.
+        last_modified: its Last-Modified, as written; None if it gives none.
+        size: its Content-Length in bytes; None if it gives none.
+    """
+
+    etag: str | None = None
+    last_modified: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FetchedFile:
+    """A file, or that it has not changed.
+
+    Attributes:
+        content: None if the file is still the one that was asked about.
+        validators: for the next time; None if the server gives none to go by.
+    """
+
+    content: bytes | None
+    validators: Validators | None
 
 
 @dataclass(frozen=True)
@@ -104,11 +138,26 @@ class ImageFetcher:
             LabelStudioUnavailableError: no answer in time, 429 or 5xx, after retries.
             BadInputError: any other address, a host that is not allowed, a file over the limit.
         """
+        content = self.fetch_if_changed(url, task_id, None).content
+        assert content is not None  # nothing is known that it could be the same as
+        return content
+
+    def fetch_if_changed(self, url: str, task_id: int | None, known: Validators | None) -> FetchedFile:
+        """Return the file behind an address, without its content if it is still the one with the validators `known`.
+
+        Args:
+            url: as for `fetch`.
+            task_id: as for `fetch`.
+            known: of the file as it was fetched before; None: it is downloaded whatever it is.
+
+        Raises:
+            NotFoundError, LabelStudioError, LabelStudioUnavailableError, BadInputError: as `fetch`.
+        """
         if url[:5].lower() == "data:":
-            return self._read_data_uri(url)
+            return FetchedFile(self._read_data_uri(url), None)
         deadline = time.monotonic() + self._timeout_s
         first = self._first_hop(url, task_id)
-        return retry_transient(lambda: self._download(first, deadline), timeout_s=self._timeout_s)
+        return retry_transient(lambda: self._download(first, deadline, known), timeout_s=self._timeout_s)
 
     def _first_hop(self, url: str, task_id: int | None) -> _Hop:
         if url.startswith("//"):
@@ -155,34 +204,44 @@ class ImageFetcher:
             "host to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
         )
 
-    def _download(self, hop: _Hop, deadline: float) -> bytes:
+    def _download(self, hop: _Hop, deadline: float, known: Validators | None) -> FetchedFile:
         with closing(Cutter(deadline)) as cutter:
             try:
-                return self._follow(hop, deadline, cutter)
+                return self._follow(hop, deadline, cutter, known)
             except LabelStudioUnavailableError:
                 self._left(hop, deadline)  # says so where the time was over
                 raise
 
-    def _follow(self, hop: _Hop, deadline: float, cutter: Cutter) -> bytes:
+    def _follow(self, hop: _Hop, deadline: float, cutter: Cutter, known: Validators | None) -> FetchedFile:
         for _ in range(_MAX_REDIRECTS + 1):
             # A session for each hop: no cookie, connection or header of one host is ever there for another.
-            with requests.Session() as session, closing(self._ask(session, hop, deadline, cutter)) as response:
+            with requests.Session() as session, closing(self._ask(session, hop, deadline, cutter, known)) as response:
                 location = response.headers.get("Location")
                 if response.is_redirect and location:
                     hop = self._next_hop(hop, location)
                     continue
+                if response.status_code == 304 and known is not None and known.etag:
+                    return FetchedFile(None, known)
                 with network_errors(hop.shown):
                     _check_status(hop, response)
-                    return self._read_body(hop, response, deadline)
+                    validators = _validators_of(hop, response)
+                    if known is not None and validators == known:
+                        return FetchedFile(None, known)  # the body is left unread
+                    return FetchedFile(self._read_body(hop, response, deadline), validators)
         raise BadInputError(
             f"{hop.shown} must lead to an image, got over {_MAX_REDIRECTS} redirects: correct the address"
         )
 
-    def _ask(self, session: requests.Session, hop: _Hop, deadline: float, cutter: Cutter) -> requests.Response:
+    def _ask(
+        self, session: requests.Session, hop: _Hop, deadline: float, cutter: Cutter, known: Validators | None
+    ) -> requests.Response:
         for scheme in ("http://", "https://"):
             session.mount(scheme, WatchedAdapter(cutter, is_public=hop.trust == "public"))
         for renew in (False, True):
             headers = {"Accept-Encoding": "identity"}
+            if known is not None and known.etag:
+                # Never If-Modified-Since: a file that an older one was moved over is older, and is another.
+                headers["If-None-Match"] = known.etag
             if hop.trust == "label_studio":
                 headers.update(self._auth_headers(renew=renew))
             with network_errors(hop.shown):
@@ -330,6 +389,28 @@ def _check_status(hop: _Hop, response: requests.Response) -> None:
             f"{hop.shown} answered {status}: try again later", retry_after_s=retry_after_s(response.headers)
         )
     raise BadInputError(f"{hop.shown} must answer 200 with an image, got {status}: correct the task's address")
+
+
+def _validators_of(hop: _Hop, response: requests.Response) -> Validators | None:
+    """Return what to ask with the next time; None if nothing that came would tell of every change."""
+    etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    if etag and hop.trust == "label_studio" and _USER_TAG.fullmatch(etag):
+        etag = None
+    if last_modified and not _is_settled(last_modified, response.headers.get("Date")):
+        return None
+    length = response.headers.get("Content-Length", "")
+    size = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    if etag or (last_modified and size is not None):
+        return Validators(etag, last_modified, size)
+    return None
+
+
+def _is_settled(last_modified: str, answered: str | None) -> bool:
+    try:
+        age = parsedate_to_datetime(answered or "") - parsedate_to_datetime(last_modified)
+    except (TypeError, ValueError):
+        return False
+    return age.total_seconds() >= _CLOCK_TICK_S
 
 
 def _is_upload_gone(response: requests.Response) -> bool:

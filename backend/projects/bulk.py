@@ -22,7 +22,7 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.projects.connection import Connections
-from backend.projects.images import TaskImages
+from backend.projects.images import ImageFile, TaskImages
 from backend.projects.predictions import OWN_VERSIONS, KnownReferences, Predictions
 from backend.projects.together import Predicted
 from backend.store import ProjectRecord
@@ -185,7 +185,7 @@ class BulkPredictions:
             return
         for task, files in self._fetched(batch, tasks, fetcher, should_stop):
 
-            def predict(task: Json = task, files: Callable[[], Mapping[str, bytes | None]] = files) -> Json | None:
+            def predict(task: Json = task, files: Callable[[], Mapping[str, ImageFile]] = files) -> Json | None:
                 return self._predictions.predict_task(
                     batch.project, batch.config, batch.known, batch.version, task, files=files(), fetcher=fetcher
                 )
@@ -194,17 +194,17 @@ class BulkPredictions:
 
     def _fetched(
         self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[Json, Callable[[], Mapping[str, bytes | None]]]]:
+    ) -> Iterator[tuple[Json, Callable[[], Mapping[str, ImageFile]]]]:
         """Tasks with their files, of which the next few are downloaded while one is being predicted."""
 
-        def fetch(task: Json) -> Mapping[str, bytes | None]:
+        def fetch(task: Json) -> Mapping[str, ImageFile]:
             return {
                 tag_name: self._images.download(task, batch.config.image(tag_name), fetcher)
                 for tag_name in batch.known.by_tag
             }
 
         pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        waiting: deque[tuple[Json, Future[Mapping[str, bytes | None]]]] = deque()
+        waiting: deque[tuple[Json, Future[Mapping[str, ImageFile]]]] = deque()
         rest = iter(tasks)
         try:
             while not should_stop():

@@ -1,26 +1,70 @@
 """From a task to its encoded image: fetched once, decoded once, encoded once."""
 
 import hashlib
+import json
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from backend.core import interruption
 from backend.core.types import EncodedImage, Image
 from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
-from backend.labelstudio.images import ImageFetcher
+from backend.labelstudio.images import ImageFetcher, Validators
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
 from backend.pipeline import PreparedImage
 from backend.projects.models import Models
 
-_KNOWN_FOR_S = 300.0
 _KNOWN_AT_MOST = 1024
+
+
+@dataclass(frozen=True)
+class ImageVersion:
+    """Which content an image's address had, and how to ask whether it still has it.
+
+    Attributes:
+        address: sha256 of the address, hex.
+        sha256: of the file's bytes, hex.
+        validators: what its server said of it; None if it has to be downloaded to be compared.
+    """
+
+    address: str
+    sha256: str
+    validators: Validators | None = None
+
+    def is_same(self, other: "ImageVersion") -> bool:
+        """Return whether address and content are those of the other."""
+        return (self.address, self.sha256) == (other.address, other.sha256)
+
+
+def versions_to_json(versions: Mapping[str, ImageVersion]) -> str:
+    """Return the versions of a task's images by image tag, for the store."""
+    return json.dumps({tag: asdict(version) for tag, version in versions.items()}, sort_keys=True)
+
+
+def versions_from_json(text: str | None) -> dict[str, ImageVersion]:
+    """Read what `versions_to_json` wrote; None gives no version."""
+    return {
+        tag: ImageVersion(**{**told, "validators": Validators(**told["validators"]) if told["validators"] else None})
+        for tag, told in (json.loads(text) if text else {}).items()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """The file behind an address as it is now.
+
+    Attributes:
+        version: of the file.
+        content: None if its features are known and it was not downloaded.
+    """
+
+    version: ImageVersion
+    content: bytes | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +72,19 @@ class TaskImage:
     """An image of a task, encoded.
 
     Attributes:
-        sha256: of the file's bytes, hex.
+        version: which content it is.
         encoded: what the models keep of it.
         pixels: (H, W, 3) uint8, or None if the features came from the cache and the file was not decoded.
     """
 
-    sha256: str
+    version: ImageVersion
     encoded: EncodedImage
     pixels: Image | None
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, hex."""
+        return self.version.sha256
 
 
 @dataclass(eq=False)
@@ -43,18 +92,23 @@ class ReadImage:
     """An image between its download and its features.
 
     Attributes:
-        sha256: of the file's bytes, hex.
+        version: which content it is.
         cache: where its features are kept.
         prepared: for the models; None if it is encoded.
         encoded: None if it is not.
         is_new: the cache does not have it yet.
     """
 
-    sha256: str
+    version: ImageVersion
     cache: FeatureCache
     prepared: PreparedImage | None = None
     encoded: EncodedImage | None = None
     is_new: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, hex."""
+        return self.version.sha256
 
     @property
     def features(self) -> EncodedImage:
@@ -69,13 +123,17 @@ class ReadImage:
 
 
 class TaskImages:
-    """Fetches and encodes images; remembers for minutes which address held which content, to skip the download."""
+    """Fetches and encodes images; remembers which address held which content, and asks whether it still does.
+
+    An image may be replaced under its address at any time, so no answer is ever used without asking: with a conditional
+    request where the server takes one (ETag, or time and size), else with a download.
+    """
 
     def __init__(self, models: Models, metrics: Metrics, *, max_pixels: int) -> None:
         self._models = models
         self._metrics = metrics
         self._max_pixels = max_pixels
-        self._known: OrderedDict[tuple[str, object], tuple[str, float]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, object], ImageVersion] = OrderedDict()
         self._awaited: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -87,7 +145,7 @@ class TaskImages:
         *,
         is_interactive: bool,
         with_pixels: bool = False,
-        content: bytes | None = None,
+        file: ImageFile | None = None,
         wait_s: float = 60.0,
     ) -> TaskImage:
         """The encoded image that a task shows in an image tag.
@@ -98,32 +156,28 @@ class TaskImages:
             fetcher: of the project.
             is_interactive: a labeler waits for it.
             with_pixels: decode the file even where its features are known.
-            content: the file, if `download` fetched it before.
+            file: if `download` fetched it a moment ago.
             wait_s: for the models.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
             ModelUnavailableError: no models after `wait_s` seconds.
         """
-        fields = task.get("data")
-        url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(wait_s)
-        known_as = (url, _task_id(task))
-        if not with_pixels and (sha256 := self._recall(known_as)) is not None:
-            encoded = cache.get(sha256)
-            if encoded is not None:
-                return TaskImage(sha256, encoded, None)
-        if content is None:
-            with self._metrics.stage("fetch"):
-                content = fetcher.fetch(url, _task_id(task))
-        file = content
-        sha256 = hashlib.sha256(file).hexdigest()
+        file = file or self._file(task, tag, fetcher, cache, needs_content=with_pixels)
+        if file.content is None:
+            encoded = cache.get(file.version.sha256)
+            if encoded is not None and not with_pixels:
+                return TaskImage(file.version, encoded, None)
+            file = self._file(task, tag, fetcher, cache, needs_content=True)
+        content, sha256 = file.content, file.version.sha256
+        assert content is not None
         pixels: list[Image] = []
 
         def decode() -> Image:
             if not pixels:
                 with self._metrics.stage("read"):
-                    pixels.append(decode_image(file, self._max_pixels))
+                    pixels.append(decode_image(content, self._max_pixels))
             return pixels[0]
 
         def encode() -> EncodedImage:
@@ -137,8 +191,7 @@ class TaskImages:
             decode()
         with self._awaiting(sha256, is_interactive=is_interactive):
             encoded = cache.get_or_encode(sha256, encode)
-        self._remember(known_as, sha256)
-        return TaskImage(sha256, encoded, pixels[0] if pixels else None)
+        return TaskImage(file.version, encoded, pixels[0] if pixels else None)
 
     def look_ahead(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> str:
         """Encode the image of a task that may be opened soon, giving way to whoever wants the models now.
@@ -151,23 +204,16 @@ class TaskImages:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had.
             ModelUnavailableError: no models yet.
         """
-        fields = task.get("data")
-        url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(0)
-        known_as = (url, _task_id(task))
-        if (sha256 := self._recall(known_as)) is not None and cache.get(sha256) is not None:
-            return "known"
-        content = fetcher.fetch(url, _task_id(task))
-        sha256 = hashlib.sha256(content).hexdigest()
+        file = self._file(task, tag, fetcher, cache)
         interruption.check()
-        if cache.get(sha256) is not None:
-            self._remember(known_as, sha256)
+        sha256 = file.version.sha256
+        if file.content is None or cache.get(sha256) is not None:
             return "known"
-        image = decode_image(content, self._max_pixels)
+        image = decode_image(file.content, self._max_pixels)
         # The turn comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
         with self._models.gate.turn(is_prefetch=True):
             is_new = cache.encode_if_absent(sha256, lambda: softmatcher.encode(image))
-        self._remember(known_as, sha256)
         return "encoded" if is_new else "known"
 
     @property
@@ -182,21 +228,16 @@ class TaskImages:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
             ModelUnavailableError: no models.
         """
-        fields = task.get("data")
-        url = tag.address(fields if isinstance(fields, Mapping) else {})
         softmatcher, cache = self._models.get(60.0)
-        known_as = (url, _task_id(task))
-        if (known := self._recall(known_as)) is not None and (encoded := cache.get(known)) is not None:
-            return ReadImage(known, cache, encoded=encoded)
-        with self._metrics.stage("fetch"):
-            content = fetcher.fetch(url, _task_id(task))
-        sha256 = hashlib.sha256(content).hexdigest()
-        self._remember(known_as, sha256)
-        if (encoded := cache.get(sha256)) is not None:
-            return ReadImage(sha256, cache, encoded=encoded)
+        file = self._file(task, tag, fetcher, cache)
+        if (encoded := cache.get(file.version.sha256)) is not None:
+            return ReadImage(file.version, cache, encoded=encoded)
+        if file.content is None:  # its features left the cache this moment
+            file = self._file(task, tag, fetcher, cache, needs_content=True)
+        assert file.content is not None
         with self._metrics.stage("read"):
-            image = decode_image(content, self._max_pixels)
-        return ReadImage(sha256, cache, prepared=softmatcher.prepare(image))
+            image = decode_image(file.content, self._max_pixels)
+        return ReadImage(file.version, cache, prepared=softmatcher.prepare(image))
 
     def encode_read(self, images: "Sequence[ReadImage]") -> None:
         """Encode what is not encoded yet, together. The caller holds a turn on the models."""
@@ -225,20 +266,27 @@ class TaskImages:
                 if not self._awaited[sha256]:
                     del self._awaited[sha256]
 
-    def download(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> bytes | None:
-        """The file that `load` will need, for threads that fetch ahead; None if its features are known already.
+    def download(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> ImageFile:
+        """The file that `load` will need, for threads that fetch ahead; without content if its features are known.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
         """
-        fields = task.get("data")
-        url = tag.address(fields if isinstance(fields, Mapping) else {})
-        _, cache = self._models.get(60.0)
-        sha256 = self._recall((url, _task_id(task)))
-        if sha256 is not None and cache.get(sha256) is not None:
-            return None
-        with self._metrics.stage("fetch"):
-            return fetcher.fetch(url, _task_id(task))
+        return self._file(task, tag, fetcher, self._models.get(60.0)[1])
+
+    def is_unchanged(
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, version: ImageVersion | None
+    ) -> bool:
+        """Return whether the image is still the one of `version`; False without one. Needs no models.
+
+        Raises:
+            BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
+        """
+        url = _address(task, tag)
+        if version is None or version.address != _digest(url):
+            return False
+        fetched = fetcher.fetch_if_changed(url, _task_id(task), version.validators)
+        return fetched.content is None or hashlib.sha256(fetched.content).hexdigest() == version.sha256
 
     def picture(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> Image:
         """The decoded image, (H, W, 3) uint8, for showing; needs no model.
@@ -246,21 +294,44 @@ class TaskImages:
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
         """
-        fields = task.get("data")
-        url = tag.address(fields if isinstance(fields, Mapping) else {})
-        return decode_image(fetcher.fetch(url, _task_id(task)), self._max_pixels)
+        return decode_image(fetcher.fetch(_address(task, tag), _task_id(task)), self._max_pixels)
 
-    def _recall(self, known_as: tuple[str, object]) -> str | None:
+    def _file(
+        self,
+        task: Mapping[str, Any],
+        tag: ImageTag,
+        fetcher: ImageFetcher,
+        cache: FeatureCache,
+        *,
+        needs_content: bool = False,
+    ) -> ImageFile:
+        url, task_id = _address(task, tag), _task_id(task)
+        known_as = (_digest(url), task_id)
         with self._lock:
-            entry = self._known.get(known_as)
-            return entry[0] if entry and time.monotonic() - entry[1] < _KNOWN_FOR_S else None
-
-    def _remember(self, known_as: tuple[str, object], sha256: str) -> None:
+            known = self._known.get(known_as)
+        if needs_content or known is None or cache.get(known.sha256) is None:
+            known = None
+        with self._metrics.stage("fetch"):
+            fetched = fetcher.fetch_if_changed(url, task_id, known.validators if known else None)
+        if fetched.content is None:
+            assert known is not None  # nothing else was asked about
+            return ImageFile(known, None)
+        version = ImageVersion(known_as[0], hashlib.sha256(fetched.content).hexdigest(), fetched.validators)
         with self._lock:
-            self._known[known_as] = (sha256, time.monotonic())
+            self._known[known_as] = version
             self._known.move_to_end(known_as)
             while len(self._known) > _KNOWN_AT_MOST:
                 self._known.popitem(last=False)
+        return ImageFile(version, fetched.content)
+
+
+def _address(task: Mapping[str, Any], tag: ImageTag) -> str:
+    fields = task.get("data")
+    return tag.address(fields if isinstance(fields, Mapping) else {})
+
+
+def _digest(address: str) -> str:
+    return hashlib.sha256(address.encode(errors="surrogatepass")).hexdigest()
 
 
 def _task_id(task: Mapping[str, Any]) -> int | None:

@@ -24,7 +24,7 @@ from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
 from backend.pipeline import SegmentationPlan
 from backend.projects.connection import Connections
-from backend.projects.images import TaskImages
+from backend.projects.images import ImageFile, TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
 from backend.projects.prefetch import Prefetch
@@ -225,7 +225,7 @@ class Predictions:
         version: str,
         task: Json,
         *,
-        files: Mapping[str, bytes | None] | None = None,
+        files: Mapping[str, ImageFile] | None = None,
         fetcher: ImageFetcher | None = None,
         is_open: bool = False,
     ) -> Json | None:
@@ -250,8 +250,8 @@ class Predictions:
         fetcher = fetcher or self._connections.fetcher(project.key)
         regions: list[Json] = []
         for tag_name, references in known.by_tag.items():
-            content = files.get(tag_name) if files else None
-            image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, content=content)
+            file = files.get(tag_name) if files else None
+            image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, file=file)
             with self._models.gate.turn(is_interactive=is_open):
                 found = softmatcher.segment(image.encoded, references, options)
             regions += self._regions(config, tag_name, found)
