@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import re
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -14,6 +15,7 @@ from functools import cache
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, request
+from pydantic import SecretStr
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import BadInputError, ForbiddenError, ModelUnavailableError
@@ -57,16 +59,36 @@ def _derived_secret(user: str, password: str) -> str:
     return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1, dklen=24).hex()
 
 
-def webhook_authorization(settings: Settings) -> str | None:
-    """What the header `Authorization` of Label Studio's webhooks has to be; None where no password is asked for.
+def webhook_authorization(settings: Settings, project_key: str) -> str | None:
+    """Return the header `Authorization` of the webhooks of one project; None where no password is asked for.
 
-    Not the password: everybody who may edit a project can read its webhooks' headers in Label Studio.
+    Not the password, and not one secret for all: every user of Label Studio's organisation can read it there. It names
+    the project, so that it can be checked before a body is read.
     """
     if settings.basic_auth_user is None or settings.basic_auth_pass is None:
         return None
-    if settings.webhook_secret is not None:
-        return f"Bearer {settings.webhook_secret.get_secret_value()}"
-    return f"Bearer {_derived_secret(settings.basic_auth_user, settings.basic_auth_pass.get_secret_value())}"
+    key = _webhook_key(settings.basic_auth_user, settings.basic_auth_pass, settings.webhook_secret)
+    proof = hmac.new(key.encode(), f"webhook of project {project_key}".encode(), hashlib.sha256).hexdigest()[:48]
+    return f"Bearer {project_key}:{proof}"
+
+
+def former_webhook_authorization(settings: Settings) -> str | None:
+    """Return the header that the webhooks of all projects had up to version 0.1; it opens nothing any more."""
+    if settings.basic_auth_user is None or settings.basic_auth_pass is None:
+        return None
+    return f"Bearer {_webhook_key(settings.basic_auth_user, settings.basic_auth_pass, settings.webhook_secret)}"
+
+
+def _webhook_key(user: str, password: SecretStr, chosen: SecretStr | None) -> str:
+    return chosen.get_secret_value() if chosen is not None else _derived_secret(user, password.get_secret_value())
+
+
+def _project_of_secret(settings: Settings, header: str) -> str | None:
+    """Return the project whose webhook secret a header shows; None if it is no project's."""
+    project_key = header.removeprefix("Bearer ").partition(":")[0]
+    if not re.fullmatch(r"[0-9]{1,18}\.[0-9]{1,18}", project_key):
+        return None
+    return project_key if _is_same(header, webhook_authorization(settings, project_key) or "") else None
 
 
 def guard(app: Flask, settings: Settings) -> None:
@@ -106,7 +128,7 @@ def guard(app: Flask, settings: Settings) -> None:
             return None
         given = request.headers.get("Authorization", "")
         address = request.remote_addr or ""
-        wait_s = tries.wait_s(address) if given else 0.0
+        wait_s = tries.wait_s(address) if given.lower().startswith("basic ") else 0.0
         if wait_s > 0:
             refusal = jsonify(error="too many wrong passwords came from this address: wait a minute, then try again")
             refusal.status_code = 429
@@ -114,9 +136,11 @@ def guard(app: Flask, settings: Settings) -> None:
             return refusal
         if _is_password(given, settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()):
             return None
-        if request.path == WEBHOOK_PATH and _is_same(given, webhook_authorization(settings) or ""):
-            return None
-        if given:
+        if request.path == WEBHOOK_PATH:
+            g.webhook_project = _project_of_secret(settings, given)
+            if g.webhook_project is not None:
+                return None
+        if given.lower().startswith("basic "):
             tries.add_wrong(address)
         response = jsonify(
             error="user and password expected: set basic auth in the ML backend's form in Label Studio",

@@ -1,13 +1,14 @@
 """What a webhook of Label Studio means: which references change, which jobs are due.
 
 Label Studio waits one second for the answer inside its user's request and never sends again, so events only mark and
-enqueue. If Redis is away, the project is marked and looked through later.
+enqueue. What a webhook says is a hint to look at Label Studio, never a reason to change or delete anything: whoever
+knows one project's secret can send what they like. If Redis is away, the project is marked and looked through later.
 """
 
 import logging
 from typing import Any
 
-from backend.errors import BadInputError, QueueUnavailableError
+from backend.errors import BadInputError, ForbiddenError, NotFoundError, QueueUnavailableError
 from backend.jobs import JobQueue
 from backend.projects import Projects
 from backend.store.records import PropagationFilter
@@ -15,6 +16,7 @@ from backend.store.records import PropagationFilter
 logger = logging.getLogger(__name__)
 
 _ANNOTATIONS_CHANGED = {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"}
+_ACTIONS = _ANNOTATIONS_CHANGED | {"ANNOTATIONS_DELETED", "TASKS_DELETED", "PROJECT_UPDATED", "START_TRAINING"}
 _NOTHING_TO_DO = {"TASKS_CREATED", "PROJECT_CREATED", "PROJECT_DELETED", "LABEL_LINK_CREATED", "LABEL_LINK_UPDATED"}
 
 
@@ -29,41 +31,60 @@ class EventReceiver:
         self._projects = projects
         self._queue = queue
 
-    def receive(self, body: dict[str, Any]) -> dict[str, Any]:
+    def receive(self, body: dict[str, Any], secret_of: str | None = None) -> dict[str, Any]:
         """Act on one webhook and say what was done.
+
+        Args:
+            body: of the webhook.
+            secret_of: key of the project whose secret came along; None if none is needed, or the password came.
 
         Raises:
             BadInputError: the body lacks what its action needs.
+            ForbiddenError: it is about another project than its secret is.
         """
         action = str(body.get("action"))
         if action in _NOTHING_TO_DO:
             return {"status": "nothing to do"}
+        if action not in _ACTIONS:
+            logger.info("webhook action %s is unknown: ignored", action)
+            return {"status": "ignored"}
+        key, is_news = self._projects.hinted_project(body.get("project"))
+        if secret_of not in (None, key):
+            raise ForbiddenError("this webhook's secret is another project's: connect the backend to the project again")
+        # Jobs of annotations look at an unknown project themselves.
+        if is_news and (action in ("PROJECT_UPDATED", "START_TRAINING") or self._projects.store.project(key)):
+            self._refresh(key)
+        return self._act(action, key, body)
+
+    def _act(self, action: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
         if action in _ANNOTATIONS_CHANGED:
-            key = self._projects.note_project(body.get("project"))
             return self._take_in(key, _ids(body, "annotation"))
         if action == "ANNOTATIONS_DELETED":
-            key = self._projects.note_project(body.get("project"))
-            ids = _ids(body, "annotations")
-            removed = self._projects.store.delete_annotations(key, ids)
-            # A job may be taking the annotation in at this moment: look once more after it.
-            return {**self._take_in(key, ids), "references_removed": removed}
+            return self._take_in(key, _ids(body, "annotations"))
         if action == "TASKS_DELETED":
-            key = self._projects.note_project(body.get("project"))
-            return {"status": "done", "references_removed": self._projects.store.delete_tasks(key, _ids(body, "tasks"))}
-        if action == "PROJECT_UPDATED":
-            self._projects.note_project(body.get("project"))
-            return {"status": "done"}
+            tasks = set(_ids(body, "tasks"))
+            known = [each.annotation_id for each in self._projects.store.annotations(key) if each.task_id in tasks]
+            return self._take_in(key, known) if known else {"status": "nothing to do"}
         if action == "START_TRAINING":
-            key = self._projects.note_project(body.get("project"))
+            if self._projects.store.project(key) is None:
+                raise NotFoundError(
+                    f"project {key} was not known here and is looked up in Label Studio now: try again in some seconds"
+                )
             return self._propagate(key)
-        logger.info("webhook action %s is unknown: ignored", action)
-        return {"status": "ignored"}
+        return {"status": "done"}
+
+    def _refresh(self, project_key: str) -> None:
+        try:
+            self._queue.refresh_project(project_key)
+        except QueueUnavailableError as error:
+            self._projects.store.mark_for_reconcile(project_key)
+            logger.warning("project=%s waits for the queue: %s", project_key, error)
 
     def _look_through(self, project_key: str) -> dict[str, Any]:
         try:
             return {"status": "queued", "jobs": [self._queue.reconcile(project_key)]}
         except QueueUnavailableError as error:
-            self._projects.store.save_project(project_key, needs_reconcile=True)
+            self._projects.store.mark_for_reconcile(project_key)
             logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
             return {"status": "waits for the queue"}
 
@@ -88,7 +109,7 @@ class EventReceiver:
                 self._projects.store.mark_pending(project_key, annotation_id)
                 jobs.append(self._queue.take_in_annotation(project_key, annotation_id))
         except QueueUnavailableError as error:
-            self._projects.store.save_project(project_key, needs_reconcile=True)
+            self._projects.store.mark_for_reconcile(project_key)
             logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
             return {"status": "waits for the queue"}
         return {"status": "queued", "jobs": jobs}

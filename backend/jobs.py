@@ -94,13 +94,13 @@ def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]
         outcome = work(projects)
     except LabelStudioUnavailableError as error:
         # Nothing is lost: the project is looked through again as soon as Label Studio is back.
-        projects.store.save_project(project_key, needs_reconcile=True)
+        projects.store.mark_for_reconcile(project_key)
         outcome, level = {"waits_for_label_studio": str(error)}, logging.WARNING
     except NotFoundError as error:
         outcome, level = {"gone": str(error)}, logging.WARNING
     except SoftmatcherError as error:
         # A wrong token, say. It is tried again, so that what the operator mends makes up for what was missed.
-        projects.store.save_project(project_key, needs_reconcile=True)
+        projects.store.mark_for_reconcile(project_key)
         outcome, level = {"failed": str(error)}, logging.ERROR
     _log_job(name, project_key, started, outcome, level=level)
     return outcome
@@ -130,6 +130,20 @@ def take_in_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
 def reconcile(project_key: str) -> dict[str, Any]:
     """Take in all that Label Studio has and did not announce, and forget what it has no more."""
     return _run("reconcile", project_key, lambda projects: projects.references.reconcile(project_key))
+
+
+def refresh_project(project_key: str) -> dict[str, Any]:
+    """Ask Label Studio what a project is now; with another label config its annotations are compared, too."""
+
+    def work(projects: Projects) -> dict[str, Any]:
+        before = projects.store.project(project_key)
+        after = projects.references.look_at_project(project_key)
+        if before is not None and before.label_config == after.label_config:
+            return {"title": after.title}
+        # With another label config an annotation may mean more, or less, than it did.
+        return projects.references.reconcile(project_key)
+
+    return _run("refresh_project", project_key, work)
 
 
 def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
@@ -226,6 +240,10 @@ class JobQueue:
     def reconcile(self, project_key: str) -> str:
         """Returns the job's id, as `take_in_annotation` does."""
         return self._enqueue_once(REFERENCES, reconcile, (project_key,), timeout_s=3600)
+
+    def refresh_project(self, project_key: str) -> str:
+        """Returns the job's id, as `take_in_annotation` does."""
+        return self._enqueue_once(REFERENCES, refresh_project, (project_key,), timeout_s=3600)
 
     def plan_propagation(self, project_key: str, propagation_id: int) -> str:
         """Returns the job's id."""

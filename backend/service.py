@@ -177,7 +177,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     def webhook() -> tuple[dict[str, Any], int]:
         body = read_json_object()
         _note(action=_text(body, "action"))
-        return events.receive(body), 201
+        return events.receive(body, g.get("webhook_project")), 201
 
     app.register_blueprint(create_pages(projects, queue))
 

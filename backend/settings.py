@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     reference_wait_s: float = Field(
         2.0, ge=0, le=10, description="Seconds that the prediction of one task waits for an annotation just submitted."
     )
+    gone_project_days: float = Field(
+        14.0,
+        ge=0,
+        description="Days after which the data of a project is deleted that Label Studio does not have any more; it is "
+        "asked once more before. `forget` deletes at once.",
+    )
     propagate_after_references: int = Field(
         0, ge=0, description="New references after which a project is propagated by itself; 0: only when asked."
     )

@@ -5,7 +5,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from backend.access import webhook_authorization
+from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.projects import Projects
@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 5.0
 _RECONCILE_AGAIN_S = 15.0
 _WEBHOOK_TRIES = 12
+_PENDING_AGAIN_S = 30.0
+_PENDING_AT_A_TIME = 100
+_LOOK_AGAIN_S = 6 * 3600.0
 
 
 class Upkeep:
@@ -30,6 +33,8 @@ class Upkeep:
         self._queue = queue
         self._tries: dict[tuple[str, str], int] = {}
         self._reconcile_after: dict[str, float] = {}
+        self._look_after: dict[str, float] = {}
+        self._pending_after = 0.0
 
     def start(self) -> None:
         """Run until the process ends."""
@@ -40,8 +45,10 @@ class Upkeep:
         while not wait.wait(_EVERY_S):
             try:
                 self.reconcile_due()
+                self.take_in_pending()
                 self.propagate_due()
                 self.authorize_webhooks()
+                self.look_for_gone()
             except SoftmatcherError as error:
                 logger.warning("upkeep: %s", error)
             except Exception:
@@ -56,10 +63,18 @@ class Upkeep:
                 try:
                     self._queue.reconcile(project.key)
                 except QueueUnavailableError:
-                    self._projects.store.save_project(project.key, needs_reconcile=True)
+                    self._projects.store.mark_for_reconcile(project.key)
                     raise
                 # A project whose every reconciliation fails does not fill queue and log.
                 self._reconcile_after[project.key] = time.monotonic() + _RECONCILE_AGAIN_S
+
+    def take_in_pending(self) -> None:
+        """Queue annotations again that were announced and not taken in: the queue was away, or lost its data."""
+        if time.monotonic() < self._pending_after:
+            return
+        self._pending_after = time.monotonic() + _PENDING_AGAIN_S
+        for project_key, annotation_id in self._projects.store.left_pending(_PENDING_AGAIN_S, _PENDING_AT_A_TIME):
+            self._queue.take_in_annotation(project_key, annotation_id)
 
     def propagate_due(self) -> None:
         """Start what is to start by itself, and see that everything that is unfinished has jobs.
@@ -82,31 +97,46 @@ class Upkeep:
             if counts.pending or not counts.running:
                 queue.ensure_propagation_jobs(record.project_key, record.id, counts.pending)
 
+    def look_for_gone(self) -> None:
+        """Ask Label Studio for one project that was not asked for lately: its deletion is announced to nobody."""
+        now = time.monotonic()
+        for project in self._projects.store.projects():
+            if now >= self._look_after.get(project.key, 0.0):
+                self._look_after[project.key] = now + _LOOK_AGAIN_S
+                self._projects.forget_gone(project.key)
+                return
+
     def authorize_webhooks(self) -> None:
-        """Put the secret on the webhook of every project that called /setup since the start."""
-        header = webhook_authorization(self._projects.settings)
-        if header is None:
+        """Put its secret on the webhook of every project that called /setup since the start, or has a former secret."""
+        former = former_webhook_authorization(self._projects.settings)
+        if former is None:
             return
-        for project_key, backend_url in self._projects.connected_urls():
+        known = [(project.key, "") for project in self._projects.store.projects() if project.gone_since is None]
+        for project_key, backend_url in (*known, *self._projects.connected_urls()):
             tries = self._tries.get((project_key, backend_url), 0)
             if tries >= _WEBHOOK_TRIES:
                 continue
             self._tries[project_key, backend_url] = tries + 1
             try:
-                is_done = self._authorize(project_key, backend_url, header)
+                is_done = self._authorize(project_key, backend_url, former)
             except SoftmatcherError as error:
                 logger.warning("project=%s its webhook cannot be given credentials: %s", project_key, error)
                 continue
             if is_done:
                 self._tries[project_key, backend_url] = _WEBHOOK_TRIES
 
-    def _authorize(self, project_key: str, backend_url: str, header: str) -> bool:
+    def _authorize(self, project_key: str, backend_url: str, former: str) -> bool:
         client = self._projects.client_for(project_key)
-        found = False
+        header = webhook_authorization(self._projects.settings, project_key) or ""
+        found = not backend_url  # only a former secret is looked for
         for webhook in client.webhooks(int(project_key.split(".")[0])):
-            if _same_address(str(webhook.get("url")), f"{backend_url}/webhook"):
+            headers = dict(webhook.get("headers") or {})
+            is_former = headers.get("Authorization") == former
+            if is_former:
+                # What it announced was refused meanwhile.
+                self._projects.store.mark_for_reconcile(project_key)
+            if is_former or _same_address(str(webhook.get("url")), f"{backend_url}/webhook"):
                 found = True
-                headers = dict(webhook.get("headers") or {})
                 if headers.get("Authorization") != header:
                     client.set_webhook_headers(webhook, {**headers, "Authorization": header})
                     logger.info("project=%s webhook=%s has credentials now", project_key, webhook.get("id"))

@@ -174,6 +174,8 @@ class FakeLabelStudio:
     last_prediction: int = 0
     created: int = 0
     away: set[str] = field(default_factory=set)
+    has_project: bool = True
+    hidden_tasks: set[int] = field(default_factory=set)
 
     @property
     def key(self) -> str:
@@ -217,6 +219,8 @@ class FakeLabelStudio:
 
     def project(self, project_id: int) -> dict[str, Any]:
         self._answer()
+        if not self.has_project:
+            raise NotFoundError(f"project {project_id}")
         return {
             "id": project_id, "title": "Animals", "label_config": self.label_config,
             "created_at": self.created_at.isoformat(),
@@ -226,7 +230,7 @@ class FakeLabelStudio:
         self._answer()
         for task in list(self.tasks.values()):
             mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
-            if mine:
+            if mine and task["id"] not in self.hidden_tasks:
                 yield task, mine
 
     def all_tasks(self, project_id: int, *, only_annotated: bool = False) -> Iterator[dict[str, Any]]:
@@ -358,6 +362,9 @@ class PatientQueue:
 
     def reconcile(self, project_key: str) -> str:
         return self._add("reconcile", project_key)
+
+    def refresh_project(self, project_key: str) -> str:
+        return self._add("refresh_project", project_key)
 
     def plan_propagation(self, project_key: str, propagation_id: int) -> str:
         return self._add("plan_propagation", project_key, propagation_id)

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from backend.access import MOST_BODY_BYTES, PasswordTries, webhook_authorization
+from backend.access import (
+    MOST_BODY_BYTES,
+    PasswordTries,
+    former_webhook_authorization,
+    webhook_authorization,
+)
 from backend.errors import ConfigurationError, StoreUnavailableError
 from backend.json_body import MOST_CONTAINERS
 from backend.settings import load_settings
@@ -57,7 +62,8 @@ def test_anything_else_is_no_password(tmp_path: Path, header: str) -> None:
 
 def test_the_webhooks_secret_opens_the_webhook_only(tmp_path: Path) -> None:
     backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
-    header = {"Authorization": webhook_authorization(backend.settings) or ""}
+    key = backend.label_studio.key
+    header = {"Authorization": webhook_authorization(backend.settings, key) or ""}
     body = {"action": "PROJECT_UPDATED", "project": backend.label_studio.project(1)}
     assert backend.client.post("/webhook", json=body, headers=header).status_code == 201
     assert backend.client.post("/webhook", json=body, headers=_basic("ls", "secret")).status_code == 201
@@ -68,12 +74,34 @@ def test_the_webhooks_secret_opens_the_webhook_only(tmp_path: Path) -> None:
 
 def test_the_webhooks_secret_may_be_chosen_but_not_stand_alone() -> None:
     settings = load_settings(**AUTH, webhook_secret="chosen")
-    assert webhook_authorization(settings) == "Bearer chosen"
-    assert webhook_authorization(load_settings()) is None
+    header = webhook_authorization(settings, "1.2") or ""
+    assert header.startswith("Bearer 1.2:")
+    assert "chosen" not in header
+    assert header != webhook_authorization(load_settings(**AUTH), "1.2")
+    assert former_webhook_authorization(settings) == "Bearer chosen"
+    assert webhook_authorization(load_settings(), "1.2") is former_webhook_authorization(load_settings()) is None
     with pytest.raises(ConfigurationError, match="SOFTMATCHER_BASIC_AUTH_USER"):
         load_settings(webhook_secret="chosen")
     one, other = (load_settings(basic_auth_user="ls", basic_auth_pass=word) for word in ("secret", "Secret"))
-    assert webhook_authorization(one) != webhook_authorization(other)
+    assert webhook_authorization(one, "1.2") != webhook_authorization(other, "1.2")
+
+
+def test_a_projects_secret_opens_no_other_project(tmp_path: Path) -> None:
+    """Each annotator of a project can read its webhook's header in Label Studio."""
+    backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
+    header = webhook_authorization(backend.settings, "2.1795365300") or ""
+    body = {"action": "PROJECT_UPDATED", "project": backend.label_studio.project(1)}
+    answer = backend.client.post("/webhook", json=body, headers={"Authorization": header})
+    assert answer.status_code == 403
+    assert backend.queue.jobs == []
+    own = webhook_authorization(backend.settings, backend.label_studio.key) or ""
+    forged = [
+        own.replace("1.", "2.", 1), own[:-1], own + "0", own.replace("Bearer ", ""), "Bearer 1.1795365244:", "Bearer :",
+        f"Bearer {backend.label_studio.key}", former_webhook_authorization(backend.settings) or "",
+    ]  # fmt: skip
+    for each in forged:
+        assert backend.client.post("/webhook", json=body, headers={"Authorization": each}).status_code == 401, each
+    assert backend.client.post("/webhook", json=body, headers={"Authorization": own}).status_code == 201
 
 
 @pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook", "/projects/1/propagations"])

@@ -4,18 +4,22 @@ import base64
 import json
 import socket
 import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
-from backend.errors import ModelUnavailableError
+from backend.errors import LabelStudioUnavailableError, ModelUnavailableError, NotFoundError
 from backend.labelstudio.codec import is_own_region_id
 from backend.labelstudio.rle import decode_mask, encode_mask
-from backend.projects import open_projects
+from backend.projects import key_of_project, open_projects
 from backend.service import client_is_gone, create_app
 from backend.settings import load_settings
+from backend.store import tables
 from backend.store.records import PropagationFilter
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png
 
@@ -75,7 +79,7 @@ def _with_red_reference(backend: Backend) -> None:
     backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
     annotation = backend.label_studio.annotate(10, 1, [_keypoint(20, 20)])
     assert _announce(backend, "ANNOTATION_CREATED", annotation=annotation).status_code == 201
-    assert backend.work() == 1
+    assert backend.work() >= 1
 
 
 def _mask_of(region: dict[str, Any]) -> np.ndarray:
@@ -97,6 +101,10 @@ def test_recorded_request_is_answered(backend: Backend, path: Path) -> None:
         assert "404" in answer.json["error"]
     elif path.stem.startswith("predict"):
         assert answer.json == {"results": [[] for _ in body["tasks"]]}
+    elif path.stem == "webhook_START_TRAINING":
+        # Of a project that is not known: it is looked up first.
+        assert answer.status_code == 404, answer.text
+        assert [name for name, _ in backend.queue.jobs] == ["refresh_project"]
     else:
         assert answer.status_code == (201 if path.stem.startswith("webhook") else 200), answer.text
     if path.stem.startswith("webhook_ANNOTATION"):
@@ -251,17 +259,134 @@ def test_update_replaces_and_delete_removes(backend: Backend) -> None:
     backend.work()
     assert _predict(backend, [blue]).json["results"][0]["result"]
     del backend.label_studio.annotations[10]
-    answer = _announce(backend, "ANNOTATIONS_DELETED", annotations=[{"id": 10}])
-    assert answer.json["references_removed"] == 1
+    _announce(backend, "ANNOTATIONS_DELETED", annotations=[{"id": 10}])
     backend.work()
     assert _predict(backend, [blue]).json["results"] == [[]]
 
 
 def test_deleting_a_task_removes_its_references(backend: Backend) -> None:
     _with_red_reference(backend)
-    answer = _announce(backend, "TASKS_DELETED", tasks=[{"id": 1}])
-    assert answer.json["references_removed"] == 1
+    del backend.label_studio.tasks[1], backend.label_studio.annotations[10]
+    _announce(backend, "TASKS_DELETED", tasks=[{"id": 1}])
+    backend.work()
     assert 'softmatcher_references{project="1"} 0.0' in backend.client.get("/metrics").text
+
+
+FORGED: list[dict[str, Any]] = [
+    {"action": "TASKS_DELETED", "tasks": [{"id": 1}]},
+    {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 10}]},
+    {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": number} for number in range(500)]},
+    {"action": "ANNOTATION_UPDATED", "annotation": {"id": 10, "result": [], "task": 7}},
+    {"action": "PROJECT_UPDATED"},
+    {"action": "START_TRAINING"},
+]
+
+
+@pytest.mark.parametrize("body", FORGED, ids=lambda body: body["action"])
+@pytest.mark.parametrize(
+    "claim",
+    [{}, {"created_at": "2036-01-01T00:00:00+00:00"}, {"label_config": "<View/>", "title": "forged"}],
+    ids=["as it is", "later", "other config"],
+)
+def test_a_forged_webhook_destroys_nothing(backend: Backend, body: dict[str, Any], claim: dict[str, Any]) -> None:
+    """What it claims is looked up in Label Studio, where everything is as it was."""
+    _setup(backend)
+    _with_red_reference(backend)
+    store, key = backend.projects.store, backend.label_studio.key
+    before = store.project(key)
+    assert before
+    backend.client.post("/webhook", json={**body, "project": backend.label_studio.project(1) | claim})
+    backend.work()
+    assert store.projects() == [store.project(key)]
+    after = store.project_by_id(1)
+    assert after
+    assert (after.key, after.label_config, after.title) == (key, before.label_config, before.title)
+    assert (after.setup_token, after.settings, after.gone_since) == (before.setup_token, before.settings, None)
+    assert backend.projects.count_references() == {"1": 1}
+    annotation = backend.label_studio.annotate(11, 1, [_keypoint(20, 20)])
+    _announce(backend, "ANNOTATION_CREATED", annotation=annotation)
+    backend.work()
+    assert backend.projects.count_references() == {"1": 2}, "no tombstone is left either"
+
+
+def test_a_project_that_label_studio_lacks_is_marked_and_comes_back(backend: Backend) -> None:
+    _with_red_reference(backend)
+    store, key = backend.projects.store, backend.label_studio.key
+    running = store.propagations.create(key, PropagationFilter(), "me", supersede=False)
+    backend.label_studio.has_project = False
+    with pytest.raises(NotFoundError):
+        backend.projects.references.reconcile(key)
+    project = store.project(key)
+    assert project
+    assert project.gone_since is not None
+    assert backend.projects.count_references() == {"1": 1}
+    ended = store.propagations.get(running.id)
+    assert (ended.state, "does not have the project" in str(ended.problem)) == ("failed", True)
+    backend.label_studio.has_project = True
+    backend.projects.references.reconcile(key)
+    assert store.project(key).gone_since is None  # type: ignore[union-attr]
+
+
+def test_an_annotation_of_a_project_that_is_not_answered_for_keeps_its_references(backend: Backend) -> None:
+    _with_red_reference(backend)
+    del backend.label_studio.annotations[10]
+    backend.label_studio.has_project = False
+    with pytest.raises(NotFoundError):
+        backend.projects.references.take_in(backend.label_studio.key, 10)
+    assert backend.projects.count_references() == {"1": 1}
+
+
+def test_a_shorter_list_removes_nothing_that_is_there(backend: Backend) -> None:
+    """A page that a proxy cut, or a user who sees less: each annotation that is missing is asked for."""
+    _with_red_reference(backend)
+    backend.label_studio.hidden_tasks.add(1)
+    backend.projects.references.reconcile(backend.label_studio.key)
+    assert backend.projects.count_references() == {"1": 1}
+    del backend.label_studio.annotations[10]
+    assert backend.projects.references.reconcile(backend.label_studio.key)["removed"] == 1
+
+
+def test_another_project_of_the_same_id_is_not_this_one(backend: Backend) -> None:
+    _with_red_reference(backend)
+    store, key = backend.projects.store, backend.label_studio.key
+    backend.label_studio.created_at = datetime(2027, 1, 1, tzinfo=UTC)
+    with pytest.raises(NotFoundError, match="another project"):
+        backend.projects.references.reconcile(key)
+    assert store.project(key).gone_since is not None  # type: ignore[union-attr]
+    assert backend.projects.count_references() == {"1": 1}
+    newer = key_of_project(backend.label_studio.project(1))
+    store.save_project(newer)
+    assert store.project_by_id(1).key == newer  # type: ignore[union-attr]
+
+
+def test_data_of_a_gone_project_is_deleted_late_and_only_if_it_is_still_gone(backend: Backend) -> None:
+    _with_red_reference(backend)
+    projects, store, key = backend.projects, backend.projects.store, backend.label_studio.key
+    store.save_project("2.1795365300")
+    backend.label_studio.has_project = False
+    assert not projects.forget_gone(key), "marked just now"
+    assert store.project(key)
+    _make_gone_for(backend, key, days=15)
+    backend.label_studio.is_down = True
+    with pytest.raises(LabelStudioUnavailableError):
+        projects.forget_gone(key)
+    backend.label_studio.is_down, backend.label_studio.has_project = False, True
+    assert not projects.forget_gone(key), "it is back"
+    backend.label_studio.has_project = False
+    projects.forget_gone(key)
+    _make_gone_for(backend, key, days=15)
+    store.mark_gone("2.1795365300", "gone")
+    assert not projects.forget_gone(key), "all are gone: this may be another Label Studio"
+    store.mark_present("2.1795365300")
+    assert projects.forget_gone(key)
+    assert store.project(key) is None
+    assert projects.count_references() == {"2": 0}
+
+
+def _make_gone_for(backend: Backend, key: str, *, days: int) -> None:
+    with backend.projects.store._write() as connection:
+        since = sa.update(tables.projects).where(tables.projects.c.key == key)
+        connection.execute(since.values(gone_since=time.time() - 86400 * days))
 
 
 @pytest.mark.parametrize(
@@ -373,6 +498,9 @@ def test_webhook_without_a_queue_is_made_up_for(backend: Backend) -> None:
     backend.queue.is_down = True
     answer = _announce(backend, "ANNOTATION_CREATED", annotation={"id": 10})
     assert answer.status_code == 201
+    assert backend.projects.store.left_pending(0, 10) == [(backend.label_studio.key, 10)], "maintenance queues it"
+    _setup(backend)
+    _announce(backend, "ANNOTATION_CREATED", annotation={"id": 11})
     project = backend.projects.store.project(backend.label_studio.key)
     assert project
     assert project.needs_reconcile
@@ -453,8 +581,8 @@ def test_second_point_on_an_image_fetches_and_encodes_nothing(backend: Backend) 
 
 def test_secrets_are_in_no_log(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
-    _setup(backend)
     _with_red_reference(backend)
+    _setup(backend)
     assert "t" * 40 not in caplog.text
     assert "t" * 40 not in repr(backend.projects.store.projects())
 

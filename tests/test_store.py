@@ -134,16 +134,27 @@ class TestProjects:
         assert store.project("9.9") is None
         assert store.project_by_id(9) is None
 
-    def test_an_id_given_anew_drops_the_old_project_with_all_its_rows(self, store: Store) -> None:
+    def test_another_project_of_an_id_drops_nothing(self, store: Store) -> None:
         store.replace_references(annotation(), [new_reference()])
         store.mark_pending(KEY, 5)
         newer = "1.1795369999"
         store.save_project(newer, title="anew")
-        assert [project.key for project in store.projects()] == [newer, OTHER_KEY]
+        assert [project.key for project in store.projects()] == [KEY, newer, OTHER_KEY]
+        assert len(stored(store)) == 1
+        assert store.has_pending(KEY, 60)
+        store.mark_gone(newer, "no such project")
+        assert store.project_by_id(1).key == KEY  # type: ignore[union-attr]
+        store.mark_present(newer)
+        store.mark_gone(KEY, "no such project")
         assert store.project_by_id(1).key == newer  # type: ignore[union-attr]
-        assert stored(store) == []
-        assert store.annotations(KEY) == []
-        assert not store.has_pending(KEY, 60)
+        assert len(stored(store)) == 1
+
+    def test_what_stays_pending_is_found(self, store: Store) -> None:
+        store.mark_pending(KEY, 5)
+        store.mark_pending("9.9", 6)
+        assert store.left_pending(0, 10) == [(KEY, 5), ("9.9", 6)]
+        assert store.left_pending(0, 1) == [(KEY, 5)]
+        assert store.left_pending(60, 10) == []
 
     def test_a_late_message_of_an_older_project_drops_nothing(self, store: Store) -> None:
         store.replace_references(annotation(), [new_reference()])

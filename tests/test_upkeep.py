@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from backend import jobs
-from backend.access import webhook_authorization
+from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import LabelStudioError, QueueUnavailableError
 from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
@@ -53,10 +53,48 @@ def test_webhook_gets_the_credentials_and_keeps_its_other_headers(tmp_path: Path
     _connect(backend)
     Upkeep(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
     headers = label_studio.hooks[0]["headers"]
-    assert headers == {"X-Team": "cats", "Authorization": webhook_authorization(backend.settings)}
+    assert headers == {"X-Team": "cats", "Authorization": webhook_authorization(backend.settings, label_studio.key)}
     assert "secret" not in str(headers)
     assert "bHM6c2VjcmV0" not in str(headers), "whoever may edit the project sees these headers, but not the password"
     assert label_studio.hooks[1]["headers"] == {}
+
+
+def test_former_secrets_are_replaced_at_the_start_and_what_was_refused_is_made_up_for(tmp_path: Path) -> None:
+    label_studio = FakeLabelStudio()
+    backend = make_backend(tmp_path, label_studio, basic_auth_user="ls", basic_auth_pass="secret")
+    former = former_webhook_authorization(backend.settings) or ""
+    label_studio.hooks = [
+        {"id": 1, "url": "http://any.example/webhook", "headers": {"Authorization": former}},
+        {"id": 2, "url": "http://elsewhere.example/webhook", "headers": {"Authorization": "Bearer other"}},
+    ]
+    backend.projects.store.save_project(label_studio.key, needs_reconcile=False)
+    Upkeep(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
+    wanted = webhook_authorization(backend.settings, label_studio.key)
+    assert [hook["headers"]["Authorization"] for hook in label_studio.hooks] == [wanted, "Bearer other"]
+    assert backend.projects.store.project(label_studio.key).needs_reconcile  # type: ignore[union-attr]
+
+
+def test_what_was_announced_and_not_taken_in_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue may have lost its last minute, or was away for a project that is not known yet."""
+    backend = make_backend(tmp_path, FakeLabelStudio())
+    backend.projects.store.mark_pending("1.2", 7)
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep.take_in_pending()
+    assert backend.queue.jobs == [], "its job may just be running"
+    monkeypatch.setattr("backend.upkeep._PENDING_AGAIN_S", 0.0)
+    Upkeep(backend.projects, backend.queue).take_in_pending()  # type: ignore[arg-type]
+    assert backend.queue.jobs == [("take_in_annotation", ("1.2", 7))]
+
+
+def test_projects_are_looked_for_one_at_a_time(tmp_path: Path) -> None:
+    backend = make_backend(tmp_path, FakeLabelStudio())
+    for key in (backend.label_studio.key, "1.7"):
+        backend.projects.store.save_project(key)
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    for _ in range(3):
+        upkeep.look_for_gone()
+    gone = {project.key: project.gone_since is not None for project in backend.projects.store.projects()}
+    assert gone == {backend.label_studio.key: False, "1.7": True}
 
 
 def test_webhook_that_label_studio_registers_later_is_found_later(tmp_path: Path) -> None:

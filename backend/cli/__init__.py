@@ -147,6 +147,32 @@ def propagate(
 
 @app.command()
 @clear_errors
+def forget(
+    project: Annotated[int, typer.Option(help="Id that the project has, or had, in Label Studio.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; without this only say what would be deleted.")] = False,
+) -> None:
+    """Delete what this backend keeps of a project: references, propagations, settings, token. Not Label Studio's own."""
+    from backend.errors import NotFoundError
+    from backend.projects import open_projects
+    from backend.settings import load_settings
+
+    projects = open_projects(load_settings())
+    try:
+        known = [each for each in projects.store.projects() if each.project_id == project]
+        counts = projects.store.count_references()
+        if not known:
+            raise NotFoundError(f"project {project} is not known here: `python -m backend doctor` lists what is")
+        for each in known:
+            typer.echo(f"project {each.key} ({each.title or 'untitled'}): {counts.get(each.key, 0)} references")
+            if yes:
+                projects.store.drop_project(each.key)
+        typer.echo("deleted" if yes else "nothing was deleted: add --yes to delete it")
+    finally:
+        projects.close()
+
+
+@app.command()
+@clear_errors
 def doctor(
     project: Annotated[int | None, typer.Option(help="Also check this project of Label Studio.")] = None,
 ) -> None:

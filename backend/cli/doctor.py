@@ -153,7 +153,7 @@ def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
         hooks = [hook for hook in hooks if hook.get("is_active")]
         if not hooks:
             raise FindingError("is switched off: switch it on under Settings > Webhooks")
-        header = webhook_authorization(projects.settings)
+        header = webhook_authorization(projects.settings, key)
         if header and not any((hook.get("headers") or {}).get("Authorization") == header for hook in hooks):
             raise FindingError("carries no secret yet: the running service adds it within a minute of connecting")
         return ", ".join(str(hook["url"]) for hook in hooks)

@@ -41,7 +41,8 @@ class LabelStudioClient:
     """One Label Studio with one token; threads share one.
 
     All methods raise:
-        NotFoundError: what was asked for does not exist (any more).
+        NotFoundError: what was asked for does not exist (any more), in Label Studio's own words. A 404 of anything
+            else, a proxy for one, says nothing about it and is a LabelStudioUnavailableError.
         LabelStudioError: Label Studio refused the token (401, 403) or answered what nobody expected.
         LabelStudioUnavailableError: no answer in time, 429 or 5xx; reading was tried three times.
         BadInputError: Label Studio found fault with what was sent (400).
@@ -80,8 +81,16 @@ class LabelStudioClient:
         return str(self._get("/api/current-user/whoami").get("email", "unknown"))
 
     def project(self, project_id: int) -> Json:
-        """A project, with its `label_config`, `title` and `created_at`."""
-        return self._get(f"/api/projects/{project_id}/")
+        """A project, with its `label_config`, `title` and `created_at`.
+
+        Raises:
+            NotFoundError: Label Studio does not have it, or not for this token, while it knows the token.
+        """
+        try:
+            return self._get(f"/api/projects/{project_id}/")
+        except NotFoundError:
+            self.whoami()  # of a Label Studio that does not know us, "not found" means nothing
+            raise
 
     def annotation(self, annotation_id: int) -> Json:
         """An annotation, with its `result`, `task` and `project`."""
@@ -381,6 +390,12 @@ def _read_answer(response: requests.Response, what: str) -> object:
                 "LABEL_STUDIO_URL is its address"
             ) from error
     if status == 404:
+        if not _is_label_studios_own(response):
+            raise LabelStudioUnavailableError(
+                f"{what} was answered with 404 by something else than Label Studio "
+                f"({response.headers.get('Content-Type')}): check that it runs, and that LABEL_STUDIO_URL and the "
+                "proxies before it lead there"
+            )
         raise NotFoundError(f"Label Studio does not have it (any more): {what} was answered with 404")
     if status in (401, 403):
         raise LabelStudioError(
@@ -396,6 +411,15 @@ def _read_answer(response: requests.Response, what: str) -> object:
             "https where that is the difference"
         )
     raise LabelStudioError(f"Label Studio answered {what} with {status}: {_detail(response)}")
+
+
+def _is_label_studios_own(response: requests.Response) -> bool:
+    """Whether Label Studio 1.23.2 wrote an error itself: its API's errors name their status and its version."""
+    try:
+        answer = response.json()
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and answer.get("status_code") == response.status_code and "version" in answer
 
 
 def _detail(response: requests.Response) -> str:

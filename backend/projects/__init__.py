@@ -3,11 +3,11 @@
 import logging
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from backend.errors import BadInputError
+from backend.errors import BadInputError, NotFoundError
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import parse_label_config
@@ -20,6 +20,7 @@ from backend.projects.options import read_extra_params, told_on_setup
 from backend.projects.pictures import Pictures
 from backend.projects.predictions import Predictions
 from backend.projects.prefetch import Prefetch
+from backend.projects.project_key import key_of_project
 from backend.projects.propagation_plans import PropagationPlans
 from backend.projects.propagation_work import PropagationWork
 from backend.projects.propagations import Propagations
@@ -105,8 +106,55 @@ class Projects:
         """The current model_version of every project, without repetition."""
         return sorted({self.predictions.model_version(project.key, wait_s=0.5) for project in self.store.projects()})
 
+    def hinted_project(self, project: object) -> tuple[str, bool]:
+        """Read what a webhook says of a project: its key, and whether it differs from what is known.
+
+        Nothing is remembered: whoever can send a webhook can name any project. Label Studio is asked, in a job.
+
+        Raises:
+            BadInputError: no project with an id and a time of creation.
+        """
+        if not isinstance(project, Mapping):
+            raise BadInputError(f'expected "project": an object, got {type(project).__name__}')
+        project_key = key_of_project(project)
+        known = self.store.project(project_key)
+        if known is None:
+            return project_key, True
+        return project_key, (project.get("label_config"), project.get("title")) != (known.label_config, known.title)
+
+    def forget_gone(self, project_key: str) -> bool:
+        """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
+
+        Nothing is deleted where all known projects are gone: then the address more likely leads to another Label
+        Studio.
+
+        Returns:
+            Whether it was deleted.
+
+        Raises:
+            LabelStudioUnavailableError, LabelStudioError, ConfigurationError: Label Studio cannot be asked.
+        """
+        try:
+            self.references.look_at_project(project_key)
+        except NotFoundError:
+            project = self.store.project(project_key)
+        else:
+            return False
+        if project is None or project.gone_since is None:
+            return False
+        all_projects = self.store.projects()
+        is_old = time.time() - project.gone_since >= 86400 * self.settings.gone_project_days
+        is_alone = len(all_projects) > 1 and all(each.gone_since is not None for each in all_projects)
+        if not is_old or is_alone:
+            return False
+        logger.warning(
+            "project=%s is deleted: gone from Label Studio for %d days", project_key, self.settings.gone_project_days
+        )
+        self.store.drop_project(project_key)
+        return True
+
     def note_project(self, project: object) -> str:
-        """Remember a project as a webhook shows it; returns its key.
+        """Remember a project as Label Studio shows it; returns its key.
 
         Raises:
             BadInputError: no project with an id and a time of creation.
@@ -173,25 +221,6 @@ class Projects:
         self._prefetch.close()
         self._connections.close()
         self.store.close()
-
-
-def key_of_project(project: Mapping[str, Any]) -> str:
-    """`<id>.<unix time of creation>`, as Label Studio names a project in /setup and /predict.
-
-    Raises:
-        BadInputError: id or time of creation are missing or no such things.
-    """
-    project_id, created_at = project.get("id"), project.get("created_at")
-    try:
-        created = datetime.fromisoformat(str(created_at))
-    except ValueError:
-        created = None
-    if not isinstance(project_id, int) or isinstance(project_id, bool) or created is None or created.tzinfo is None:
-        raise BadInputError(
-            f'expected a project with "id" (a number) and "created_at" (ISO 8601 with a zone), '
-            f"got {project_id!r} and {str(created_at)[:40]!r}"
-        )
-    return f"{project_id}.{int(created.timestamp())}"
 
 
 def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: int = 1) -> Projects:

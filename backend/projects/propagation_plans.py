@@ -54,7 +54,7 @@ class PropagationPlans:
         planned = 0
         try:
             if not record.planned_up_to:
-                self._references.reconcile(record.project_key)
+                self._references.reconcile(record.project_key)  # fails where Label Studio lacks the project
             project = project_of(self._store, record.project_key)
             check_filter(project, record.wanted)
             version, digest, has_references = self.versions(project, record.wanted)

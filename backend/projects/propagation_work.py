@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from backend.errors import SoftmatcherError, StoreUnavailableError
+from backend.errors import NotFoundError, SoftmatcherError, StoreUnavailableError
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.projects.bulk import Batch, BulkPredictions
@@ -135,6 +135,9 @@ class PropagationWork:
                 self._tidy_up(store.get(propagation_id))
         except SoftmatcherError as error:
             self._tasks.release(propagation_id, claims, counts_as_attempt=False)
+            if isinstance(error, NotFoundError):
+                # The project itself may be gone: the reconciliation finds out, and ends its propagations then.
+                self._store.mark_for_reconcile(record.project_key)
             pause(self._store, propagation_id, error)
             return Worked(shift.finished, "paused")
         except BaseException:

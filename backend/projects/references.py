@@ -18,6 +18,7 @@ from backend.errors import (
     NotFoundError,
     SoftmatcherError,
 )
+from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.labelstudio.marks import LabelMarks, group_annotation
@@ -27,6 +28,7 @@ from backend.projects.connection import Connections
 from backend.projects.images import TaskImage, TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, is_complete, reading_digest
+from backend.projects.project_key import key_of_project
 from backend.settings import Settings
 from backend.store import AnnotationRecord, NewReference, ProjectRecord, Store
 
@@ -37,6 +39,8 @@ Outcome = Literal["references", "none", "removed", "superseded", "failed"]
 _FINISHED_IOU = 0.8
 """A manual brush that agrees this well with the segmenter's mask was painted as a mask, not as a scribble."""
 _MODEL_WAIT_S = 120.0
+_ASKED_FOR_AT_A_TIME = 200
+"""Annotations that seem gone and are asked for one by one; the rest waits for the next reconciliation."""
 
 
 class References:
@@ -61,24 +65,31 @@ class References:
     def take_in(self, project_key: str, annotation_id: int) -> Outcome:
         """Make the references of one annotation what Label Studio says now.
 
+        Those of an annotation that Label Studio does not have are removed once it was seen to have the project.
+
         Raises:
+            NotFoundError: Label Studio does not have the project; see `look_at_project`.
             LabelStudioUnavailableError: Label Studio does not answer; what is stored stays as it is.
             LabelStudioError, ConfigurationError: it refuses, or there is no token.
         """
-        client = self._connections.client(project_key)
         started = time.time()
         try:
+            client = self._connections.client(project_key)
             try:
                 annotation = client.annotation(annotation_id)
-                task = client.task(int(annotation["task"]), int(project_key.split(".")[0]))
             except NotFoundError:
+                self.look_at_project(project_key)
                 self._store.delete_annotations(project_key, [annotation_id])
                 outcome: Outcome = "removed"
             else:
-                outcome = self._take_in(self._project(project_key), task, annotation)
-        finally:
-            # What was announced after the start is still to be taken in, by the job that came with it.
+                outcome = self._take_in_of_its_project(project_key, annotation)
+        except LabelStudioUnavailableError:
+            raise  # it stays pending: maintenance queues it again
+        except BaseException:
             self._store.clear_pending(project_key, annotation_id, mark=started)
+            raise
+        # What was announced after the start is still to be taken in, by the job that came with it.
+        self._store.clear_pending(project_key, annotation_id, mark=started)
         self._metrics.annotations.labels(outcome).inc()
         return outcome
 
@@ -89,18 +100,14 @@ class References:
             How many annotations were looked at, had each outcome, or were unchanged.
 
         Raises:
+            NotFoundError: Label Studio does not have the project; see `look_at_project`.
             LabelStudioUnavailableError: Label Studio does not answer; what was done so far stays.
             LabelStudioError, ConfigurationError: it refuses, or there is no token.
         """
         known = {record.annotation_id: record for record in self._store.annotations(project_key)}
         client = self._connections.client(project_key)
         project_id = int(project_key.split(".")[0])
-        try:
-            self._save(project_key, client.project(project_id))
-        except NotFoundError:
-            self._store.drop_project(project_key)
-            return {"project": "gone"}
-        project = self._project(project_key)
+        project = self.look_at_project(project_key)
         made_with = self._models.get(_MODEL_WAIT_S)[0].signature, self._reading(project)
         counts: dict[str, Any] = {"seen": 0, "unchanged": 0}
         seen: set[int] = set()
@@ -116,9 +123,16 @@ class References:
                 outcome = self._take_in(project, task, annotation)
                 self._metrics.annotations.labels(outcome).inc()
                 counts[outcome] = counts.get(outcome, 0) + 1
-        gone = known.keys() - seen
+        # A page that a list lacks may be a proxy's doing: what seems gone is asked for by itself.
+        missing = sorted(known.keys() - seen)
+        gone = [
+            annotation_id for annotation_id in missing[:_ASKED_FOR_AT_A_TIME] if self._is_gone(client, annotation_id)
+        ]
         if gone:
             counts["removed"] = self._store.delete_annotations(project_key, gone)
+        if len(missing) > _ASKED_FOR_AT_A_TIME:
+            self._store.mark_for_reconcile(project_key)
+            counts["left_for_later"] = len(missing) - _ASKED_FOR_AT_A_TIME
         return counts
 
     def count_outdated(self, project: ProjectRecord) -> int:
@@ -138,19 +152,53 @@ class References:
         except BadInputError:
             return ""  # a label config that cannot be used: no annotation can be read with it, and each says why
 
-    def _save(self, project_key: str, project: Mapping[str, Any]) -> None:
-        self._store.save_project(
+    def look_at_project(self, project_key: str) -> ProjectRecord:
+        """Ask Label Studio for a project, and remember what it says.
+
+        One that Label Studio does not have is marked as gone and keeps its data (`Projects.forget_gone`); its
+        unfinished propagations end.
+
+        Raises:
+            NotFoundError: Label Studio does not have it, or has another project of its id.
+            LabelStudioUnavailableError, LabelStudioError, ConfigurationError: it cannot be asked.
+        """
+        project_id = int(project_key.split(".")[0])
+        try:
+            project = self._connections.client(project_key).project(project_id)
+            if key_of_project(project) != project_key:
+                raise NotFoundError(f"Label Studio has another project of the id {project_id} than {project_key}")
+        except NotFoundError as error:
+            if self._store.mark_gone(project_key, f"Label Studio does not have the project (any more): {error}"):
+                logger.warning("project=%s is gone from Label Studio; its data is kept for now: %s", project_key, error)
+            raise
+        self._store.mark_present(project_key)
+        return self._store.save_project(
             project_key, title=str(project.get("title", "")), label_config=str(project.get("label_config", ""))
         )
 
-    def _project(self, project_key: str) -> ProjectRecord:
+    def _is_gone(self, client: LabelStudioClient, annotation_id: int) -> bool:
+        try:
+            client.annotation(annotation_id)
+        except NotFoundError:
+            return True
+        return False
+
+    def _take_in_of_its_project(self, project_key: str, annotation: Mapping[str, Any]) -> Outcome:
+        project_id = int(project_key.split(".")[0])
+        if annotation.get("project") not in (None, project_id):
+            logger.warning("project=%s annotation=%s is of another project", project_key, annotation.get("id"))
+            return "none"
         project = self._store.project(project_key)
         if project is None or not project.label_config:
-            self._save(project_key, self._connections.client(project_key).project(int(project_key.split(".")[0])))
-            project = self._store.project(project_key)
-        if project is None:
-            raise NotFoundError(f"project {project_key} is not in the store (any more)")
-        return project
+            project = self.look_at_project(project_key)
+        try:
+            task = self._connections.client(project_key).task(int(annotation["task"]), project_id)
+        except NotFoundError as error:
+            # The annotation is there, so its task is: it may be between two pages, or hidden from the token.
+            raise LabelStudioUnavailableError(
+                f"Label Studio has the annotation, but does not list its task: {error}"
+            ) from error
+        return self._take_in(project, task, annotation)
 
     def _take_in(self, project: ProjectRecord, task: Mapping[str, Any], annotation: Mapping[str, Any]) -> Outcome:
         """Describe an annotation and store the result; a bad annotation is recorded with its problem, never raised."""

@@ -131,7 +131,8 @@ class Store:
     ) -> ProjectRecord:
         """Make or change a project; None leaves a field as it is.
 
-        Label Studio gives an id twice only if its database was made anew: an older project of the same id is dropped.
+        Label Studio gives an id twice only if its database was made anew. A project of the same id with another time of
+        creation stays as it is: whether it is gone is Label Studio's to say (`mark_gone`).
 
         Raises:
             BadInputError: key is not "<id>.<unix time of creation>".
@@ -147,14 +148,39 @@ class Store:
         changes = {name: value for name, value in told.items() if value is not None} | {"updated_at": time.time()}
         defaults = {"label_config": "", "needs_reconcile": False}
         row = {"key": key, "project_id": project_id, "created": created} | defaults | changes
-        is_older = (tables.projects.c.project_id == project_id) & (tables.projects.c.created < created)
         with self._write() as connection:
             connection.execute(upsert(self._is_sqlite, tables.projects, row, changes))
-            for old_key in connection.scalars(sa.select(tables.projects.c.key).where(is_older)).all():
-                _log.warning("project %s replaces %s: Label Studio gave the id anew", key, old_key)
-                _drop(connection, old_key)
             saved = connection.execute(sa.select(tables.projects).where(tables.projects.c.key == key)).one()
         return _project(saved)
+
+    def mark_for_reconcile(self, key: str) -> bool:
+        """Note that a known project's annotations are to be compared with Label Studio's; False if it is unknown."""
+        mine = sa.update(tables.projects).where(tables.projects.c.key == key)
+        with self._write() as connection:
+            return bool(connection.execute(mine.values(needs_reconcile=True)).rowcount)
+
+    def mark_gone(self, key: str, reason: str) -> bool:
+        """Note that Label Studio says it does not have a project: its propagations end, its data stays.
+
+        Args:
+            key: of the project.
+            reason: what its unfinished propagations end with.
+
+        Returns:
+            False if it was marked before, or is unknown.
+        """
+        mine = (tables.projects.c.key == key) & tables.projects.c.gone_since.is_(None)
+        with self._write() as connection:
+            is_new = connection.execute(sa.update(tables.projects).where(mine).values(gone_since=time.time())).rowcount
+        for record in self.propagations.active(key):
+            self.propagations.fail(record.id, reason)
+        return bool(is_new)
+
+    def mark_present(self, key: str) -> None:
+        """Note that Label Studio has a project (again)."""
+        mine = (tables.projects.c.key == key) & tables.projects.c.gone_since.is_not(None)
+        with self._write() as connection:
+            connection.execute(sa.update(tables.projects).where(mine).values(gone_since=None))
 
     def project(self, key: str) -> ProjectRecord | None:
         """The project of a key; None if unknown."""
@@ -162,9 +188,10 @@ class Store:
         return _project(rows[0]) if rows else None
 
     def project_by_id(self, project_id: int) -> ProjectRecord | None:
-        """The newest project of Label Studio's id; None if unknown."""
-        newest_first = sa.select(tables.projects).where(tables.projects.c.project_id == project_id)
-        rows = self._rows(newest_first.order_by(tables.projects.c.created.desc()).limit(1))
+        """The newest project of Label Studio's id, one that is not gone before others; None if unknown."""
+        mine = sa.select(tables.projects).where(tables.projects.c.project_id == project_id)
+        is_gone = tables.projects.c.gone_since.is_not(None)
+        rows = self._rows(mine.order_by(is_gone, tables.projects.c.created.desc()).limit(1))
         return _project(rows[0]) if rows else None
 
     def projects(self) -> list[ProjectRecord]:
@@ -316,6 +343,17 @@ class Store:
             own &= tables.pending.c.marked_at <= mark
         with self._write() as connection:
             connection.execute(sa.delete(tables.pending).where(own))
+
+    def left_pending(self, older_than_s: float, count: int) -> list[tuple[str, int]]:
+        """Return up to `count` annotations that were announced so long ago and are not taken in: (project key, id)."""
+        waiting = tables.pending.c.marked_at < time.time() - older_than_s
+        rows = self._rows(
+            sa.select(tables.pending.c.project_key, tables.pending.c.annotation_id)
+            .where(waiting)
+            .order_by(tables.pending.c.marked_at)
+            .limit(count)
+        )
+        return [(row.project_key, row.annotation_id) for row in rows]
 
     def has_pending(self, project_key: str, younger_than_s: float) -> bool:
         """True if an annotation was announced within the last seconds and is not taken in yet."""

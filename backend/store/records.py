@@ -26,6 +26,7 @@ class ProjectRecord:
         setup_token: the access token that came with /setup; a secret.
         needs_reconcile: True if annotations may exist that were not announced.
         updated_at: unix time in s of the last save.
+        gone_since: unix time in s since which Label Studio says that it does not have the project; None if it has it.
     """
 
     key: str
@@ -36,6 +37,7 @@ class ProjectRecord:
     setup_token: str | None = field(repr=False)
     needs_reconcile: bool
     updated_at: float
+    gone_since: float | None = None
 
 
 @dataclass(frozen=True)

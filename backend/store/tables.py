@@ -29,6 +29,7 @@ projects = sa.Table(
     sa.Column("setup_token", sa.Text),
     sa.Column("needs_reconcile", sa.Boolean, nullable=False),
     sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("gone_since", sa.Double),
 )
 annotations = sa.Table(
     "annotations",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.access import webhook_authorization
+from backend.access import former_webhook_authorization
 from backend.cli.label_studio_env import protection_but
 from backend.cli.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
@@ -90,7 +90,7 @@ def new_backend(
             basic_auth_pass=changes.get("SOFTMATCHER_BASIC_AUTH_PASS"),
         )
         told = [changes.get("SOFTMATCHER_BASIC_AUTH_PASS"), changes.get("LABEL_STUDIO_API_KEY")]
-        secrets.update(filter(None, [*told, (webhook_authorization(given) or "").removeprefix("Bearer ")]))
+        secrets.update(filter(None, [*told, (former_webhook_authorization(given) or "").removeprefix("Bearer ")]))
         user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")
         auth = (user, changes["SOFTMATCHER_BASIC_AUTH_PASS"]) if user else None
         backend = Backend(name, f"http://{LOOPBACK}:{port}", processes, environment, auth)

@@ -15,6 +15,8 @@ class FlakyProxy:
 
     def __init__(self, target: str, port: int) -> None:
         self.images_left: int | None = None
+        self.answers_itself = False
+        """True: every request gets an ingress' own 404, as if no Label Studio was behind it."""
         self.image_delay_s = 0.0
         self._target = target
         self._lock = threading.Lock()
@@ -22,6 +24,15 @@ class FlakyProxy:
 
         class Handler(BaseHTTPRequestHandler):
             def _pass_on(self) -> None:
+                if proxy.answers_itself:
+                    self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                    answer = b"default backend - 404"
+                    self.send_response(404)
+                    self.send_header("Content-Type", "text/plain")
+                    self.send_header("Content-Length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
+                    return
                 if proxy._is_cut("/data/upload/" in self.path):
                     self.close_connection = True
                     self.connection.close()

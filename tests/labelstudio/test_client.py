@@ -162,8 +162,9 @@ def test_a_refused_personal_access_token_says_which_setting_to_change(web: Web) 
         client.version()
 
 
+OWN_404 = answer({"id": "5c", "status_code": 404, "version": "1.23.2", "detail": "Not found.", "exc_info": None}, 404)
 ANSWERS: list[tuple[Answer, type[SoftmatcherError], str]] = [
-    (answer({"detail": "No Task"}, 404), NotFoundError, r"GET /api/projects/1/ was answered with 404"),
+    (OWN_404, NotFoundError, r"GET /api/projects/1/ was answered with 404"),
     (
         answer({"detail": "Invalid token."}, 401),
         LabelStudioError,
@@ -182,16 +183,50 @@ ANSWERS: list[tuple[Answer, type[SoftmatcherError], str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        Answer(b"default backend - 404", 404, {"Content-Type": "text/plain"}),
+        Answer(b"<html>Not Found</html>", 404, {"Content-Type": "text/html"}),
+        Answer(b"", 404),
+        answer({"detail": "Not found."}, 404),
+        answer({"status_code": 404}, 404),
+        answer([404], 404),
+        Answer(b"x" * 100_000, 404),
+    ],
+)
+def test_a_404_of_something_else_says_nothing_about_a_project(web: Web, given: Answer) -> None:
+    """An ingress without its Label Studio, another server: nothing may be taken for gone."""
+    web.always("/api/projects/1/", given)
+    web.always("/api/annotations/1/", given)
+    client = LabelStudioClient(web.url, LEGACY)
+    for ask in (client.project, client.annotation):
+        with pytest.raises(LabelStudioUnavailableError, match="something else than Label Studio"):
+            ask(1)
+
+
+def test_a_project_is_gone_only_for_a_label_studio_that_knows_the_token(web: Web) -> None:
+    web.always("/api/projects/1/", OWN_404)
+    web.always("/api/current-user/whoami", answer({"detail": "no"}, 401))
+    client = LabelStudioClient(web.url, LEGACY)
+    with pytest.raises(LabelStudioError, match="refused"):
+        client.project(1)
+    web.always("/api/current-user/whoami", answer({"email": "me@example.com"}))
+    with pytest.raises(NotFoundError):
+        client.project(1)
+
+
 @pytest.mark.parametrize(("given", "error", "message"), ANSWERS)
 def test_final_answers_become_errors_at_once(
     web: Web, given: Answer, error: type[SoftmatcherError], message: str
 ) -> None:
     web.always("/api/projects/1/", given)
+    web.always("/api/current-user/whoami", answer({"email": "me@example.com"}))
 
     with pytest.raises(error, match=message) as caught:
         LabelStudioClient(web.url, LEGACY).project(1)
     assert type(caught.value) is error
-    assert len(web.requests) == 1
+    assert [request.path for request in web.requests].count("/api/projects/1/") == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -349,7 +384,7 @@ def test_some_tasks_come_in_one_request(web: Web) -> None:
 
 
 def test_prediction_that_is_gone_needs_no_deleting(web: Web) -> None:
-    web.always("/api/predictions/5/", Answer(status=204), Answer(status=404))
+    web.always("/api/predictions/5/", Answer(status=204), OWN_404)
     client = LabelStudioClient(web.url, LEGACY)
     client.delete_prediction(5)
     client.delete_prediction(5)

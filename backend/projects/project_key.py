@@ -1,0 +1,26 @@
+"""How Label Studio names a project in /setup and /predict."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from backend.errors import BadInputError
+
+
+def key_of_project(project: Mapping[str, Any]) -> str:
+    """`<id>.<unix time of creation>`, as Label Studio names a project in /setup and /predict.
+
+    Raises:
+        BadInputError: id or time of creation are missing or no such things.
+    """
+    project_id, created_at = project.get("id"), project.get("created_at")
+    try:
+        created = datetime.fromisoformat(str(created_at))
+    except ValueError:
+        created = None
+    if not isinstance(project_id, int) or isinstance(project_id, bool) or created is None or created.tzinfo is None:
+        raise BadInputError(
+            f'expected a project with "id" (a number) and "created_at" (ISO 8601 with a zone), '
+            f"got {project_id!r} and {str(created_at)[:40]!r}"
+        )
+    return f"{project_id}.{int(created.timestamp())}"
