@@ -151,7 +151,7 @@ def forget(
     project: Annotated[int, typer.Option(help="Id that the project has, or had, in Label Studio.")],
     yes: Annotated[bool, typer.Option("--yes", help="Delete it; without this only say what would be deleted.")] = False,
 ) -> None:
-    """Delete what this backend keeps of a project: references, propagations, settings, token. Not Label Studio's own."""
+    """Delete what this backend keeps of a project: references, propagations, settings, token."""
     from backend.errors import NotFoundError
     from backend.projects import open_projects
     from backend.settings import load_settings
