@@ -36,15 +36,22 @@ class ImageTag:
     name: str
     task_key: str
 
+    def is_in(self, task_data: Mapping[str, object]) -> bool:
+        """Return whether a task has an address for this image; a task may show fewer images than the config."""
+        found = self._found(task_data)
+        return isinstance(found, str) and bool(found.strip())
+
+    def _found(self, task_data: Mapping[str, object]) -> object:
+        found: object = task_data.get(self.task_key)
+        return _at_path(task_data, self.task_key) if found is None else found
+
     def address(self, task_data: Mapping[str, object]) -> str:
         """The image's address in a task's data.
 
         Raises:
             BadInputError: the task has no such key, or no text there.
         """
-        found: object = task_data.get(self.task_key)
-        if found is None:
-            found = _at_path(task_data, self.task_key)
+        found = self._found(task_data)
         if not isinstance(found, str) or not found.strip():
             raise BadInputError(
                 f"task data must have the image's address as text under {self.task_key!r} (<Image name={self.name!r} "
@@ -113,6 +120,11 @@ class LabelConfig:
             f"{sorted({name for brush in on_image for name in brush.labels})}: add <Label value={label!r}/> to the "
             f"<BrushLabels> of image {to_name!r} in the label config"
         )
+
+    def served_by(self, to_name: str, label: str) -> tuple[str, ...]:
+        """Return the images for which a mark with `label` on image `to_name` counts: all that its brush is for."""
+        names = {brush.name for brush in self.brushes if brush.to_name == to_name and label in brush.labels}
+        return tuple(dict.fromkeys(brush.to_name for brush in self.brushes if brush.name in names))
 
     def image(self, to_name: str) -> ImageTag:
         """The <Image> of that name.

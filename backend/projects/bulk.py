@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backend.errors import (
@@ -22,20 +22,24 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.projects.connection import Connections
-from backend.projects.images import ImageFile, TaskImages
+from backend.projects.images import ImageFile, ImageVersion, TaskImages, versions_to_json
 from backend.projects.predictions import OWN_VERSIONS, KnownReferences, Predictions
-from backend.projects.together import Predicted
+from backend.projects.together import Predicted, TaskPrediction
 from backend.store import ProjectRecord
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+_Files = Mapping[str, ImageFile | SoftmatcherError]
+"""Image tag -> file, or what is wrong with it."""
 
 _TASKS_A_BATCH = 24
 _TURNS_A_BATCH = 6
 """Where the device encodes several images in a turn: fewer, and it has no work too often at a batch's ends."""
 _FETCHED_AHEAD = 4
+_ASKERS = 8
+"""Images that are asked at a time whether they changed; most answers are a few bytes."""
 _FETCHERS = 2
 """Downloads from Label Studio at a time, for one worker."""
 
@@ -50,6 +54,7 @@ class Batch:
         version: the model_version.
         known: the references.
         task_ids: of the tasks.
+        made_of: task id -> image tag -> the content that its prediction of this version was made of, as far as noted.
     """
 
     project: ProjectRecord
@@ -57,6 +62,7 @@ class Batch:
     version: str
     known: KnownReferences
     task_ids: Sequence[int]
+    made_of: Mapping[int, Mapping[str, ImageVersion]] = field(default_factory=dict)
 
 
 class BulkPredictions:
@@ -106,15 +112,20 @@ class BulkPredictions:
         ]
         replaced: dict[int, list[int]] = {}
         to_predict: list[Json] = []
+        fetcher = self._connections.fetcher(batch.project.key)
+        own = {task_id: _own_predictions(task, batch.version) for task_id, task in tasks.items()}
+        unchanged = self._unchanged(batch, [task for task_id, task in tasks.items() if own[task_id][0]], fetcher)
         for task in tasks.values():
-            current, old = _own_predictions(task, batch.version)
-            replaced[task["id"]] = [int(each["id"]) for each in (*old, *current[:-1])]
-            if current:
-                outcomes.append(TaskOutcome(task["id"], "done", _score(current[-1]), batch.version))
+            current, old = own[task["id"]]
+            if task["id"] in unchanged:
+                kept = TaskOutcome(task["id"], "done", _score(current[-1]), batch.version)
+                outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
+                current = current[:-1]
             else:
                 to_predict.append(task)
+            replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
         had_one = {outcome.task_id for outcome in outcomes if outcome.state == "done"}
-        found = self._predict(batch, to_predict, client, should_stop, outcomes)
+        found = self._predict(batch, to_predict, client, should_stop, outcomes, fetcher)
         wanted = still_wanted()
         outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]
         written = self._write(client, batch, {id_: one for id_, one in found.items() if id_ in wanted}, outcomes)
@@ -122,6 +133,26 @@ class BulkPredictions:
             for prediction_id in replaced.get(task_id, ()):
                 client.delete_prediction(prediction_id)
         return outcomes
+
+    def _unchanged(self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher) -> set[int]:
+        """Return the tasks whose prediction is still that of their images: no image was replaced since.
+
+        A prediction of which nobody noted what it was made of (Label Studio retrieved it) is made again, once.
+        """
+
+        def is_unchanged(task: Json) -> bool:
+            made_of = batch.made_of.get(task["id"], {})
+            try:
+                return all(
+                    self._images.is_unchanged(task, batch.config.image(tag), fetcher, made_of.get(tag))
+                    for tag in batch.known.by_tag
+                    if batch.config.image(tag).is_in(task["data"])
+                )
+            except SoftmatcherError:
+                return False  # predicting it says what is wrong with its image, and leaves the old prediction
+
+        with ThreadPoolExecutor(_ASKERS, thread_name_prefix="unchanged") as pool:
+            return {task["id"] for task, holds in zip(tasks, pool.map(is_unchanged, tasks), strict=True) if holds}
 
     def keep_one(self, project: ProjectRecord, task_ids: Sequence[int]) -> int:
         """Remove all but the newest prediction of this backend from each of the tasks; how many were removed.
@@ -144,14 +175,16 @@ class BulkPredictions:
         client: LabelStudioClient,
         should_stop: Callable[[], bool],
         outcomes: list[TaskOutcome],
-    ) -> dict[int, Json | None]:
-        """Task id -> prediction, None if nothing was found; failures go to the outcomes."""
-        found: dict[int, Json | None] = {}
-        fetcher = self._connections.fetcher(batch.project.key)
+        fetcher: ImageFetcher,
+    ) -> dict[int, TaskPrediction]:
+        """Task id -> prediction; failures go to the outcomes."""
+        found: dict[int, TaskPrediction] = {}
         for task, predict in self._predicted(batch, tasks, fetcher, should_stop):
             task_id = int(task["id"])
             try:
-                found[task_id] = predict()
+                one = predict()
+                if any(isinstance(error, LabelStudioUnavailableError) for error in one.failures.values()):
+                    client.version()  # raises if it is all of Label Studio: then the task waits
             except LabelStudioUnavailableError as error:
                 # Is it all of Label Studio, or one image on a host that is down?
                 client.version()
@@ -165,14 +198,22 @@ class BulkPredictions:
                 reason = f"internal error ({type(error).__name__}); the worker's log has the details"
                 outcomes.append(self._failed(batch, task_id, "internal", reason))
             else:
-                self._metrics.tasks.labels("found" if found[task_id] else "empty").inc()
+                unseen = [error for tag, error in one.failures.items() if batch.config.image(tag).is_in(task["data"])]
+                if one.prediction is None and unseen:
+                    # Nobody knows whether the object is absent: it may be on the image that cannot be had.
+                    outcomes.append(self._failed(batch, task_id, _kind(unseen[0]), str(one.problem)))
+                    continue
+                if one.problem:
+                    logger.warning("project=%s task=%d: %s", batch.project.key, task_id, one.problem)
+                found[task_id] = one
+                self._metrics.tasks.labels("found" if one.prediction else "empty").inc()
         return found
 
     def _failed(self, batch: Batch, task_id: int, kind: str, reason: str) -> TaskOutcome:
         self._metrics.tasks.labels("failed").inc()
         self._metrics.failures.labels(kind).inc()
         logger.warning("project=%s task=%d: %s", batch.project.key, task_id, reason)
-        return TaskOutcome(task_id, "failed", model_version=batch.version, reason=reason[:500])
+        return TaskOutcome(task_id, "failed", model_version=batch.version, reason=_shortened(reason))
 
     def _predicted(
         self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
@@ -185,7 +226,7 @@ class BulkPredictions:
             return
         for task, files in self._fetched(batch, tasks, fetcher, should_stop):
 
-            def predict(task: Json = task, files: Callable[[], Mapping[str, ImageFile]] = files) -> Json | None:
+            def predict(task: Json = task, files: Callable[[], _Files] = files) -> TaskPrediction:
                 return self._predictions.predict_task(
                     batch.project, batch.config, batch.known, batch.version, task, files=files(), fetcher=fetcher
                 )
@@ -194,17 +235,20 @@ class BulkPredictions:
 
     def _fetched(
         self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[Json, Callable[[], Mapping[str, ImageFile]]]]:
+    ) -> Iterator[tuple[Json, Callable[[], _Files]]]:
         """Tasks with their files, of which the next few are downloaded while one is being predicted."""
 
-        def fetch(task: Json) -> Mapping[str, ImageFile]:
-            return {
-                tag_name: self._images.download(task, batch.config.image(tag_name), fetcher)
-                for tag_name in batch.known.by_tag
-            }
+        def fetch(task: Json) -> _Files:
+            files: dict[str, ImageFile | SoftmatcherError] = {}
+            for tag_name in batch.known.by_tag:
+                try:
+                    files[tag_name] = self._images.download(task, batch.config.image(tag_name), fetcher)
+                except (BadInputError, NotFoundError, LabelStudioError) as error:
+                    files[tag_name] = error  # the others are used without it
+            return files
 
         pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        waiting: deque[tuple[Json, Future[Mapping[str, ImageFile]]]] = deque()
+        waiting: deque[tuple[Json, Future[_Files]]] = deque()
         rest = iter(tasks)
         try:
             while not should_stop():
@@ -222,17 +266,22 @@ class BulkPredictions:
         self,
         client: LabelStudioClient,
         batch: Batch,
-        found: Mapping[int, Json | None],
+        found: Mapping[int, TaskPrediction],
         outcomes: list[TaskOutcome],
     ) -> list[int]:
         """Import the predictions; the tasks that are as they should be now, with and without one."""
-        written = [task_id for task_id, prediction in found.items() if prediction is None]
-        outcomes += [TaskOutcome(task_id, "empty", model_version=batch.version) for task_id in written]
-        predictions = [{"task": task_id, **prediction} for task_id, prediction in found.items() if prediction]
+        written = [task_id for task_id, one in found.items() if one.prediction is None]
+        outcomes += [
+            TaskOutcome(task_id, "empty", model_version=batch.version, images=versions_to_json(found[task_id].images))
+            for task_id in written
+        ]
+        predictions = [{"task": task_id, **one.prediction} for task_id, one in found.items() if one.prediction]
         for one, problem in self._import(client, batch.project.project_id, predictions):
             if problem is None:
                 written.append(one["task"])
-                outcomes.append(TaskOutcome(one["task"], "done", _score(one), batch.version))
+                made = found[one["task"]]
+                done = TaskOutcome(one["task"], "done", _score(one), batch.version, _shortened(made.problem))
+                outcomes.append(replace(done, images=versions_to_json(made.images)))
             else:
                 outcomes.append(self._failed(batch, one["task"], "import_refused", problem))
         return written
@@ -253,6 +302,10 @@ class BulkPredictions:
         else:
             for one in predictions:
                 yield one, None
+
+
+def _shortened(reason: str | None) -> str | None:
+    return reason[:500] if reason else None
 
 
 def _kind(error: SoftmatcherError) -> str:

@@ -16,7 +16,7 @@ from backend.core import interruption
 from backend.core.interruption import InterruptedWorkError
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
-from backend.errors import BadInputError, NotFoundError, SoftmatcherError
+from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -24,11 +24,11 @@ from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
 from backend.pipeline import SegmentationPlan
 from backend.projects.connection import Connections
-from backend.projects.images import ImageFile, TaskImages
+from backend.projects.images import ImageFile, ImageVersion, TaskImage, TaskImages
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
 from backend.projects.prefetch import Prefetch
-from backend.projects.together import Predicted, Steps, Together
+from backend.projects.together import Predicted, Steps, TaskPrediction, Together
 from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -201,9 +201,11 @@ class Predictions:
                 partial(self.predict_task, project, config, known, version, task, is_open=is_open),
             )
 
-    def _predict_or_report(self, project: ProjectRecord, task: Json, predict: Callable[[], Json | None]) -> Json | None:
+    def _predict_or_report(
+        self, project: ProjectRecord, task: Json, predict: Callable[[], TaskPrediction]
+    ) -> Json | None:
         try:
-            prediction = predict()
+            found = predict()
         except InterruptedWorkError:
             raise
         except SoftmatcherError as error:
@@ -214,8 +216,10 @@ class Predictions:
             self._metrics.tasks.labels("failed").inc()
             logger.exception("project=%s task=%s", project.key, task.get("id"))
             return None
-        self._metrics.tasks.labels("found" if prediction else "empty").inc()
-        return prediction
+        if found.problem:
+            logger.warning("project=%s task=%s: %s", project.key, task.get("id"), found.problem)
+        self._metrics.tasks.labels("found" if found.prediction else "empty").inc()
+        return found.prediction
 
     def predict_task(
         self,
@@ -225,11 +229,11 @@ class Predictions:
         version: str,
         task: Json,
         *,
-        files: Mapping[str, ImageFile] | None = None,
+        files: Mapping[str, ImageFile | SoftmatcherError] | None = None,
         fetcher: ImageFetcher | None = None,
         is_open: bool = False,
-    ) -> Json | None:
-        """One task's prediction from references; None if nothing is found.
+    ) -> TaskPrediction:
+        """One task's prediction from references, of those of its images that can be had.
 
         Args:
             project: of the task.
@@ -237,25 +241,36 @@ class Predictions:
             known: as `references` gives them.
             version: as `references` gives it.
             task: as Label Studio gives it.
-            files: image tag -> file, as far as they were fetched before.
+            files: image tag -> file, or what was wrong with it, as far as they were fetched before.
             fetcher: of the project; made anew if it is not given.
             is_open: somebody waits for this one task on the screen, so it goes before batches.
 
         Raises:
-            BadInputError, NotFoundError, LabelStudioError: the image cannot be had or used; the message says why.
+            BadInputError, NotFoundError, LabelStudioError: no image can be had or used; the message says why.
             ModelUnavailableError: no models.
         """
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
         fetcher = fetcher or self._connections.fetcher(project.key)
         regions: list[Json] = []
+        versions: dict[str, ImageVersion] = {}
+        failures: dict[str, SoftmatcherError] = {}
         for tag_name, references in known.by_tag.items():
             file = files.get(tag_name) if files else None
-            image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, file=file)
+            try:
+                if isinstance(file, SoftmatcherError):
+                    raise file
+                image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, file=file)
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                failures[tag_name] = error
+                continue
+            versions[tag_name] = image.version
             with self._models.gate.turn(is_interactive=is_open):
                 found = softmatcher.segment(image.encoded, references, options)
             regions += self._regions(config, tag_name, found)
-        return _prediction(regions, version) if regions else None
+        if failures and not versions:
+            raise next(iter(failures.values()))
+        return TaskPrediction(_prediction(regions, version) if regions else None, versions, failures)
 
     def predict_together(
         self,
@@ -283,16 +298,15 @@ class Predictions:
         softmatcher, _ = self._models.get(_BATCH_WAIT_S)
         options = match_options(self._settings, project)
 
-        def plan(encoded: Mapping[str, EncodedImage]) -> list[SegmentationPlan]:
-            return [softmatcher.plan(encoded[tag], references, options) for tag, references in known.by_tag.items()]
+        def plan(encoded: Mapping[str, EncodedImage]) -> dict[str, SegmentationPlan]:
+            return {tag: softmatcher.plan(image, known.by_tag[tag], options) for tag, image in encoded.items()}
 
-        def segment(planned: Sequence[list[SegmentationPlan]]) -> list[Callable[[], Json | None]]:
-            masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans]))
-            return [partial(finish, [next(masks) for _ in plans]) for plans in planned]
+        def segment(planned: Sequence[dict[str, SegmentationPlan]]) -> list[Callable[[], Json | None]]:
+            masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans.values()]))
+            return [partial(finish, {tag: next(masks) for tag in plans}) for plans in planned]
 
-        def finish(masks: Sequence[Callable[[], list[LabelMask]]]) -> Json | None:
-            by_tag = zip(known.by_tag, masks, strict=True)
-            regions = [one for tag, found in by_tag for one in self._regions(config, tag, found())]
+        def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> Json | None:
+            regions = [one for tag, found in masks.items() for one in self._regions(config, tag, found())]
             return _prediction(regions, version) if regions else None
 
         tags = [config.image(tag_name) for tag_name in known.by_tag]
@@ -322,13 +336,7 @@ class Predictions:
         project = self._project(project_key, label_config)
         softmatcher, _ = self._models.get(_INTERACTIVE_WAIT_S)
         named = [item for item in context if isinstance(item, dict)]
-        images = {
-            tag.name: self._images.load(
-                task, tag, self._connections.fetcher(project.key), is_interactive=True, wait_s=_INTERACTIVE_WAIT_S
-            )
-            for tag in config.images
-            if any(item.get("to_name") == tag.name for item in named)
-        }
+        images = self._images_marked(project, config, task, named)
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
         read = read_regions(named, config, sizes_hw)
         if not read.regions:
@@ -341,7 +349,7 @@ class Predictions:
         regions: list[Json] = []
         for mark in group_annotation(marked, background_labels_of(config, self._settings), self._settings.mask_tags):
             brush = config.brush_for(mark.to_name, mark.label)
-            if mark.scribble.is_empty:
+            if mark.scribble.is_empty or mark.to_name not in images:
                 continue
             with self._models.gate.turn(is_interactive=True):
                 found = softmatcher.mask_from_scribble(images[mark.to_name].encoded, mark.scribble)
@@ -349,6 +357,26 @@ class Predictions:
                 with self._metrics.stage("rle"):
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
         return _prediction(regions, self.version_of(project, softmatcher.signature, config))
+
+    def _images_marked(
+        self, project: ProjectRecord, config: LabelConfig, task: Json, named: Sequence[Json]
+    ) -> dict[str, TaskImage]:
+        """Load the images that a scribble is on; those that cannot be had leave the others theirs."""
+        fetcher = self._connections.fetcher(project.key)
+        images: dict[str, TaskImage] = {}
+        failures: list[SoftmatcherError] = []
+        for tag in config.images:
+            if any(item.get("to_name") == tag.name for item in named):
+                try:
+                    images[tag.name] = self._images.load(
+                        task, tag, fetcher, is_interactive=True, wait_s=_INTERACTIVE_WAIT_S
+                    )
+                except (BadInputError, NotFoundError, LabelStudioError) as error:
+                    logger.warning("project=%s task=%s image=%s: %s", project.key, task.get("id"), tag.name, error)
+                    failures.append(error)
+        if failures and not images:
+            raise failures[0]
+        return images
 
     def explain(self, project_id: int, task_id: int) -> bytes:
         """Why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and dropped.
@@ -412,11 +440,12 @@ class Predictions:
             if key in self._known:
                 self._known.move_to_end(key)
                 return version, self._known[key]
-        usable = {(brush.to_name, label) for brush in config.brushes for label in brush.labels}
         by_tag: dict[str, dict[str, list[Reference]]] = {}
         for stored in self._store.references(project.key, labels=wanted, signature=softmatcher.signature):
-            if stored.reference is not None and (stored.image_tag, stored.label) in usable:
-                by_tag.setdefault(stored.image_tag, {}).setdefault(stored.label, []).append(stored.reference)
+            if stored.reference is None:
+                continue
+            for tag_name in config.served_by(stored.image_tag, stored.label):
+                by_tag.setdefault(tag_name, {}).setdefault(stored.label, []).append(stored.reference)
         options = match_options(self._settings, project)
         banks: dict[str, dict[str, ReferenceBank]] = {}
         for tag_name, of_tag in by_tag.items():

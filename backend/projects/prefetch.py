@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from backend.core import interruption
 from backend.core.interruption import InterruptedWorkError
-from backend.errors import ModelUnavailableError, SoftmatcherError
+from backend.errors import BadInputError, LabelStudioError, ModelUnavailableError, NotFoundError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.projects.connection import Connections
@@ -106,6 +106,11 @@ class Prefetch:
                             self._metrics.prefetched.labels("interrupted").inc()
                         except ModelUnavailableError:
                             return
+                        except (BadInputError, NotFoundError, LabelStudioError) as error:
+                            # The next image, and the next task, may well be there.
+                            self._metrics.prefetched.labels("failed").inc()
+                            logger.info("project=%s task=%s: looking ahead: %s", project_key, task.get("id"), error)
+                            break
                         else:
                             self._metrics.prefetched.labels(outcome).inc()
                             break

@@ -16,6 +16,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.connection import Connections
+from backend.projects.images import ImageVersion, versions_from_json
 from backend.projects.predictions import Predictions
 from backend.projects.propagation_pauses import is_paused, pause
 from backend.projects.propagation_plans import project_of
@@ -188,13 +189,19 @@ class PropagationWork:
                 return should_stop()
 
             outcomes = self._bulk.run(
-                Batch(project, config, version, known, task_ids),
+                Batch(project, config, version, known, task_ids, self._made_of(record, task_ids, version)),
                 should_stop=is_over,
                 still_wanted=lambda: self._tasks.still_claimed(record.id, claim),
             )
         finished = self._patiently(lambda: self._tasks.finish(record.id, claim, outcomes))
         self._tasks.release(record.id, [claim], counts_as_attempt=False)
         return finished
+
+    def _made_of(
+        self, record: PropagationRecord, task_ids: Sequence[int], version: str
+    ) -> dict[int, dict[str, ImageVersion]]:
+        noted = self._tasks.made_of(record.project_key, task_ids, version)
+        return {task_id: versions_from_json(images) for task_id, images in noted.items()}
 
     def _patiently(self, write: Callable[[], int]) -> int:
         # Predictions are in Label Studio by now; noting it is worth more than one wait of 15 s for a locked database.

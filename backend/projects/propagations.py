@@ -19,7 +19,7 @@ from backend.projects.propagation_pauses import is_paused
 from backend.projects.propagation_plans import PropagationPlans, check_filter, project_of
 from backend.settings import Settings
 from backend.store import Store
-from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
+from backend.store.records import FailureGroup, PropagationCounts, PropagationFilter, PropagationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,12 @@ class Propagations:
             self._figures = (time.monotonic(), figures)
             return figures
 
+    def _reasons(self, record: PropagationRecord, counts: PropagationCounts) -> list[FailureGroup]:
+        # What was predicted without one of its images is no failure: looked for once, at the end.
+        if counts.failed or not record.is_active:
+            return self._store.propagation_tasks.failures(record.id)
+        return []
+
     def status(self, record: PropagationRecord) -> Json:
         """What `GET /projects/<id>/propagations/<id>` answers."""
         counts = self._store.propagation_tasks.counts(record.id)
@@ -173,7 +179,7 @@ class Propagations:
             "paused_until": record.paused_until if is_paused(record) else None,
             "failures": [
                 {"reason": group.reason, "count": group.count, "first_task": group.first_task_id}
-                for group in (self._store.propagation_tasks.failures(record.id) if counts.failed else ())
+                for group in (self._reasons(record, counts))
             ],
         }
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ from backend.core.references import Doubt
 from backend.core.types import Mask, Scribble
 from backend.errors import (
     BadInputError,
+    LabelStudioError,
     LabelStudioUnavailableError,
     ModelUnavailableError,
     NotFoundError,
@@ -25,7 +28,7 @@ from backend.labelstudio.marks import LabelMarks, group_annotation
 from backend.metrics import Metrics
 from backend.pipeline import Softmatcher
 from backend.projects.connection import Connections
-from backend.projects.images import TaskImage, TaskImages
+from backend.projects.images import TaskImage, TaskImages, versions_from_json, versions_to_json
 from backend.projects.models import Models
 from backend.projects.options import background_labels_of, is_complete, reading_digest
 from backend.projects.project_key import key_of_project
@@ -41,6 +44,12 @@ _FINISHED_IOU = 0.8
 _MODEL_WAIT_S = 120.0
 _ASKED_FOR_AT_A_TIME = 200
 """Annotations that seem gone and are asked for one by one; the rest waits for the next reconciliation."""
+_ASKERS = 8
+"""Images that are asked at a time whether they changed."""
+_MOST_ASKED = 64
+
+Json = Mapping[str, Any]
+_ImagesFound = Literal["changed", "unchanged"] | SoftmatcherError
 
 
 class References:
@@ -111,18 +120,27 @@ class References:
         made_with = self._models.get(_MODEL_WAIT_S)[0].signature, self._reading(project)
         counts: dict[str, Any] = {"seen": 0, "unchanged": 0}
         seen: set[int] = set()
-        for task, annotations in client.annotated_tasks(project_id):
-            for annotation in annotations:
-                annotation_id = int(annotation["id"])
-                seen.add(annotation_id)
-                counts["seen"] += 1
-                record = known.get(annotation_id)
-                if record and _is_current(record, annotation, made_with):
-                    counts["unchanged"] += 1
-                    continue
-                outcome = self._take_in(project, task, annotation)
-                self._metrics.annotations.labels(outcome).inc()
-                counts[outcome] = counts.get(outcome, 0) + 1
+        asked: deque[tuple[Json, Json, Future[_ImagesFound]]] = deque()
+
+        def settle() -> None:
+            task, annotation, images = asked.popleft()
+            self._settle(project, task, annotation, images.result(), counts)
+
+        with ThreadPoolExecutor(_ASKERS, thread_name_prefix="unchanged") as pool:
+            for task, annotations in client.annotated_tasks(project_id):
+                for annotation in annotations:
+                    annotation_id = int(annotation["id"])
+                    seen.add(annotation_id)
+                    counts["seen"] += 1
+                    record = known.get(annotation_id)
+                    if record and _is_current(record, annotation, made_with):
+                        asked.append((task, annotation, pool.submit(self._look_at_images, project, task, record)))
+                        if len(asked) >= _MOST_ASKED:
+                            settle()
+                    else:
+                        self._take_in_counted(project, task, annotation, counts)
+            while asked:
+                settle()
         # A page that a list lacks may be a proxy's doing: what seems gone is asked for by itself.
         missing = sorted(known.keys() - seen)
         gone = [
@@ -134,6 +152,43 @@ class References:
             self._store.mark_for_reconcile(project_key)
             counts["left_for_later"] = len(missing) - _ASKED_FOR_AT_A_TIME
         return counts
+
+    def _look_at_images(self, project: ProjectRecord, task: Json, record: AnnotationRecord) -> _ImagesFound:
+        """Find out whether the images that the references of an annotation were made of are still the same."""
+        config, fetcher = parse_label_config(project.label_config), self._connections.fetcher(project.key)
+        for tag_name, version in versions_from_json(record.images).items():
+            try:
+                if not self._images.is_unchanged(task, config.image(tag_name), fetcher, version):
+                    return "changed"
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                return error
+        return "unchanged"
+
+    def _settle(
+        self, project: ProjectRecord, task: Json, annotation: Json, images: _ImagesFound, counts: dict[str, Any]
+    ) -> None:
+        if images == "changed":
+            logger.warning(
+                "project=%s annotation=%s: its image was replaced since: it is taken in again",
+                project.key, annotation["id"],
+            )  # fmt: skip
+            self._take_in_counted(project, task, annotation, counts)
+            return
+        if isinstance(images, SoftmatcherError):
+            if isinstance(images, LabelStudioUnavailableError):
+                self._connections.client(project.key).version()  # raises if it is all of Label Studio
+            # Its references stay: an image that cannot be had today says nothing against them.
+            problem = f"its image cannot be had, the references made of it stay: {images}"
+            self._store.note_problem(project.key, int(annotation["id"]), problem)
+            logger.warning("project=%s annotation=%s: %s", project.key, annotation["id"], problem)
+            counts["image_missing"] = counts.get("image_missing", 0) + 1
+            return
+        counts["unchanged"] += 1
+
+    def _take_in_counted(self, project: ProjectRecord, task: Json, annotation: Json, counts: dict[str, Any]) -> None:
+        outcome = self._take_in(project, task, annotation)
+        self._metrics.annotations.labels(outcome).inc()
+        counts[outcome] = counts.get(outcome, 0) + 1
 
     def count_outdated(self, project: ProjectRecord) -> int:
         """Count the references that other settings, another label config or other models made than there are now.
@@ -205,8 +260,13 @@ class References:
         softmatcher = self._models.get(_MODEL_WAIT_S)[0]
         problems: list[str] = []
         references: list[NewReference] = []
+        images: dict[str, TaskImage] = {}
+        unread: list[str] = []
         try:
-            references = self._describe(softmatcher, project, task, annotation, problems)
+            if not annotation.get("was_cancelled") and annotation.get("result"):
+                config = parse_label_config(project.label_config)
+                images, unread = self._load_images(project, config, task, annotation["result"], problems)
+                references = self._describe(softmatcher, project, config, annotation["result"], images, problems)
         except LabelStudioUnavailableError:
             raise
         except SoftmatcherError as error:
@@ -220,33 +280,56 @@ class References:
             content_digest=_content_digest(annotation),
             reading=self._reading(project),
             problem="; ".join(problems) or None,
+            images=versions_to_json({tag_name: image.version for tag_name, image in images.items()}),
         )
         for problem in problems:
             logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, problem)
-        if not self._store.replace_references(record, references):
+        if not self._store.replace_references(record, references, unread=unread):
             return "superseded"
         if references:
             return "references"
         return "failed" if problems else "none"
 
+    def _load_images(
+        self,
+        project: ProjectRecord,
+        config: LabelConfig,
+        task: Mapping[str, Any],
+        result: Sequence[object],
+        problems: list[str],
+    ) -> tuple[dict[str, TaskImage], list[str]]:
+        """Load the images that a result has regions on; each stands alone: what is wrong with one is its own problem.
+
+        Returns:
+            The images by tag name, and the names of those that cannot be had.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer; one host of images that does not is a problem.
+        """
+        fetcher = self._connections.fetcher(project.key)
+        images: dict[str, TaskImage] = {}
+        unread: list[str] = []
+        for tag in _images_shown(config, result):
+            try:
+                images[tag.name] = self._images.load(task, tag, fetcher, is_interactive=False, with_pixels=True)
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                if isinstance(error, LabelStudioUnavailableError):
+                    self._connections.client(project.key).version()
+                unread.append(tag.name)
+                problems.append(f"image {tag.name!r}: {error}")
+        return images, unread
+
     def _describe(
         self,
         softmatcher: Softmatcher,
         project: ProjectRecord,
-        task: Mapping[str, Any],
-        annotation: Mapping[str, Any],
+        config: LabelConfig,
+        result: Sequence[Any],
+        images: Mapping[str, TaskImage],
         problems: list[str],
     ) -> list[NewReference]:
-        if annotation.get("was_cancelled") or not annotation.get("result"):
-            return []
-        config = parse_label_config(project.label_config)
-        fetcher = self._connections.fetcher(project.key)
-        images = {
-            tag.name: self._images.load(task, tag, fetcher, is_interactive=False, with_pixels=True)
-            for tag in _images_shown(config, annotation["result"])
-        }
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
-        read = read_regions(annotation["result"], config, sizes_hw)
+        read = read_regions(result, config, sizes_hw)
         problems.extend(read.problems)
         marked = group_annotation(read.regions, background_labels_of(config, self._settings), self._settings.mask_tags)
         references = []

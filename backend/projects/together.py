@@ -10,16 +10,41 @@ from typing import Any
 import torch
 
 from backend.core.types import EncodedImage
-from backend.errors import SoftmatcherError
+from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
-from backend.projects.images import ReadImage, TaskImages
+from backend.projects.images import ImageVersion, ReadImage, TaskImages
 from backend.projects.models import Models
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-Predicted = tuple[Json, Callable[[], Json | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskPrediction:
+    """What came of a task. Each of its images stands alone: one that cannot be had leaves the others their masks.
+
+    Attributes:
+        prediction: None if nothing was found.
+        images: image tag -> which content the prediction was made of.
+        failures: image tag -> what was wrong with an image that could not be used.
+    """
+
+    prediction: Json | None
+    images: Mapping[str, ImageVersion]
+    failures: Mapping[str, SoftmatcherError]
+
+    @property
+    def problem(self) -> str | None:
+        """What is missing and why, for people; None if nothing is."""
+        named = [f"without image {tag!r}: {error}" for tag, error in self.failures.items()]
+        return "; ".join(named) or None
+
+
+Predicted = tuple[Json, Callable[[], TaskPrediction]]
+"""A task, and what gives its prediction or raises what was wrong; if no image can be had, what is wrong with the first.
+"""
 
 _READERS = 8
 """Downloads and image decoders: an H100 encodes some 60 images a second, and one image takes a reader some 30 ms."""
@@ -35,7 +60,7 @@ class Steps:
     """What is done with encoded images, outside of turns.
 
     Attributes:
-        plan: matches one task's, by tag name.
+        plan: matches one task's, by tag name; those that can be had.
         segment: the decoder's part of several tasks' plans; gives what makes the prediction of each.
     """
 
@@ -130,6 +155,8 @@ class _Task:
     def __init__(self, task: Json) -> None:
         self.task = task
         self.images: dict[str, ReadImage] = {}
+        self.failures: dict[str, SoftmatcherError] = {}
+        self.versions: dict[str, ImageVersion] = {}
         self.planned: Future[Any] | None = None
         self.predict: Callable[[], Json | None] | None = None
         self.prediction: Json | None = None
@@ -139,10 +166,16 @@ class _Task:
     def of(cls, task: Json, files: Mapping[str, Future[ReadImage]]) -> "_Task":
         """The task when its files are read."""
         made = cls(task)
-        try:
-            made.images = {name: future.result() for name, future in files.items()}
-        except Exception as error:
-            made.failure = error
+        for name, future in files.items():
+            try:
+                made.images[name] = future.result()
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                made.failures[name] = error
+            except Exception as error:
+                made.failure = error
+        made.versions = {name: image.version for name, image in made.images.items()}
+        if made.failures and not made.images:
+            made.failure = made.failure or next(iter(made.failures.values()))
         return made
 
     @property
@@ -162,11 +195,11 @@ class _Task:
         # What waits to be asked for its answer shall not hold images meanwhile.
         self.images, self.planned, self.predict = {}, None, None
 
-    def answer(self) -> Json | None:
+    def answer(self) -> TaskPrediction:
         """Its prediction; raises what was wrong."""
         if self.failure is not None:
             raise self.failure
-        return self.prediction
+        return TaskPrediction(self.prediction, self.versions, self.failures)
 
 
 def _segment(

@@ -205,8 +205,16 @@ class Store:
 
     # -- annotations and references
 
-    def replace_references(self, annotation: AnnotationRecord, references: Sequence[NewReference]) -> bool:
+    def replace_references(
+        self, annotation: AnnotationRecord, references: Sequence[NewReference], *, unread: Collection[str] = ()
+    ) -> bool:
         """Make these the only references of an annotation, all or none.
+
+        Args:
+            annotation: that they were made of.
+            references: of it.
+            unread: image tags whose image cannot be had now. If the annotation itself has not changed, its references
+                there are kept: nobody knows any better.
 
         Returns:
             False, and nothing is changed, if the store knows a newer state: the annotation updated later, or it or its
@@ -225,13 +233,33 @@ class Store:
             self._lock_project(connection, annotation.project_key)
             if self._is_superseded(connection, annotation, updated_us, now):
                 return False
-            _delete_annotations(
-                connection, annotation.project_key, tables.annotations.c.annotation_id, [annotation.annotation_id]
+            mine = (tables.annotations.c.project_key == annotation.project_key) & (
+                tables.annotations.c.annotation_id == annotation.annotation_id
             )
-            connection.execute(sa.insert(tables.annotations).values(**vars(annotation), updated_us=updated_us))
-            for row in rows:
-                connection.execute(sa.insert(tables.references).values(row))
+            last = connection.scalar(sa.select(tables.annotations.c.content_digest).where(mine))
+            row = {**vars(annotation), "updated_us": updated_us}
+            if unread and last == annotation.content_digest:
+                connection.execute(sa.update(tables.annotations).where(mine).values(row))
+                replaced = (tables.references.c.project_key == annotation.project_key) & (
+                    tables.references.c.annotation_id == annotation.annotation_id
+                )
+                connection.execute(
+                    sa.delete(tables.references).where(
+                        replaced, tables.references.c.image_tag.not_in(sorted(set(unread)))
+                    )
+                )
+            else:
+                connection.execute(sa.delete(tables.annotations).where(mine))
+                connection.execute(sa.insert(tables.annotations).values(row))
+            for reference_row in rows:
+                connection.execute(sa.insert(tables.references).values(reference_row))
         return True
+
+    def note_problem(self, project_key: str, annotation_id: int, problem: str) -> None:
+        """Record what is wrong with an annotation, whose references stay; it is taken in again the next time."""
+        mine = (tables.annotations.c.project_key == project_key) & (tables.annotations.c.annotation_id == annotation_id)
+        with self._write() as connection:
+            connection.execute(sa.update(tables.annotations).where(mine).values(problem=problem))
 
     def delete_annotations(self, project_key: str, ids: Collection[int]) -> int:
         """Forget annotations with their references; how many were known."""

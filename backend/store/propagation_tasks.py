@@ -26,7 +26,7 @@ _SHARES: Final = 8
 _SMALLEST_SHARE: Final = 4
 PENDING: Final[Json] = {
     "state": "pending", "attempts": 0, "claim": None, "finished_at": None, "score": None, "model_version": None,
-    "reason": None,
+    "reason": None, "images": None,
 }  # fmt: skip
 
 _runs, _rows = tables.propagations, tables.propagation_tasks
@@ -103,7 +103,7 @@ class PropagationTaskStore:
             sa.update(_rows)
             .where(mine)
             .values(
-                {name: sa.bindparam(f"new_{name}") for name in ("state", "score", "model_version", "reason")}
+                {name: sa.bindparam(f"new_{name}") for name in ("state", "score", "model_version", "reason", "images")}
                 | {"finished_at": now, "claim": None}
             )
         )
@@ -180,8 +180,8 @@ class PropagationTaskStore:
         return int(self._read(sa.select(sa.func.count().label("total")).select_from(some))[0].total)
 
     def failures(self, propagation_id: int, limit: int = 20) -> list[FailureGroup]:
-        """Why tasks failed, the most frequent reason first, with one task each."""
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "failed")
+        """Return why tasks failed, or were predicted without one of their images, the most frequent reason first."""
+        mine = (_rows.c.propagation_id == propagation_id) & _rows.c.reason.is_not(None)
         grouped = (
             sa.select(_rows.c.reason, sa.func.count().label("total"), sa.func.min(_rows.c.task_id).label("first"))
             .where(mine)
@@ -211,6 +211,26 @@ class PropagationTaskStore:
             finished = sa.select(_rows.c.task_id).where(mine, _rows.c.state.in_(("done", "empty")))
             found |= {int(row.task_id) for row in self._read(finished)}
         return found
+
+    def made_of(self, project_key: str, task_ids: Collection[int], model_version: str) -> dict[int, str]:
+        """Return what the newest predictions of a version were made of, as `TaskOutcome.images`, as far as noted.
+
+        Args:
+            project_key: of the tasks; all its propagations are looked at.
+            task_ids: of the tasks.
+            model_version: of the predictions.
+        """
+        noted: dict[int, str] = {}
+        newest_last = (
+            sa.select(_rows.c.task_id, _rows.c.images)
+            .join(_runs, _runs.c.id == _rows.c.propagation_id)
+            .where(_runs.c.project_key == project_key, _rows.c.state == "done", _rows.c.images.is_not(None))
+            .where(_rows.c.model_version == model_version)
+            .order_by(_rows.c.propagation_id)
+        )
+        for some in portions(sorted(task_ids)):
+            noted |= {int(row.task_id): row.images for row in self._read(newest_last.where(_rows.c.task_id.in_(some)))}
+        return noted
 
     def count_outdated(self, propagation_id: int, model_version: str) -> int:
         """Tasks predicted with another model_version than this one."""

@@ -51,6 +51,7 @@ class AnnotationRecord:
         problem: why it gave no reference or not all; None if nothing is wrong.
         reading: digest of the settings and the label config that it was read with; None for records of releases that
             did not note it.
+        images: JSON: which content of the task's images the references were made of.
     """
 
     project_key: str
@@ -61,6 +62,7 @@ class AnnotationRecord:
     content_digest: str
     problem: str | None = None
     reading: str | None = None
+    images: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +232,8 @@ class TaskOutcome:
         state: done, empty, failed or cancelled.
         score: of the prediction in Label Studio.
         model_version: with which it was predicted.
-        reason: why it failed.
+        reason: why it failed; of a task that did not, what is missing.
+        images: JSON: which content of the task's images the prediction was made of.
     """
 
     task_id: int
@@ -238,6 +241,7 @@ class TaskOutcome:
     score: float | None = None
     model_version: str | None = None
     reason: str | None = None
+    images: str | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ annotations = sa.Table(
     sa.Column("content_digest", sa.Text, nullable=False),
     sa.Column("problem", sa.Text),
     sa.Column("reading", sa.Text),
+    sa.Column("images", sa.Text),
     sa.Index("annotations_by_task", "project_key", "task_id"),
 )
 # The blobs come last and the index holds all that a digest needs: neither digests nor counts ever read a blob's page.
@@ -121,7 +122,15 @@ propagation_tasks = sa.Table(
     sa.Column("score", sa.Double),
     sa.Column("model_version", sa.Text),
     sa.Column("reason", sa.Text),
+    sa.Column("images", sa.Text),
     sa.Index("propagation_tasks_by_state", "propagation_id", "state", "finished_at", "task_id"),
+    sa.Index(
+        "propagation_tasks_reasons",
+        "propagation_id",
+        "reason",
+        sqlite_where=sa.text("reason IS NOT NULL"),
+        postgresql_where=sa.text("reason IS NOT NULL"),
+    ),
 )
 quality_estimates = sa.Table(
     "quality_estimates",

@@ -504,3 +504,55 @@ def test_database_operations_a_task_do_not_grow(backend: Backend) -> None:
     backend.label_studio.page = 100
     few, many = statements(100, 1), statements(700, 101)
     assert many < 1.2 * few
+
+
+def test_a_replaced_image_is_predicted_anew_and_the_others_are_only_asked(backend: Backend, key: str) -> None:
+    _work(backend, _start(backend, key))
+    before = [list(backend.label_studio.tasks[number]["predictions"]) for number in range(1, 9)]
+    backend.label_studio.images["/data/upload/1/3.png"] = png(draw(red=(5, 5, 15, 15)))
+    backend.label_studio.images["/data/upload/1/4.png"] = png(draw(blue=RED_BOX))
+    fetches, imported = backend.label_studio.fetches, len(backend.label_studio.imported)
+    record = _start(backend, key)
+    _work(backend, record)
+
+    assert [one["task"] for one in backend.label_studio.imported[imported:]] == [3]
+    assert backend.label_studio.versions_of(3) == [record.model_version]
+    assert backend.label_studio.versions_of(4) == [], "the object is not there any more"
+    after = [list(backend.label_studio.tasks[number]["predictions"]) for number in range(1, 9)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [
+        number not in (3, 4) for number in range(1, 9)
+    ]
+    assert backend.label_studio.fetches == fetches + 4, "the two that changed, to be compared and to be predicted"
+
+    third = _start(backend, key)
+    _work(backend, third)
+    assert len(backend.label_studio.imported) == imported + 1, "what was kept is known too"
+    assert (_counts(backend, third).done, _counts(backend, third).empty) == (6, 2)
+
+
+def test_a_prediction_of_unknown_origin_is_made_anew_once(backend: Backend, key: str) -> None:
+    backend.projects.references.reconcile(key)
+    version = backend.projects.predictions.model_version(key)
+    backend.label_studio.add_prediction(2, {"model_version": version, "result": [], "score": 0.5})
+    _work(backend, _start(backend, key))
+    assert backend.label_studio.versions_of(2) == [version]
+    assert backend.label_studio.tasks[2]["predictions"][0]["result"]
+
+
+def test_a_prediction_stays_while_its_image_cannot_be_had(backend: Backend, key: str) -> None:
+    _work(backend, _start(backend, key))
+    kept = list(backend.label_studio.tasks[3]["predictions"])
+    content = backend.label_studio.images.pop("/data/upload/1/3.png")
+    record = _start(backend, key)
+    _work(backend, record)
+    assert _counts(backend, record).failed == 1
+    assert backend.label_studio.tasks[3]["predictions"] == kept
+    backend.label_studio.images["/data/upload/1/3.png"] = content
+
+
+def test_an_address_that_changed_in_the_task_is_another_image(backend: Backend, key: str) -> None:
+    _work(backend, _start(backend, key))
+    imported = len(backend.label_studio.imported)
+    backend.label_studio.tasks[3]["data"] = {"image": "/data/upload/1/8.png"}
+    _work(backend, _start(backend, key))
+    assert [one["task"] for one in backend.label_studio.imported[imported:]] == [3]

@@ -133,3 +133,49 @@ def test_the_page_renews_references_when_asked(annotated: Backend) -> None:
     assert annotated.client.post("/projects/1/reconcile", data={"x": "1"}).status_code == 303
     annotated.work()
     assert made_of(annotated) != before
+
+
+def test_a_reference_whose_image_was_replaced_is_taken_in_again(annotated: Backend, tmp_path: Path) -> None:
+    key = annotated.label_studio.key
+    connect(annotated, label_config=WITH_BACKGROUND)
+    annotated.projects.references.reconcile(key)
+    before = made_of(annotated)
+    fetches = annotated.label_studio.fetches
+    assert annotated.projects.references.reconcile(key)["unchanged"] == 1
+    assert annotated.label_studio.fetches == fetches, "it is asked, and comes only if it changed"
+
+    annotated.label_studio.images["/data/upload/1/1.png"] = png(draw(red=(10, 10, 28, 28), blue=(40, 5, 60, 20)))
+    start_training(annotated)
+    assert made_of(annotated) != before
+    assert made_of(annotated) == fresh(tmp_path, annotated, WITH_BACKGROUND, {})
+
+
+def test_references_stay_while_their_image_cannot_be_had(annotated: Backend) -> None:
+    key = annotated.label_studio.key
+    connect(annotated, label_config=WITH_BACKGROUND)
+    annotated.projects.references.reconcile(key)
+    before = made_of(annotated)
+    content = annotated.label_studio.images.pop("/data/upload/1/1.png")
+    assert annotated.projects.references.reconcile(key)["image_missing"] == 1
+    connect(annotated, label_config=WITH_BACKGROUND, complete_annotations=True)
+    annotated.projects.references.reconcile(key)
+    assert made_of(annotated) == before
+    (record,) = annotated.projects.store.annotations(key)
+    assert "404" in str(record.problem)
+
+    annotated.label_studio.images["/data/upload/1/1.png"] = content
+    annotated.projects.references.reconcile(key)
+    (record,) = annotated.projects.store.annotations(key)
+    assert record.problem is None
+    assert made_of(annotated) != before, "read with complete annotations now"
+
+
+def test_an_image_host_that_is_down_ends_no_reconciliation(annotated: Backend) -> None:
+    key = annotated.label_studio.key
+    connect(annotated, label_config=WITH_BACKGROUND)
+    annotated.label_studio.away.add("/data/upload/1/1.png")
+    annotated.label_studio.add_task(2, png(draw(red=(10, 10, 30, 30))))
+    annotated.label_studio.annotate(11, 2, [brush(10, 10, 30, 30)])
+    assert annotated.projects.references.reconcile(key) == {"seen": 2, "unchanged": 0, "failed": 1, "references": 1}
+    annotated.label_studio.away.clear()
+    assert annotated.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "references": 1}
