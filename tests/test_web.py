@@ -232,3 +232,43 @@ def test_page_works_while_the_models_load(ready: Backend) -> None:
     ready.projects.models._loaded = None
     ready.projects.models._failure = "weights are missing"
     assert "Propagation" in _page(ready)
+
+
+def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(backend: Backend) -> None:
+    point = {
+        "id": "p", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
+        "original_height": 48, "value": {"x": 30, "y": 40, "width": 1, "keypointlabels": ["Cat"]},
+    }  # fmt: skip
+    for number, content in ((1, png(draw(red=(10, 10, 30, 30)))), (2, None), (3, None), (4, b"no image <b>")):
+        backend.label_studio.add_task(number, content)
+        backend.label_studio.annotate(10 + number, number, [point])
+    unknown = {**point, "id": "q", "value": {**point["value"], "keypointlabels": ["Horse"]}}
+    backend.label_studio.add_task(5, png(draw(red=(10, 10, 30, 30))))
+    backend.label_studio.annotate(15, 5, [point, unknown])
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    backend.projects.references.reconcile(key)
+
+    page = backend.client.get("/projects/1").text
+    assert "3 annotations gave no reference, 1 gave a part only" in page
+    assert "/projects/1/data?task=4" in page
+    assert "404" in page
+    assert "Horse" in page
+    assert "image must be one of" in page
+
+    for number in (2, 3, 4):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30, 30))))
+    assert backend.client.post("/projects/1/reconcile", data={"x": "1"}).status_code == 303
+    backend.work()
+    page = backend.client.get("/projects/1").text
+    assert "gave no reference" not in page
+    assert "1 annotation gave a part only" in page
+
+
+def test_trying_again_without_a_queue_is_made_up_for(backend: Backend) -> None:
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    backend.projects.store.save_project(key, needs_reconcile=False)
+    backend.queue.is_down = True
+    assert backend.client.post("/projects/1/reconcile", json={}).json == {"job": None}
+    project = backend.projects.store.project(key)
+    assert project
+    assert project.needs_reconcile

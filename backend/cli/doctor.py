@@ -16,6 +16,8 @@ from backend.projects import Projects, open_projects
 from backend.settings import Settings
 from backend.store import ProjectRecord
 
+_EXAMPLES = 3
+
 
 def run_doctor(settings: Settings, project_id: int | None, console: Console | None = None) -> bool:
     """Print the report; True if nothing is wrong."""
@@ -88,7 +90,18 @@ def _label_studio(settings: Settings, projects: Projects, project_id: int | None
             "no project has connected yet: add the backend under Settings > Model, or name one with --project",
         )
         return
-    yield from _project(projects, key, project_id)
+    yield from project_checks(projects, key, project_id)
+
+
+def _annotations(projects: Projects, project: ProjectRecord) -> str:
+    unread = projects.store.unread_annotations(project.key)
+    without = [one for one in unread if not one.references]
+    if not unread:
+        return f"{len(projects.store.annotations(project.key))} read, nothing is wrong with any"
+    counted = [(len(without), "gave no reference"), (len(unread) - len(without), "gave a part only")]
+    said = ", ".join(f"{count} {what}" for count, what in counted if count)
+    examples = "; ".join(f"task {one.task_id}: {one.problem}" for one in unread[:_EXAMPLES])
+    raise FindingError(f"{said}. {examples}{'; ...' if len(unread) > _EXAMPLES else ''}. The project's page lists all")
 
 
 def _references(projects: Projects, project: ProjectRecord) -> str:
@@ -101,7 +114,8 @@ def _references(projects: Projects, project: ProjectRecord) -> str:
     return f"{len(projects.store.list_references(project.key))}, all made with the present settings"
 
 
-def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
+def project_checks(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
+    """Look at one project: its label config, an image, backend and webhook, its annotations and references."""
     client = projects.client_for(key)
     found: dict[str, Any] = {}
 
@@ -161,6 +175,7 @@ def _project(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
     yield look("webhook", webhook)
     known = projects.store.project(key)
     if known is not None and known.label_config:
+        yield look("annotations", lambda: _annotations(projects, known))
         yield look("references", lambda: _references(projects, known))
 
 

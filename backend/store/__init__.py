@@ -39,6 +39,7 @@ from backend.store.records import (
     ProjectRecord,
     ReferenceSummary,
     StoredReference,
+    UnreadAnnotation,
 )
 from backend.store.tables import SCHEMA_VERSION
 
@@ -329,6 +330,20 @@ class Store:
             joined
         )
         return {row.key: row.total for row in self._rows(counts.group_by(tables.projects.c.key))}
+
+    def unread_annotations(self, project_key: str) -> list[UnreadAnnotation]:
+        """Return the annotations with a recorded problem, those without any reference first."""
+        record, reference = tables.annotations.c, tables.references.c
+        joined = tables.annotations.outerjoin(
+            tables.references,
+            (record.project_key == reference.project_key) & (record.annotation_id == reference.annotation_id),
+        )
+        counted = sa.func.count(reference.id).label("references")
+        columns = (record.annotation_id, record.task_id, record.problem)
+        wanted = sa.select(*columns, counted).select_from(joined).where(record.project_key == project_key)
+        grouped = wanted.where(record.problem.is_not(None)).group_by(*columns)
+        rows = self._rows(grouped.order_by(counted, record.task_id, record.annotation_id))
+        return [UnreadAnnotation(**row._mapping) for row in rows]
 
     def count_references_not_of(self, project_key: str, reading: str, signature: str | None) -> int:
         """Count the references of a project that were made with another reading, or by other models.

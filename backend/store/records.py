@@ -126,6 +126,22 @@ class StoredReference:
 
 
 @dataclass(frozen=True)
+class UnreadAnnotation:
+    """An annotation of which something could not be made into references.
+
+    Attributes:
+        annotation_id, task_id: as in Label Studio.
+        problem: what is wrong, for people.
+        references: how many it gave all the same.
+    """
+
+    annotation_id: int
+    task_id: int
+    problem: str
+    references: int
+
+
+@dataclass(frozen=True)
 class ReferenceSummary:
     """What a list shows of a reference; fields as in `StoredReference`."""
 

@@ -26,6 +26,7 @@ Json = dict[str, Any]
 _SHOWN_REFERENCES = 12
 _SHOWN_PREDICTIONS = 12
 _SHOWN_PROPAGATIONS = 8
+_SHOWN_UNREAD = 20
 _PICTURE_S = 3600
 
 
@@ -111,6 +112,8 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             quality=quality,
             label_studio=_label_studio_address(project, projects.settings.label_studio_url),
             model_state=projects.models.state,
+            unread=store.unread_annotations(project.key),
+            shown_unread=_SHOWN_UNREAD,
             outdated_references=projects.references.count_outdated(project),
             ago=_ago,
         )

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from backend.cli.doctor import run_doctor
+from backend.cli.doctor import project_checks, run_doctor
+from backend.cli.doctor_checks import Check
 from backend.settings import load_settings
+from tests.fakes import Backend, draw, png
 
 
 def _report(**settings: object) -> tuple[bool, str]:
@@ -44,3 +46,31 @@ def test_unknown_profile_and_folder_that_cannot_be_written(tmp_path: Path) -> No
     is_ok, report = _report(data_dir=tmp_path / "file" / "data")
     assert not is_ok
     assert "SOFTMATCHER_DATA_DIR" in report
+
+
+def test_a_projects_annotations_without_reference_and_its_older_references_are_named(backend: Backend) -> None:
+    point = {
+        "id": "p", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
+        "original_height": 48, "value": {"x": 30, "y": 40, "width": 1, "keypointlabels": ["Cat"]},
+    }  # fmt: skip
+    for number, content in ((1, png(draw(red=(10, 10, 30, 30)))), (2, None)):
+        backend.label_studio.add_task(number, content)
+        backend.label_studio.annotate(10 + number, number, [point])
+    key = backend.projects.note_project(backend.label_studio.project(1))
+
+    def findings() -> dict[str, Check]:
+        return {check.name: check for check in project_checks(backend.projects, key, 1)}
+
+    backend.projects.references.reconcile(key)
+    assert findings()["annotations"].is_ok is False
+    assert findings()["annotations"].finding.startswith("1 gave no reference. task 2: ")
+    assert findings()["references"].is_ok
+
+    backend.projects.store.save_project(key, settings={"extra_params": {"complete_annotations": True}})
+    assert findings()["references"].is_ok is False
+    assert findings()["references"].finding.startswith("1 references were made with other settings")
+
+    backend.label_studio.add_task(2, png(draw(red=(10, 10, 30, 30))))
+    backend.projects.references.reconcile(key)
+    assert findings()["annotations"].is_ok
+    assert findings()["references"].is_ok
