@@ -309,7 +309,7 @@ class TaskImages:
         known_as = (_digest(url), task_id)
         with self._lock:
             known = self._known.get(known_as)
-        if needs_content or known is None or cache.get(known.sha256) is None:
+        if needs_content or known is None or known.validators is None or cache.get(known.sha256) is None:
             known = None
         with self._metrics.stage("fetch"):
             fetched = fetcher.fetch_if_changed(url, task_id, known.validators if known else None)

@@ -45,13 +45,23 @@ def label_studio_command() -> Path:
 
 
 @pytest.fixture(scope="session")
+def local_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that Label Studio serves as local files, to projects with a storage below it."""
+    return tmp_path_factory.mktemp("local-files")
+
+
+@pytest.fixture(scope="session")
 def label_studio(
-    processes: ProcessGroup, label_studio_command: Path, tmp_path_factory: pytest.TempPathFactory
+    processes: ProcessGroup, label_studio_command: Path, tmp_path_factory: pytest.TempPathFactory, local_files: Path
 ) -> Iterator[LabelStudio]:
     folder = tmp_path_factory.mktemp("label-studio")
     # Loopback, and the network between the hosts of test_two_hosts; all else stays refused.
     allowed = protection_but(["127.0.0.0/8", HOSTS_NETWORK])
-    with start_label_studio(processes, label_studio_command, folder, free_port(), allowed) as server:
+    serving = {
+        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(local_files),
+    }
+    with start_label_studio(processes, label_studio_command, folder, free_port(), {**allowed, **serving}) as server:
         yield server
 
 
