@@ -12,6 +12,10 @@ class BadInputError(SoftmatcherError):
     """The request, image, annotation or label config cannot be used as it is: its sender has to change it."""
 
 
+class TooLargeError(BadInputError):
+    """More was sent at a time than the other side takes; the same in parts may do."""
+
+
 class NotFoundError(SoftmatcherError):
     """A project, task, annotation or image does not exist (any more)."""
 

@@ -187,6 +187,16 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     return outcome
 
 
+def tidy_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
+    """Remove what an import left twice that Label Studio did after its answer was given up."""
+    return _run(
+        "tidy_propagation", project_key,
+        lambda projects: {
+            "propagation": propagation_id, "removed": projects.propagation_work.tidy_late(propagation_id)
+        },
+    )  # fmt: skip
+
+
 def estimate_quality(project_key: str) -> dict[str, Any]:
     """Leave each reference out in turn and predict it from the others."""
     return _run(
@@ -257,6 +267,10 @@ class JobQueue:
             PROPAGATIONS, propagate, (project_key, propagation_id), timeout_s=_PROPAGATION_JOB_TIMEOUT_S,
             name=_propagation_job(propagation_id),
         )  # fmt: skip
+
+    def tidy_propagation(self, project_key: str, propagation_id: int) -> str:
+        """Returns the job's id, as `take_in_annotation` does."""
+        return self._enqueue_once(PLANS, tidy_propagation, (project_key, propagation_id), timeout_s=3600)
 
     def estimate_quality(self, project_key: str) -> str:
         """Returns the job's id."""

@@ -86,6 +86,8 @@ class Upkeep:
         propagations = projects.propagations
         for project_key in propagations.due_projects():
             propagations.start(project_key, PropagationFilter(), "new references", supersede=False)
+        for record in projects.store.propagations.due_to_tidy():
+            queue.tidy_propagation(record.project_key, record.id)
         for record in projects.store.propagations.active():
             if record.paused_until is not None and record.paused_until > time.time():
                 continue

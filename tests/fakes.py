@@ -19,7 +19,13 @@ from backend.core.matching import ReferenceBank, gather_references
 from backend.core.references import Doubt
 from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
-from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, QueueUnavailableError
+from backend.errors import (
+    BadInputError,
+    LabelStudioUnavailableError,
+    NotFoundError,
+    QueueUnavailableError,
+    TooLargeError,
+)
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
 from backend.pipeline import MatchOptions, PreparedImage
@@ -175,6 +181,10 @@ class FakeLabelStudio:
     created: int = 0
     away: set[str] = field(default_factory=set)
     has_project: bool = True
+    refused_tasks: set[int] = field(default_factory=set)
+    takes_at_a_time: int | None = None
+    is_late: bool = False
+    late: list[dict[str, Any]] = field(default_factory=list)
     hidden_tasks: set[int] = field(default_factory=set)
 
     @property
@@ -284,12 +294,31 @@ class FakeLabelStudio:
         self._answer()
         if any(prediction["task"] not in self.tasks for prediction in predictions):
             raise BadInputError("task is not in the project")
-        self.imported += predictions
-        for prediction in predictions:
+        if self.takes_at_a_time is not None and len(predictions) > self.takes_at_a_time:
+            raise TooLargeError("413")
+        taken = [prediction for prediction in predictions if not self._refuses(prediction)]
+        self.imported += taken
+        if self.is_late:
+            self.late += taken
+            raise LabelStudioUnavailableError("no answer in time")
+        for prediction in taken:
             self.add_prediction(prediction["task"], prediction)
         if self.answers_get_lost:
             raise LabelStudioUnavailableError("the answer got lost")
-        return len(predictions)
+        return len(taken)
+
+    def create_prediction(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        self._answer()
+        if self._refuses(prediction):
+            raise BadInputError("from_name brush is not in the label config")
+        self.add_prediction(prediction["task"], prediction)
+        return prediction
+
+    def _refuses(self, prediction: dict[str, Any]) -> bool:
+        """As Label Studio's validation does: of an import without a word."""
+        return prediction["task"] in self.refused_tasks or any(
+            f'name="{region["from_name"]}"' not in self.label_config for region in prediction["result"]
+        )
 
     def add_prediction(self, task_id: int, prediction: dict[str, Any]) -> None:
         self.last_prediction += 1
@@ -371,6 +400,9 @@ class PatientQueue:
 
     def propagate(self, project_key: str, propagation_id: int) -> str:
         return self._add("propagate", project_key, propagation_id)
+
+    def tidy_propagation(self, project_key: str, propagation_id: int) -> str:
+        return self._add("tidy_propagation", project_key, propagation_id)
 
     def estimate_quality(self, project_key: str) -> str:
         return self._add("estimate_quality", project_key)

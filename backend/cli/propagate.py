@@ -138,7 +138,8 @@ def _watch(client: _Service, path: str, console: Console) -> Json:
             console.print("It goes on without being watched; the project's page shows it, and cancels it.")
             raise
     console.print(
-        f"{status['state']}: {counts['done']} with masks, {counts['empty']} without the object, "
+        f"{status['state']}: {counts['made_anew']} with new masks, {counts['kept']} with masks as before, "
+        f"{counts['empty']} without the object, "
         f"{counts['failed']} failed, {counts['cancelled']} cancelled; {status['rate_per_s']:.2f} tasks/s"
     )
     for failure in status["failures"]:

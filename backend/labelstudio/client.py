@@ -23,6 +23,7 @@ from backend.errors import (
     LabelStudioError,
     LabelStudioUnavailableError,
     NotFoundError,
+    TooLargeError,
 )
 from backend.labelstudio.transport import is_transient, keep_headers, network_errors, retry_after_s, retry_transient
 
@@ -46,6 +47,7 @@ class LabelStudioClient:
         LabelStudioError: Label Studio refused the token (401, 403) or answered what nobody expected.
         LabelStudioUnavailableError: no answer in time, 429 or 5xx; reading was tried three times.
         BadInputError: Label Studio found fault with what was sent (400).
+        TooLargeError: more was sent than Label Studio, or a proxy before it, takes at a time (413).
     """
 
     def __init__(self, url: str, api_key: SecretStr | str, *, timeout_s: float = 30.0) -> None:
@@ -186,12 +188,20 @@ class LabelStudioClient:
             predictions: each with `task` (id), `result`, `score` and `model_version`.
 
         Returns:
-            How many Label Studio created.
+            How many Label Studio created: fewer where its validation refuses some, of which only its log tells.
         """
         if not predictions:
             return 0
         created = self._send("POST", f"/api/projects/{project_id}/import/predictions", body=list(predictions))
         return int(created.get("created", 0))
+
+    def create_prediction(self, prediction: Mapping[str, Any]) -> Json:
+        """Add one prediction, with Label Studio's reason if it refuses.
+
+        Args:
+            prediction: with `task` (id), `result`, `score` and `model_version`.
+        """
+        return self._send("POST", "/api/predictions/", body=dict(prediction))
 
     def delete_predictions(self, project_id: int, model_version: str) -> None:
         """Delete all of a project's predictions of one model version."""
@@ -403,6 +413,8 @@ def _read_answer(response: requests.Response, what: str) -> object:
             "who may see the project (Account & Settings > Personal Access Token; a Legacy Token only where the "
             "organisation allows them)"
         )
+    if status == 413:
+        raise TooLargeError(f"{what} was too large for Label Studio or a proxy before it (413)")
     if status == 400:
         raise BadInputError(f"Label Studio found fault with {what}: {_detail(response)}")
     if 300 <= status < 400:

@@ -16,6 +16,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     NotFoundError,
     SoftmatcherError,
+    TooLargeError,
 )
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
@@ -42,6 +43,9 @@ _ASKERS = 8
 """Images that are asked at a time whether they changed; most answers are a few bytes."""
 _FETCHERS = 2
 """Downloads from Label Studio at a time, for one worker."""
+_ALIKE_FAILURES = 5
+"""So many tasks in a row whose images fail alike are a server's trouble, not the images'."""
+_FEWEST_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,25 @@ class BulkPredictions:
         return max(_TASKS_A_BATCH, _TURNS_A_BATCH * self._images.good_batch)
 
     def run(
-        self, batch: Batch, *, should_stop: Callable[[], bool], still_wanted: Callable[[], set[int]]
+        self,
+        batch: Batch,
+        *,
+        should_stop: Callable[[], bool],
+        still_wanted: Callable[[], set[int]],
+        on_lost_answer: Callable[[], None] = lambda: None,
+        on_other_config: Callable[[str], None] = lambda _: None,
+        waits_for_images: bool = False,
     ) -> list[TaskOutcome]:
-        """Predict the batch and write it.
+        """Predict the batch and write it. Old predictions are deleted once the new ones were seen in Label Studio.
 
         Args:
             batch: the tasks, at most 100.
             should_stop: asked before each task; True leaves the rest.
             still_wanted: asked once before writing: the tasks whose predictions may still be written.
+            on_lost_answer: called if Label Studio did not answer an import, which it may still do.
+            on_other_config: called with the project's label config if it changed meanwhile, and Label Studio refused
+                predictions for the former one; their tasks are left.
+            waits_for_images: several images in a row that fail alike are taken for a server that is away.
 
         Returns:
             Outcomes of the tasks that were finished; those left are not among them.
@@ -118,17 +133,22 @@ class BulkPredictions:
         for task in tasks.values():
             current, old = own[task["id"]]
             if task["id"] in unchanged:
-                kept = TaskOutcome(task["id"], "done", _score(current[-1]), batch.version)
+                kept = TaskOutcome(task["id"], "done", _score(current[-1]), batch.version, is_kept=True)
                 outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
                 current = current[:-1]
             else:
                 to_predict.append(task)
             replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
         had_one = {outcome.task_id for outcome in outcomes if outcome.state == "done"}
-        found = self._predict(batch, to_predict, client, should_stop, outcomes, fetcher)
+        found = self._predict(batch, to_predict, client, should_stop, outcomes, fetcher, waits_for_images)
         wanted = still_wanted()
         outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]
-        written = self._write(client, batch, {id_: one for id_, one in found.items() if id_ in wanted}, outcomes)
+        to_write = {id_: one for id_, one in found.items() if id_ in wanted}
+        try:
+            written = self._write(client, batch, to_write, outcomes, replaced, on_other_config)
+        except LabelStudioUnavailableError:
+            on_lost_answer()
+            raise
         for task_id in (*written, *(had_one & wanted)):
             for prediction_id in replaced.get(task_id, ()):
                 client.delete_prediction(prediction_id)
@@ -154,8 +174,10 @@ class BulkPredictions:
         with ThreadPoolExecutor(_ASKERS, thread_name_prefix="unchanged") as pool:
             return {task["id"] for task, holds in zip(tasks, pool.map(is_unchanged, tasks), strict=True) if holds}
 
-    def keep_one(self, project: ProjectRecord, task_ids: Sequence[int]) -> int:
-        """Remove all but the newest prediction of this backend from each of the tasks; how many were removed.
+    def keep_one(self, project: ProjectRecord, task_ids: Sequence[int], version: str | None) -> int:
+        """Remove all but one prediction of this backend from each of the tasks; how many were removed.
+
+        The newest one of `version` stays, or, where a task has none of that, the newest of any.
 
         Raises:
             LabelStudioError, ConfigurationError: Label Studio cannot be used.
@@ -163,7 +185,8 @@ class BulkPredictions:
         client = self._connections.client(project.key)
         removed = 0
         for task in client.tasks_of(project.project_id, task_ids):
-            for prediction in sorted(_own(task), key=lambda each: int(each["id"]))[:-1]:
+            by_age = sorted(_own(task), key=lambda each: (each.get("model_version") == version, int(each["id"])))
+            for prediction in by_age[:-1]:
                 client.delete_prediction(int(prediction["id"]))
                 removed += 1
         return removed
@@ -176,9 +199,11 @@ class BulkPredictions:
         should_stop: Callable[[], bool],
         outcomes: list[TaskOutcome],
         fetcher: ImageFetcher,
+        waits_for_images: bool,
     ) -> dict[int, TaskPrediction]:
         """Task id -> prediction; failures go to the outcomes."""
         found: dict[int, TaskPrediction] = {}
+        alike: deque[str] = deque(maxlen=max(_FEWEST_ALIKE, min(_ALIKE_FAILURES, len(tasks))))
         for task, predict in self._predicted(batch, tasks, fetcher, should_stop):
             task_id = int(task["id"])
             try:
@@ -191,6 +216,11 @@ class BulkPredictions:
                 outcomes.append(self._failed(batch, task_id, "image_host_away", str(error)))
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 outcomes.append(self._failed(batch, task_id, _kind(error), str(error)))
+                alike.append(_kind(error))
+                if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
+                    raise LabelStudioUnavailableError(
+                        f"{len(alike)} images in a row could not be read, the last one since: {error}"
+                    ) from error
             except SoftmatcherError:
                 raise
             except Exception as error:
@@ -203,6 +233,7 @@ class BulkPredictions:
                     # Nobody knows whether the object is absent: it may be on the image that cannot be had.
                     outcomes.append(self._failed(batch, task_id, _kind(unseen[0]), str(one.problem)))
                     continue
+                alike.clear()
                 if one.problem:
                     logger.warning("project=%s task=%d: %s", batch.project.key, task_id, one.problem)
                 found[task_id] = one
@@ -268,6 +299,8 @@ class BulkPredictions:
         batch: Batch,
         found: Mapping[int, TaskPrediction],
         outcomes: list[TaskOutcome],
+        replaced: Mapping[int, Sequence[int]],
+        on_other_config: Callable[[str], None],
     ) -> list[int]:
         """Import the predictions; the tasks that are as they should be now, with and without one."""
         written = [task_id for task_id, one in found.items() if one.prediction is None]
@@ -276,32 +309,56 @@ class BulkPredictions:
             for task_id in written
         ]
         predictions = [{"task": task_id, **one.prediction} for task_id, one in found.items() if one.prediction]
-        for one, problem in self._import(client, batch.project.project_id, predictions):
-            if problem is None:
+        refused, is_sure = self._import(client, batch.project.project_id, predictions)
+        left = [one for one in predictions if one["task"] not in refused]
+        if not is_sure or any(replaced.get(one["task"]) for one in left):
+            seen = _with_new(client, batch, [one["task"] for one in left], replaced)
+            unseen = [one for one in left if one["task"] not in seen]
+        else:
+            unseen = []
+        if unseen or refused:
+            label_config = str(client.project(batch.project.project_id).get("label_config", ""))
+            if label_config != batch.project.label_config:
+                on_other_config(label_config)
+                left, refused, unseen = [one for one in left if one not in unseen], {}, []
+        for one in unseen:
+            try:
+                client.create_prediction(one)  # alone, since then Label Studio says what it finds fault with
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                refused[one["task"]] = f"Label Studio does not take the prediction: {error}"
+        for one in predictions:
+            if one["task"] in refused:
+                outcomes.append(self._failed(batch, one["task"], "import_refused", refused[one["task"]]))
+            elif one in left:
                 written.append(one["task"])
                 made = found[one["task"]]
                 done = TaskOutcome(one["task"], "done", _score(one), batch.version, _shortened(made.problem))
                 outcomes.append(replace(done, images=versions_to_json(made.images)))
-            else:
-                outcomes.append(self._failed(batch, one["task"], "import_refused", problem))
         return written
 
     def _import(
         self, client: LabelStudioClient, project_id: int, predictions: Sequence[Json]
-    ) -> Iterator[tuple[Json, str | None]]:
+    ) -> tuple[dict[int, str], bool]:
+        """Import predictions: those that were refused, with the reason, and whether all others were created."""
+        if not predictions:
+            return {}, True
         try:
             with self._metrics.stage("import"):
-                client.import_predictions(project_id, predictions)
+                created = client.import_predictions(project_id, predictions)
         except BadInputError as error:
-            # Label Studio refuses all of them for one, for example if a task was deleted a moment ago.
             if len(predictions) == 1:
-                yield predictions[0], str(error)
-                return
-            for one in predictions:
-                yield from self._import(client, project_id, [one])
-        else:
-            for one in predictions:
-                yield one, None
+                return {predictions[0]["task"]: str(error)}, True
+            # Label Studio refuses all of them for one, for example if a task was deleted a moment ago; a proxy takes
+            # only so much at a time.
+            half = len(predictions) // 2 if isinstance(error, TooLargeError) else 1
+            refused: dict[int, str] = {}
+            is_sure = True
+            for start in range(0, len(predictions), half):
+                some, is_some_sure = self._import(client, project_id, predictions[start : start + half])
+                refused |= some
+                is_sure &= is_some_sure
+            return refused, is_sure
+        return {}, created == len(predictions)
 
 
 def _shortened(reason: str | None) -> str | None:
@@ -313,6 +370,18 @@ def _kind(error: SoftmatcherError) -> str:
     if isinstance(error, NotFoundError):
         return "image_missing"
     return "image_unusable" if isinstance(error, BadInputError) else "image_refused"
+
+
+def _with_new(
+    client: LabelStudioClient, batch: Batch, task_ids: Sequence[int], replaced: Mapping[int, Sequence[int]]
+) -> set[int]:
+    """Return the tasks that have a prediction of the batch's version in Label Studio other than those replaced."""
+    listed = client.tasks_of(batch.project.project_id, task_ids)
+    return {
+        int(task["id"])
+        for task in listed
+        if any(int(each["id"]) not in replaced.get(task["id"], ()) for each in _own_predictions(task, batch.version)[0])
+    }
 
 
 def _own(task: Json) -> list[Json]:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
+_PLAN_ATTEMPTS = 3
+
 
 class PropagationPlans:
     """Plans propagations."""
@@ -52,6 +54,10 @@ class PropagationPlans:
         if record.state != "planning" or is_paused(record):
             return {"planned": 0, "state": record.state}
         planned = 0
+        if store.begin_plan(propagation_id) > _PLAN_ATTEMPTS:
+            reason = f"the project could not be looked through: {_PLAN_ATTEMPTS} attempts ended without a result"
+            store.fail(propagation_id, record.problem or f"{reason}; the worker's log has the details")
+            return {"planned": 0, "state": "failed"}
         try:
             if not record.planned_up_to:
                 self._references.reconcile(record.project_key)  # fails where Label Studio lacks the project
@@ -78,6 +84,12 @@ class PropagationPlans:
             store.fail(propagation_id, str(error))
             logger.warning("propagation=%d cannot be planned: %s", propagation_id, error)
             return {"planned": planned, "state": "failed"}
+        except Exception as error:
+            logger.exception("propagation=%d", propagation_id)
+            store.note_problem(
+                propagation_id, f"internal error ({type(error).__name__}); the worker's log has the details"
+            )
+            return {"planned": planned, "failed": type(error).__name__}
         return {"planned": planned}
 
     def _pages(self, record: PropagationRecord, project: ProjectRecord) -> Iterator[list[int]]:

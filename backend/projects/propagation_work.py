@@ -33,6 +33,10 @@ _TASKS_A_PAGE = 24
 """Looked through at a time for predictions that are too many."""
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
+_LATE_IMPORT_S = 300.0
+"""After an import without an answer: a slow Label Studio was seen to do one 75 s later."""
+_PAUSES_FOR_IMAGES = 4
+"""Pauses (75 s in all) for images that fail alike, before they count as failures."""
 LANE: Final = "#"
 """Stands between the name of a job and the number of its lane, in the names of claims."""
 
@@ -98,6 +102,7 @@ class PropagationWork:
         self._connections = connections
         self._predictions = predictions
         self._bulk = bulk
+        self._missing_images: set[int] = set()
 
     def run(
         self,
@@ -192,7 +197,12 @@ class PropagationWork:
                 Batch(project, config, version, known, task_ids, self._made_of(record, task_ids, version)),
                 should_stop=is_over,
                 still_wanted=lambda: self._tasks.still_claimed(record.id, claim),
+                on_lost_answer=lambda: store.note_lost_answer(record.id, time.time() + _LATE_IMPORT_S),
+                on_other_config=lambda label_config: self._note_config(project.key, label_config),
+                waits_for_images=record.pauses < _PAUSES_FOR_IMAGES and record.id not in self._missing_images,
             )
+            if record.pauses >= _PAUSES_FOR_IMAGES:
+                self._missing_images.add(record.id)  # they are missing: no more pauses for them in this propagation
         finished = self._patiently(lambda: self._tasks.finish(record.id, claim, outcomes))
         self._tasks.release(record.id, [claim], counts_as_attempt=False)
         return finished
@@ -202,6 +212,10 @@ class PropagationWork:
     ) -> dict[int, dict[str, ImageVersion]]:
         noted = self._tasks.made_of(record.project_key, task_ids, version)
         return {task_id: versions_from_json(images) for task_id, images in noted.items()}
+
+    def _note_config(self, project_key: str, label_config: str) -> None:
+        logger.warning("project=%s has another label config now: its tasks are predicted with that one", project_key)
+        self._store.save_project(project_key, label_config=label_config, needs_reconcile=True)
 
     def _patiently(self, write: Callable[[], int]) -> int:
         # Predictions are in Label Studio by now; noting it is worth more than one wait of 15 s for a locked database.
@@ -215,19 +229,38 @@ class PropagationWork:
     def _tidy_up(self, record: PropagationRecord) -> None:
         """Label Studio's own retrieval, or an import whose answer got lost, may have left a task with two."""
         store = self._store.propagations
-        project = project_of(self._store, record.project_key)
-        client = self._connections.client(record.project_key)
-        removed = 0
-        for page in client.task_ids(project.project_id, more_predictions_than=1):
-            mine = sorted(self._tasks.done_among(record.id, page))
-            for start in range(0, len(mine), _TASKS_A_PAGE):
-                removed += self._bulk.keep_one(project, mine[start : start + _TASKS_A_PAGE])
+        removed = self._remove_surplus(record)
         if store.complete(record.id):
             counts = self._tasks.counts(record.id)
             logger.info(
                 "project=%s propagation=%d done=%d empty=%d failed=%d surplus_removed=%d",
                 record.project_key, record.id, counts.done, counts.empty, counts.failed, removed,
             )  # fmt: skip
+
+    def tidy_late(self, propagation_id: int) -> int:
+        """Look for surplus predictions once more after an import whose answer got lost; how many were removed.
+
+        Raises:
+            LabelStudioError, ConfigurationError: Label Studio cannot be used; it stays due.
+        """
+        record = self._store.propagations.get(propagation_id)
+        if record.tidy_after is None or record.tidy_after > time.time():
+            return 0
+        removed = self._remove_surplus(record)
+        self._store.propagations.note_tidied(propagation_id, record.tidy_after)
+        return removed
+
+    def _remove_surplus(self, record: PropagationRecord) -> int:
+        project = project_of(self._store, record.project_key)
+        client = self._connections.client(record.project_key)
+        newest = self._store.propagations.latest(record.project_key, 1)
+        version = newest[0].model_version if newest else record.model_version
+        removed = 0
+        for page in client.task_ids(project.project_id, more_predictions_than=1):
+            mine = sorted(self._tasks.done_among(record.id, page))
+            for start in range(0, len(mine), _TASKS_A_PAGE):
+                removed += self._bulk.keep_one(project, mine[start : start + _TASKS_A_PAGE], version)
+        return removed
 
     def give_back_dead(self, propagation_id: int, is_alive: Callable[[str], bool]) -> int:
         """Give back the tasks of jobs that do not run any more; how many tasks."""

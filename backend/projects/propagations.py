@@ -169,7 +169,9 @@ class Propagations:
             },
             "model_version": record.model_version,
             "references_digest": record.references_digest,
-            "counts": {name: getattr(counts, name) for name in (*PropagationCounts.STATES, "total", "finished")},
+            "counts": {name: getattr(counts, name) for name in (*PropagationCounts.STATES, "total", "finished")}
+            | {"kept": min(record.kept, counts.done), "made_anew": counts.done - min(record.kept, counts.done)},
+            "percent": 100 * counts.answered // counts.total if counts.total else 0,
             "rate_per_s": round(rate, 3),
             "eta_s": round(counts.unfinished / rate) if rate and record.state == "running" else None,
             "created_at": record.created_at,

@@ -107,14 +107,19 @@ class PropagationTaskStore:
                 | {"finished_at": now, "claim": None}
             )
         )
+        left_out = ("task_id", "is_kept")
         values = [
-            {"of_task": one.task_id} | {f"new_{name}": value for name, value in vars(one).items() if name != "task_id"}
+            {"of_task": one.task_id}
+            | {f"new_{name}": value for name, value in vars(one).items() if name not in left_out}
             for one in outcomes
         ]
+        kept = sum(one.is_kept for one in outcomes)
         with self._write() as connection:
             count = connection.execute(changed, values).rowcount
             connection.execute(
-                sa.update(_runs).where(_runs.c.id == propagation_id).values(pauses=0, paused_until=None, problem=None)
+                sa.update(_runs)
+                .where(_runs.c.id == propagation_id)
+                .values(pauses=0, paused_until=None, problem=None, kept=_runs.c.kept + min(kept, int(count)))
             )
         return int(count)
 

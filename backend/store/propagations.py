@@ -113,7 +113,7 @@ class PropagationStore:
         """Add the next tasks of a plan, in the order of their ids; False, and nothing is added, if it was ended."""
         with self._write() as connection:
             mine = (_runs.c.id == propagation_id) & _runs.c.state.in_(ACTIVE)
-            changes: Json = {"pauses": 0, "paused_until": None, "problem": None}
+            changes: Json = {"pauses": 0, "paused_until": None, "problem": None, "plan_attempts": 0}
             if task_ids:
                 changes["planned_up_to"] = max(task_ids)
             if not connection.execute(sa.update(_runs).where(mine).values(**changes)).rowcount:
@@ -218,9 +218,39 @@ class PropagationStore:
                 connection.execute(
                     sa.update(_runs)
                     .where(_runs.c.id == propagation_id)
-                    .values(state=state, problem=None, paused_until=None, pauses=0, finished_at=None)
+                    .values(state=state, problem=None, paused_until=None, pauses=0, finished_at=None, plan_attempts=0)
                 )
+            if "done" in states:
+                # They are predicted anew, or counted as kept again.
+                connection.execute(sa.update(_runs).where(_runs.c.id == propagation_id).values(kept=0))
         return int(count)
+
+    def begin_plan(self, propagation_id: int) -> int:
+        """Count an attempt to plan; returns how many there were without a page or a pause, this one included."""
+        self._update(propagation_id, plan_attempts=_runs.c.plan_attempts + 1)
+        read = self._read(sa.select(_runs.c.plan_attempts).where(_runs.c.id == propagation_id))
+        return int(read[0].plan_attempts) if read else 0
+
+    def note_problem(self, propagation_id: int, problem: str) -> None:
+        """Remember what the last attempt to plan failed with."""
+        self._update(propagation_id, problem=problem)
+
+    def note_lost_answer(self, propagation_id: int, tidy_after: float) -> None:
+        """Remember that Label Studio may still do an import whose answer got lost.
+
+        Args:
+            propagation_id: whose predictions were imported.
+            tidy_after: unix time in s at which to look for surplus ones.
+        """
+        self._update(propagation_id, tidy_after=tidy_after)
+
+    def due_to_tidy(self) -> list[PropagationRecord]:
+        """Return the propagations whose surplus predictions are to be looked for now."""
+        return [_record(row) for row in self._read(_select_runs(_runs.c.tidy_after < time.time()))]
+
+    def note_tidied(self, propagation_id: int, tidy_after: float) -> None:
+        """Forget a lost answer, unless another one got lost since."""
+        self._update(propagation_id, _runs.c.tidy_after == tidy_after, tidy_after=None)
 
     def pause(self, propagation_id: int, problem: str, *, first_s: float, at_most_s: float) -> float:
         """Let no job work on it for a while: twice as long as the last time, until something succeeds.
@@ -241,7 +271,7 @@ class PropagationStore:
             connection.execute(
                 sa.update(_runs)
                 .where(_runs.c.id == propagation_id)
-                .values(problem=problem, paused_until=until, pauses=pauses)
+                .values(problem=problem, paused_until=until, pauses=pauses, plan_attempts=0)
             )
         return float(until - now)
 

@@ -181,6 +181,8 @@ class PropagationRecord:
         problem: why it failed, or why it waits.
         paused_until: unix time in s before which no job works on it; None if none has to wait.
         pauses: how many pauses there were since something last succeeded.
+        kept: how many of its done tasks had their prediction already.
+        tidy_after: unix time in s at which surplus predictions are looked for once more; None if no answer got lost.
     """
 
     id: int
@@ -198,6 +200,8 @@ class PropagationRecord:
     problem: str | None
     paused_until: float | None
     pauses: int
+    kept: int = 0
+    tidy_after: float | None = None
 
     @property
     def is_active(self) -> bool:
@@ -232,7 +236,12 @@ class PropagationCounts:
     @property
     def finished(self) -> int:
         """Tasks with which nothing more will be done."""
-        return self.done + self.empty + self.failed + self.cancelled
+        return self.answered + self.cancelled
+
+    @property
+    def answered(self) -> int:
+        """Tasks of which it is known what came of them."""
+        return self.done + self.empty + self.failed
 
     @property
     def unfinished(self) -> int:
@@ -250,6 +259,7 @@ class TaskOutcome:
         model_version: with which it was predicted.
         reason: why it failed; of a task that did not, what is missing.
         images: JSON: which content of the task's images the prediction was made of.
+        is_kept: its prediction was there already.
     """
 
     task_id: int
@@ -258,6 +268,7 @@ class TaskOutcome:
     model_version: str | None = None
     reason: str | None = None
     images: str | None = None
+    is_kept: bool = False
 
 
 @dataclass(frozen=True)

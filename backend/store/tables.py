@@ -106,6 +106,9 @@ propagations = sa.Table(
     sa.Column("problem", sa.Text),
     sa.Column("paused_until", sa.Double),
     sa.Column("pauses", sa.Integer, nullable=False),
+    sa.Column("kept", _Id, nullable=False, server_default="0"),
+    sa.Column("tidy_after", sa.Double),
+    sa.Column("plan_attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Index("propagations_of", "project_key", "id"),
     sa.Index("propagations_by_state", "state"),
 )

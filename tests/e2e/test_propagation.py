@@ -250,7 +250,7 @@ def test_command_line_counts_starts_and_watches(new_project: NewProject, propaga
     assert f"{len(TARGETS)} tasks would be predicted" in dry.stdout
     watched = run("--watch", "--limit", "3")
     assert watched.returncode == 0, watched.stderr
-    assert "done: 3 with masks" in watched.stdout
+    assert "done: 3 with new masks" in watched.stdout
     assert sum(len(versions) for versions in own_predictions(project).values()) == 3
     refused = run("--label", "Elephant")
     assert refused.returncode == 2

@@ -20,6 +20,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     NotFoundError,
     SoftmatcherError,
+    TooLargeError,
 )
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.transport import retry_after_s
@@ -176,6 +177,7 @@ ANSWERS: list[tuple[Answer, type[SoftmatcherError], str]] = [
         BadInputError,
         r"found fault with .*'title': \['short'\]",
     ),
+    (Answer(b"<html>too large</html>", 413), TooLargeError, r"was too large for Label Studio or a proxy"),
     (answer({"detail": "x"}, 409), LabelStudioError, r"with 409: x"),
     (Answer(status=301, headers={"Location": "https://x"}), LabelStudioError, r"redirects .*set LABEL_STUDIO_URL"),
     (Answer(b"<html>", headers={"Content-Type": "text/html"}), LabelStudioError, r"with JSON, got text/html"),

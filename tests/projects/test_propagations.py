@@ -9,6 +9,7 @@ import pytest
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
 from backend.projects.propagation_work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
+from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, draw, png
 
 RED_BOX = (10, 10, 30, 30)
@@ -556,3 +557,180 @@ def test_an_address_that_changed_in_the_task_is_another_image(backend: Backend, 
     backend.label_studio.tasks[3]["data"] = {"image": "/data/upload/1/8.png"}
     _work(backend, _start(backend, key))
     assert [one["task"] for one in backend.label_studio.imported[imported:]] == [3]
+
+
+def _all_are_old(backend: Backend) -> None:
+    """Each task has a prediction of an older version of this backend."""
+    for number in range(1, 9):
+        old = {"model_version": "softmatcher-0.0.1+old", "result": [], "score": 0.1, "task": number}
+        backend.label_studio.add_prediction(number, old)
+
+
+def _versions(backend: Backend) -> list[list[str]]:
+    return [backend.label_studio.versions_of(number) for number in range(1, 9)]
+
+
+def test_what_label_studio_drops_without_a_word_fails_with_its_reason_and_keeps_the_old(
+    backend: Backend, key: str
+) -> None:
+    """Its import answers 201 and creates fewer than were sent."""
+    _all_are_old(backend)
+    backend.label_studio.refused_tasks = {3, 6}
+    record = _start(backend, key)
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.empty, counts.failed) == (5, 1, 2)
+    assert _state(backend, record) == "done"
+    reasons = backend.projects.store.propagation_tasks.failures(record.id)
+    assert ["does not take the prediction: from_name" in reason.reason for reason in reasons] == [True]
+    version = backend.projects.predictions.model_version(key)
+    assert _versions(backend) == [
+        ["softmatcher-0.0.1+old"] if number in (3, 6) else [] if number == 5 else [version] for number in range(1, 9)
+    ]
+
+
+def test_a_brush_renamed_in_the_middle_is_predicted_with_the_new_name(
+    backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _all_are_old(backend)
+    record = _start(backend, key)
+    renamed = LABEL_CONFIG.replace('name="brush"', 'name="painter"')
+    backend.label_studio.label_config = renamed
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.empty, counts.failed, counts.pending) == (7, 1, 0, 0)
+    project = backend.projects.store.project(key)
+    assert project
+    assert (project.label_config, project.needs_reconcile) == (renamed, True)
+    for number in (1, 2, 3, 4, 6, 7, 8):
+        (prediction,) = backend.label_studio.tasks[number]["predictions"]
+        assert {region["from_name"] for region in prediction["result"]} == {"painter"}
+
+
+def test_an_import_done_after_it_was_given_up_leaves_one_prediction(backend: Backend, key: str) -> None:
+    """A slow Label Studio did one 75 s after the client had stopped waiting."""
+    record = _start(backend, key)
+    backend.label_studio.is_late = True
+    assert _work(backend, record).left == "paused"
+    backend.label_studio.is_late = False
+    assert _work(backend, record).left == "nothing"
+    assert _state(backend, record) == "done"
+    for prediction in backend.label_studio.late:
+        backend.label_studio.add_prediction(prediction["task"], prediction)
+    assert len(backend.label_studio.versions_of(2)) == 2
+    store = backend.projects.store.propagations
+    assert store.due_to_tidy() == []
+    assert backend.projects.propagation_work.tidy_late(record.id) == 0, "not yet"
+    store.note_lost_answer(record.id, time.time() - 1)
+    Upkeep(backend.projects, backend.queue).propagate_due()  # type: ignore[arg-type]
+    assert ("tidy_propagation", (key, record.id)) in backend.queue.jobs
+    assert backend.projects.propagation_work.tidy_late(record.id) == len(backend.label_studio.late) > 0
+    assert store.due_to_tidy() == []
+    version = backend.projects.predictions.model_version(key)
+    assert _versions(backend) == [[version] if number != 5 else [] for number in range(1, 9)]
+
+
+def test_a_late_import_of_an_older_version_does_not_win(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    _work(backend, record)
+    old = {"model_version": "softmatcher-0.0.1+old", "result": [], "score": 0.1, "task": 2}
+    backend.label_studio.add_prediction(2, old)
+    backend.projects.store.propagations.note_lost_answer(record.id, time.time() - 1)
+    backend.projects.propagation_work.tidy_late(record.id)
+    assert backend.label_studio.versions_of(2) == [backend.projects.predictions.model_version(key)]
+
+
+def test_images_that_fail_alike_for_a_while_are_waited_for(backend: Backend, key: str) -> None:
+    """A login page or a 404 of Label Studio itself for 15 s: nothing has failed for good."""
+    record = _start(backend, key)
+    images = dict(backend.label_studio.images)
+    backend.projects.store.propagations._update(record.id, pauses=0)
+    for url in images:
+        backend.label_studio.images[url] = b"<!doctype html><title>Log in</title>"
+    assert _work(backend, record).left == "paused"
+    counts = _counts(backend, record)
+    assert (counts.failed, counts.pending) == (0, 8)
+    assert "images in a row" in str(backend.projects.store.propagations.get(record.id).problem)
+    backend.label_studio.images.update(images)
+    _work(backend, record)
+    assert (_counts(backend, record).done, _counts(backend, record).failed) == (7, 0)
+
+
+def test_images_that_stay_away_fail_in_the_end_and_can_be_retried(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    images = dict(backend.label_studio.images)
+    backend.label_studio.images.clear()
+    rounds = 0
+    while _work(backend, record).left == "paused":
+        rounds += 1
+        assert rounds < 10
+    assert rounds == 4
+    assert (_counts(backend, record).failed, _state(backend, record)) == (8, "done")
+    backend.label_studio.images.update(images)
+    assert backend.projects.propagations.retry(record.id, "failed") == 8
+    _work(backend, record)
+    assert (_counts(backend, record).done, _counts(backend, record).empty) == (7, 1)
+
+
+def test_a_proxy_that_takes_little_at_a_time_gets_little(backend: Backend, key: str) -> None:
+    backend.label_studio.takes_at_a_time = 2
+    record = _start(backend, key)
+    _work(backend, record)
+    assert (_counts(backend, record).done, _counts(backend, record).failed) == (7, 0)
+    assert all(len(versions) <= 1 for versions in _versions(backend))
+
+
+def test_a_prediction_that_is_too_large_even_alone_fails_alone(backend: Backend, key: str) -> None:
+    backend.label_studio.takes_at_a_time = 0
+    record = _start(backend, key)
+    _work(backend, record)
+    counts = _counts(backend, record)
+    assert (counts.done, counts.empty, counts.failed) == (0, 1, 7)
+    assert [reason.reason for reason in backend.projects.store.propagation_tasks.failures(record.id)] == ["413"]
+
+
+def test_what_was_kept_is_told_from_what_was_made_anew(backend: Backend, key: str) -> None:
+    first = _start(backend, key)
+    _work(backend, first)
+    told = backend.projects.propagations.status(backend.projects.store.propagations.get(first.id))
+    assert (told["counts"]["made_anew"], told["counts"]["kept"], told["percent"]) == (7, 0, 100)
+    del backend.label_studio.tasks[2]["predictions"][:]
+    second = _start(backend, key)
+    _work(backend, second)
+    told = backend.projects.propagations.status(backend.projects.store.propagations.get(second.id))
+    assert (told["counts"]["made_anew"], told["counts"]["kept"], told["counts"]["empty"]) == (1, 6, 1)
+
+
+def test_a_cancelled_propagation_is_as_far_as_it_came(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    backend.projects.store.propagations.cancel(record.id)
+    told = backend.projects.propagations.status(backend.projects.store.propagations.get(record.id))
+    assert (told["percent"], told["counts"]["cancelled"]) == (0, 8)
+
+
+def test_a_planning_that_fails_three_times_ends_as_failed(
+    backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = backend.projects.propagations.start(key, ALL, "test", supersede=False)
+
+    def stumble(_: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(backend.projects.references, "reconcile", stumble)
+    for _ in range(3):
+        assert backend.projects.propagation_plans.plan(record.id)["failed"] == "ZeroDivisionError"
+        assert _state(backend, record) == "planning"
+    backend.projects.propagation_plans.plan(record.id)
+    ended = backend.projects.store.propagations.get(record.id)
+    assert (ended.state, "ZeroDivisionError" in str(ended.problem)) == ("failed", True)
+
+
+def test_pauses_while_planning_are_no_failures(backend: Backend, key: str) -> None:
+    record = backend.projects.propagations.start(key, ALL, "test", supersede=False)
+    backend.label_studio.is_down = True
+    for _ in range(6):
+        backend.projects.propagation_plans.plan(record.id)
+        backend.projects.store.propagations._update(record.id, paused_until=None)
+    assert _state(backend, record) == "planning"
+    backend.label_studio.is_down = False
+    assert backend.projects.propagation_plans.plan(record.id) == {"planned": 8}

@@ -25,8 +25,8 @@ function rate(perSecond) {
 function update(status) {
   const counts = status.counts;
   const total = counts.total || 1;
-  for (const name of ["finished", "total", "done", "empty", "failed", "cancelled", "running", "pending"]) show(name, counts[name]);
-  show("percent", Math.floor((100 * counts.finished) / total));
+  for (const name of ["finished", "total", "made_anew", "kept", "empty", "failed", "cancelled", "running", "pending"]) show(name, counts[name]);
+  show("percent", status.percent);
   show("rate", rate(status.rate_per_s));
   show("eta", duration(status.eta_s));
   show("age", duration((status.finished_at || Date.now() / 1000) - (status.started_at || status.created_at)));
@@ -47,12 +47,16 @@ function update(status) {
   problem.textContent = status.problem ? waits + status.problem : "";
 }
 
+let isInWork = card && (ACTIVE.includes(card.dataset.state) || Number(card.dataset.running) > 0);
+
 async function poll() {
   try {
     const answer = await fetch(card.dataset.url, { headers: { Accept: "application/json" } });
     if (answer.ok) {
       const status = await answer.json();
       update(status);
+      // Of one that was cancelled some tasks may still be in work.
+      isInWork = status.is_active || status.counts.running > 0;
       // Buttons, reasons and pictures come from the server: another state is another page.
       const changed = status.state !== card.dataset.state || (status.counts.failed > 0) !== (Number(card.dataset.failed) > 0);
       if (changed && !document.querySelector("details[open] :focus")) {
@@ -61,7 +65,7 @@ async function poll() {
       }
     }
   } catch { /* The service restarts, or the network is away: the next poll will tell. */ }
-  setTimeout(poll, 2000);
+  if (isInWork) setTimeout(poll, 2000);
 }
 
-if (card && ACTIVE.includes(card.dataset.state)) setTimeout(poll, 1000);
+if (isInWork) setTimeout(poll, 1000);
