@@ -103,7 +103,7 @@ class LabelConfig:
 
     def digest(self) -> str:
         """Return a sha256 that changes with every part: controls, image tags, task keys, labels and their aliases."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=_in_order).encode()).hexdigest()
 
     def brush_for(self, to_name: str, label: str) -> BrushControl:
         """The first brush on image `to_name` that has `label`.
@@ -184,6 +184,11 @@ def parse_label_config(xml: str) -> LabelConfig:
     if not brushes:
         raise _bad_config(f"a <BrushLabels> with labels for image {' or '.join(names)}", "; ".join(reasons) or "none")
     return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names)
+
+
+def _in_order(value: object) -> object:
+    """Give sets an order that is the same in every process, for a digest."""
+    return sorted(map(str, value)) if isinstance(value, frozenset | set) else str(value)
 
 
 def _parse_xml(xml: str) -> Element:

@@ -397,14 +397,21 @@ class Predictions:
         options = match_options(self._settings, project)
         tags = [tag for tag in config.images if tag.name in known.by_tag] or list(config.images[:1])
         pictures = []
+        failures: list[SoftmatcherError] = []
         for tag in tags:
-            image = self._images.load(
-                task, tag, self._connections.fetcher(project.key), is_interactive=False, with_pixels=True
-            )
+            try:
+                image = self._images.load(
+                    task, tag, self._connections.fetcher(project.key), is_interactive=False, with_pixels=True
+                )
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                failures.append(error)  # the other images are shown without it
+                continue
             with self._models.gate.turn(is_interactive=False):
                 trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
             assert image.pixels is not None  # asked for
             pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
+        if failures and not pictures:
+            raise failures[0]
         return draw_traces(pictures)
 
     def _project(self, project_key: str, label_config: str) -> ProjectRecord:

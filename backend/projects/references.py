@@ -253,19 +253,27 @@ class References:
             raise LabelStudioUnavailableError(
                 f"Label Studio has the annotation, but does not list its task: {error}"
             ) from error
-        return self._take_in(project, task, annotation)
+        return self._take_in(project, task, annotation, tries_again=True)
 
-    def _take_in(self, project: ProjectRecord, task: Mapping[str, Any], annotation: Mapping[str, Any]) -> Outcome:
+    def _take_in(
+        self,
+        project: ProjectRecord,
+        task: Mapping[str, Any],
+        annotation: Mapping[str, Any],
+        *,
+        tries_again: bool = False,
+    ) -> Outcome:
         """Describe an annotation and store the result; a bad annotation is recorded with its problem, never raised."""
         softmatcher = self._models.get(_MODEL_WAIT_S)[0]
         problems: list[str] = []
         references: list[NewReference] = []
         images: dict[str, TaskImage] = {}
-        unread: list[str] = []
+        unread: dict[str, SoftmatcherError] = {}
         try:
             if not annotation.get("was_cancelled") and annotation.get("result"):
                 config = parse_label_config(project.label_config)
-                images, unread = self._load_images(project, config, task, annotation["result"], problems)
+                images, unread = self._load_images(project, config, task, annotation["result"])
+                problems += [f"image {tag_name!r}: {error}" for tag_name, error in unread.items()]
                 references = self._describe(softmatcher, project, config, annotation["result"], images, problems)
         except LabelStudioUnavailableError:
             raise
@@ -286,6 +294,8 @@ class References:
             logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, problem)
         if not self._store.replace_references(record, references, unread=unread):
             return "superseded"
+        if tries_again and any(isinstance(error, LabelStudioUnavailableError) for error in unread.values()):
+            self._store.mark_for_reconcile(project.key)  # a host of images that is down for a minute needs nobody
         if references:
             return "references"
         return "failed" if problems else "none"
@@ -296,27 +306,25 @@ class References:
         config: LabelConfig,
         task: Mapping[str, Any],
         result: Sequence[object],
-        problems: list[str],
-    ) -> tuple[dict[str, TaskImage], list[str]]:
+    ) -> tuple[dict[str, TaskImage], dict[str, SoftmatcherError]]:
         """Load the images that a result has regions on; each stands alone: what is wrong with one is its own problem.
 
         Returns:
-            The images by tag name, and the names of those that cannot be had.
+            The images by tag name, and what is wrong with those that cannot be had.
 
         Raises:
             LabelStudioUnavailableError: Label Studio does not answer; one host of images that does not is a problem.
         """
         fetcher = self._connections.fetcher(project.key)
         images: dict[str, TaskImage] = {}
-        unread: list[str] = []
+        unread: dict[str, SoftmatcherError] = {}
         for tag in _images_shown(config, result):
             try:
                 images[tag.name] = self._images.load(task, tag, fetcher, is_interactive=False, with_pixels=True)
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 if isinstance(error, LabelStudioUnavailableError):
                     self._connections.client(project.key).version()
-                unread.append(tag.name)
-                problems.append(f"image {tag.name!r}: {error}")
+                unread[tag.name] = error
         return images, unread
 
     def _describe(

@@ -179,3 +179,14 @@ def test_an_image_host_that_is_down_ends_no_reconciliation(annotated: Backend) -
     assert annotated.projects.references.reconcile(key) == {"seen": 2, "unchanged": 0, "failed": 1, "references": 1}
     annotated.label_studio.away.clear()
     assert annotated.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "references": 1}
+
+
+def test_an_annotation_announced_while_its_image_host_is_down_is_tried_again(annotated: Backend) -> None:
+    key = annotated.label_studio.key
+    connect(annotated, label_config=WITH_BACKGROUND)
+    annotated.projects.store.save_project(key, needs_reconcile=False)
+    annotated.label_studio.away.add("/data/upload/1/1.png")
+    assert annotated.projects.references.take_in(key, 10) == "failed"
+    project = annotated.projects.store.project(key)
+    assert project
+    assert project.needs_reconcile

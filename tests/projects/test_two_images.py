@@ -162,3 +162,11 @@ def test_a_click_on_one_image_needs_no_other(pair: Backend) -> None:
     both = [point("right", 20, 20), point("left", 20, 20)]
     (result,) = predict(pair, [task], params={"context": {"result": both}})
     assert images_of(result) == ["left"]
+
+
+def test_an_explanation_shows_the_images_that_can_be_had(pair: Backend) -> None:
+    mark_left(pair)
+    add(pair, 2, draw(red=RED_BOX), None)
+    assert pair.client.get("/projects/1/tasks/2/explain.png").status_code == 200
+    add(pair, 3, None, None)
+    assert pair.client.get("/projects/1/tasks/3/explain.png").status_code == 404
