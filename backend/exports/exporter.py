@@ -64,7 +64,7 @@ def identity(project: ExportedProject, options: ExportOptions, settings: Setting
         "label_studio": f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}",
         "project": project.id,
         "title": project.title,
-        "labels": list(project.config.labels),
+        "labels": list(project.labels),
         "software": f"softmatcher-label-studio {__version__}",
         **options.to_json(),
     }
@@ -118,7 +118,7 @@ def archive_name(project: ExportedProject, options: ExportOptions) -> str:
 def _export(
     project: ExportedProject, options: ExportOptions, described: Json, sink: Sink, *, threads: int, on_task: OnTask
 ) -> Report:
-    labels = project.config.labels
+    labels = project.labels
     card = DataCard(labels, options, project.title)
     problems = 0
     with (sink.scratch / "objects").open("w") as objects, (sink.scratch / "left-out").open("w") as left_out:
@@ -149,6 +149,8 @@ def _export(
     notes = list(_NOTES[options.format])
     if isinstance(writer, PngWriter):
         notes.append(f"Pixels that masks of several labels claim: {writer.contested_px}; the later label is seen.")
+    if isinstance(writer, YoloWriter):
+        notes.extend(writer.notes)
     if options.format in ("coco", "yolo-seg"):
         notes.append(f"Polygons keep within {options.tolerance_px:g} px of the masks' outlines.")
     sink.write("README.md", [card.markdown(notes).encode()])

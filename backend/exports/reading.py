@@ -1,18 +1,15 @@
 """Image records out of Label Studio, one after the other, a few images ahead."""
 
-import hashlib
-import io
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image as PillowImage
-
 from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
+from backend.exports.image_files import read_image
 from backend.exports.names import export_name
 from backend.exports.options import ExportOptions
 from backend.exports.records import ImageFile, ImageRecord, LeftOut, MaskRecord, Provenance
@@ -21,17 +18,18 @@ from backend.exports.sinks import Sink
 from backend.exports.splits import split_of
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import Region, read_regions
-from backend.labelstudio.image_decoding import decode_image, file_kind
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.projects import Projects, key_of_project
+from backend.projects.options import background_labels_of
 
 logger = logging.getLogger(__name__)
 
 _AHEAD_A_THREAD = 2
 _PAUSES_S: tuple[float, ...] = (1.0, 10.0)
 """Before an image that did not come is tried again: hours of export shall not end with one busy moment of a host."""
-_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+
+_BACKGROUND_ONLY = ("background only", "it says what no object is, not that there is none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,24 @@ class ExportedProject:
     fetcher: ImageFetcher
     references: "ReferenceIndex"
     max_pixels: int
+    background: frozenset[str] = frozenset()
+    """Labels that mark what an object is not: their masks are no objects, and they are no classes of a data set."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of a data set, in the config's order."""
+        return tuple(label for label in self.config.labels if label not in self.background)
+
+    def is_background(self, region: Mapping[str, Any]) -> bool:
+        """Whether a brush region, as Label Studio has it, marks background and nothing else."""
+        value = region.get("value")
+        written = value.get("brushlabels") if isinstance(value, dict) else None
+        names = self.config.label_names.get(str(region.get("from_name")), {})
+        return (
+            isinstance(written, list)
+            and bool(written)
+            and all(names.get(str(name), str(name)) in self.background for name in written)
+        )
 
 
 def open_project(projects: Projects, project_id: int) -> ExportedProject:
@@ -69,6 +85,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
         fetcher=projects.fetcher_for(key),
         references=ReferenceIndex(projects, key, config),
         max_pixels=int(projects.settings.max_image_mpx * 1e6),
+        background=background_labels_of(config, projects.settings),
     )
 
 
@@ -164,7 +181,7 @@ class _Reader:
     def begin(self, task: dict[str, Any], pool: ThreadPoolExecutor) -> Iterator[_Work]:
         """Start to fetch the images of a task that is exported."""
         task_id = int(task["id"])
-        chosen, left_out = choose(task, self._options)
+        chosen, left_out = choose(task, self._options, self._project.is_background)
         for each in left_out:
             self._on_left_out(each)
         for tag in self._project.config.images if chosen else ():
@@ -201,9 +218,12 @@ class _Reader:
             self._on_left_out(LeftOut(work.task_id, "image that cannot be read", str(error)))
             return
         masks = tuple(self._masks(work, file))
-        if not masks and any(_brushes_on(chosen, work.tag) for chosen in work.chosen):
-            message = "none of its masks can be used: without them it would say that there is nothing"
-            self._on_left_out(LeftOut(work.task_id, "image without its masks", message))
+        if not masks and (marked := [each for chosen in work.chosen for each in _brushes_on(chosen, work.tag)]):
+            if all(map(self._project.is_background, marked)):
+                self._on_left_out(LeftOut(work.task_id, *_BACKGROUND_ONLY))
+            else:
+                message = "none of its masks can be used: without them it would say that there is nothing"
+                self._on_left_out(LeftOut(work.task_id, "image without its masks", message))
             return
         yield self._record(work, file, masks)
 
@@ -263,6 +283,10 @@ class _Reader:
             for region in read.regions:
                 if region.mask is None:
                     continue
+                if region.label in self._project.background:
+                    message = f"region {region.id} of label {region.label!r} marks what no object is"
+                    self._on_left_out(LeftOut(work.task_id, "background region", message))
+                    continue
                 if not region.mask.any():
                     message = f"region {region.id} of label {region.label!r}"
                     self._on_left_out(LeftOut(work.task_id, "mask without a pixel", message))
@@ -292,29 +316,12 @@ class _Reader:
         )
 
 
-def read_image(content: bytes, max_pixels: int) -> ImageFile:
-    """Look at an image file as it was fetched, and make it such that every reader sees it upright.
-
-    Raises:
-        BadInputError: it cannot be read.
-    """
-    pixels = decode_image(content, max_pixels)
-    kind, is_turned = file_kind(content)
-    stored, extension = content, _EXTENSIONS.get(kind, f".{kind.lower()}")
-    if is_turned:
-        buffer = io.BytesIO()
-        PillowImage.fromarray(pixels).save(buffer, "PNG")
-        stored, extension = buffer.getvalue(), ".png"
-    height, width = pixels.shape[:2]
-    return ImageFile(
-        hashlib.sha256(content).hexdigest(), (height, width), extension, hashlib.sha256(stored).hexdigest(), stored
-    )
-
-
-def _brushes_on(chosen: Chosen, tag: ImageTag) -> bool:
-    return any(
-        each.get("to_name") == tag.name and str(each.get("type")).lower() == "brushlabels" for each in chosen.result
-    )
+def _brushes_on(chosen: Chosen, tag: ImageTag) -> list[Mapping[str, Any]]:
+    return [
+        each
+        for each in chosen.result
+        if each.get("to_name") == tag.name and str(each.get("type")).lower() == "brushlabels"
+    ]
 
 
 def _user_id(completed_by: object) -> int | None:

@@ -67,8 +67,8 @@ class ImageFile:
         sha256: of the file behind the address: of what split and identity follow from.
         size_hw: upright.
         extension: with its dot, of `stored`.
-        stored_sha256: of the file that goes into the data set: the one behind the address, or an upright copy as PNG of
-            one that only an EXIF tag turns, since many readers do not heed it.
+        stored_sha256: of the file that goes into the data set: the one behind the address, or a PNG of it where readers
+            would not agree about that one (`image_files.read_image`).
         stored: that file; None if an interrupted run has put it there already.
     """
 

@@ -1,6 +1,6 @@
 """Which annotations or predictions of a task are exported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,31 +36,50 @@ class Chosen:
         return _score({}, self.found)
 
 
-def choose(task: Mapping[str, Any], options: ExportOptions) -> tuple[list[Chosen], list[LeftOut]]:
+def choose(
+    task: Mapping[str, Any], options: ExportOptions, is_background: Callable[[Json], bool]
+) -> tuple[list[Chosen], list[LeftOut]]:
     """What of a task is exported, and what is not although there is something.
 
     A task of which nothing is exported is not in the data set: nobody said that there is nothing on its image. An
     annotation without regions says so, and its image is exported without objects. One with key points or boxes but no
-    brush mask says that there is something and not where it ends: it is left out, or its task's prediction taken.
+    brush mask says that there is something and not where it ends: it is left out, or its task's prediction taken. So
+    is one that marks background only: it says what no object is.
+
+    Args:
+        task: as Label Studio gives it, with annotations and predictions.
+        options: of the export.
+        is_background: tells whether a brush region marks background and nothing else.
     """
     task_id = int(task["id"])
     left_out: list[LeftOut] = []
     if options.source != "predictions":
-        taken = _annotations(task, task_id, options, left_out)
+        taken = _annotations(task, task_id, options, is_background, left_out)
         if taken or options.source == "annotations":
             return taken, left_out
     return _predictions(task, task_id, options, left_out), left_out
 
 
 def _annotations(
-    task: Mapping[str, Any], task_id: int, options: ExportOptions, left_out: list[LeftOut]
+    task: Mapping[str, Any],
+    task_id: int,
+    options: ExportOptions,
+    is_background: Callable[[Json], bool],
+    left_out: list[LeftOut],
 ) -> list[Chosen]:
     usable: list[Json] = []
     for annotation in task.get("annotations") or ():
         if annotation.get("was_cancelled"):
             continue
         types = _region_types(annotation)
-        if "brushlabels" not in types and (shapes := sorted(set(types) & set(_SHAPES))):
+        brushed = [each for each in _regions(annotation) if str(each.get("type")).lower() == "brushlabels"]
+        is_masked = not all(map(is_background, brushed))
+        shapes = sorted(set(types) & set(_SHAPES))
+        if brushed and not is_masked and not shapes:
+            message = f"annotation {annotation['id']} says what no object is, not that there is none"
+            left_out.append(LeftOut(task_id, "background only", message))
+            continue
+        if not is_masked and shapes:
             message = f"annotation {annotation['id']} has no brush mask but {', '.join(shapes)}"
             left_out.append(LeftOut(task_id, "annotation without a mask", message))
             continue

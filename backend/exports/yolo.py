@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from backend.exports.options import ExportOptions
+from backend.exports.options import SPLITS, ExportOptions
 from backend.exports.outlines import pixel_polygon
 from backend.exports.records import ImageRecord, MaskRecord
 from backend.exports.sinks import Sink
@@ -17,10 +17,31 @@ def to_yolo_line(one: MaskRecord, class_index: int, tolerance_px: float) -> str:
 
 
 def to_data_yaml(labels: Sequence[str], splits: Sequence[str]) -> str:
-    """What `yolo segment train data=...` is given. Without `path` it means the folder of the file itself."""
+    """Return what `yolo segment train data=...` is given. Without `path` it means the folder of the file itself.
+
+    Ultralytics refuses a file without `train` or `val`, and one whose `val` is no folder: if there is no such split,
+    another one is named, with a comment that says so.
+
+    Args:
+        labels: the classes.
+        splits: those that have images, at least one, in their order.
+    """
+    lines = []
+    for split in SPLITS:
+        if split in splits:
+            lines.append(f"{split}: images/{split}")
+        elif split != "test":
+            lines += [f"# {_stand_in_note(split, splits[0])}", f"{split}: images/{splits[0]}"]
     # A quoted JSON text is a YAML text, whatever a label holds.
     names = [f"  {number}: {json.dumps(label, ensure_ascii=False)}" for number, label in enumerate(labels)]
-    return "\n".join([*(f"{split}: images/{split}" for split in splits), "names:", *names, ""])
+    return "\n".join([*lines, "names:", *names, ""])
+
+
+def _stand_in_note(missing: str, used: str) -> str:
+    return (
+        f"This data set has no {missing} images. Ultralytics wants a {missing} folder: {used} stands in for it, so "
+        "figures of the two say nothing about other images."
+    )
 
 
 class YoloWriter:
@@ -31,13 +52,25 @@ class YoloWriter:
         self._classes = {label: number for number, label in enumerate(labels)}
         self._options = options
         self._sink = sink
+        self._splits: set[str] = set()
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each split that `data.yaml` has to name although it has no images."""
+        used = self._filled
+        return [f"`data.yaml`: {_stand_in_note(split, used[0])}" for split in ("train", "val") if split not in used]
+
+    @property
+    def _filled(self) -> list[str]:
+        return [split for split in SPLITS if split in self._splits]
 
     def add(self, image: ImageRecord) -> None:
         """Write the label file of an image."""
         lines = [to_yolo_line(one, self._classes[one.label], self._options.tolerance_px) for one in image.masks]
         content = "".join(f"{line}\n" for line in lines).encode()
+        self._splits.add(image.split)
         self._sink.write(f"labels/{image.split}/{image.stem}.txt", [content])
 
     def finish(self) -> None:
         """Write what names the classes."""
-        self._sink.write("data.yaml", [to_data_yaml(self._labels, self._options.splits).encode()])
+        self._sink.write("data.yaml", [to_data_yaml(self._labels, self._filled).encode()])

@@ -77,10 +77,10 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
     return np.ascontiguousarray(_TURNS.get(orientation, _as_it_lies)(rgb))
 
 
-def file_kind(data: bytes) -> tuple[str, bool]:
-    """What an image file that `decode_image` takes is: its format ("JPEG"), and whether EXIF turns or mirrors it."""
+def file_kind(data: bytes) -> str:
+    """Return the format of an image file that `decode_image` takes, as Pillow names it ("JPEG")."""
     with PIL.Image.open(BytesIO(data), formats=_FORMATS) as image:
-        return str(image.format), _orientation(image) in _TURNS
+        return str(image.format)
 
 
 def _other_kind(data: bytes) -> str:

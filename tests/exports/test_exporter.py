@@ -406,3 +406,71 @@ def test_the_card_counts_and_claims_nothing_that_nobody_said(filled: Backend, tm
     plain = decode_image(filled.label_studio.images["/data/upload/1/2.png"]).astype(int)
     changed = (sample != plain).any(axis=2)
     assert np.array_equal(changed, MASKS[2][0][1])
+
+
+BACKGROUND_CONFIG = """<View><Image name="image" value="$image"/>
+<BrushLabels name="brush" toName="image"><Label value="Cat"/><Label value="Background"/><Label value="Dog"/>
+</BrushLabels>
+<KeyPointLabels name="kp" toName="image"><Label value="Cat"/></KeyPointLabels></View>"""
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_background_label_is_no_class_and_its_masks_are_counted(
+    filled: Backend, tmp_path: Path, format_: str
+) -> None:
+    label_studio, out = filled.label_studio, tmp_path / "out"
+    label_studio.label_config = BACKGROUND_CONFIG
+    label_studio.annotations[11]["result"].append(brush(box(50, 0, 60, 9), "Background", 9))
+    label_studio.annotate(30, 7, [brush(box(0, 0, 9, 9), "Background")])
+    report = export(filled, out, format=format_, split="1,0,0")
+    assert (report.images, report.objects, report.problems) == (5, 5, 0)
+    assert report.left_out == {"background only": 1, "background region": 1}
+    assert _left_out(out) == {1: "background region", 7: "background only"}
+    assert {entry["label"] for entry in _objects(out) if entry["object"]} == {"Cat", "Dog"}
+    assert json.loads((out / "export.json").read_text())["labels"] == ["Cat", "Dog"]
+    if format_ == "coco":
+        document = json.loads((out / "annotations" / "instances_train.json").read_text())
+        assert [each["name"] for each in document["categories"]] == ["Cat", "Dog"]
+    if format_ == "yolo-seg":
+        assert "Background" not in (out / "data.yaml").read_text()
+        assert {line[0] for line in (out / "labels/train/1-1.txt").read_text().splitlines()} == {"0", "1"}
+    if format_ == "png":
+        assert [each["label"] for each in json.loads((out / "labels.json").read_text())] == [None, "Cat", "Dog"]
+        with PillowImage.open(out / "masks" / "train" / "1-1.png") as indices:
+            assert not np.asarray(indices)[0:9, 50:60].any()
+    assert "Background |" not in (out / "README.md").read_text()
+
+
+def test_an_annotation_of_background_only_leaves_the_task_to_older_ones_and_predictions(
+    filled: Backend, tmp_path: Path
+) -> None:
+    label_studio = filled.label_studio
+    label_studio.label_config = BACKGROUND_CONFIG
+    for number, task in ((40, 1), (41, 6)):
+        label_studio.annotate(
+            number, task, [brush(box(0, 0, 9, 9), "Background")], updated_at="2026-05-01T00:00:00Z"
+        )  # fmt: skip
+    export(filled, tmp_path / "out", source="both")
+    sources = {entry["task"]: entry["source_id"] for entry in _objects(tmp_path / "out") if entry["object"]}
+    assert sources[1] == 11
+    assert sources[6] == label_studio.tasks[6]["predictions"][0]["id"]
+
+
+def test_formats_that_readers_do_not_agree_about(filled: Backend, tmp_path: Path) -> None:
+    label_studio = filled.label_studio
+    upright = PillowImage.fromarray(decode_image(picture(50)))
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    for number, kind, more in (
+        (50, "WEBP", {"exif": exif}), (51, "GIF", {}), (52, "MPO", {"save_all": True, "append_images": [upright]}),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        upright.save(buffer, kind, **more)
+        label_studio.add_task(number, buffer.getvalue())
+        label_studio.annotate(number, number, [brush(box(1, 1, 9, 9), "Cat")])
+    export(filled, tmp_path / "out", split="1,0,0")
+    names = {path.name for path in (tmp_path / "out" / "images" / "train").iterdir()}
+    assert {"50-50.png", "51-51.png", "52-52.jpg"} <= names
+    for number, entry in {each["task"]: each for each in _objects(tmp_path / "out")}.items():
+        content = label_studio.images[label_studio.tasks[number]["data"]["image"]]
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest(), "of the file in Label Studio"

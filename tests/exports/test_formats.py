@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -80,8 +81,8 @@ def test_coco_files_are_complete(filled: Backend, tmp_path: Path) -> None:
 
 def test_yolo_is_read_as_ultralytics_does(filled: Backend, tmp_path: Path) -> None:
     export(filled, tmp_path / "out", format="yolo-seg", tolerance_px="0", **ONE_SPLIT)
-    yaml = (tmp_path / "out" / "data.yaml").read_text()
-    assert yaml == 'train: images/train\nnames:\n  0: "Cat"\n  1: "Dog"\n'
+    document = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert document == {"train": "images/train", "val": "images/train", "names": {0: "Cat", 1: "Dog"}}
     for number, masks in MASKS.items():
         stem = f"{number}-{number}"
         with PillowImage.open(tmp_path / "out" / "images" / "train" / f"{stem}.png") as picture:
@@ -98,6 +99,23 @@ def test_yolo_is_read_as_ultralytics_does(filled: Backend, tmp_path: Path) -> No
             cv2.fillPoly(drawn, [np.asarray(segment * (width, height), np.int32)], color=1)
             assert not (mask & (drawn == 0)).any()
             assert np.count_nonzero(drawn) - np.count_nonzero(mask) <= 40, "but for the line between two parts"
+
+
+@pytest.mark.parametrize("split", ["1,0,0", "0,1,0", "0,0,1", "0.5,0,0.5", "0.98,0.01,0.01", "0.01,0.98,0.01"])
+def test_data_yaml_always_has_a_train_and_a_val_folder_that_are_there(
+    filled: Backend, tmp_path: Path, split: str
+) -> None:
+    """As ultralytics.data.utils.check_det_dataset looks at them."""
+    out = tmp_path / "out"
+    export(filled, out, format="yolo-seg", split=split)
+    text = (out / "data.yaml").read_text()
+    document = yaml.safe_load(text)
+    assert all((out / document[name]).is_dir() for name in ("train", "val"))
+    assert ("test" in document) == (out / "images" / "test").is_dir()
+    for name in ("train", "val"):
+        is_said = f"This data set has no {name} images" in text
+        assert is_said == (not (out / "images" / name).is_dir())
+        assert is_said == (f"has no {name} images" in (out / "README.md").read_text())
 
 
 def test_index_masks_have_the_labels_numbers_and_a_palette(filled: Backend, tmp_path: Path) -> None:
