@@ -58,3 +58,7 @@ class QueueUnavailableError(SoftmatcherError):
 
 class StoreUnavailableError(SoftmatcherError):
     """The database is locked, full, read-only, damaged or does not answer: worth another try once that is mended."""
+
+
+class OutputError(SoftmatcherError):
+    """A file cannot be written where it shall be: the disk is full, the folder read-only, or the place taken."""

@@ -29,6 +29,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     ModelUnavailableError,
     NotFoundError,
+    OutputError,
     QueueUnavailableError,
     SoftmatcherError,
     StoreUnavailableError,
@@ -53,6 +54,7 @@ _STATUS: dict[type[SoftmatcherError], int] = {
     ModelUnavailableError: 503,
     QueueUnavailableError: 503,
     StoreUnavailableError: 503,
+    OutputError: 507,
 }
 _OPENAPI = Path(__file__).parent / "web" / "openapi.json"
 _RETRY_AFTER_S = 5

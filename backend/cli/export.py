@@ -1,7 +1,7 @@
 """`export` and `import-masks`: data sets out of a project, and masks that are there already into it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,17 +122,20 @@ def _export_zip(
 ) -> "Report":
     from backend.errors import BadInputError
     from backend.exports.exporter import export_to_zip
+    from backend.exports.sinks import disk_errors_told
 
     if out.is_dir():
         raise BadInputError(f"--out must be a file when it ends in .zip, got the folder {out}: name another")
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.partial")
-    try:
-        with beside.open("wb") as file:
-            report = export_to_zip(project, options, settings, file, threads=_THREADS, on_task=on_task)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+    with disk_errors_told(f"the export {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                report = export_to_zip(project, options, settings, file, threads=_THREADS, on_task=on_task)
+            beside.replace(out)
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
     return report
 
 

@@ -18,7 +18,7 @@ from backend.exports.options import ExportOptions, Format
 from backend.exports.parquet import ParquetWriter
 from backend.exports.reading import ExportedProject, read_images
 from backend.exports.records import ImageRecord, Json, LeftOut
-from backend.exports.sinks import RECORD, Sink, ZipSink
+from backend.exports.sinks import RECORD, Sink, ZipSink, disk_errors_told
 from backend.exports.yolo import YoloWriter
 from backend.settings import Settings
 
@@ -78,10 +78,11 @@ def export_to_folder(
     Raises:
         BadInputError: nothing to export, or the folder holds other files.
         ConflictError: another process writes it.
+        OutputError: the disk is full or read-only; the next run goes on with the images it has.
         LabelStudioError: Label Studio refuses or does not answer; the next run goes on with the images it has.
     """
     described = identity(project, options, settings)
-    with FolderSink(out, described) as sink:
+    with disk_errors_told(f"the export {out}"), FolderSink(out, described) as sink:
         report = _export(project, options, described, sink, threads=threads, on_task=on_task)
         sink.finish()
         return replace(report, has_resumed=sink.has_resumed)
@@ -100,9 +101,11 @@ def export_to_zip(
 
     Raises:
         BadInputError: nothing to export.
+        OutputError: the disk is full or read-only.
         LabelStudioError: Label Studio refuses or does not answer.
     """
-    with tempfile.TemporaryDirectory(prefix="softmatcher-export-") as scratch:
+    prefix = "softmatcher-export-"
+    with disk_errors_told("the export's zip"), tempfile.TemporaryDirectory(prefix=prefix) as scratch:
         described = identity(project, options, settings)
         with ZipSink(stream, Path(scratch), archive_name(project, options)) as sink:
             report = _export(project, options, described, sink, threads=threads, on_task=on_task)

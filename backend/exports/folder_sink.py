@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -36,9 +37,10 @@ class FolderSink:
             out: the folder that shall be there in the end.
             identity: of the export: what project, in what form.
         """
-        self._out = out.absolute()
-        self._partial = self._out.with_name(f".{self._out.name}.partial")
-        self._old = self._out.with_name(f".{self._out.name}.old")
+        # Through links: the folder behind one is replaced, not the link.
+        self._out = Path(os.path.realpath(out))
+        self._partial = self._out.parent / f".{self._out.name}.partial"
+        self._old = self._out.parent / f".{self._out.name}.old"
         self._identity = identity
         self._lock: IO[str] | None = None
         self._sums: IO[str] | None = None
@@ -51,14 +53,23 @@ class FolderSink:
         """Check and prepare the folders.
 
         Raises:
-            BadInputError: `out` holds something else than an export of this project in this format.
+            BadInputError: `out` holds something else than an export of this project in this format, or is no place for
+                a folder.
             ConflictError: another process is writing this export.
+            OSError: the place cannot be written.
         """
+        if os.path.ismount(self._out):
+            raise BadInputError(
+                f"--out must be a folder that can be replaced as a whole, got {self._out}, where a disk is mounted: "
+                "name a folder in it"
+            )
         self._out.parent.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         try:
             if not self._out.exists() and self._old.exists():
-                self._old.rename(self._out)  # a run was killed between its two last steps
+                self._old.rename(self._out)  # a run was killed between its last steps
+            elif (self._old / RECORD).is_file() and (self._old / SUMS).is_file():
+                shutil.rmtree(self._old)  # ... or right after them
             check_replaceable(self._out, self._identity)
             self._take_up()
         except BaseException:
@@ -77,25 +88,31 @@ class FolderSink:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                raise OSError("whoever had it has removed the file, and a third may have made a new one")
-        except OSError:
+                raise BlockingIOError("whoever had it has removed the file, and a third may have made a new one")
+        except (BlockingIOError, FileNotFoundError):
             file.close()
             raise ConflictError(
                 f"another process is writing {self._out}: wait for it, or name another folder"
             ) from None
+        except OSError:  # a file system without locks
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
         return file
 
     def _release(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock_path.unlink(missing_ok=True)
+            self._lock.close()
         for file in (self._sums, self._journal):
             if file is not None:
-                file.close()
-        if self._lock is not None:
-            self._lock_path.unlink(missing_ok=True)
-            self._lock.close()
+                with suppress(OSError):  # what they still have to write does not fit; `finish` closes them itself
+                    file.close()
 
     @property
     def _lock_path(self) -> Path:
-        return self._out.with_name(f".{self._out.name}.lock")
+        return self._out.parent / f".{self._out.name}.lock"
 
     def _take_up(self) -> None:
         identity = json.dumps([self._identity.get(name) for name in _OF_IMAGES])
@@ -177,7 +194,12 @@ class FolderSink:
         _remove_what_is_not_listed(self._partial)
         if self._out.exists():
             self._out.rename(self._old)
-        self._partial.rename(self._out)
+        try:
+            self._partial.rename(self._out)
+        except OSError:
+            if self._old.exists():
+                self._old.rename(self._out)
+            raise
         shutil.rmtree(self._old, ignore_errors=True)
 
     def _note_sum(self, path: str, sha256: str) -> None:
@@ -192,8 +214,6 @@ def check_replaceable(out: Path, identity: Json) -> None:
         BadInputError: there is something else, which an export would destroy.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        if out.exists():
-            out.rmdir()
         return
     advice = "name a new folder, or move what is there"
     if not out.is_dir():
@@ -202,6 +222,8 @@ def check_replaceable(out: Path, identity: Json) -> None:
         record = json.loads((out / RECORD).read_text())
         listed = _listed(out)
         same = all(record.get(name) == identity.get(name) for name in ("label_studio", "project", "format"))
+    except PermissionError:
+        raise
     except (OSError, ValueError, AttributeError):
         raise BadInputError(
             f"--out must be a new folder or hold an earlier export, got other files: {advice}"

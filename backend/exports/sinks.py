@@ -1,17 +1,43 @@
 """Where an export goes: `folder_sink` makes a folder that appears as a whole, this module a zip written as it comes."""
 
 import hashlib
+import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+from backend.errors import OutputError
 from backend.exports.records import ImageFile
 
 SUMS = "SHA256SUMS"
 RECORD = "export.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can say: a real one would make two exports of the same differ."""
+
+
+@contextmanager
+def disk_errors_told(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals to write into an error with a message.
+
+    Args:
+        what: cannot be written then, for the message.
+
+    Raises:
+        OutputError: the disk is full, a folder is read-only, or the like.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):  # of a stream's reader, or of somebody's network: no file
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OutputError(
+            f"{what} cannot be written: {os.strerror(error.errno)}. Make room, change permissions or name another "
+            "place, and run it again"
+        ) from error
 
 
 class Sink(Protocol):
@@ -53,10 +79,10 @@ class ZipSink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._sums.close()
         if kind is not None:
             # A ZipFile that is thrown away writes its directory: the part would pass for the whole.
             self._zip.fp = None
+        self._sums.close()
 
     @property
     def scratch(self) -> Path:

@@ -1,5 +1,6 @@
 """`export` and `import-masks` as commands: what they print, and their exit codes."""
 
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,52 @@ def test_a_zip_appears_whole_or_not_at_all(filled: Backend, tmp_path: Path) -> N
     filled.label_studio.away.clear()
     assert _run("export", "--project", 1, "--format", "coco", "--out", out).exit_code == 0
     assert out.stat().st_size > 0
+
+
+@contextmanager
+def _small_disk(most_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this: what a full disk or a quota does to a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _error_lines(done: Result) -> list[str]:
+    """What is printed but for the progress bar."""
+    return [line for line in done.output.splitlines() if line.strip() and not line.startswith("tasks")]
+
+
+@pytest.mark.parametrize("format_", ["coco", "yolo-seg", "png", "parquet"])
+@pytest.mark.parametrize("name", ["out", "out.zip"])
+@pytest.mark.parametrize("most_bytes", [0, 100, 1500])
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    filled: Backend, tmp_path: Path, format_: str, name: str, most_bytes: int
+) -> None:
+    arguments = ("export", "--project", 1, "--format", format_, "--out", tmp_path / "sets" / name)
+    with _small_disk(most_bytes):
+        done = _run(*arguments)
+    assert done.exit_code == 2, done.output
+    (line,) = _error_lines(done)
+    assert "cannot be written: File too large. Make room" in line
+    assert {path.name for path in (tmp_path / "sets").iterdir()} <= {".out.partial"}
+    assert _run(*arguments).exit_code == 0
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("out", ["/", "/proc", "/proc/export", "/proc/export.zip", "/proc/sys/export", "{file}/export"])
+def test_a_place_where_nothing_can_be_written_is_one_line(filled: Backend, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = out.format(file=tmp_path / "file")
+    done = _run("export", "--project", 1, "--format", "coco", "--out", out)
+    assert done.exit_code == 2, done.output
+    (line,) = _error_lines(done)
+    assert line.startswith("error: ")
+    assert out in line
+    assert not list(Path("/").glob(".*lock"))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["file"]
 
 
 def test_imported_masks_become_references_at_once(filled: Backend, tmp_path: Path) -> None:

@@ -344,6 +344,33 @@ def test_a_run_killed_between_its_last_steps_loses_no_data_set(filled: Backend, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_run_killed_before_it_has_swept_up_stops_no_later_one(filled: Backend, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(filled, out)
+    before = files(out)
+    shutil.copytree(out, tmp_path / ".out.old")
+    export(filled, out)
+    assert files(out) == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_folder_behind_a_link_is_replaced_and_an_empty_one_stays_when_it_fails(
+    filled: Backend, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "set").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "set")
+    with pytest.raises(BadInputError, match="no predictions"):
+        export(filled, link, source="predictions", min_score="1")
+    assert (tmp_path / "disk" / "set").is_dir()
+    for _ in range(2):
+        export(filled, link)
+        assert link.is_symlink()
+        assert (tmp_path / "disk" / "set" / "export.json").exists()
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["set"]
+
+
 def test_copies_of_an_image_are_in_one_split_and_more_tasks_move_none(filled: Backend, tmp_path: Path) -> None:
     label_studio = filled.label_studio
     for number in range(100, 160):
