@@ -152,8 +152,9 @@ class _Index:
         self._by_name: defaultdict[str, list[MaskSource]] = defaultdict(list)
         self._names_of_tasks = names_of_tasks
         for source in sources:
-            if source.sha256 is not None:
-                self._by_sha256[source.sha256].append(source)
+            for digest in dict.fromkeys((source.sha256, source.copy_sha256)):
+                if digest is not None:
+                    self._by_sha256[digest].append(source)
             for key in match_keys(source.name):
                 self._by_name[key].append(source)
 

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from backend.core.types import Mask
 from backend.errors import BadInputError
+from backend.exports.sinks import RECORD
 from backend.labelstudio.label_config import LabelConfig
 
 Json = dict[str, Any]
@@ -30,6 +31,7 @@ class MaskSource:
     Attributes:
         name: of the image or mask file, for matching and for messages.
         sha256: of the image's file, where that is known.
+        copy_sha256: of the file in the folder, where an export wrote the image anew: tasks may be of either.
         load: reads (label, mask) pairs.
         matched: whether a task was found.
     """
@@ -37,6 +39,7 @@ class MaskSource:
     name: str
     sha256: str | None
     load: Callable[[], list[tuple[str, Mask]]]
+    copy_sha256: str | None = None
     matched: bool = False
 
 
@@ -89,14 +92,15 @@ def _coco_sources(documents: Mapping[Path, Json], folder: Path) -> list[MaskSour
                 by_image[one["image_id"]].append(one)
             for image in document["images"]:
                 name = str(image["file_name"])
-                sha256 = image.get("sha256") or hashes.get(name.rpartition("/")[2])
+                copy = hashes.get(name.rpartition("/")[2])
+                sha256 = image.get("sha256") or copy
                 size_hw = int(image["height"]), int(image["width"])
                 load = _coco_loader(name, by_image.pop(image["id"], []), names, size_hw)
                 known = sources.get((name, sha256))
                 if known is not None:
                     known.load = _both(known.load, load)
                 else:
-                    sources[name, sha256] = MaskSource(name, sha256, load)
+                    sources[name, sha256] = MaskSource(name, sha256, load, copy)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(
                 f"{path.name}: COCO must have ids, names and sizes, got {type(error).__name__}: {error}"
@@ -159,9 +163,12 @@ def _coco_mask(name: str, one: Json, size_hw: tuple[int, int]) -> Mask:
 def _image_hashes(folder: Path) -> dict[str, str]:
     """Content of the image files in a folder, by name; what is there under one name twice, differently, is left out."""
     hashes: dict[str, str | None] = {}
+    is_own_export = (folder / RECORD).is_file()
     for path in sorted(folder.rglob("*")):
-        is_mask = "masks" in path.relative_to(folder).parts
-        if path.suffix.lower() in _IMAGE_ENDINGS and not is_mask and not _is_hidden(path, folder):
+        parts = path.relative_to(folder).parts
+        # The samples on an export's card have the names of their images.
+        is_drawn = "masks" in parts or (is_own_export and parts[0] == "card")
+        if path.suffix.lower() in _IMAGE_ENDINGS and not is_drawn and not _is_hidden(path, folder):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             hashes[path.name] = digest if hashes.get(path.name, digest) == digest else None
@@ -183,7 +190,9 @@ def _png_sources(folder: Path, config: LabelConfig) -> list[MaskSource]:
     hashes = _stems(_image_hashes(folder)) if masks != folder else {}
     known = _export_hashes(folder)
     return [
-        MaskSource(path.name, known.get(path.stem) or hashes.get(path.stem), _png_loader(path, names)) for path in paths
+        MaskSource(path.name, known.get(path.stem) or copy, _png_loader(path, names), copy)
+        for path in paths
+        for copy in (hashes.get(path.stem),)
     ]
 
 

@@ -1,7 +1,9 @@
 """Masks into a project over fakes: what fits, what does not, and nothing twice."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from backend.errors import BadInputError
 from backend.exports.importing import ImportReport, import_masks
 from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
+from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.marks import group_annotation
 from tests.exports.scene import MASKS, box, brush, export, files, fill, opened, picture
 from tests.fakes import Backend, FakeLabelStudio, make_backend
@@ -66,6 +69,57 @@ def test_coco_comes_back_as_it_was_and_a_second_run_adds_nothing(filled: Backend
     again = _import(other, tmp_path / "out")
     assert (again.imported, again.already, again.kept, again.problems) == (0, 5, [], [])
     assert other.label_studio.annotations == before
+    other.projects.close()
+
+
+def _saved(number: int, kind: str, **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    upright = PillowImage.fromarray(decode_image(picture(number)))
+    upright.save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format_", ["coco", "png"])
+@pytest.mark.parametrize("uploads", ["the exported files", "the originals"])
+def test_an_export_finds_the_tasks_of_a_project_of_uploaded_images(
+    filled: Backend, tmp_path: Path, format_: str, uploads: str
+) -> None:
+    """Also where the export holds another file than Label Studio: turned photographs, GIF."""
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    for number, content in ((50, _saved(50, "WEBP", exif=exif)), (51, _saved(51, "GIF"))):
+        address = f"/data/upload/1/{number:08x}-\u00fc ({number}).png"
+        filled.label_studio.add_task(number, content)["data"]["image"] = address
+        filled.label_studio.images[address] = content
+        filled.label_studio.annotate(number, number, [brush(box(number - 48, 1, 9, 9), "Cat")])
+    out = tmp_path / "out"
+    assert export(filled, out, format=format_).images == 7
+    entries = [json.loads(line) for line in (out / "objects.jsonl").read_text().splitlines()]
+    other = make_backend(tmp_path / "other", FakeLabelStudio())
+    label_studio = other.label_studio
+    expected = {}
+    for number, (task, entry) in enumerate({each["task"]: each for each in entries}.items(), start=900):
+        original = filled.label_studio.images[filled.label_studio.tasks[task]["data"]["image"]]
+        stored = (out / "images" / entry["split"] / entry["image"]).read_bytes()
+        assert (original == stored) == (task not in (5, 50, 51))
+        address = f"/data/upload/2/{number:08x}-{number}.png"
+        label_studio.add_task(number, None)["data"]["image"] = address
+        label_studio.images[address] = stored if uploads == "the exported files" else original
+        expected[number] = [
+            (region.label, region.mask)
+            for annotation in filled.label_studio.annotations.values()
+            if annotation["task"] == task
+            for region in read_regions(annotation["result"], opened(filled).config).regions
+        ]
+    report = _import(other, out)
+    assert (report.imported, report.problems) == (7, [])
+    for annotation in label_studio.annotations.values():
+        regions = read_regions(annotation["result"], opened(other).config).regions
+        assert len(regions) == len(expected[annotation["task"]])
+        if format_ == "coco":
+            for region, (label, mask) in zip(regions, expected[annotation["task"]], strict=True):
+                assert region.label == label
+                assert np.array_equal(region.mask, mask)
     other.projects.close()
 
 
