@@ -273,3 +273,17 @@ def test_trying_again_without_a_queue_is_made_up_for(backend: Backend) -> None:
     project = backend.projects.store.project(key)
     assert project
     assert project.needs_reconcile
+
+
+def test_the_page_says_how_a_label_that_pictures_cannot_show_is_called_in_them(backend: Backend) -> None:
+    label_studio = backend.label_studio
+    label_studio.label_config = label_studio.label_config.replace("Dog", "\u72ac")
+    label_studio.add_task(1, png(draw(red=RED_BOX)))
+    for number, label in ((10, "Cat"), (11, "\u72ac")):
+        label_studio.annotate(number, 1, [{**POINT, "value": {**POINT["value"], "keypointlabels": [label]}}])
+    backend.projects.note_project(label_studio.project(1))
+    for number in (10, 11):
+        assert backend.projects.references.take_in(label_studio.key, number) == "references"
+    page = _page(backend)
+    assert "(label 2 in explanations)" in page
+    assert "(label 1 in explanations)" not in page

@@ -95,17 +95,23 @@ def explain(
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
 ) -> None:
     """Draw why the masks of a task are as they are: score maps, points, proposals kept and dropped."""
+    from backend.labelstudio.label_config import parse_label_config
     from backend.projects import open_projects
+    from backend.projects.picture_text import numbered_labels
     from backend.settings import load_settings
 
     projects = open_projects(load_settings())
     try:
         picture = projects.predictions.explain(project, task)
+        known = projects.store.project_by_id(project)
     finally:
         projects.close()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(picture)
     typer.echo(f"written: {out}")
+    labels = parse_label_config(known.label_config).labels if known is not None else ()
+    for label, stand_in in numbered_labels(labels).items():
+        typer.echo(f"  {stand_in} is {label}")
 
 
 @app.command()

@@ -176,7 +176,7 @@ _NOTES: dict[Format, tuple[str, ...]] = {
         "by lines there and back; between parts these are drawn one pixel wide.",
     ),
     "png": (
-        "`masks/<split>/<name>.png`: pixels are class numbers, see `labels.json` and `legend.png`; 0 is nothing.",
+        "`masks/<split>/<name>.png`: pixels are class numbers, see `labels.json` and `legend.html`; 0 is nothing.",
     ),
     "parquet": (
         "`data/<split>-*.parquet`: a row an image; `rle_counts` with `[height, width]` is COCO's run-length code.",

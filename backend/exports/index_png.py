@@ -1,5 +1,6 @@
 """One PNG an image whose pixels are class numbers, with a palette to look at."""
 
+import html
 import io
 import json
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from backend.errors import BadInputError
 from backend.exports.options import ExportOptions
 from backend.exports.records import ImageRecord
 from backend.exports.sinks import Sink
+from backend.projects.picture_text import is_drawable
 
 MOST_LABELS = 255
 NOTHING = "(nothing)"
 _SWATCH_PX = 24
+_WIDTH_PX, _TEXT_PX = 420, 54
 
 
 def palette_colour(index: int) -> tuple[int, int, int]:
@@ -59,17 +62,34 @@ def to_png(indices: NDArray[np.uint8]) -> bytes:
 
 
 def to_legend(labels: Sequence[str]) -> bytes:
-    """A PNG that shows each class number's colour and name."""
+    """A PNG that shows each class number's colour, and its name if the font has all letters of that."""
     rows = [NOTHING, *labels]
-    picture = PillowImage.new("RGB", (420, _SWATCH_PX * len(rows) + 8), "white")
+    picture = PillowImage.new("RGB", (_WIDTH_PX, _SWATCH_PX * len(rows) + 8), "white")
     draw = ImageDraw.Draw(picture)
     for number, label in enumerate(rows):
         top = 4 + number * _SWATCH_PX
         draw.rectangle((4, top + 2, 44, top + _SWATCH_PX - 3), palette_colour(number), "black")
-        draw.text((54, top + 6), f"{number}  {label}"[:60].encode("latin-1", "replace").decode("latin-1"), "black")
+        text = f"{number}  {label}"
+        if not is_drawable(text) or draw.textlength(text) > _WIDTH_PX - _TEXT_PX:
+            text = f"{number}  (its name: legend.html)"
+        draw.text((_TEXT_PX, top + 6), text, "black")
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def to_legend_page(labels: Sequence[str]) -> bytes:
+    """The same as a web page, which has every name whole in the letters that it is written in."""
+    rows = "".join(
+        f'<tr><td style="background:{_hex(number)};width:2em"></td>'
+        f"<td>{number}</td><td>{html.escape(label)}</td></tr>\n"
+        for number, label in enumerate([NOTHING, *labels])
+    )
+    return f'<!doctype html>\n<meta charset="utf-8">\n<title>Legend</title>\n<table>\n{rows}</table>\n'.encode()
+
+
+def _hex(number: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*palette_colour(number))
 
 
 class PngWriter:
@@ -96,8 +116,8 @@ class PngWriter:
     def finish(self) -> None:
         """Write what names the numbers."""
         entries = [
-            {"index": index, "label": label, "colour": "#{:02x}{:02x}{:02x}".format(*palette_colour(index))}
-            for index, label in enumerate([None, *self._labels])
+            {"index": index, "label": label, "colour": _hex(index)} for index, label in enumerate([None, *self._labels])
         ]
         self._sink.write("labels.json", [(json.dumps(entries, indent=1, ensure_ascii=False) + "\n").encode()])
         self._sink.write("legend.png", [to_legend(self._labels)])
+        self._sink.write("legend.html", [to_legend_page(self._labels)])

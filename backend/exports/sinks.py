@@ -97,7 +97,7 @@ class ZipSink:
         entry = zipfile.ZipInfo(f"{self._folder}/{path}", _EPOCH)
         entry.create_system = 3
         entry.external_attr = 0o644 << 16
-        is_text = PurePosixPath(path).suffix in (".json", ".jsonl", ".txt", ".md", ".yaml", "")
+        is_text = PurePosixPath(path).suffix in (".json", ".jsonl", ".txt", ".md", ".html", ".yaml", "")
         entry.compress_type = zipfile.ZIP_DEFLATED if is_text else zipfile.ZIP_STORED
         digest = hashlib.sha256()
         with self._zip.open(entry, "w", force_zip64=True) as file:

@@ -412,7 +412,7 @@ class Predictions:
             pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
         if failures and not pictures:
             raise failures[0]
-        return draw_traces(pictures)
+        return draw_traces(pictures, config.labels)
 
     def _project(self, project_key: str, label_config: str) -> ProjectRecord:
         """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""

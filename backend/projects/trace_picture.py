@@ -3,6 +3,7 @@ dropped."""
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import ImageDraw, ImageFont
 
 from backend.core.trace import LabelTrace, ProposalTrace, Trace
 from backend.core.types import Image, Mask
+from backend.projects.picture_text import drawable
 
 _PANEL_PX = 308
 _THUMBNAIL_PX = 180
@@ -22,13 +24,14 @@ _KEPT, _DROPPED, _INK, _POINT = (40, 140, 70), (190, 50, 50), (30, 30, 30), (255
 _WIDTH_PX = _PER_ROW * (_THUMBNAIL_PX + _GAP_PX) + _GAP_PX
 
 
-def draw_traces(images: Sequence[tuple[Image, Trace, str]]) -> bytes:
+def draw_traces(images: Sequence[tuple[Image, Trace, str]], labels: Sequence[str]) -> bytes:
     """Traces of the images of one task as a PNG.
 
     Args:
         images: (H, W, 3) uint8 RGB, at any size of its aspect ratio; the trace of its segmentation; a first line.
+        labels: of the label config, in its order: one that cannot be drawn goes by its number in it.
     """
-    parts = [part for image, trace, title in images for part in _image_parts(image, trace, title)]
+    parts = [part for image, trace, title in images for part in _image_parts(image, _drawable(trace, labels), title)]
     height = sum(part.height for part in parts) + _GAP_PX
     sheet = PillowImage.new("RGB", (_WIDTH_PX, height), "white")
     y = 0
@@ -40,8 +43,25 @@ def draw_traces(images: Sequence[tuple[Image, Trace, str]]) -> bytes:
     return file.getvalue()
 
 
+def _drawable(trace: Trace, labels: Sequence[str]) -> Trace:
+    return replace(
+        trace,
+        labels=tuple(
+            replace(
+                each,
+                label=drawable(each.label, labels),
+                reason=drawable(each.reason, labels),
+                proposals=tuple(replace(one, reason=drawable(one.reason, labels)) for one in each.proposals),
+            )
+            for each in trace.labels
+        ),
+    )
+
+
 def _image_parts(image: Image, trace: Trace, title: str) -> list[PillowImage.Image]:
-    parts = [_text_block(f"{title}   matcher {trace.matcher}, recipe {trace.recipe}", _WIDTH_PX, size_px=17)]
+    parts = [
+        _text_block(f"{drawable(title, ())}   matcher {trace.matcher}, recipe {trace.recipe}", _WIDTH_PX, size_px=17)
+    ]
     if not trace.labels:
         parts.append(
             _text_block(

@@ -16,6 +16,7 @@ from backend.jobs import JobQueue
 from backend.json_body import read_json_object
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects
+from backend.projects.picture_text import numbered_labels
 from backend.projects.pictures import colour_of
 from backend.store import ProjectRecord
 from backend.store.records import PropagationFilter, PropagationRecord, ReferenceSummary
@@ -99,6 +100,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             project=project,
             title=project.title or f"Project {project_id}",
             labels=_labels_shown(references, quality[2] if quality else None),
+            numbered=numbered_labels(parse_label_config(project.label_config).labels if project.label_config else ()),
             reference_count=len(references),
             config_labels=parse_label_config(project.label_config).labels if project.label_config else (),
             propagation=propagations.status(shown) if shown else None,

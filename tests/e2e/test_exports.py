@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from pycocotools.coco import COCO
 from backend.cli.label_studio_server import TOKEN, Json, LabelStudio
 from backend.cli.sample import sample_tasks
 from backend.core.types import Mask
+from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask
 from tests.e2e.scene import Backend, own_environment
 
@@ -224,6 +226,49 @@ def test_round_trip_of_index_masks(new_project: NewProject, run: Run, drawn: int
     )
     assert len(first) == 3
     assert first == second
+
+
+def _saved(image: np.ndarray, kind: str, **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(image).save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+def test_images_that_readers_disagree_about_come_out_upright_and_back_in_when_uploaded(
+    label_studio: LabelStudio, run: Run, tmp_path: Path
+) -> None:
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    kinds: dict[str, dict[str, Any]] = {"JPEG": {"exif": exif}, "WEBP": {"exif": exif}, "GIF": {}, "MPO": {}}
+    shown = next(iter(IMAGES.values())).image[:60, :90]
+    files = {f"{kind} {number}": _saved(shown, kind, **more) for number, (kind, more) in enumerate(kinds.items())}
+    projects = [label_studio.create_project(f"uploaded {number}", CONFIG) for number in range(2)]
+    try:
+        tasks = label_studio.upload_images(projects[0], files)
+        for name, task in tasks.items():
+            alpha = np.zeros(decode_image(files[name]).shape[:2], np.uint8)
+            alpha[5 : 20 + task % 7, 5:30] = 255
+            label_studio.annotate(task, [_region(1, "Coin", alpha)])
+        first, second = tmp_path / "first", tmp_path / "second"
+        run("export", "--project", projects[0], "--format", "coco", "--out", first, "--split", "1,0,0")
+        stored = {path.stem: path for path in (first / "images" / "train").iterdir()}
+        assert sorted(path.suffix for path in stored.values()) == [".jpg", ".png", ".png", ".png"]
+        for path in stored.values():
+            with PillowImage.open(path) as image:
+                assert image.getexif().get(0x0112, 1) == 1
+            assert np.array_equal(cv2.imread(str(path))[..., ::-1], decode_image(path.read_bytes()))
+        label_studio.upload_images(projects[1], {name: path.read_bytes() for name, path in stored.items()})
+        assert "4 annotations with 4 masks added" in run("import-masks", first, "--project", projects[1])
+        run("export", "--project", projects[1], "--format", "coco", "--out", second, "--split", "1,0,0")
+        before, after = (
+            sorted((mask.shape, mask.tobytes()) for found in _masks(out).values() for _, mask, _ in found)
+            for out in (first, second)
+        )
+        assert len(before) == 4
+        assert before == after
+    finally:
+        for project in projects:
+            label_studio.call("DELETE", f"/api/projects/{project}/")
 
 
 def test_the_service_sends_the_same_as_a_zip(backend: Backend, drawn: int, exported: Path) -> None:

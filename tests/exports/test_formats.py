@@ -1,5 +1,6 @@
 """What the formats' own readers see is what Label Studio had."""
 
+import html
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pycocotools.coco import COCO
 
 from backend.core.types import Mask
 from backend.errors import BadInputError
+from backend.exports.index_png import palette_colour, to_legend, to_legend_page
 from backend.exports.names import match_keys
 from backend.exports.options import options_from_texts
 from tests.exports.scene import LABELS, MASKS, export, fill, opened
@@ -99,6 +101,17 @@ def test_yolo_is_read_as_ultralytics_does(filled: Backend, tmp_path: Path) -> No
             cv2.fillPoly(drawn, [np.asarray(segment * (width, height), np.int32)], color=1)
             assert not (mask & (drawn == 0)).any()
             assert np.count_nonzero(drawn) - np.count_nonzero(mask) <= 40, "but for the line between two parts"
+
+
+def test_a_legend_has_every_label_in_its_own_letters(filled: Backend, tmp_path: Path) -> None:
+    labels = ["\u91d1\u5c5e", "\u00c4pfel & <b>", "x" * 200]
+    page = to_legend_page(labels).decode()
+    for number, label in enumerate(["(nothing)", *labels]):
+        assert f"<td>{number}</td><td>{html.escape(label)}</td>" in page
+        assert "#{:02x}{:02x}{:02x}".format(*palette_colour(number)) in page
+    assert to_legend(labels[:2]) == to_legend(["\u6728\u6750", "\u00fc"]), "no boxes: the page is named instead"
+    export(filled, tmp_path / "out", format="png", **ONE_SPLIT)
+    assert (tmp_path / "out" / "legend.html").read_bytes() == to_legend_page(LABELS)
 
 
 @pytest.mark.parametrize("split", ["1,0,0", "0,1,0", "0,0,1", "0.5,0,0.5", "0.98,0.01,0.01", "0.01,0.98,0.01"])

@@ -1,13 +1,16 @@
 """A trace becomes a picture that can be opened, whatever was found."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image as PillowImage
 
 from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.projects.picture_text import drawable
 from backend.projects.trace_picture import draw_traces
 
+LABELS = ("\u00c4 label", "\u91d1\u5c5e", "\u6728\u6750", "coin")
 IMAGE = np.full((90, 120, 3), 128, np.uint8)
 
 
@@ -30,20 +33,38 @@ def _size(content: bytes) -> tuple[int, int]:
 
 
 def test_kept_and_dropped_labels_are_drawn() -> None:
-    one = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True),)), "task 1")]))
-    two = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True), _label(False))), "task 1")]))
+    one = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True),)), "task 1")], LABELS))
+    two = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True), _label(False))), "task 1")], LABELS))
     assert one[0] == two[0]
     assert two[1] > 1.8 * one[1] - 60
 
 
 def test_colours_tell_kept_from_dropped() -> None:
     kept, dropped = (
-        np.asarray(PillowImage.open(io.BytesIO(draw_traces([(IMAGE, Trace("m", "r", (_label(is_kept),)), "t")]))))
+        np.asarray(
+            PillowImage.open(io.BytesIO(draw_traces([(IMAGE, Trace("m", "r", (_label(is_kept),)), "t")], LABELS)))
+        )
         for is_kept in (True, False)
     )
     assert not np.array_equal(kept, dropped)
 
 
 def test_nothing_to_tell_is_told() -> None:
-    assert _size(draw_traces([(IMAGE, Trace("posterior", "prior", ()), "task 1")]))[1] < 120
-    assert _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(False, proposals=0),)), "task 1")]))[1] > 300
+    assert _size(draw_traces([(IMAGE, Trace("posterior", "prior", ()), "task 1")], LABELS))[1] < 120
+    assert (
+        _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(False, proposals=0),)), "task 1")], LABELS))[1]
+        > 300
+    )
+
+
+def _drawn(label: str) -> bytes:
+    traced = replace(_label(True), label=label, reason=f"more like {label}")
+    return draw_traces([(IMAGE, Trace("m", "r", (traced,)), "task 1")], LABELS)
+
+
+def test_a_label_whose_letters_the_font_does_not_have_goes_by_its_number() -> None:
+    """Not by boxes, which would be the same for all such labels."""
+    assert len({_drawn(label) for label in LABELS}) == len(LABELS)
+    for number, label in enumerate(LABELS[:3], start=1):
+        assert _drawn(label) == _drawn(f"label {number}")
+    assert drawable("\u91d1\u5c5e or coin: \u00e9", LABELS) == "label 2 or coin: \\xe9"
