@@ -95,6 +95,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
 ) -> None:
     """Draw why the masks of a task are as they are: score maps, points, proposals kept and dropped."""
+    from backend.exports.sinks import disk_errors_told
     from backend.labelstudio.label_config import parse_label_config
     from backend.projects import open_projects
     from backend.projects.picture_text import numbered_labels
@@ -106,8 +107,9 @@ def explain(
         known = projects.store.project_by_id(project)
     finally:
         projects.close()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(picture)
+    with disk_errors_told(f"the picture {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(picture)
     typer.echo(f"written: {out}")
     labels = parse_label_config(known.label_config).labels if known is not None else ()
     for label, stand_in in numbered_labels(labels).items():

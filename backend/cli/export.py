@@ -1,9 +1,11 @@
 """`export` and `import-masks`: data sets out of a project, and masks that are there already into it."""
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -120,7 +122,7 @@ def _export_zip(
     out: Path,
     on_task: Callable[[], None],
 ) -> "Report":
-    from backend.errors import BadInputError
+    from backend.errors import BadInputError, ConflictError
     from backend.exports.exporter import export_to_zip
     from backend.exports.sinks import disk_errors_told
 
@@ -129,14 +131,29 @@ def _export_zip(
     beside = out.with_name(f".{out.name}.partial")
     with disk_errors_told(f"the export {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
+        # Neither emptied before it is locked, nor opened for appending: a zip's headers are completed afterwards.
+        with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            if not _is_locked(file, beside):
+                raise ConflictError(f"another process is writing {out}: wait for it, or name another file")
+            try:
+                file.truncate(0)
                 report = export_to_zip(project, options, settings, file, threads=_THREADS, on_task=on_task)
-            beside.replace(out)
-        finally:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+                file.flush()
+                beside.replace(out)
+            except BaseException:
+                with suppress(OSError):
+                    beside.unlink()
+                raise
     return report
+
+
+def _is_locked(file: IO[bytes], path: Path) -> bool:
+    """Lock an open file for this process; False if another has it, or has renamed it in the meantime."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def import_masks(

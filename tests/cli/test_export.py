@@ -1,7 +1,9 @@
 """`export` and `import-masks` as commands: what they print, and their exit codes."""
 
+import fcntl
 import resource
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +112,24 @@ def test_a_place_where_nothing_can_be_written_is_one_line(filled: Backend, tmp_p
     assert out in line
     assert not list(Path("/").glob(".*lock"))
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["file"]
+
+
+def test_two_processes_never_write_one_zip(filled: Backend, tmp_path: Path) -> None:
+    out, partial = tmp_path / "out.zip", tmp_path / ".out.zip.partial"
+    with partial.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"half of it")
+        other.flush()
+        refused = _run("export", "--project", 1, "--format", "coco", "--out", out)
+        assert refused.exit_code == 2
+        assert "another process is writing" in _error_lines(refused)[0]
+        assert partial.read_bytes() == b"half of it"
+    # That process was killed.
+    assert _run("export", "--project", 1, "--format", "coco", "--out", out).exit_code == 0
+    with zipfile.ZipFile(out) as archive:
+        assert archive.testzip() is None
+    assert out.read_bytes()[:2] == b"PK"
+    assert not partial.exists()
 
 
 def test_imported_masks_become_references_at_once(filled: Backend, tmp_path: Path) -> None:
