@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +24,13 @@ from backend.core.instances import split_instances
 from backend.core.kinship import KindFrame, cohesion, kinship
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS
-from backend.core.matching import Matcher, ReferenceBank, join_labels
+from backend.core.matching import (
+    Matcher,
+    ReferenceBank,
+    match_posterior,
+    match_posteriors,
+    with_others_as_background,
+)
 from backend.core.memory_bank import build_bank
 from backend.core.priors import map_peak, own_threshold, recentre_map
 from backend.core.references import Doubt, reference_views, unknown_look_alikes, weigh_doubt
@@ -36,6 +42,7 @@ from backend.core.types import (
     LabelMask,
     Mask,
     MatcherName,
+    OverlapName,
     RecipeName,
     Reference,
     ScoredMask,
@@ -53,6 +60,10 @@ logger = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
 LabelReferences = Sequence[Reference] | ReferenceBank
+_SAME_REGION = 0.5
+"""Masks of two labels whose IoU is at least this are one region: it goes to one of them as a whole."""
+_LEAST_LEFT = 0.3
+"""A label that loses more than the rest of its mask to others is not there."""
 MINIMUM_SIDE_PX = 4
 """An image smaller than this, in height or width, shows no object: resized it is one colour, alike to anything."""
 
@@ -72,6 +83,8 @@ class MatchOptions:
         speck_percent: pieces and holes smaller than this part of the image are cleaned away.
         instances: one mask for each object of a label, not one for all of them.
         minimum_presence: nothing is returned where the object is believed to be there with a smaller chance than this.
+        minimum_score: nor where the expected IoU is below this.
+        overlap: `exclusive`: a pixel has one label at most; `allowed`: labels may lie on one another.
     """
 
     matcher: MatcherName = "posterior"
@@ -84,6 +97,8 @@ class MatchOptions:
     speck_percent: float = 0.02
     instances: bool = False
     minimum_presence: float = 0.5
+    minimum_score: float = 0.0
+    overlap: OverlapName = "exclusive"
 
     def digest(self) -> str:
         """Twelve hex digits that change with any option: part of model_version."""
@@ -109,6 +124,8 @@ class Proposal:
     kinship: float
     cohesion: float
     parts: tuple[ProposalTrace, ...]
+    chance: float | None = None
+    """Chance that the object is there, where it was judged beside other labels; None: as its evidence says."""
 
     def weigh(self) -> Evidence:
         """What speaks for the mask."""
@@ -138,12 +155,14 @@ class SegmentationPlan:
     Attributes:
         encoded: the target.
         labels: those looked for.
+        references: of each of them.
         options: of matching and masks.
         image: None where nothing is looked for, or the image is too small to show anything.
     """
 
     encoded: EncodedImage
     labels: tuple[str, ...]
+    references: tuple[LabelReferences, ...]
     options: MatchOptions
     image: _ImagePlan | None
 
@@ -380,8 +399,9 @@ class Softmatcher:
             options: in place of the engine's own.
 
         Returns:
-            At most one mask a label (with `instances` one an object), none of them overlapping, in the order of
-            `references`; [] where nothing is found, and for images of fewer than four pixels in height or width.
+            At most one mask a label (with `instances` one an object), in the order of `references`, none of them
+            overlapping unless the options allow it; [] where nothing is found, and for images of fewer than four pixels
+            in height or width.
 
         Raises:
             BadInputError: features of other models, NaN in them, a temperature that is not above 0.
@@ -399,10 +419,9 @@ class Softmatcher:
         chosen = options or self._options
         labels = tuple(label for label, known in references.items() if isinstance(known, ReferenceBank) or known)
         if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
-            return SegmentationPlan(encoded, (), chosen, None)
-        return SegmentationPlan(
-            encoded, labels, chosen, self._plan(encoded, [references[label] for label in labels], chosen)
-        )
+            return SegmentationPlan(encoded, (), (), chosen, None)
+        known = tuple(references[label] for label in labels)
+        return SegmentationPlan(encoded, labels, known, chosen, self._plan(encoded, known, chosen))
 
     def segment_planned(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelMask]]]:
         """The second part of `segment`, of several targets, whose decoder passes are shared.
@@ -410,36 +429,66 @@ class Softmatcher:
         Returns:
             For each target what does the rest of it, in any thread, and gives what `segment` does.
         """
-        decoded = iter(self._decode([plan.image for plan in plans if plan.image is not None]))
         return [
-            list if plan.image is None else partial(self._masks, plan.encoded, plan.labels, next(decoded), plan.options)
-            for plan in plans
+            list if plan.image is None else partial(self._masks, plan, proposals)
+            for plan, proposals in zip(plans, self._propose_planned(plans), strict=True)
         ]
 
-    def _masks(
-        self,
-        encoded: EncodedImage,
-        labels: Sequence[str],
-        decoded: _Decoded,
-        options: MatchOptions,
-    ) -> list[LabelMask]:
+    def _propose_planned(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[Proposal]]]:
+        """Make the proposals of several targets; of several labels in two passes.
+
+        Which labels are on the image is judged while each knows all others' objects as background. Then those that are
+        there are matched again as if there were no others: an absent label changes nothing of a present one's mask.
+        """
+        decoded = iter(self._decode([plan.image for plan in plans if plan.image is not None]))
+        made: list[Callable[[], list[Proposal]]] = []
+        again: list[tuple[int, list[Proposal], list[int], _ImagePlan]] = []
+        for number, plan in enumerate(plans):
+            if plan.image is None:
+                made.append(list)
+            elif len(plan.labels) == 1:
+                made.append(partial(self._join, *next(decoded), plan.options))
+            else:
+                first = self._join(*next(decoded), plan.options)
+                made.append(partial(list, first))
+                present = [index for index, one in enumerate(first) if _is_there(one, plan.options)]
+                if 0 < len(present) < len(plan.labels):
+                    known = [plan.references[index] for index in present]
+                    again.append((number, first, present, self._plan(plan.encoded, known, plan.options)))
+        second = self._decode([image for *_, image in again]) if again else []
+        for (number, first, present, _), one in zip(again, second, strict=True):
+            made[number] = partial(self._replaced, first, present, one, plans[number].options)
+        return made
+
+    def _replaced(
+        self, first: Sequence[Proposal], present: Sequence[int], second: _Decoded, options: MatchOptions
+    ) -> list[Proposal]:
+        better = dict(zip(present, self._join(*second, options), strict=True))
+        # A label that was there stays there: only its mask is made anew.
+        return [
+            replace(better[index], chance=presence(one.weigh())) if index in better else one
+            for index, one in enumerate(first)
+        ]
+
+    def _masks(self, plan: SegmentationPlan, propose: Callable[[], list[Proposal]]) -> list[LabelMask]:
         found: list[LabelMask] = []
-        proposals = self._join(*decoded, options)
+        encoded, labels, options = plan.encoded, plan.labels, plan.options
+        claims = compete(propose(), options)
         with self._stage("upsample"):
-            for label, proposal in zip(labels, proposals, strict=True):
-                evidence = proposal.weigh()
-                if presence(evidence) < options.minimum_presence:
+            for label, claim in zip(labels, claims, strict=True):
+                if not claim.is_kept:
                     continue
-                natural = mask_to_size(proposal.mask, encoded.size_hw)
-                # Masks that touch in the working frame may share the pixels that its border became.
-                for other in found:
-                    natural &= ~other.mask
+                natural = mask_to_size(claim.mask, encoded.size_hw)
+                if options.overlap == "exclusive":
+                    # Masks that touch in the working frame may share the pixels that its border became.
+                    for other in found:
+                        natural &= ~other.mask
                 if options.instances:
-                    owner = _nearest_to_size(split_instances(proposal.mask), encoded.size_hw)
+                    owner = _nearest_to_size(split_instances(claim.mask), encoded.size_hw)
                     objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
                 else:
                     objects = [natural]
-                found += [LabelMask(label, one, expected_iou(evidence)) for one in objects if one.any()]
+                found += [LabelMask(label, one, claim.score) for one in objects if one.any()]
         return found
 
     def explain(
@@ -457,17 +506,21 @@ class Softmatcher:
         labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
         if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
             return Trace(chosen.matcher, chosen.recipe, ())
-        proposals = self.propose(encoded, [references[label] for label in labels], chosen)
+        (propose,) = self._propose_planned([self.plan(encoded, {label: references[label] for label in labels}, chosen)])
+        proposals = propose()
         return Trace(
             chosen.matcher,
             chosen.recipe,
-            tuple(_trace_label(label, proposal, chosen) for label, proposal in zip(labels, proposals, strict=True)),
+            tuple(
+                _trace_label(label, proposal, claim, chosen)
+                for label, proposal, claim in zip(labels, proposals, compete(proposals, chosen), strict=True)
+            ),
         )
 
     def propose(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
     ) -> list[Proposal]:
-        """The best mask of each label in the segmenter's working frame, however bad; none of them overlap.
+        """The best mask of each label in the segmenter's working frame, however bad; they may overlap (`compete`).
 
         Args:
             encoded: the target.
@@ -515,11 +568,10 @@ class Softmatcher:
                 judge_parts(own, found, plan.working_hw) for own, found in zip(plan.parts, candidates, strict=True)
             ]
             masks = [_join_parts(label_parts, plan.working_hw, options) for label_parts in parts]
-            resolved = resolve_overlaps(masks, plan.pictures)
         return [
             Proposal(mask, picture, prior, *kind, label_parts)
             for mask, picture, prior, kind, label_parts in zip(
-                resolved, plan.pictures, plan.priors, plan.kinds, parts, strict=True
+                masks, plan.pictures, plan.priors, plan.kinds, parts, strict=True
             )
         ]
 
@@ -554,14 +606,15 @@ class Softmatcher:
                 (known if isinstance(known, ReferenceBank) else self.gather(known, options)).to(device)
                 for known in references
             ]
-            maps = [
-                matcher(bank, target, temperature=temperature, strange_similarity=self.strange_similarity)
-                for bank in banks
-            ]
+            scales = {"temperature": temperature, "strange_similarity": self.strange_similarity}
+            if matcher is match_posterior:
+                maps = match_posteriors(banks, target, **scales)
+            else:
+                maps = [matcher(bank, target, **scales) for bank in with_others_as_background(banks)]
             # Brought here together: on a GPU each number asked for by itself is a wait.
             posteriors, matchings = (
                 list(torch.stack(own).cpu().reshape(len(maps), *grid))
-                for own in (join_labels([one.posterior for one in maps]), [one.matching for one in maps])
+                for own in ([one.posterior for one in maps], [one.matching for one in maps])
             )
             frame = KindFrame(self._kind_channels, *self._typical.on(device))
             kinds = [
@@ -636,19 +689,84 @@ def _join_parts(parts: Sequence[ProposalTrace], working_hw: tuple[int, int], opt
     return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
 
 
-def _trace_label(label: str, proposal: Proposal, options: MatchOptions) -> LabelTrace:
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What a label may keep of its proposal beside the other labels.
+
+    Attributes:
+        mask: (h, w) bool.
+        presence: chance that the object is there, judged before the labels compete.
+        score: expected IoU of the proposal.
+        is_kept: whether the mask is returned.
+    """
+
+    mask: Mask
+    presence: float
+    score: float
+    is_kept: bool
+
+
+def compete(proposals: Sequence[Proposal], options: MatchOptions) -> list[Claim]:
+    """Decide which labels are there, and then who gets the pixels that several of these claim.
+
+    A label that is not there takes nothing from one that is. Where two masks are mostly the same region, the label with
+    the larger chance gets all that they share; elsewhere each pixel goes to the label with the higher posterior.
+    """
+    judged = [proposal.weigh() for proposal in proposals]
+    chances = [
+        presence(one) if proposal.chance is None or not proposal.mask.any() else proposal.chance
+        for proposal, one in zip(proposals, judged, strict=True)
+    ]
+    scores = [expected_iou(one) for one in judged]
+    is_there = [
+        chance >= options.minimum_presence and score >= options.minimum_score and bool(proposal.mask.any())
+        for proposal, chance, score in zip(proposals, chances, scores, strict=True)
+    ]
+    masks = [proposal.mask for proposal in proposals]
+    present = [index for index, there in enumerate(is_there) if there]
+    if options.overlap == "exclusive" and len(present) > 1:
+        own = _without_shared_regions([masks[index] for index in present], [chances[index] for index in present])
+        for index, mask in zip(
+            present, resolve_overlaps(own, [proposals[index].posterior for index in present]), strict=True
+        ):
+            # What is left of a region that went to another label is no object of its own.
+            is_there[index] = int(mask.sum()) >= _LEAST_LEFT * int(masks[index].sum())
+            masks[index] = mask
+    return [Claim(*one) for one in zip(masks, chances, scores, is_there, strict=True)]
+
+
+def _is_there(proposal: Proposal, options: MatchOptions) -> bool:
     evidence = proposal.weigh()
-    chance = f"The object is there with a chance of {presence(evidence):.2f}"
-    is_kept = presence(evidence) >= options.minimum_presence and bool(proposal.mask.any())
-    if is_kept:
+    return presence(evidence) >= options.minimum_presence and expected_iou(evidence) >= options.minimum_score
+
+
+def _without_shared_regions(masks: Sequence[Mask], chances: Sequence[float]) -> list[Mask]:
+    """Return the masks, each without what it shares with a likelier one of mostly the same region."""
+    left = [mask.copy() for mask in masks]
+    for one in range(len(masks)):
+        for other in range(one + 1, len(masks)):
+            shared = masks[one] & masks[other]
+            union = int(np.count_nonzero(masks[one] | masks[other]))
+            if union and int(np.count_nonzero(shared)) >= _SAME_REGION * union:
+                left[one if chances[one] < chances[other] else other] &= ~shared
+    return left
+
+
+def _trace_label(label: str, proposal: Proposal, claim: Claim, options: MatchOptions) -> LabelTrace:
+    chance = f"The object is there with a chance of {claim.presence:.2f}"
+    if claim.is_kept:
         reason = f"{chance}, {options.minimum_presence} is asked for."
-    elif proposal.mask.any():
+    elif proposal.mask.any() and claim.presence < options.minimum_presence:
         reason = f"{chance}, less than the {options.minimum_presence} that is asked for."
+    elif proposal.mask.any() and claim.score < options.minimum_score:
+        reason = f"The expected IoU is {claim.score:.2f}, less than the {options.minimum_score} that is asked for."
+    elif proposal.mask.any():
+        reason = "Its pixels went to a label that is likelier there."
     elif any(part.is_kept for part in proposal.parts):
-        reason = "All its pixels went to other labels, or were specks."
+        reason = "All its pixels were specks."
     else:
         reason = "No proposal is left: the object seems absent."
-    return LabelTrace(label, proposal.posterior, proposal.parts, proposal.mask, expected_iou(evidence), is_kept, reason)
+    return LabelTrace(label, proposal.posterior, proposal.parts, claim.mask, claim.score, claim.is_kept, reason)
 
 
 def _nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:

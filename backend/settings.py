@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.core.types import MatcherName, RecipeName
+from backend.core.types import MatcherName, OverlapName, RecipeName
 from backend.errors import ConfigurationError
 
 LANES = 2
@@ -20,7 +20,8 @@ def _alias(name: str) -> AliasChoices:
 
 
 SHARED = (
-    "label_studio_url", "profile", "encoder", "matcher", "recipe", "instances", "background_labels", "mask_tags",
+    "label_studio_url", "profile", "encoder", "matcher", "recipe", "instances", "overlap", "min_score",
+    "background_labels", "mask_tags",
     "complete_annotations", "allowed_image_hosts", "max_image_mb", "max_image_mpx",
 )  # fmt: skip
 """What service and workers have to agree on; a worker that is not told takes the service's."""
@@ -106,6 +107,18 @@ class Settings(BaseSettings):
         False,
         description="True for one region an object, false for one region a label. A project's extra params "
         '`{"instances": true}` go before it.',
+    )
+    overlap: OverlapName = Field(
+        "exclusive",
+        description="`exclusive`: a pixel has one label at most; `allowed`: labels may lie on one another, as a lesion "
+        'on a leaf. A project\'s extra params `{"overlap": ...}` go before it.',
+    )
+    min_score: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Regions whose expected IoU is below this are not returned. A project's extra params "
+        '`{"min_score": 0.3}` go before it.',
     )
     background_labels: Annotated[frozenset[str], NoDecode] = Field(
         frozenset({"background"}),

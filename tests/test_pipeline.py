@@ -17,7 +17,7 @@ from backend.core.masks import iou
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.segmenter import LiteSegmenter, SegmenterInput
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher, scale_scribble
+from backend.pipeline import MatchOptions, Softmatcher, compete, load_softmatcher, scale_scribble
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
 
@@ -261,6 +261,50 @@ def test_stages_are_reported_and_threads_do_not_mix_images() -> None:
     assert {"encode", "describe", *SEGMENT_STAGES} <= set(stages)
 
 
+def test_a_label_that_is_absent_changes_nothing_of_one_that_is_there(engine: Softmatcher) -> None:
+    image, masks = scene(red=(60, 80, 35), blue=(150, 60, 25))
+    red, blue = describe(engine, image, masks["red"]), describe(engine, image, masks["blue"])
+    target = engine.encode(scene(red=(120, 90, 40))[0])
+    (alone,) = engine.segment(target, {"Cat": [red]})
+    (together,) = engine.segment(target, {"Cat": [red], "Dog": [blue]})
+    assert together.label == "Cat"
+    assert np.array_equal(together.mask, alone.mask)
+    assert together.score == alone.score
+
+
+def test_labels_that_are_both_there_keep_their_objects(engine: Softmatcher) -> None:
+    image, masks = scene(red=(60, 80, 35), blue=(150, 60, 25))
+    references = {"Cat": [describe(engine, image, masks["red"])], "Dog": [describe(engine, image, masks["blue"])]}
+    image, truth = scene(red=(150, 100, 30), blue=(50, 60, 30))
+    found = {one.label: one.mask for one in engine.segment(engine.encode(image), references)}
+    assert iou(found["Cat"], truth["red"]) > 0.9
+    assert iou(found["Dog"], truth["blue"]) > 0.9
+    assert not (found["Cat"] & found["Dog"]).any()
+
+
+def test_labels_on_one_object_are_one_label_unless_overlap_is_allowed(engine: Softmatcher) -> None:
+    image, masks = scene(red=(60, 80, 35))
+    same = describe(engine, image, masks["red"])
+    target = engine.encode(scene(red=(120, 90, 40))[0])
+    references = {"Cat": [same], "Dog": [same]}
+    assert len(engine.segment(target, references)) <= 1
+    propose = engine.propose(target, [[same]], MatchOptions())
+    claims = compete([propose[0], propose[0]], MatchOptions(overlap="allowed"))
+    assert [claim.is_kept for claim in claims] == [True, True]
+    assert np.array_equal(claims[0].mask, claims[1].mask)
+    assert [claim.is_kept for claim in compete([propose[0], propose[0]], MatchOptions())] == [True, False]
+
+
+def test_regions_below_the_least_score_are_not_returned(engine: Softmatcher) -> None:
+    image, masks = scene(red=(60, 80, 35))
+    references = {"Cat": [describe(engine, image, masks["red"])]}
+    target = engine.encode(scene(red=(120, 90, 40))[0])
+    (found,) = engine.segment(target, references)
+    assert engine.segment(target, references, MatchOptions(minimum_score=found.score - 0.01))
+    assert engine.segment(target, references, MatchOptions(minimum_score=min(1.0, found.score + 0.01))) == []
+    assert "less than" in engine.explain(target, references, MatchOptions(minimum_score=1.0)).labels[0].reason
+
+
 SEGMENT_STAGES = ("match", "prompt", "decode", "clean-up", "upsample")
 
 
@@ -275,7 +319,9 @@ def test_each_stage_is_told_once_for_each_image() -> None:
     planned = [engine.plan(target, references) for target in targets]
     assert [len(finish()) for finish in engine.segment_planned(planned)] == [2, 1, 1]
     elapsed_s = time.perf_counter() - started
-    assert Counter(name for name, _ in seconds) == dict.fromkeys(SEGMENT_STAGES, 3)
+    # Two of the images lack a label: what is there is matched again without it.
+    wanted = dict.fromkeys(SEGMENT_STAGES, 5) | {"upsample": 3}
+    assert Counter(name for name, _ in seconds) == wanted
     assert 0 < sum(told for _, told in seconds) <= elapsed_s
     seconds.clear()
     assert engine.segment_planned([]) == []

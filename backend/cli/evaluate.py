@@ -39,6 +39,12 @@ def evaluate(
     markings: Annotated[
         bool, typer.Option(help="Also mark points, strokes, and one object of several instead of the masks.")
     ] = False,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Also look for all classes of a set together, as labels of one project.")
+    ] = False,
+    labels: Annotated[
+        int | None, typer.Option(min=2, help="With --joint: at most this many classes of a set, drawn by the seed.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     sheets: Annotated[Path | None, typer.Option(help="Write pictures of the best, median and worst here.")] = None,
 ) -> None:
@@ -74,9 +80,19 @@ def evaluate(
             for rank, load in engines.items()
         ]
     run = reduce(VariantsResult.joined_with, runs)
+    figures = run.to_json()
+    if joint:
+        from backend.evaluation.joint import evaluate_joint, joint_to_json
+
+        figures["joint"] = joint_to_json(
+            evaluate_joint(
+                directory, profile=profile, shots=shots, seeds=_numbers(seeds), limit=limit, labels=labels,
+                options=next(iter(variants.values())), is_complete=complete, load=engines[ranks[0]],
+            )
+        )  # fmt: skip
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(run.to_json(), indent=1) + "\n")
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
     if markdown is not None:
         markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text(variants_to_markdown(run))
@@ -90,6 +106,8 @@ def evaluate(
         )  # fmt: skip
     for name, result in run.variants.items():
         Console().print(_table(result, name))
+    if joint:
+        Console().print_json(json.dumps(figures["joint"]))
     for kind, value in run.markings.items():
         Console().print(f"mIoU, marked by {kind}: {value:.3f}")
 

@@ -166,6 +166,75 @@ def match_posterior(
     return ScoreMap(posterior, to_matching(posterior))
 
 
+def match_posteriors(
+    banks: Sequence[ReferenceBank], target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+) -> list[ScoreMap]:
+    """The foreground posterior of several labels, each of which knows the others' objects as its background.
+
+        q_l[t] = a_l[t] / (a_l[t] + b_l[t] + exp(s0 / tau))
+        A_l[t] = sum_r foreground_l[r] exp(S_l[r, t] / tau),     B_l[t] likewise with background_l[r]
+        a_l[t] = A_l[t] / sqrt(m_l),     b_l[t] = (B_l[t] + sum_{k != l} A_k[t]) / sqrt(n_l + sum_{k != l} m_k)
+
+    with m_l, n_l the masses of foreground and background. Of one label this is `match_posterior`. A label costs one
+    product, however many others there are.
+
+    Args:
+        banks: of the labels, at least one.
+        target, temperature, strange_similarity: as `match_posterior`.
+
+    Raises:
+        BadInputError: as `match_posterior`.
+    """
+    if len(banks) == 1:
+        return [match_posterior(banks[0], target, temperature=temperature, strange_similarity=strange_similarity)]
+    strange = strange_similarity / temperature
+    sums, highest = [], []
+    for bank in banks:
+        require_matchable(bank, target, temperature)
+        logits = bank.features @ (target / temperature).T
+        own = logits.amax(dim=0, keepdim=True)
+        sums.append(torch.stack([bank.foreground, bank.background]) @ logits.sub_(own).exp_())
+        highest.append(own[0])
+    # All sums on one scale, whose largest term is 1.
+    top = torch.stack(highest).amax(dim=0).clamp_min(strange)
+    scaled = [own * (peak - top).exp() for own, peak in zip(sums, highest, strict=True)]
+    foregrounds = torch.stack([own[0] for own in scaled])
+    masses = torch.stack([bank.foreground.sum() for bank in banks])
+    rest = (strange - top).exp()
+    maps = []
+    for index, (bank, own) in enumerate(zip(banks, scaled, strict=True)):
+        others, others_mass = foregrounds.sum(dim=0) - own[0], masses.sum() - masses[index]
+        inside = own[0] / masses[index].clamp_min(MINIMUM_MASS).sqrt()
+        outside = (own[1] + others.clamp_min(0.0)) / (bank.background.sum() + others_mass).clamp_min(
+            MINIMUM_MASS
+        ).sqrt()
+        posterior = (inside / (inside + outside + rest)).clamp(0.0, 1.0)
+        maps.append(ScoreMap(posterior, to_matching(posterior)))
+    return maps
+
+
+def with_others_as_background(banks: Sequence[ReferenceBank]) -> list[ReferenceBank]:
+    """Return each label's bank with the objects of the other labels added to its background.
+
+    For matchers that take one bank at a time; `match_posteriors` has the same without the copies.
+    """
+    joined = []
+    for index, bank in enumerate(banks):
+        others = [other for number, other in enumerate(banks) if number != index]
+        if not others:
+            return [bank]
+        masses = [other.foreground for other in others]
+        joined.append(
+            ReferenceBank(
+                torch.cat([bank.features, *(other.features for other in others)]),
+                torch.cat([bank.foreground, *(torch.zeros_like(mass) for mass in masses)]),
+                torch.cat([bank.background, *masses]),
+                bank.objects,
+            )
+        )
+    return joined
+
+
 def match_softmatcher(
     bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
 ) -> ScoreMap:
@@ -223,18 +292,6 @@ def _mean_features(bank: ReferenceBank) -> tuple[Tensor, Tensor]:
     masses = torch.stack([bank.foreground, bank.background])
     means = (masses @ bank.features) / masses.sum(dim=1, keepdim=True).clamp_min(MINIMUM_MASS)
     return means[0], means[1]
-
-
-def join_labels(posteriors: Sequence[Tensor]) -> list[Tensor]:
-    """Let labels compete: scale a patch's posteriors so that they sum to at most 1.
-
-    Args:
-        posteriors: one (T,) float32 in [0, 1] a label.
-    """
-    if not posteriors:
-        return []
-    excess = torch.stack(list(posteriors)).sum(dim=0).clamp_min(1.0)
-    return [posterior / excess for posterior in posteriors]
 
 
 def to_matching(posterior: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ MatcherName = Literal["posterior", "softmatcher", "softmatcher-rff", "sinkhorn",
 """What the setting `matcher` may be; `matchers.MATCHERS` has them."""
 RecipeName = Literal["prior", "paper"]
 """What the setting `recipe` may be, see `recipes.plan_parts`."""
+OverlapName = Literal["exclusive", "allowed"]
+"""What the setting `overlap` may be, see `pipeline.compete`."""
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays, as safetensors stores them."""
 

@@ -167,7 +167,7 @@ def evaluate(
     for index, one in enumerate(classes):
         if on_progress is not None:
             on_progress(one.name, index, len(classes))
-        images = _ClassImages(engine, is_complete=is_complete)
+        images = ClassImages(engine, is_complete=is_complete)
         scores[one.name] = []
         for seed in seeds:
             episode = draw_episode(one, shots=shots, seed=seed, limit=limit)
@@ -199,7 +199,7 @@ def evaluate(
 
 def _absent_answers(
     engine: Softmatcher,
-    images: "_ClassImages",
+    images: "ClassImages",
     one: ImageClass,
     classes: Sequence[ImageClass],
     reference_paths: Sequence[Path],
@@ -214,7 +214,7 @@ def _absent_answers(
     return [bool(engine.segment(encoded, {one.class_name: references}, options))]
 
 
-class _ClassImages:
+class ClassImages:
     """The encoded images and described references of one class, each made once."""
 
     def __init__(self, engine: Softmatcher, *, is_complete: bool) -> None:
@@ -224,11 +224,13 @@ class _ClassImages:
         self._references: dict[Path, Reference] = {}
 
     def encoded(self, path: Path) -> EncodedImage:
+        """Return an image of the class, encoded."""
         if path not in self._encoded:
             self._encoded[path] = self._engine.encode(read_image(path))
         return self._encoded[path]
 
     def reference(self, path: Path) -> Reference:
+        """Return the reference made of an image and its mask."""
         if path not in self._references:
             image, mask = read_image(path), read_mask(path)
             self._references[path] = self._engine.describe(

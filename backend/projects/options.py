@@ -5,9 +5,9 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backend.core.types import MatcherName, RecipeName
+from backend.core.types import MatcherName, OverlapName, RecipeName
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.pipeline import MatchOptions
@@ -28,6 +28,8 @@ class ProjectOptions(BaseModel):
     recipe: RecipeName | None = None
     instances: bool | None = None
     complete_annotations: bool | None = None
+    overlap: OverlapName | None = None
+    min_score: float | None = Field(default=None, ge=0, le=1)
 
 
 def read_extra_params(extra_params: Any) -> ProjectOptions:
@@ -79,6 +81,8 @@ def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
         matcher=own.matcher or settings.matcher,
         recipe=own.recipe or settings.recipe,
         instances=settings.instances if own.instances is None else own.instances,
+        overlap=own.overlap or settings.overlap,
+        minimum_score=settings.min_score if own.min_score is None else own.min_score,
     )
 
 

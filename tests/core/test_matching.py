@@ -9,9 +9,10 @@ from backend.core.matchers import MATCHERS
 from backend.core.matching import (
     ReferenceBank,
     gather_references,
-    join_labels,
     match_posterior,
+    match_posteriors,
     match_softmatcher,
+    with_others_as_background,
 )
 from backend.core.types import MatcherName, Reference
 from backend.errors import BadInputError
@@ -118,11 +119,41 @@ def test_a_negative_reference_lowers_the_posterior() -> None:
     assert float(opposed) < float(alone) - 0.2
 
 
-def test_labels_together_never_exceed_one() -> None:
-    maps = [torch.rand(40, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    joined = torch.stack(join_labels(maps))
-    assert bool((joined.sum(dim=0) <= 1 + 1e-6).all())
-    assert torch.equal(join_labels(maps[:1])[0], maps[0])
+def _banks(count: int) -> list[ReferenceBank]:
+    inside = [torch.rand(12, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
+    return [bank_of(unit(12, seed=seed), own) for seed, own in enumerate(inside)]
+
+
+@pytest.mark.parametrize("strange", [-1.0, 0.5])
+def test_labels_know_each_others_objects_as_background(strange: float) -> None:
+    """Each as if the others' objects were in its own bank, at one product a label."""
+    banks, target = _banks(3), unit(20, seed=9)
+    scales = {"temperature": 0.1, "strange_similarity": strange}
+    together = match_posteriors(banks, target, **scales)
+    each = [match_posterior(bank, target, **scales) for bank in with_others_as_background(banks)]
+    for one, other in zip(together, each, strict=True):
+        torch.testing.assert_close(one.posterior, other.posterior, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.matching, other.matching, atol=1e-6, rtol=1e-3)
+    in_other_order = match_posteriors(banks[::-1], target, **scales)[::-1]
+    for one, other in zip(together, in_other_order, strict=True):
+        torch.testing.assert_close(one.posterior, other.posterior)
+
+
+def test_one_label_alone_is_the_posterior_itself() -> None:
+    (bank,), target = _banks(1), unit(20, seed=9)
+    (alone,) = match_posteriors([bank], target, temperature=0.1)
+    assert torch.equal(alone.posterior, match_posterior(bank, target, temperature=0.1).posterior)
+    assert with_others_as_background([bank]) == [bank]
+
+
+def test_anothers_object_lowers_the_posterior_on_it_alone() -> None:
+    mine, others = unit(1), unit(1, seed=9)
+    banks = [bank_of(feature, torch.ones(1)) for feature in (mine, others)]
+    target = torch.cat([mine, others])
+    (own, _) = match_posteriors(banks, target, temperature=0.1, strange_similarity=0.0)
+    alone = match_posterior(banks[0], target, temperature=0.1, strange_similarity=0.0)
+    assert float(own.posterior[0]) > 0.9
+    assert float(own.posterior[1]) < float(alone.posterior[1]) + 1e-6
 
 
 @matchers
