@@ -97,7 +97,7 @@ def _annotations(projects: Projects, project: ProjectRecord) -> str:
     unread = projects.store.unread_annotations(project.key)
     without = [one for one in unread if not one.references]
     if not unread:
-        return f"{len(projects.store.annotations(project.key))} read, nothing is wrong with any"
+        return f"{len(projects.store.annotations(project.key))} read, none has a problem"
     counted = [(len(without), "gave no reference"), (len(unread) - len(without), "gave a part only")]
     said = ", ".join(f"{count} {what}" for count, what in counted if count)
     examples = "; ".join(f"task {one.task_id}: {one.problem}" for one in unread[:_EXAMPLES])
