@@ -64,7 +64,7 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
     encoder, segmenter = load_profile(profile, source or ModelSource(is_random=True))
     engine = KeepingSoftmatcher(encoder, segmenter, on_stage=on_stage)
     with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings(data_dir=Path(folder), prefetch_tasks=0)
+        settings = load_settings(data_dir=Path(folder), prefetch_tasks=0, min_score=0.0)
         label_studio = FakeLabelStudio()
         for number, picture in enumerate(photographs(tasks + references + 1), start=1):
             label_studio.add_task(number, png(picture))

@@ -44,7 +44,7 @@ def service(
     predicts many tasks as a worker does and says how many have masks."""
     files: dict[int, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings(data_dir=Path(folder), prefetch_tasks=0)
+        settings = load_settings(data_dir=Path(folder), prefetch_tasks=0, min_score=0.0)
         store, metrics = Store(settings.store_url), Metrics()
         store.create_tables()
         store.save_project(_PROJECT_KEY, label_config=_LABEL_CONFIG)
