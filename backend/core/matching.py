@@ -208,7 +208,9 @@ def match_posteriors(
         outside = (own[1] + others.clamp_min(0.0)) / (bank.background.sum() + others_mass).clamp_min(
             MINIMUM_MASS
         ).sqrt()
-        posterior = (inside / (inside + outside + rest)).clamp(0.0, 1.0)
+        # On another label's scale all terms may vanish: that patch is nothing of this label's.
+        total = (inside + outside + rest).clamp_min(torch.finfo(torch.float32).tiny)
+        posterior = (inside / total).clamp(0.0, 1.0)
         maps.append(ScoreMap(posterior, to_matching(posterior)))
     return maps
 

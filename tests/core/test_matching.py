@@ -139,6 +139,14 @@ def test_labels_know_each_others_objects_as_background(strange: float) -> None:
         torch.testing.assert_close(one.posterior, other.posterior)
 
 
+def test_a_sharp_temperature_gives_no_nan() -> None:
+    """Where another label's background is far more alike, every term of a label vanishes."""
+    alike, other = unit(1), -unit(1)
+    banks = [bank_of(torch.cat([alike, other]), torch.tensor([0.0, 1.0])), bank_of(other, torch.ones(1))]
+    for one in match_posteriors(banks, alike, temperature=0.005):
+        assert float(one.posterior) == 0.0
+
+
 def test_one_label_alone_is_the_posterior_itself() -> None:
     (bank,), target = _banks(1), unit(20, seed=9)
     (alone,) = match_posteriors([bank], target, temperature=0.1)
