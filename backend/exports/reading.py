@@ -17,6 +17,7 @@ from backend.exports.selection import Chosen, choose
 from backend.exports.sinks import Sink
 from backend.exports.splits import split_of
 from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
@@ -24,6 +25,9 @@ from backend.projects import Projects, key_of_project
 from backend.projects.options import background_labels_of
 
 logger = logging.getLogger(__name__)
+
+_MOST_SECONDS_AN_ANNOTATION = 600.0
+"""Nobody waits on the screen for an export."""
 
 _AHEAD_A_THREAD = 2
 _PAUSES_S: tuple[float, ...] = (1.0, 10.0)
@@ -274,7 +278,8 @@ class _Reader:
     def _masks(self, work: _Work, file: ImageFile) -> Iterator[MaskRecord]:
         for chosen in work.chosen:
             on_image = [each for each in chosen.result if each.get("to_name") == work.tag.name]
-            read = read_regions(on_image, self._project.config, {work.tag.name: file.size_hw})
+            budget = ReadingBudget(seconds=_MOST_SECONDS_AN_ANNOTATION)
+            read = read_regions(on_image, self._project.config, {work.tag.name: file.size_hw}, budget=budget)
             for problem in read.problems:
                 self._on_left_out(LeftOut(work.task_id, "region that cannot be used", problem))
             for kind in sorted({str(each.get("type")).lower() for each in on_image} - {"brushlabels"}):

@@ -3,10 +3,11 @@
 One bad region never spoils the others: it becomes a message in `RegionsRead.problems`.
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -15,9 +16,12 @@ import numpy as np
 
 from backend.core.types import Mask
 from backend.errors import BadInputError
+from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.label_config import BrushControl, LabelConfig
 from backend.labelstudio.rle import decode_mask, encode_mask, rle_pixels
 from backend.labelstudio.strokes import draw_touches
+
+logger = logging.getLogger(__name__)
 
 RegionKind = Literal["keypoint", "rectangle", "brush"]
 
@@ -27,6 +31,12 @@ _MAX_CLAIMED_PIXELS = 1 << 28
 """What a region may claim for its image: bounds the memory that a few bytes of RLE can ask for."""
 
 _MOST_PERCENT = 1e9
+_SURPRISES = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, cv2.error,
+)  # fmt: skip
+"""What a region that nobody thought of may raise: it is that region's problem, never its neighbours'."""
+
+PREDICTED_ORIGINS = ("prediction", "prediction-changed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +127,9 @@ def read_regions(
     result: Sequence[Mapping[str, Any]],
     config: LabelConfig,
     sizes_hw: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    budget: ReadingBudget | None = None,
+    joins_masks: bool = False,
 ) -> RegionsRead:
     """All key points, rectangles and brush masks of a result (of an annotation, draft, prediction or context).
 
@@ -129,21 +142,58 @@ def read_regions(
         sizes_hw: natural sizes of the images by `to_name`. They win over the sizes that regions carry: percent geometry
             is taken of the real size, a mask of another size but the same aspect is resized. Without one, the first
             valid size among the image's regions counts as the real one.
+        budget: of the annotation; a new one if None. What is beyond it is left out, as a problem.
+        joins_masks: join the masks of brush regions that mean the same (label, control, image, sign, and whether they
+            were predicted) while they are decoded: a thousand masks take the memory of one. The region of the first
+            stands for all of them.
     """
     sizes = dict(sizes_hw or {})
+    budget = budget or ReadingBudget()
     regions: list[Region] = []
+    joined: dict[tuple[object, ...], int] = {}
     problems: list[str] = []
     for number, raw in enumerate(result):
         region_id = str(raw.get("id", f"number {number + 1}")) if isinstance(raw, Mapping) else f"number {number + 1}"
         try:
-            regions.extend(_read_region(raw, region_id, config, sizes))
+            budget.spend(regions=1)
+            read = _read_region(raw, region_id, config, sizes, budget)
         except BadInputError as error:
             problems.append(f"region {region_id}: {error}")
+            continue
+        except _SURPRISES as error:
+            logger.warning("region %s cannot be read", region_id, exc_info=True)
+            problems.append(f"region {region_id}: cannot be read, {type(error).__name__}: {error}; draw it again")
+            continue
+        if joins_masks:
+            _join(regions, joined, read)
+        else:
+            regions.extend(read)
     return RegionsRead(tuple(regions), tuple(problems))
 
 
+def _join(regions: list[Region], joined: dict[tuple[object, ...], int], read: Sequence[Region]) -> None:
+    for region in read:
+        if region.mask is None:
+            regions.append(region)
+            continue
+        is_ours = region.origin in PREDICTED_ORIGINS, is_own_region_id(region.id)
+        key = (region.label, region.from_name, region.to_name, region.is_positive, *is_ours)
+        at = joined.setdefault(key, len(regions))
+        if at == len(regions):
+            # Regions of several labels share one mask: each label goes on with its own.
+            regions.append(region if len(read) == 1 else replace(region, mask=region.mask.copy()))
+            continue
+        first = regions[at].mask
+        assert first is not None  # only brush regions are joined
+        first |= region.mask
+
+
 def _read_region(
-    raw: Mapping[str, Any], region_id: str, config: LabelConfig, sizes: dict[str, tuple[int, int]]
+    raw: Mapping[str, Any],
+    region_id: str,
+    config: LabelConfig,
+    sizes: dict[str, tuple[int, int]],
+    budget: ReadingBudget,
 ) -> list[Region]:
     if not isinstance(raw, Mapping):
         raise BadInputError(f"must be a JSON object, got {type(raw).__name__}")
@@ -164,7 +214,10 @@ def _read_region(
             "must have original_width and original_height over 0 while the image's own size is not known, got "
             f"{raw.get('original_width')!r} x {raw.get('original_height')!r}"
         )
-    read = _GEOMETRIES[kind](value, size_hw, claimed_hw or size_hw)
+    if kind == "brush":
+        read = _read_mask(value, size_hw, claimed_hw or size_hw, budget)
+    else:
+        read = _GEOMETRIES[kind](value, size_hw)
     sizes.setdefault(to_name, size_hw)
     return [
         Region(
@@ -176,7 +229,7 @@ def _read_region(
             size_hw=size_hw,
             origin=str(raw.get("origin") or "manual"),
             is_positive=raw.get("is_positive") is not False,
-            score=float(raw["score"]) if isinstance(raw.get("score"), int | float) else None,
+            score=_read_score(raw.get("score")),
             **read,
         )
         for label in labels
@@ -218,7 +271,7 @@ def _numbers(value: Mapping[str, Any], *names: str) -> list[float]:
     return [float(number) for number in numbers if number is not None]
 
 
-def _read_point(value: Mapping[str, Any], size_hw: tuple[int, int], _: tuple[int, int]) -> dict[str, Any]:
+def _read_point(value: Mapping[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:
     x, y = _numbers(value, "x", "y")
     if not (0 <= x <= 100 and 0 <= y <= 100):
         raise BadInputError(f"key point must be on the image, 0..100 percent, got ({x:g}, {y:g})")
@@ -226,7 +279,7 @@ def _read_point(value: Mapping[str, Any], size_hw: tuple[int, int], _: tuple[int
     return {"point_xy": (min(x / 100 * width, width - 1e-3), min(y / 100 * height, height - 1e-3))}
 
 
-def _read_box(value: Mapping[str, Any], size_hw: tuple[int, int], _: tuple[int, int]) -> dict[str, Any]:
+def _read_box(value: Mapping[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:
     x, y, box_width, box_height = _numbers(value, "x", "y", "width", "height")
     turn = math.radians(_numbers(value, "rotation")[0]) if value.get("rotation") is not None else 0.0
     height, width = size_hw
@@ -243,14 +296,21 @@ def _read_box(value: Mapping[str, Any], size_hw: tuple[int, int], _: tuple[int, 
     return {"box_xyxy": (float(left), float(top), float(right), float(bottom))}
 
 
-def _read_mask(value: Mapping[str, Any], size_hw: tuple[int, int], claimed_hw: tuple[int, int]) -> dict[str, Any]:
+def _read_score(score: object) -> float | None:
+    return float(score) if isinstance(score, int | float) and abs(score) < _MOST_PERCENT else None
+
+
+def _read_mask(
+    value: Mapping[str, Any], size_hw: tuple[int, int], claimed_hw: tuple[int, int], budget: ReadingBudget
+) -> dict[str, Any]:
     rle, touches = value.get("rle"), value.get("touches")
     if not rle and not touches:
         raise BadInputError(
             "brush must have value.rle or value.touches, got neither: submit the annotation, or draw the region again"
         )
+    budget.spend(rle_bytes=len(rle) if isinstance(rle, list | tuple) else 0)
     mask = _decode_at_size(rle, size_hw, claimed_hw) if rle else np.zeros(size_hw, np.bool_)
-    return {"mask": draw_touches(mask, touches) if touches else mask}
+    return {"mask": draw_touches(mask, touches, budget) if touches else mask}
 
 
 def _decode_at_size(rle: Sequence[int], size_hw: tuple[int, int], claimed_hw: tuple[int, int]) -> Mask:
@@ -268,4 +328,4 @@ def _decode_at_size(rle: Sequence[int], size_hw: tuple[int, int], claimed_hw: tu
     return resized
 
 
-_GEOMETRIES = {"keypoint": _read_point, "rectangle": _read_box, "brush": _read_mask}
+_GEOMETRIES = {"keypoint": _read_point, "rectangle": _read_box}

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.core.types import Mask, Scribble
-from backend.labelstudio.codec import Region, is_own_region_id
-
-_PREDICTED = ("prediction", "prediction-changed")
+from backend.labelstudio.codec import PREDICTED_ORIGINS, Region, is_own_region_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ def is_finished_mask(region: Region, mask_tags: Collection[str] = ()) -> bool:
     return (
         region.kind == "brush"
         and region.is_positive
-        and (region.origin in _PREDICTED or region.from_name in mask_tags or is_own_region_id(region.id))
+        and (region.origin in PREDICTED_ORIGINS or region.from_name in mask_tags or is_own_region_id(region.id))
     )
 
 

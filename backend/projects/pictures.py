@@ -119,7 +119,7 @@ def colour_of(label: str) -> tuple[int, int, int]:
 
 def _masks(config: LabelConfig, regions: Iterable[Mapping[str, Any]], tag_name: str) -> dict[str, Mask]:
     masks: dict[str, Mask] = {}
-    for region in read_regions(list(regions), config).regions:
+    for region in read_regions(list(regions), config, joins_masks=True).regions:
         if region.to_name == tag_name and region.mask is not None:
             masks[region.label] = masks.get(region.label, np.zeros_like(region.mask)) | region.mask
     return masks

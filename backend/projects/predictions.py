@@ -17,6 +17,7 @@ from backend.core.interruption import InterruptedWorkError
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
+from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, mask_to_region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -338,14 +339,15 @@ class Predictions:
         named = [item for item in context if isinstance(item, dict)]
         images = self._images_marked(project, config, task, named)
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
-        read = read_regions(named, config, sizes_hw)
+        budget = ReadingBudget(seconds=_INTERACTIVE_READ_S)
+        read = read_regions(named, config, sizes_hw, budget=budget, joins_masks=True)
         if not read.regions:
             raise BadInputError(
                 "; ".join(read.problems) or "the scribble has no key point or rectangle of a known image"
             )
         for problem in read.problems:
             logger.warning("project=%s task=%s: %s", project_key, task.get("id"), problem)
-        marked = [*read.regions, *_from_drafts(task, config, sizes_hw, read.regions)]
+        marked = [*read.regions, *_from_drafts(task, config, sizes_hw, read.regions, budget)]
         regions: list[Json] = []
         for mark in group_annotation(marked, background_labels_of(config, self._settings), self._settings.mask_tags):
             brush = config.brush_for(mark.to_name, mark.label)
@@ -484,7 +486,11 @@ def _is_past(deadline: float) -> bool:
 
 
 def _from_drafts(
-    task: Json, config: LabelConfig, sizes_hw: Mapping[str, tuple[int, int]], own: Sequence[Region]
+    task: Json,
+    config: LabelConfig,
+    sizes_hw: Mapping[str, tuple[int, int]],
+    own: Sequence[Region],
+    budget: ReadingBudget,
 ) -> list[Region]:
     """Scribbles in the user's drafts that belong to those of the context: same image and label, another kind."""
     wanted = {(region.to_name, region.label) for region in own}
@@ -493,7 +499,7 @@ def _from_drafts(
     scribbles = [item for draft in drafts for item in _list_in(draft, "result") if _is_scribble(item)]
     return [
         region
-        for region in read_regions(scribbles, config, sizes_hw).regions
+        for region in read_regions(scribbles, config, sizes_hw, budget=budget, joins_masks=True).regions
         if (region.to_name, region.label) in wanted and region.kind not in kinds
     ]
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
+from rq.timeouts import BaseTimeoutException
 
 from backend.core.references import Doubt
 from backend.core.types import Mask, Scribble
@@ -42,6 +43,9 @@ Outcome = Literal["references", "none", "removed", "superseded", "failed"]
 _FINISHED_IOU = 0.8
 """A manual brush that agrees this well with the segmenter's mask was painted as a mask, not as a scribble."""
 _MODEL_WAIT_S = 120.0
+_MOST_PROBLEMS = 20
+_LONGEST_PROBLEM = 1000
+"""Problems of one annotation that are recorded, and characters of each."""
 _ASKED_FOR_AT_A_TIME = 200
 """Annotations that seem gone and are asked for one by one; the rest waits for the next reconciliation."""
 _ASKERS = 8
@@ -279,6 +283,12 @@ class References:
             raise
         except SoftmatcherError as error:
             problems.append(str(error))
+        except BaseTimeoutException:
+            raise  # the job's time is over: that says nothing of this annotation
+        except Exception as error:
+            # Whatever surprises in one annotation is its own problem: the others of the project go on.
+            logger.exception("project=%s annotation=%s cannot be taken in", project.key, annotation.get("id"))
+            problems.append(f"it cannot be taken in, {type(error).__name__}: {error}; the worker's log has more")
         record = AnnotationRecord(
             project_key=project.key,
             annotation_id=int(annotation["id"]),
@@ -287,7 +297,7 @@ class References:
             signature=softmatcher.signature,
             content_digest=_content_digest(annotation),
             reading=self._reading(project),
-            problem="; ".join(problems) or None,
+            problem=_as_text(problems),
             images=versions_to_json({tag_name: image.version for tag_name, image in images.items()}),
         )
         for problem in problems:
@@ -337,7 +347,7 @@ class References:
         problems: list[str],
     ) -> list[NewReference]:
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
-        read = read_regions(result, config, sizes_hw)
+        read = read_regions(result, config, sizes_hw, joins_masks=True)
         problems.extend(read.problems)
         marked = group_annotation(read.regions, background_labels_of(config, self._settings), self._settings.mask_tags)
         references = []
@@ -404,6 +414,15 @@ class References:
                     doubt.likely[np.logical_or.reduce([*finished, np.zeros_like(found.mask)])] = 1.0
                 finished.append(found.mask)
         return (np.logical_or.reduce(finished) if finished else None), doubt
+
+
+def _as_text(problems: Sequence[str]) -> str | None:
+    """Return the problems as one text that every database takes; None without any."""
+    shown = [*problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        shown.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+    text = "; ".join(problem[:_LONGEST_PROBLEM] for problem in shown).replace("\0", "\\0")
+    return text.encode(errors="backslashreplace").decode() or None
 
 
 def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:
