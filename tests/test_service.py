@@ -17,6 +17,7 @@ from backend.errors import LabelStudioUnavailableError, ModelUnavailableError, N
 from backend.labelstudio.codec import is_own_region_id
 from backend.labelstudio.rle import decode_mask, encode_mask
 from backend.projects import key_of_project, open_projects
+from backend.projects.references import References
 from backend.service import client_is_gone, create_app
 from backend.settings import load_settings
 from backend.store import tables
@@ -307,6 +308,28 @@ def test_a_forged_webhook_destroys_nothing(backend: Backend, body: dict[str, Any
     _announce(backend, "ANNOTATION_CREATED", annotation=annotation)
     backend.work()
     assert backend.projects.count_references() == {"1": 2}, "no tombstone is left either"
+
+
+def test_a_surprise_in_one_annotation_is_recorded_and_the_others_go_on(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_red_reference(backend)
+    for number, task in ((11, 2), (12, 3)):
+        backend.label_studio.add_task(task, png(draw(red=RED_BOX)))
+        backend.label_studio.annotate(number, task, [_keypoint(20, 20)])
+    describe, broken = References._describe, backend.label_studio.annotations[11]["result"]
+
+    def surprising(self: References, softmatcher: Any, project: Any, config: Any, result: Any, *rest: Any) -> Any:
+        if result is broken:
+            raise ZeroDivisionError("a surprise")
+        return describe(self, softmatcher, project, config, result, *rest)
+
+    monkeypatch.setattr(References, "_describe", surprising)
+    counts = backend.projects.references.reconcile(backend.label_studio.key)
+    assert (counts["failed"], counts["references"]) == (1, 1)
+    (record,) = [one for one in backend.projects.store.annotations(backend.label_studio.key) if one.problem]
+    assert (record.annotation_id, "ZeroDivisionError" in str(record.problem)) == (11, True)
+    assert backend.projects.count_references() == {"1": 2}
 
 
 def test_a_project_that_label_studio_lacks_is_marked_and_comes_back(backend: Backend) -> None:

@@ -16,8 +16,8 @@ from backend.exports.records import ImageFile, ImageRecord, LeftOut, MaskRecord,
 from backend.exports.selection import Chosen, choose
 from backend.exports.sinks import Sink
 from backend.exports.splits import split_of
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.budget import ReadingBudget
+from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import Region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config

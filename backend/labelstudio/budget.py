@@ -28,9 +28,7 @@ class ReadingBudget:
         self._deadline = clock() + seconds
         self._spent = {"regions": 0, "points of strokes": 0, "pixels near strokes": 0, "bytes of masks": 0}
 
-    def spend(
-        self, *, regions: int = 0, points: int = 0, stroke_pixels: int = 0, rle_bytes: int = 0
-    ) -> None:
+    def spend(self, *, regions: int = 0, points: int = 0, stroke_pixels: int = 0, rle_bytes: int = 0) -> None:
         """Take the cost of the next step, before it is done.
 
         Raises:
@@ -50,6 +48,6 @@ class ReadingBudget:
             self._spent[name] += cost
         if self._clock() > self._deadline:
             raise BadInputError(
-                f"an annotation must be readable within {self._seconds:g} s, this one is not: this region was left out; "
-                "delete regions, or draw with fewer and thinner strokes"
+                f"an annotation must be readable within {self._seconds:g} s, this one is not: this region was left "
+                "out; delete regions, or draw with fewer and thinner strokes"
             )

@@ -56,9 +56,7 @@ def draw_touches(mask: Mask, touches: Sequence[Mapping[str, Any]], budget: Readi
     return drawn
 
 
-def _read_touch(
-    touch: Mapping[str, Any], width: int, height: int, budget: ReadingBudget
-) -> tuple[Point, float]:
+def _read_touch(touch: Mapping[str, Any], width: int, height: int, budget: ReadingBudget) -> tuple[Point, float]:
     try:
         budget.spend(points=1 + len(touch["relativePoints"]) // 2)
         percent = np.asarray(touch["relativePoints"], np.float64).reshape(-1, 2)
@@ -95,9 +93,7 @@ def _paint_capsule(mask: Mask, start_xy: Point, end_xy: Point, radius_px: float,
         mask[first:last, left:right][inside] = paint
 
 
-def _bounds(
-    shape_hw: tuple[int, ...], start_xy: Point, end_xy: Point, radius_px: float
-) -> tuple[int, int, int, int]:
+def _bounds(shape_hw: tuple[int, ...], start_xy: Point, end_xy: Point, radius_px: float) -> tuple[int, int, int, int]:
     low = np.floor(np.minimum(start_xy, end_xy) - radius_px)
     high = np.ceil(np.maximum(start_xy, end_xy) + radius_px)
     left, top = (int(side) for side in np.clip(low, 0, shape_hw[::-1]))

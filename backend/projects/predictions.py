@@ -42,6 +42,8 @@ OWN_VERSIONS = "softmatcher-"
 Json = dict[str, Any]
 
 _INTERACTIVE_WAIT_S = 30.0
+_INTERACTIVE_READ_S = 5.0
+"""For all marks of a click and its drafts: a labeler waits."""
 _BATCH_WAIT_S = 60.0
 _PENDING_POLL_S = 0.03
 _KEPT_PROJECTS = 4
