@@ -147,12 +147,13 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     def answer_prediction(
         project_key: str, label_config: str, tasks: list[dict[str, Any]], context: object
     ) -> dict[str, Any]:
-        if isinstance(context, dict) and context.get("result"):
+        if isinstance(context, dict):  # null in a batch; in a click an object, empty once its last mark is deleted
             if len(tasks) != 1:
                 raise BadInputError(f"an interactive request has one task, got {len(tasks)}")
-            if not isinstance(context["result"], list):
-                raise BadInputError(f'expected "context.result": a list, got {type(context["result"]).__name__}')
-            return {"results": [projects.predictions.interact(project_key, label_config, tasks[0], context["result"])]}
+            marks = context.get("result") or []
+            if not isinstance(marks, list):
+                raise BadInputError(f'expected "context.result": a list, got {type(marks).__name__}')
+            return {"results": [projects.predictions.interact(project_key, label_config, tasks[0], marks)]}
         answer = projects.predictions.predict(project_key, label_config, tasks)
         _note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
         if answer.unfinished:

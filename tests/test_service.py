@@ -250,6 +250,25 @@ def test_scribble_that_finds_nothing_gives_no_region(backend: Backend) -> None:
     assert result["score"] is None
 
 
+_TEXT = {"id": "t", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["rust"]}}
+_CHOICE = {"id": "c", "type": "choices", "from_name": "quality", "to_name": "image", "value": {"choices": ["good"]}}
+
+
+@pytest.mark.parametrize("context", [{}, {"result": []}, {"result": [_TEXT]}, {"result": [_CHOICE, _TEXT]}])
+def test_a_click_without_marks_is_answered_before_any_image_is_loaded(
+    backend: Backend, context: dict[str, Any]
+) -> None:
+    """Text submitted beside the brush, the last key point deleted: nothing is suggested, least of all the task's
+    prediction."""
+    _with_red_reference(backend)
+    task = backend.label_studio.add_task(2, png(draw(red=RED_BOX)))
+    fetches = backend.label_studio.fetches
+    (result,) = _predict(backend, [task], params={"context": context}).json["results"]
+    assert (result["result"], result["score"]) == ([], None)
+    assert backend.label_studio.fetches == fetches
+    assert _predict(backend, [task]).json["results"][0]["result"], "a batch has no context at all"
+
+
 def test_update_replaces_and_delete_removes(backend: Backend) -> None:
     _with_red_reference(backend)
     blue = backend.label_studio.add_task(2, png(draw(blue=(40, 5, 60, 20))))

@@ -36,6 +36,8 @@ _SURPRISES = (
 )  # fmt: skip
 """What a region that nobody thought of may raise: it is that region's problem, never its neighbours'."""
 
+WHOLE_IMAGE_TYPES = frozenset({"textarea", "choices", "number", "rating", "datetime", "taxonomy", "pairwise"})
+"""Types of results that classify an image; Label Studio sends them as a context when text is submitted."""
 PREDICTED_ORIGINS = ("prediction", "prediction-changed")
 
 
@@ -121,6 +123,12 @@ def mask_to_region(
         "score": float(score),
         "value": {"format": "rle", "rle": encode_mask(mask), "brushlabels": [label]},
     }
+
+
+def is_mark(raw: Mapping[str, Any]) -> bool:
+    """Return whether a result is, or claims to be, a region: text and choices of a whole image are not."""
+    kind = raw.get("type")
+    return not isinstance(kind, str) or kind.lower() not in WHOLE_IMAGE_TYPES
 
 
 def read_regions(

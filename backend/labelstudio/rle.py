@@ -66,7 +66,8 @@ def rle_pixels(rle: Sequence[int]) -> int:
 
 
 def decode_mask(rle: Sequence[int], size_hw: tuple[int, int]) -> Mask:
-    """The mask that an RLE paints: alpha > 127, since the editor's strokes are anti-aliased.
+    """The mask that an RLE paints: alpha over half of the region's own largest, since the editor's strokes are
+    anti-aliased, and other programs write 1, or a colour's own alpha, for a painted pixel.
 
     Args:
         rle: ints in [0, 255].
@@ -88,7 +89,12 @@ def decode_mask(rle: Sequence[int], size_hw: tuple[int, int]) -> Mask:
             "or the region's original size was changed since, draw the region again"
         )
     mask = np.zeros(height * width, np.bool_)
-    for start, end in _opaque_pixels(data, length, run_bits):
+    largest = 0
+    for *_, alpha in _pixels_over(data, length, run_bits, 0):
+        largest = max(largest, alpha)
+        if largest == 255:
+            break
+    for start, end, _ in _pixels_over(data, length, run_bits, largest // 2):
         mask[start:end] = True
     return mask.reshape(height, width)
 
@@ -141,8 +147,8 @@ def _token_bits(lengths: NDArray[np.int64], is_set: bool) -> NDArray[np.uint8]:
     return kept
 
 
-def _opaque_pixels(data: bytes, length: int, run_bits: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The pixel ranges [start, end) whose alpha byte, the fourth of each pixel, is over 127."""
+def _pixels_over(data: bytes, length: int, run_bits: Sequence[int], threshold: int) -> Iterator[tuple[int, int, int]]:
+    """The pixel ranges [start, end) whose alpha byte, the fourth of each pixel, is over a threshold, with the alpha."""
     bit, bits_in_data, index = _HEADER_BITS, len(data) * 8, 0
     padded = data + bytes(8)
     while index < length:
@@ -155,8 +161,8 @@ def _opaque_pixels(data: bytes, length: int, run_bits: Sequence[int]) -> Iterato
             bit += 11 + size
             if bit > bits_in_data:
                 break
-            if window >> (53 - size) & 255 > 127:
-                yield index >> 2, end >> 2
+            if (alpha := window >> (53 - size) & 255) > threshold:
+                yield index >> 2, end >> 2, alpha
         else:
             bit += 3 + size
             words = _words(data, bit, count)
@@ -164,8 +170,8 @@ def _opaque_pixels(data: bytes, length: int, run_bits: Sequence[int]) -> Iterato
             if bit > bits_in_data:
                 break
             for position in range((3 - index) % 4, end - index, 4):
-                if words[position] > 127:
-                    yield index + position >> 2, (index + position >> 2) + 1
+                if words[position] > threshold:
+                    yield index + position >> 2, (index + position >> 2) + 1, words[position]
         index = end
     if index < length:
         raise BadInputError(

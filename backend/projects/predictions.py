@@ -18,7 +18,7 @@ from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
-from backend.labelstudio.codec import Region, mask_to_region, read_regions
+from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
@@ -328,6 +328,7 @@ class Predictions:
     def interact(self, project_key: str, label_config: str, task: Json, context: Sequence[Json]) -> Json:
         """The mask of the scribbles on the open task: one brush region for each label used, none if nothing is found.
 
+        Results of other controls (text, choices) are no marks: without any the answer is empty, and no image is loaded.
         Strokes of the same label that are only in the user's draft count too; so do its prompts of another kind. Those
         of the same kind do not: Label Studio sends all of them in the context, and a draft may be some seconds old.
 
@@ -337,8 +338,10 @@ class Predictions:
         """
         config = parse_label_config(label_config)
         project = self._project(project_key, label_config)
+        named = [item for item in context if isinstance(item, dict) and is_mark(item)]
+        if not named:
+            return _prediction([], self.model_version(project_key))
         softmatcher, _ = self._models.get(_INTERACTIVE_WAIT_S)
-        named = [item for item in context if isinstance(item, dict)]
         images = self._images_marked(project, config, task, named)
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
         budget = ReadingBudget(seconds=_INTERACTIVE_READ_S)

@@ -1,6 +1,8 @@
 """Brush RLE: identical to the SDK's, and safe against what is not RLE."""
 
+import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +63,35 @@ def test_any_rgba_of_the_format_is_read_by_its_alpha(rgba: np.ndarray, run_bits:
     rle = pack(rgba.reshape(-1), run_bits)
 
     assert np.array_equal(sdk.decode_rle(rle), rgba.reshape(-1))
-    assert np.array_equal(decode_mask(rle, rgba.shape[:2]), rgba[:, :, 3] > 127)
+    alpha = rgba[:, :, 3]
+    assert np.array_equal(decode_mask(rle, rgba.shape[:2]), alpha > alpha.max() // 2)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 100, 127, 128, 255])
+def test_a_mask_is_read_whatever_alpha_its_painted_pixels_have(largest: int) -> None:
+    """Palette colours with alpha 100, masks of 0 and 1: the editor shows them, the SDK reads them."""
+    mask = disc(40, 60, 12)
+    rgba = np.zeros((40, 60, 4), np.uint8)
+    rgba[mask, 3] = largest
+    assert np.array_equal(decode_mask(pack(rgba.reshape(-1), [3, 4, 8, 16]), (40, 60)), mask)
+
+
+def test_the_soft_outline_of_a_stroke_is_cut_at_half() -> None:
+    rgba = np.zeros((1, 5, 4), np.uint8)
+    rgba[0, :, 3] = [0, 100, 127, 128, 255]
+    assert decode_mask(pack(rgba.reshape(-1), [3, 4, 8, 16]), (1, 5)).tolist() == [[False, False, False, True, True]]
+
+
+@pytest.mark.parametrize("name", ["alpha1", "alpha100"])
+def test_a_recorded_region_of_low_alpha_has_all_its_pixels(name: str) -> None:
+    case = json.loads((Path(__file__).parents[1] / "cases" / f"{name}.json").read_text())
+    (region,) = case["annotation_of_task_0"]
+    mask = decode_mask(region["value"]["rle"], (region["original_height"], region["original_width"]))
+    assert np.count_nonzero(mask) == case["pixels"]
+
+
+def test_no_alpha_at_all_is_an_empty_mask() -> None:
+    assert not decode_mask(pack(np.zeros(48, np.uint8), [3, 4, 8, 16]), (3, 4)).any()
 
 
 def pack(words: np.ndarray, run_bits: list[int]) -> list[int]:
