@@ -723,33 +723,44 @@ def compete(proposals: Sequence[Proposal], options: MatchOptions) -> list[Claim]
         for proposal, chance, score in zip(proposals, chances, scores, strict=True)
     ]
     masks = [proposal.mask for proposal in proposals]
-    present = [index for index, there in enumerate(is_there) if there]
-    if options.overlap == "exclusive" and len(present) > 1:
+    while options.overlap == "exclusive":
+        present = [index for index, there in enumerate(is_there) if there]
         own = _without_shared_regions([masks[index] for index in present], [chances[index] for index in present])
-        for index, mask in zip(
-            present, resolve_overlaps(own, [proposals[index].posterior for index in present]), strict=True
-        ):
-            # What is left of a region that went to another label is no object of its own.
-            is_there[index] = int(mask.sum()) >= _LEAST_LEFT * int(masks[index].sum())
-            masks[index] = mask
+        left = dict(zip(present, own, strict=True))
+        # What is left of a region that went to another label is no object of its own, and the others get it back.
+        gone = [index for index in present if left[index].sum() < _LEAST_LEFT * masks[index].sum()]
+        if not gone:
+            resolved = resolve_overlaps(own, [proposals[index].posterior for index in present])
+            left = dict(zip(present, resolved, strict=True))
+            gone = [index for index in present if left[index].sum() < _LEAST_LEFT * masks[index].sum()]
+        if not gone:
+            masks = [left.get(index, mask) for index, mask in enumerate(masks)]
+            break
+        is_there[min(gone, key=lambda index: chances[index])] = False
     return [Claim(*one) for one in zip(masks, chances, scores, is_there, strict=True)]
+
+
+def _without_shared_regions(masks: Sequence[Mask], chances: Sequence[float]) -> list[Mask]:
+    """Return the masks, each without what it shares with a likelier one of mostly the same region.
+
+    Decided from the likeliest on: who lost a region takes none from others.
+    """
+    left = [mask.copy() for mask in masks]
+    winners: list[int] = []
+    for one in sorted(range(len(masks)), key=lambda index: -chances[index]):
+        for other in winners:
+            shared = int(np.count_nonzero(masks[one] & masks[other]))
+            if shared >= _SAME_REGION * int(np.count_nonzero(masks[one] | masks[other])):
+                left[one] &= ~masks[other]
+                break
+        else:
+            winners.append(one)
+    return left
 
 
 def _is_there(proposal: Proposal, options: MatchOptions) -> bool:
     evidence = proposal.weigh()
     return presence(evidence) >= options.minimum_presence and expected_iou(evidence) >= options.minimum_score
-
-
-def _without_shared_regions(masks: Sequence[Mask], chances: Sequence[float]) -> list[Mask]:
-    """Return the masks, each without what it shares with a likelier one of mostly the same region."""
-    left = [mask.copy() for mask in masks]
-    for one in range(len(masks)):
-        for other in range(one + 1, len(masks)):
-            shared = masks[one] & masks[other]
-            union = int(np.count_nonzero(masks[one] | masks[other]))
-            if union and int(np.count_nonzero(shared)) >= _SAME_REGION * union:
-                left[one if chances[one] < chances[other] else other] &= ~shared
-    return left
 
 
 def _trace_label(label: str, proposal: Proposal, claim: Claim, options: MatchOptions) -> LabelTrace:

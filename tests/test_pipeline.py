@@ -17,7 +17,7 @@ from backend.core.masks import iou
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.segmenter import LiteSegmenter, SegmenterInput
-from backend.pipeline import MatchOptions, Softmatcher, compete, load_softmatcher, scale_scribble
+from backend.pipeline import MatchOptions, Proposal, Softmatcher, compete, load_softmatcher, scale_scribble
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
 
@@ -286,13 +286,48 @@ def test_labels_on_one_object_are_one_label_unless_overlap_is_allowed(engine: So
     image, masks = scene(red=(60, 80, 35))
     same = describe(engine, image, masks["red"])
     target = engine.encode(scene(red=(120, 90, 40))[0])
-    references = {"Cat": [same], "Dog": [same]}
-    assert len(engine.segment(target, references)) <= 1
     propose = engine.propose(target, [[same]], MatchOptions())
     claims = compete([propose[0], propose[0]], MatchOptions(overlap="allowed"))
     assert [claim.is_kept for claim in claims] == [True, True]
     assert np.array_equal(claims[0].mask, claims[1].mask)
     assert [claim.is_kept for claim in compete([propose[0], propose[0]], MatchOptions())] == [True, False]
+
+
+def _proposal(box: tuple[int, int, int, int], posterior: float, chance: float) -> Proposal:
+    mask = np.zeros((100, 100), bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    flat = mask.astype(np.float32)
+    return Proposal(mask, flat * np.float32(posterior), flat, 0.5, 0.5, (), chance)
+
+
+def test_a_label_that_is_dropped_gives_back_what_it_took() -> None:
+    """It may have the higher posterior on a part of another's mask, and lose the rest of its own to a third."""
+    large = _proposal((0, 0, 60, 100), 0.7, 0.9)
+    dropped = _proposal((50, 0, 90, 20), 0.8, 0.6)
+    third = _proposal((60, 0, 100, 20), 0.9, 0.8)
+    claims = compete([large, dropped, third], MatchOptions())
+    assert [claim.is_kept for claim in claims] == [True, False, True]
+    assert np.array_equal(claims[0].mask, large.mask)
+    assert np.array_equal(claims[2].mask, third.mask)
+
+
+def test_who_lost_a_region_takes_none_from_others() -> None:
+    first, second, third = (
+        _proposal((0, top, 100, top + 40), posterior, chance)
+        for top, posterior, chance in ((0, 0.95, 0.9), (8, 0.9, 0.8), (16, 0.85, 0.7))
+    )
+    claims = compete([third, second, first], MatchOptions())
+    assert [claim.is_kept for claim in claims] == [True, False, True]
+    assert np.array_equal(claims[2].mask, first.mask)
+
+
+def test_labels_within_one_another_keep_their_pixels_where_that_is_allowed() -> None:
+    leaf, lesion = _proposal((0, 0, 100, 100), 0.7, 0.9), _proposal((20, 20, 40, 40), 0.9, 0.8)
+    allowed = compete([leaf, lesion], MatchOptions(overlap="allowed"))
+    assert np.array_equal(allowed[0].mask, leaf.mask)
+    exclusive = compete([leaf, lesion], MatchOptions())
+    assert not (exclusive[0].mask & exclusive[1].mask).any()
+    assert np.array_equal(exclusive[0].mask | exclusive[1].mask, leaf.mask)
 
 
 def test_regions_below_the_least_score_are_not_returned(engine: Softmatcher) -> None:

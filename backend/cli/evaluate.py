@@ -54,6 +54,8 @@ def evaluate(
     from backend.projects.models import load_configured
     from backend.settings import load_settings
 
+    if labels is not None and not joint:
+        raise typer.BadParameter("--labels goes with --joint")
     variants = _variants(matchers, recipes)
     ranks = _numbers(positional_ranks) if positional_ranks else [load_settings().positional_rank]
     engines = {rank: partial(load_configured, load_settings(positional_rank=rank)) for rank in ranks}

@@ -113,6 +113,8 @@ def evaluate_joint(
             )
             targets += _one_seed(engine, images, drawn, seed, shots, limit, options)
         count = len(classes) if labels is None else min(labels, len(classes))
+        if not targets:
+            continue  # each of its images is some label's reference
         results.append(JointSet(name, count, name in EXCLUSIVE_SETS, targets))
     if on_progress is not None:
         on_progress("done", len(several), len(several))
@@ -121,6 +123,8 @@ def evaluate_joint(
 
 def joint_to_json(results: Sequence[JointSet]) -> dict[str, object]:
     """Return the figures of all sets, and their means over the exclusive ones (over all, if none is)."""
+    if not results:
+        raise BadInputError("every image is a reference of some label: give sets of more images, or fewer shots")
     counted = [one for one in results if one.is_exclusive] or list(results)
     figures = [one.to_json() for one in counted]
 
