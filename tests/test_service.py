@@ -351,6 +351,19 @@ def test_a_surprise_in_one_annotation_is_recorded_and_the_others_go_on(
     assert backend.projects.count_references() == {"1": 2}
 
 
+def test_an_annotation_nested_too_deeply_does_not_end_a_reconciliation(backend: Backend) -> None:
+    _with_red_reference(backend)
+    nested: Any = []
+    for _ in range(100_000):
+        nested = [nested]
+    backend.label_studio.add_task(2, png(draw(red=RED_BOX)))
+    backend.label_studio.annotate(11, 2, [_keypoint(20, 20, meta=nested)])
+    backend.label_studio.add_task(3, png(draw(red=RED_BOX)))
+    backend.label_studio.annotate(12, 3, [_keypoint(20, 20)])
+    backend.projects.references.reconcile(backend.label_studio.key)
+    assert {one.annotation_id for one in backend.projects.store.annotations(backend.label_studio.key)} == {10, 11, 12}
+
+
 def test_a_project_that_label_studio_lacks_is_marked_and_comes_back(backend: Backend) -> None:
     _with_red_reference(backend)
     store, key = backend.projects.store, backend.label_studio.key

@@ -467,4 +467,9 @@ def _iou(one: Mask, other: Mask) -> float:
 def _content_digest(annotation: Mapping[str, Any]) -> str:
     """Return a sha256 of the annotation's own part of its references: the result, and whether it was skipped."""
     content = [annotation.get("result"), bool(annotation.get("was_cancelled"))]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    try:
+        text = json.dumps(content, sort_keys=True)
+    except (RecursionError, TypeError, ValueError):
+        # Nested too deeply, or keys that cannot be ordered: what is wrong with it shows when it is read.
+        text = f"unreadable, {annotation.get('updated_at')}"
+    return hashlib.sha256(text.encode()).hexdigest()
