@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,26 @@ def test_a_surprise_in_one_annotation_is_recorded_and_the_others_go_on(
     (record,) = [one for one in backend.projects.store.annotations(backend.label_studio.key) if one.problem]
     assert (record.annotation_id, "ZeroDivisionError" in str(record.problem)) == (11, True)
     assert backend.projects.count_references() == {"1": 2}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a surprise"), ModelUnavailableError("out of memory")])
+def test_what_goes_wrong_with_the_machine_takes_no_reference_away(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    _with_red_reference(backend)
+
+    def failing(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(References, "_describe", failing)
+        with suppress(ModelUnavailableError):
+            backend.projects.references.take_in(backend.label_studio.key, 10)
+    assert backend.projects.count_references() == {"1": 1}
+    backend.projects.references.reconcile(backend.label_studio.key)
+    (record,) = backend.projects.store.annotations(backend.label_studio.key)
+    assert record.problem is None
+    assert backend.projects.count_references() == {"1": 1}
 
 
 def test_an_annotation_nested_too_deeply_does_not_end_a_reconciliation(backend: Backend) -> None:

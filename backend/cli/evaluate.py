@@ -45,6 +45,9 @@ def evaluate(
     labels: Annotated[
         int | None, typer.Option(min=2, help="With --joint: at most this many classes of a set, drawn by the seed.")
     ] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out regions whose expected IoU is below this.")
+    ] = 0.0,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     sheets: Annotated[Path | None, typer.Option(help="Write pictures of the best, median and worst here.")] = None,
 ) -> None:
@@ -56,7 +59,7 @@ def evaluate(
 
     if labels is not None and not joint:
         raise typer.BadParameter("--labels goes with --joint")
-    variants = _variants(matchers, recipes)
+    variants = _variants(matchers, recipes, min_score)
     ranks = _numbers(positional_ranks) if positional_ranks else [load_settings().positional_rank]
     engines = {rank: partial(load_configured, load_settings(positional_rank=rank)) for rank in ranks}
     console = Console(stderr=True)
@@ -114,7 +117,7 @@ def evaluate(
         Console().print(f"mIoU, marked by {kind}: {value:.3f}")
 
 
-def _variants(matchers: str, recipes: str) -> "dict[str, MatchOptions]":
+def _variants(matchers: str, recipes: str, min_score: float) -> "dict[str, MatchOptions]":
     from backend.core.matchers import MATCHERS
     from backend.core.types import RecipeName
     from backend.pipeline import MatchOptions
@@ -122,7 +125,7 @@ def _variants(matchers: str, recipes: str) -> "dict[str, MatchOptions]":
     found = {}
     for matcher in _names(matchers, tuple(MATCHERS), "matchers"):
         for recipe in _names(recipes, get_args(RecipeName), "recipes"):
-            found[f"{matcher} {recipe}"] = MatchOptions(matcher=matcher, recipe=recipe)  # type: ignore[arg-type]
+            found[f"{matcher} {recipe}"] = MatchOptions(matcher=matcher, recipe=recipe, minimum_score=min_score)  # type: ignore[arg-type]
     return found
 
 

@@ -125,8 +125,8 @@ class Projects:
     def forget_gone(self, project_key: str) -> bool:
         """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
 
-        Nothing is deleted where all known projects are gone: then the address more likely leads to another Label
-        Studio.
+        Nothing is deleted where several projects are known and all are gone: then the address more likely leads to
+        another Label Studio.
 
         Returns:
             Whether it was deleted.
@@ -144,8 +144,8 @@ class Projects:
             return False
         all_projects = self.store.projects()
         is_old = time.time() - project.gone_since >= 86400 * self.settings.gone_project_days
-        is_alone = len(all_projects) > 1 and all(each.gone_since is not None for each in all_projects)
-        if not is_old or is_alone:
+        are_all_gone = len(all_projects) > 1 and all(each.gone_since is not None for each in all_projects)
+        if not is_old or are_all_gone:
             return False
         logger.warning(
             "project=%s is deleted: gone from Label Studio for %d days", project_key, self.settings.gone_project_days

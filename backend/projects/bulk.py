@@ -174,20 +174,23 @@ class BulkPredictions:
         with ThreadPoolExecutor(_ASKERS, thread_name_prefix="unchanged") as pool:
             return {task["id"] for task, holds in zip(tasks, pool.map(is_unchanged, tasks), strict=True) if holds}
 
-    def keep_one(self, project: ProjectRecord, task_ids: Sequence[int], version: str | None) -> int:
+    def keep_one(self, project: ProjectRecord, versions: Mapping[int, str | None]) -> int:
         """Remove all but one prediction of this backend from each of the tasks; how many were removed.
 
-        The newest one of `version` stays, or, where a task has none of that, the newest of any.
+        Args:
+            project: of the tasks.
+            versions: task id -> the model_version whose newest prediction stays; the newest of any, where it has none.
 
         Raises:
             LabelStudioError, ConfigurationError: Label Studio cannot be used.
         """
         client = self._connections.client(project.key)
         removed = 0
-        for task in client.tasks_of(project.project_id, task_ids):
-            by_age = sorted(_own(task), key=lambda each: (each.get("model_version") == version, int(each["id"])))
-            for prediction in by_age[:-1]:
-                client.delete_prediction(int(prediction["id"]))
+        for task in client.tasks_of(project.project_id, list(versions)):
+            wanted = versions[int(task["id"])]
+            ranked = sorted((each.get("model_version") == wanted, int(each["id"])) for each in _own(task))
+            for _, prediction_id in ranked[:-1]:
+                client.delete_prediction(prediction_id)
                 removed += 1
         return removed
 
@@ -204,6 +207,15 @@ class BulkPredictions:
         """Task id -> prediction; failures go to the outcomes."""
         found: dict[int, TaskPrediction] = {}
         alike: deque[str] = deque(maxlen=max(_FEWEST_ALIKE, min(_ALIKE_FAILURES, len(tasks))))
+
+        def fail(task_id: int, kind: str, reason: str) -> None:
+            outcomes.append(self._failed(batch, task_id, kind, reason))
+            alike.append(kind)
+            if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
+                raise LabelStudioUnavailableError(
+                    f"{len(alike)} images in a row could not be read, the last one since: {reason}"
+                )
+
         for task, predict in self._predicted(batch, tasks, fetcher, should_stop):
             task_id = int(task["id"])
             try:
@@ -213,14 +225,9 @@ class BulkPredictions:
             except LabelStudioUnavailableError as error:
                 # Is it all of Label Studio, or one image on a host that is down?
                 client.version()
-                outcomes.append(self._failed(batch, task_id, "image_host_away", str(error)))
+                fail(task_id, "image_host_away", str(error))
             except (BadInputError, NotFoundError, LabelStudioError) as error:
-                outcomes.append(self._failed(batch, task_id, _kind(error), str(error)))
-                alike.append(_kind(error))
-                if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
-                    raise LabelStudioUnavailableError(
-                        f"{len(alike)} images in a row could not be read, the last one since: {error}"
-                    ) from error
+                fail(task_id, _kind(error), str(error))
             except SoftmatcherError:
                 raise
             except Exception as error:
@@ -231,7 +238,7 @@ class BulkPredictions:
                 unseen = [error for tag, error in one.failures.items() if batch.config.image(tag).is_in(task["data"])]
                 if one.prediction is None and unseen:
                     # Nobody knows whether the object is absent: it may be on the image that cannot be had.
-                    outcomes.append(self._failed(batch, task_id, _kind(unseen[0]), str(one.problem)))
+                    fail(task_id, _kind(unseen[0]), str(one.problem))
                     continue
                 alike.clear()
                 if one.problem:
@@ -324,6 +331,8 @@ class BulkPredictions:
         for one in unseen:
             try:
                 client.create_prediction(one)  # alone, since then Label Studio says what it finds fault with
+            except LabelStudioUnavailableError:
+                raise  # that says nothing against the prediction
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 refused[one["task"]] = f"Label Studio does not take the prediction: {error}"
         for one in predictions:

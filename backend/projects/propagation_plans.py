@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rq.timeouts import BaseTimeoutException
+
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
@@ -84,6 +86,10 @@ class PropagationPlans:
             store.fail(propagation_id, str(error))
             logger.warning("propagation=%d cannot be planned: %s", propagation_id, error)
             return {"planned": planned, "state": "failed"}
+        except BaseTimeoutException:
+            # A long reconciliation goes on where it was: that is no failure of the planning.
+            store.reset_plan_attempts(propagation_id)
+            raise
         except Exception as error:
             logger.exception("propagation=%d", propagation_id)
             store.note_problem(

@@ -253,13 +253,12 @@ class PropagationWork:
     def _remove_surplus(self, record: PropagationRecord) -> int:
         project = project_of(self._store, record.project_key)
         client = self._connections.client(record.project_key)
-        newest = self._store.propagations.latest(record.project_key, 1)
-        version = newest[0].model_version if newest else record.model_version
         removed = 0
         for page in client.task_ids(project.project_id, more_predictions_than=1):
             mine = sorted(self._tasks.done_among(record.id, page))
             for start in range(0, len(mine), _TASKS_A_PAGE):
-                removed += self._bulk.keep_one(project, mine[start : start + _TASKS_A_PAGE], version)
+                some = mine[start : start + _TASKS_A_PAGE]
+                removed += self._bulk.keep_one(project, self._tasks.newest_versions(record.project_key, some))
         return removed
 
     def give_back_dead(self, propagation_id: int, is_alive: Callable[[str], bool]) -> int:

@@ -21,6 +21,7 @@ from backend.errors import (
     ModelUnavailableError,
     NotFoundError,
     SoftmatcherError,
+    StoreUnavailableError,
 )
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import read_regions
@@ -273,13 +274,15 @@ class References:
         references: list[NewReference] = []
         images: dict[str, TaskImage] = {}
         unread: dict[str, SoftmatcherError] = {}
+        kept: set[str] = set()
+        config: LabelConfig | None = None
         try:
             if not annotation.get("was_cancelled") and annotation.get("result"):
                 config = parse_label_config(project.label_config)
                 images, unread = self._load_images(project, config, task, annotation["result"])
                 problems += [f"image {tag_name!r}: {error}" for tag_name, error in unread.items()]
                 references = self._describe(softmatcher, project, config, annotation["result"], images, problems)
-        except LabelStudioUnavailableError:
+        except (LabelStudioUnavailableError, ModelUnavailableError, StoreUnavailableError):
             raise
         except SoftmatcherError as error:
             problems.append(str(error))
@@ -289,6 +292,8 @@ class References:
             # Whatever surprises in one annotation is its own problem: the others of the project go on.
             logger.exception("project=%s annotation=%s cannot be taken in", project.key, annotation.get("id"))
             problems.append(f"it cannot be taken in, {type(error).__name__}: {error}; the worker's log has more")
+            # What the same annotation gave before stays: the surprise may be the machine's, not the annotation's.
+            kept = {tag.name for tag in config.images} if config is not None else set()
         record = AnnotationRecord(
             project_key=project.key,
             annotation_id=int(annotation["id"]),
@@ -302,7 +307,7 @@ class References:
         )
         for problem in problems:
             logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, problem)
-        if not self._store.replace_references(record, references, unread=unread):
+        if not self._store.replace_references(record, references, unread={*unread, *kept}):
             return "superseded"
         if tries_again and any(isinstance(error, LabelStudioUnavailableError) for error in unread.values()):
             self._store.mark_for_reconcile(project.key)  # a host of images that is down for a minute needs nobody

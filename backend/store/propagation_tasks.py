@@ -217,6 +217,20 @@ class PropagationTaskStore:
             found |= {int(row.task_id) for row in self._read(finished)}
         return found
 
+    def newest_versions(self, project_key: str, task_ids: Collection[int]) -> dict[int, str | None]:
+        """Return the model_version that each task was last predicted with, by any propagation; None where none was."""
+        newest: dict[int, str | None] = dict.fromkeys(task_ids)
+        newest_last = (
+            sa.select(_rows.c.task_id, _rows.c.model_version)
+            .join(_runs, _runs.c.id == _rows.c.propagation_id)
+            .where(_runs.c.project_key == project_key, _rows.c.state == "done")
+            .order_by(_rows.c.finished_at)
+        )
+        for some in portions(sorted(task_ids)):
+            read = self._read(newest_last.where(_rows.c.task_id.in_(some)))
+            newest |= {int(row.task_id): row.model_version for row in read}
+        return newest
+
     def made_of(self, project_key: str, task_ids: Collection[int], model_version: str) -> dict[int, str]:
         """Return what the newest predictions of a version were made of, as `TaskOutcome.images`, as far as noted.
 

@@ -231,6 +231,10 @@ class PropagationStore:
         read = self._read(sa.select(_runs.c.plan_attempts).where(_runs.c.id == propagation_id))
         return int(read[0].plan_attempts) if read else 0
 
+    def reset_plan_attempts(self, propagation_id: int) -> None:
+        """Let the attempts to plan count from 0 again: the last one came further."""
+        self._update(propagation_id, plan_attempts=0)
+
     def note_problem(self, propagation_id: int, problem: str) -> None:
         """Remember what the last attempt to plan failed with."""
         self._update(propagation_id, problem=problem)

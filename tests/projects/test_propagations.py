@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rq.timeouts import JobTimeoutException
 
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
 from backend.projects.propagation_work import Worked
@@ -733,4 +734,66 @@ def test_pauses_while_planning_are_no_failures(backend: Backend, key: str) -> No
         backend.projects.store.propagations._update(record.id, paused_until=None)
     assert _state(backend, record) == "planning"
     backend.label_studio.is_down = False
+    assert backend.projects.propagation_plans.plan(record.id) == {"planned": 8}
+
+
+def test_label_studio_away_while_it_is_asked_for_the_reason_fails_nothing(
+    backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _all_are_old(backend)
+    backend.label_studio.refused_tasks = {2}
+    record = _start(backend, key)
+
+    def away(_: object) -> None:
+        raise LabelStudioUnavailableError("503")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend.label_studio, "create_prediction", away)
+        assert _work(backend, record).left == "paused"
+    assert _counts(backend, record).failed == 0
+    assert "softmatcher-0.0.1+old" in backend.label_studio.versions_of(2)
+    backend.label_studio.refused_tasks = set()
+    _work(backend, record)
+    assert (_counts(backend, record).done, _counts(backend, record).empty) == (7, 1)
+
+
+def test_an_image_host_that_is_down_for_a_while_is_waited_for_too(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    backend.label_studio.away.update(backend.label_studio.images)
+    assert _work(backend, record).left == "paused"
+    assert (_counts(backend, record).failed, _counts(backend, record).pending) == (0, 8)
+    backend.label_studio.away.clear()
+    _work(backend, record)
+    assert (_counts(backend, record).done, _counts(backend, record).empty) == (7, 1)
+
+
+def test_of_two_predictions_the_one_stays_that_was_last_made(backend: Backend, key: str) -> None:
+    """References may change in the middle of a run: what it was planned with is then not what a task got last."""
+    record = _start(backend, key)
+    backend.label_studio.annotate(11, 2, [_point()])
+    backend.projects.references.take_in(key, 11)
+    _work(backend, record)
+    planned, last = str(record.model_version), backend.projects.predictions.model_version(key)
+    assert planned != last
+    assert backend.label_studio.versions_of(3) == [last]
+    backend.label_studio.add_prediction(3, {"model_version": planned, "result": [], "score": 0.1, "task": 3})
+    backend.projects.store.propagations.note_lost_answer(record.id, time.time() - 1)
+    assert backend.projects.propagation_work.tidy_late(record.id) == 1
+    assert backend.label_studio.versions_of(3) == [last]
+
+
+def test_a_planning_whose_job_has_no_time_left_does_not_count(
+    backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of annotations may be taken in anew before it; each attempt goes on where the last one was."""
+    record = backend.projects.propagations.start(key, ALL, "test", supersede=False)
+
+    def slow(_: str) -> None:
+        raise JobTimeoutException
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend.projects.references, "reconcile", slow)
+        for _ in range(6):
+            with pytest.raises(JobTimeoutException):
+                backend.projects.propagation_plans.plan(record.id)
     assert backend.projects.propagation_plans.plan(record.id) == {"planned": 8}
