@@ -260,7 +260,13 @@ class FakeLabelStudio:
         self._answer()
         self.listings += 1
         return [
-            {**self.tasks[i], "predictions": list(self.tasks[i]["predictions"])} for i in task_ids if i in self.tasks
+            {
+                **self.tasks[i],
+                "predictions": list(self.tasks[i]["predictions"]),
+                "annotations": [each for each in self.annotations.values() if each["task"] == i],
+            }
+            for i in task_ids
+            if i in self.tasks
         ]
 
     def task_ids(

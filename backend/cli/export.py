@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from backend.exports.exporter import Report
+    from backend.exports.importing import ImportReport
     from backend.exports.options import ExportOptions
     from backend.exports.reading import ExportedProject
     from backend.projects import Projects
@@ -162,6 +163,9 @@ def import_masks(
     as_: Annotated[
         str, typer.Option("--as", help="annotations; or references: annotations that are also taken in at once.")
     ] = "annotations",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and match everything, say what would be added; write nothing.")
+    ] = False,
 ) -> None:
     """Make masks that are there already annotations. Exit code 1: done, but something did not fit and is listed."""
     from backend.errors import BadInputError
@@ -169,29 +173,45 @@ def import_masks(
 
     if as_ not in ("annotations", "references"):
         raise BadInputError(f"--as must be annotations or references, got {as_!r}")
-    if not _import_masks(load_settings(), project, folder, with_references=as_ == "references"):
+    with_references = as_ == "references"
+    if not _import_masks(load_settings(), project, folder, with_references=with_references, is_dry_run=dry_run):
         raise typer.Exit(1)
 
 
-def _import_masks(settings: "Settings", project_id: int, folder: Path, *, with_references: bool) -> bool:
-    from backend.exports.importing import import_masks
+def _import_masks(
+    settings: "Settings", project_id: int, folder: Path, *, with_references: bool, is_dry_run: bool
+) -> bool:
+    from backend.exports.importing import ImportReport, import_masks
     from backend.exports.mask_files import find_masks
     from backend.exports.reading import open_project
 
     with opened_projects(settings) as projects:
         project = open_project(projects, project_id)
-        sources = find_masks(folder, project.config)
-        with progress_bar(project.client.count_tasks(project_id), "tasks") as on_task:
-            report = import_masks(project, sources, on_task=on_task)
-        typer.echo(
-            f"{report.imported} annotations with {report.objects} masks added; {report.already} tasks had them "
-            f"already; {len(report.kept)} tasks keep an annotation of their own"
-        )
-        for line in (*report.kept, *report.problems):
-            typer.echo(f"  {line}")
-        if with_references:
+        typer.echo(f"reading {folder}", err=True)
+        found = find_masks(folder, project.config)
+        report = ImportReport()
+        try:
+            import_masks(project, found, progress=progress_bar, report=report, is_dry_run=is_dry_run)
+        except BaseException as error:
+            _tell_import(report, is_dry_run=is_dry_run)
+            if isinstance(error, KeyboardInterrupt):
+                typer.echo("broken off", err=True)
+            typer.echo("what is listed as added is there; the same command goes on and adds nothing twice", err=True)
+            raise
+        _tell_import(report, is_dry_run=is_dry_run)
+        if with_references and not is_dry_run:
             report.problems.extend(_take_in(projects, project.key, report.annotations))
     return not report.problems
+
+
+def _tell_import(report: "ImportReport", *, is_dry_run: bool) -> None:
+    would = "would be " if is_dry_run else ""
+    typer.echo(
+        f"{report.imported} annotations with {report.objects} masks {would}added; {report.already} tasks had them "
+        f"already; {len(report.kept)} tasks keep an annotation of their own"
+    )
+    for line in (*report.kept, *report.problems, *report.notes):
+        typer.echo(f"  {line}")
 
 
 def _take_in(projects: "Projects", project_key: str, annotations: list[int]) -> list[str]:

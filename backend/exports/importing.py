@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from backend.errors import BadInputError, LabelStudioUnavailableError, SoftmatcherError
-from backend.exports.mask_files import MaskSource
-from backend.exports.names import match_keys, original_name
+from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, SoftmatcherError
+from backend.exports.image_matching import Match, SeenImage, TaskImage, match_images
+from backend.exports.image_names import name_in_label_studio
+from backend.exports.mask_sources import FoundMasks
 from backend.exports.reading import ExportedProject
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.image_decoding import decode_image
@@ -19,10 +21,29 @@ from backend.labelstudio.label_config import ImageTag, LabelConfig
 
 Json = dict[str, Any]
 
+Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
+"""Shows a part of the work, of so many steps; gives what is to be called after each."""
+
+
+@contextmanager
+def no_progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Show nothing."""
+    yield lambda: None
+
 
 @dataclass
 class ImportReport:
-    """What came of an import: counts, and a line for each thing that was not imported."""
+    """What came of an import: counts, and a line for each thing that was not imported.
+
+    Attributes:
+        imported: annotations that were made, or would be.
+        objects: their masks.
+        already: tasks that have these very masks.
+        annotations: ids of those that were made.
+        problems: what did not fit.
+        kept: tasks that have an annotation of their own.
+        notes: files that were left out for a reason that is no fault.
+    """
 
     imported: int = 0
     objects: int = 0
@@ -30,88 +51,129 @@ class ImportReport:
     annotations: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def import_masks(
-    project: ExportedProject, sources: Sequence[MaskSource], *, on_task: Callable[[], None]
+    project: ExportedProject,
+    found: FoundMasks,
+    *,
+    on_task: Callable[[], None] = lambda: None,
+    progress: Progress = no_progress,
+    report: ImportReport | None = None,
+    is_dry_run: bool = False,
 ) -> ImportReport:
     """Give each task whose image has masks an annotation with them.
 
-    A mask belongs to the task whose image has the same content, or else the same file name; where several tasks have
-    the name, only the content decides. A task that somebody annotated is left as it is; one that has these masks
-    already is counted and nothing more, so that a second run adds nothing.
+    A mask belongs to the tasks whose image has the same content, or else to the one whose image has the name that no
+    other image has. A task that somebody annotated is left as it is; one that has these masks already is counted and
+    nothing more, so that a second run adds nothing.
+
+    Args:
+        project: that gets the annotations.
+        found: in a folder.
+        on_task: is called for each task of the project when it has been listed.
+        progress: shows each part of the work, the listing too.
+        report: is filled in while it goes on, so that it holds what was done if something ends it.
+        is_dry_run: look at everything and write nothing.
 
     Raises:
         LabelStudioError: Label Studio refuses or does not answer; what is there stays, run it again.
     """
-    report = ImportReport()
     if len(project.config.images) != 1:
         raise BadInputError(
             f"import-masks needs a label config with one <Image>, got {len(project.config.images)}: which of them the "
             "masks are of cannot be told"
         )
     tag = project.config.images[0]
-    index = _Index(sources, _names_of_tasks(project, tag))
-    for task in project.client.all_tasks(project.id):
-        try:
-            _import_task(project, tag, task, index, report)
-        except LabelStudioUnavailableError:
-            raise
-        except SoftmatcherError as error:
-            report.problems.append(f"task {task['id']}: {error}")
-        on_task()
-    for source in sources:
-        if not source.matched:
-            report.problems.append(f"{source.name}: no task of project {project.id} shows this image")
+    report = ImportReport() if report is None else report
+    report.problems += found.problems
+    report.notes += found.notes
+    tasks: list[TaskImage] = []
+    with progress(project.client.count_tasks(project.id), "tasks") as on_listed:
+        for images in _tasks(project, tag):
+            tasks += images
+            on_task()
+            on_listed()
+    with progress(len(found.sources), "images") as on_source:
+        matches = match_images(project.id, tasks, found.sources, lambda task: _look(project, task), on_source=on_source)
+    report.problems += matches.problems
+    report.notes += matches.notes
+    with progress(len(matches.found), "masks") as on_match:
+        for match in matches.found:
+            try:
+                _import_match(project, tag, match, report, is_dry_run=is_dry_run)
+            except LabelStudioUnavailableError:
+                raise
+            except SoftmatcherError as error:
+                report.problems.append(f"{match.source.shown}, task {match.task.task_id}: {error}")
+            on_match()
     return report
 
 
-def _import_task(project: ExportedProject, tag: ImageTag, task: Json, index: "_Index", report: ImportReport) -> None:
+def _tasks(project: ExportedProject, tag: ImageTag) -> Iterator[list[TaskImage]]:
+    """Yield the image of each task of a project; [] for one without an address."""
+    for task in project.client.all_tasks(project.id):
+        address = _address(tag, task)
+        if address is None:
+            yield []
+        else:
+            yield [TaskImage(int(task["id"]), address, name_in_label_studio(address))]
+
+
+def _address(tag: ImageTag, task: Json) -> str | None:
     fields = task.get("data")
-    address = tag.address(fields if isinstance(fields, Mapping) else {})
-    if not index.may_have(address):
-        return
-    content = project.fetcher.fetch(address, int(task["id"]))
-    source = index.find(address, hashlib.sha256(content).hexdigest(), report, int(task["id"]))
-    if source is None:
-        return
-    source.matched = True
-    size_hw = decode_image(content, project.max_pixels).shape[:2]
-    regions = _regions(project.config, tag, source, size_hw, report)
-    existing = [each for each in task.get("annotations") or () if not each.get("was_cancelled")]
+    try:
+        return tag.address(fields if isinstance(fields, Mapping) else {})
+    except BadInputError:
+        return None
+
+
+def _look(project: ExportedProject, task: TaskImage) -> SeenImage:
+    content = project.fetcher.fetch(task.address, task.task_id)
+    height, width = decode_image(content, project.max_pixels).shape[:2]
+    return SeenImage(hashlib.sha256(content).hexdigest(), (height, width))
+
+
+def _import_match(
+    project: ExportedProject, tag: ImageTag, match: Match, report: ImportReport, *, is_dry_run: bool
+) -> None:
+    regions = _regions(project.config, tag, match, report)
+    # As it is now: others work on the project while this goes on.
+    tasks = project.client.tasks_of(project.id, [match.task.task_id])
+    if not tasks or _address(tag, tasks[0]) != match.task.address:
+        raise NotFoundError("the task was deleted or got another image meanwhile: run it again")
+    existing = [each for each in tasks[0].get("annotations") or () if not each.get("was_cancelled")]
     if existing:
         wanted = {region["id"] for region in regions}
         present = {str(region.get("id")) for each in existing for region in each.get("result") or ()}
         if wanted <= present and (wanted or any(not each.get("result") for each in existing)):
             report.already += 1
         else:
-            report.kept.append(f"task {task['id']}: has an annotation already; masks of {source.name} were not added")
+            report.kept.append(
+                f"task {match.task.task_id}: has an annotation already; masks of {match.source.shown} were not added"
+            )
         return
-    created = project.client.create_annotation(int(task["id"]), regions)
-    report.annotations.append(int(created["id"]))
+    if not is_dry_run:
+        created = project.client.create_annotation(match.task.task_id, regions)
+        report.annotations.append(int(created["id"]))
     report.imported += 1
     report.objects += len(regions)
 
 
-def _regions(
-    config: LabelConfig, tag: ImageTag, source: MaskSource, size_hw: tuple[int, ...], report: ImportReport
-) -> list[Json]:
+def _regions(config: LabelConfig, tag: ImageTag, match: Match, report: ImportReport) -> list[Json]:
     """As regions with ids that follow from what they show, in the form that says: this is a finished mask."""
     regions: list[Json] = []
     counts: Counter[str] = Counter()
-    for label, mask in source.load():
+    empty: list[str] = []
+    for label, mask in match.source.load(match.seen.size_hw):
         if label not in config.labels:
             raise BadInputError(
-                f"{source.name}: label {label!r} is not in the label config, which has {list(config.labels)}: add it "
-                "there; nothing of this image was imported, since it would seem complete"
-            )
-        if mask.shape != size_hw:
-            raise BadInputError(
-                f"{source.name}: masks must be of the image's size {size_hw[1]} x {size_hw[0]} px, got "
-                f"{mask.shape[1]} x {mask.shape[0]}"
+                f"label {label!r} is not in the label config, which has {list(config.labels)}: add it there; nothing "
+                "of this image was imported, since it would seem complete"
             )
         if not mask.any():
-            report.problems.append(f"{source.name}: a mask of label {label!r} without a pixel was not imported")
+            empty.append(label)
             continue
         digest = hashlib.sha256(json.dumps([label, list(mask.shape)]).encode())
         digest.update(np.packbits(mask).tobytes())
@@ -123,63 +185,9 @@ def _regions(
         )  # fmt: skip
         # Nobody gave a score, and no model predicted it.
         regions.append({**{key: value for key, value in region.items() if key != "score"}, "origin": "manual"})
+    if empty and not regions:
+        raise BadInputError(f"its masks have no pixel (label {empty[0]!r}): that there is nothing they do not say")
+    report.problems += [
+        f"{match.source.shown}: a mask of label {label!r} without a pixel was not imported" for label in empty
+    ]
     return regions
-
-
-def _names_of_tasks(project: ExportedProject, tag: ImageTag) -> Counter[str]:
-    """How many tasks go by each name."""
-    names: Counter[str] = Counter()
-    for task in project.client.all_tasks(project.id):
-        fields = task.get("data")
-        try:
-            address = tag.address(fields if isinstance(fields, Mapping) else {})
-        except BadInputError:
-            continue
-        names.update(_keys(address))
-    return names
-
-
-def _keys(address: str) -> tuple[str, ...]:
-    name = original_name(address)
-    return match_keys(name) if name else ()
-
-
-class _Index:
-    """Finds the masks of a task."""
-
-    def __init__(self, sources: Sequence[MaskSource], names_of_tasks: Mapping[str, int]) -> None:
-        self._by_sha256: defaultdict[str, list[MaskSource]] = defaultdict(list)
-        self._by_name: defaultdict[str, list[MaskSource]] = defaultdict(list)
-        self._names_of_tasks = names_of_tasks
-        for source in sources:
-            for digest in dict.fromkeys((source.sha256, source.copy_sha256)):
-                if digest is not None:
-                    self._by_sha256[digest].append(source)
-            for key in match_keys(source.name):
-                self._by_name[key].append(source)
-
-    def may_have(self, address: str) -> bool:
-        """Whether the image of this address is worth fetching."""
-        return bool(self._by_sha256) or any(key in self._by_name for key in _keys(address))
-
-    def find(self, address: str, sha256: str, report: ImportReport, task_id: int) -> MaskSource | None:
-        """The masks of the image, by its content, else by its name; None if there are none or it cannot be told."""
-        same = self._by_sha256.get(sha256, [])
-        if len(same) > 1:  # copies of an image, each with its own masks: the name says which is which
-            named = [each for key in _keys(address) for each in self._by_name[key] if each in same]
-            same = named[:1] or same[:1]
-        if same:
-            return same[0]
-        for key in _keys(address):
-            # Of what is known by its content the name says nothing: it is another image.
-            named = [each for each in self._by_name.get(key, ()) if each.sha256 is None]
-            if len(named) == 1 and self._names_of_tasks[key] == 1:
-                return named[0]
-            if named:
-                named[0].matched = True
-                report.problems.append(
-                    f"task {task_id}: {self._names_of_tasks[key]} tasks and {len(named)} mask files are called "
-                    f"{key!r}: put the images into the folder too, then their content decides"
-                )
-                return None
-        return None

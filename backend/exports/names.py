@@ -6,7 +6,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 _LONGEST = 60
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
-_EXPORT_PREFIX = re.compile(r"[0-9]+-(?=.)")
 
 
 def original_name(address: str) -> str:
@@ -15,16 +14,26 @@ def original_name(address: str) -> str:
     Args:
         address: as in task data; a data: URI has no name.
     """
+    path, is_upload = image_path(address)
+    name = path.rpartition("/")[2]
+    return _UPLOAD_PREFIX.sub("", name, count=1) if is_upload else name
+
+
+def image_path(address: str) -> tuple[str, bool]:
+    """Return the path of an image, decoded ("" if its address has none), and whether it is an upload to Label Studio.
+
+    Args:
+        address: as in task data; a data: URI has no path.
+    """
     if address[:5].lower() == "data:":
-        return ""
+        return "", False
     try:
         parts = urlsplit(address)
     except ValueError:  # brackets that are no IPv6 address
-        return ""
+        return "", False
     is_local = parts.path.rstrip("/").endswith("/data/local-files")
     path = parse_qs(parts.query).get("d", [""])[0] if is_local else unquote(parts.path)
-    name = path.rstrip("/").rpartition("/")[2]
-    return _UPLOAD_PREFIX.sub("", name, count=1) if "/data/upload/" in parts.path else name
+    return path.rstrip("/"), "/data/upload/" in parts.path
 
 
 def export_name(task_id: int, address: str, extension: str, tag: str | None = None) -> str:
@@ -41,16 +50,3 @@ def export_name(task_id: int, address: str, extension: str, tag: str | None = No
     safe = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:_LONGEST].strip("-")
     parts = [str(task_id), *([re.sub(r"[^A-Za-z0-9]+", "-", tag).strip("-")[:_LONGEST]] if tag else []), safe]
     return "-".join(part for part in parts if part) + extension
-
-
-def match_keys(name: str) -> tuple[str, ...]:
-    """Under which an image or mask file may be known, the most exact first: stem as it is, without what was put before.
-
-    Label Studio puts eight hex digits before the name of an upload, an export the task's id.
-    """
-    stem = name.rpartition("/")[2]
-    stem = stem.rpartition(".")[0] or stem
-    keys = [stem]
-    for prefix in (_UPLOAD_PREFIX, _EXPORT_PREFIX):
-        keys.append(prefix.sub("", keys[-1], count=1))
-    return tuple(dict.fromkeys(key.casefold() for key in keys))

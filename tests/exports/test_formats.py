@@ -16,7 +16,6 @@ from pycocotools.coco import COCO
 from backend.core.types import Mask
 from backend.errors import BadInputError
 from backend.exports.index_png import palette_colour, to_legend, to_legend_page
-from backend.exports.names import match_keys
 from backend.exports.options import options_from_texts
 from tests.exports.scene import LABELS, MASKS, export, fill, opened
 from tests.fakes import Backend
@@ -196,12 +195,6 @@ def test_parquet_by_path_has_addresses(filled: Backend, tmp_path: Path) -> None:
     table = pd.read_parquet(tmp_path / "out" / "data")
     assert list(table["address"])[:2] == ["/data/upload/1/1.png", "/data/upload/1/2.png"]
     assert "image" not in table
-
-
-def test_names_that_may_mean_the_same_image() -> None:
-    assert match_keys("masks/train/12-coin.png") == ("12-coin", "coin")
-    assert match_keys("/data/upload/3/1a2b3c4d-12-coin.jpg") == ("1a2b3c4d-12-coin", "12-coin", "coin")
-    assert match_keys("Coin.JPG") == ("coin",)
 
 
 def test_labels_keep_the_order_of_the_label_config(filled: Backend) -> None:
