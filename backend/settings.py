@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     segmenter: str | None = Field(
         None,
         description="Another segmenter in place of the profile's (not `lite`): `mobile_sam`, `sam_vit_b`, `sam_vit_l`, "
-        "`sam_vit_h`, `sam2.1_hiera_tiny`, `_small`, `_base_plus` or `_large`; its weights: `weights fetch NAME`.",
+        "`sam_vit_h`, `sam2.1_hiera_tiny`, `_small`, `_base_plus` or `_large`; its weights: `weights fetch NAME`. Or a "
+        "checkpoint of their layout: `weights import PATH --as NAME`.",
     )
     positional_rank: int = Field(
         0,

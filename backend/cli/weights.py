@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
-from backend.models.weights_catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, weights_of
+from backend.models.weights_catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, known_weights, weights_of
 from backend.models.weights_download import fetch_weights
 from backend.models.weights_store import StoredWeights, WeightsStore, stored_as_dict
 from backend.settings import Settings
@@ -99,6 +99,15 @@ def _tell(console: Console, stored: StoredWeights) -> None:
         else "nobody told its sha256 before: recorded, and held to from now on"
     )
     console.print(f"{stored.name}: {stored.path} ({stored.size_bytes / 1e6:.0f} MB; {how})", soft_wrap=True)
+    if stored.layout is not None:
+        setting = "SEGMENTER" if "sam" in stored.layout else "ENCODER"
+        console.print(f"it has the layout of {stored.layout}: SOFTMATCHER_{setting}={stored.name}", soft_wrap=True)
+    elif stored.checked == "recorded" and known_weights(stored.name) is None:
+        console.print(
+            f"it has the layout of no model of `weights list`: SOFTMATCHER_ENCODER={stored.name} takes it if timm has "
+            "a model of this name and layout",
+            soft_wrap=True,
+        )
 
 
 def _names(stored: dict[str, StoredWeights]) -> list[str]:

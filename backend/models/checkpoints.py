@@ -12,11 +12,16 @@ from torch import Tensor
 
 from backend.errors import ModelUnavailableError
 
+_ZIP = b"PK\x03\x04"
 _WRAPPERS = ("state_dict", "model", "teacher", "module")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, *, is_mapped: bool = False) -> dict[str, Tensor]:
     """The tensors of a weights file by name; wrappers as training scripts write them (`{"model": ...}`) are taken off.
+
+    Args:
+        path: of the file.
+        is_mapped: leave the values in the file until they are asked for, where its format allows it.
 
     Raises:
         ModelUnavailableError: cannot be read, or holds anything but tensors.
@@ -28,7 +33,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if _is_safetensors(head, path.stat().st_size):
             content = safetensors.torch.load_file(path, device="cpu")
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _load_pytorch(path, is_mapped=is_mapped and head.startswith(_ZIP))
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelUnavailableError(
             f"{path} must be PyTorch weights or safetensors, got {_why(error)}; import it again"
@@ -49,6 +54,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} must hold tensors by name, got {type(content).__name__}; get the official file"
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _load_pytorch(path: Path, *, is_mapped: bool) -> Any:
+    # By its path, PyTorch takes a file for safetensors if its name says so; and only by its path does it map one.
+    if is_mapped and path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _is_state_dict(content: Mapping[Any, Any]) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.encoder import EfficientNetLiteEncoder, Encoder
 from backend.models.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
 from backend.models.sam2_segmenter import Sam2Segmenter
@@ -15,7 +15,7 @@ from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions
 from backend.models.segmenter import LiteSegmenter, Segmenter
 from backend.models.vit_encoder import TimmEncoder, VitOptions
 from backend.models.weights import weights_sha256
-from backend.models.weights_catalogue import PROFILE_WEIGHTS
+from backend.models.weights_catalogue import PROFILE_WEIGHTS, known_weights
 from backend.models.weights_store import StoredWeights, WeightsStore
 
 PROFILES = ("lite", *PROFILE_WEIGHTS)
@@ -74,23 +74,35 @@ def load_profile(profile: str, source: ModelSource = ModelSource()) -> tuple[Enc
     encoder_name, segmenter_name = PROFILE_WEIGHTS[profile]
     encoder_name = source.encoder or encoder_name
     segmenter_name = source.segmenter or segmenter_name
-    if segmenter_name not in (*SAM_MODELS, *SAM2_MODELS):
+    segmenter_layout = _layout(source, segmenter_name)
+    if segmenter_layout not in (*SAM_MODELS, *SAM2_MODELS):
         raise ConfigurationError(
-            f"segmenter must be one of {', '.join([*SAM_MODELS, *SAM2_MODELS])}, got {segmenter_name}; set "
-            "SOFTMATCHER_SEGMENTER to one of them"
+            f"segmenter must be one of {', '.join([*SAM_MODELS, *SAM2_MODELS])}, or an imported checkpoint of their "
+            f"layout, got {segmenter_name}; set SOFTMATCHER_SEGMENTER to one of them"
         )
-    is_sam2 = segmenter_name in SAM2_MODELS
+    is_sam2 = segmenter_layout in SAM2_MODELS
     if is_sam2:
         require_sam2(segmenter_name)
     encoder_weights, segmenter_weights = _paths(source, (encoder_name, segmenter_name), profile)
     options = VitOptions(side_px=_SIDE_PX[profile], positional_rank=source.positional_rank)
-    encoder = TimmEncoder(encoder_name, encoder_weights, options, device=source.device)
+    encoder = TimmEncoder(_layout(source, encoder_name), encoder_weights, options, device=source.device)
     content = weights_sha256(segmenter_weights)[:12] if segmenter_weights else "random0"
     selection = SelectionOptions() if segmenter_weights else KEEP_EVERYTHING
-    sam = (build_sam2 if is_sam2 else build_sam)(segmenter_name, segmenter_weights)
+    sam = (build_sam2 if is_sam2 else build_sam)(segmenter_layout, segmenter_weights)
     signature = f"{segmenter_name}:{content}"
     kind = Sam2Segmenter if is_sam2 else SamSegmenter
     return encoder, kind(sam, signature, SamOptions(selection=selection), device=source.device)
+
+
+def _layout(source: ModelSource, name: str) -> str:
+    """Return the model whose network a name means: of a checkpoint imported under its own name, the one it fills."""
+    if source.weights_folder is None or known_weights(name) is not None:
+        return name
+    try:
+        stored = WeightsStore(source.weights_folder).find(name)
+    except BadInputError:  # no name that anything can be imported under
+        return name
+    return stored.layout if stored is not None and stored.layout is not None else name
 
 
 def missing_weights(profile: str, folder: Path) -> list[str]:

@@ -83,7 +83,7 @@ class TimmEncoder:
         seed: int = 0,
         network_options: Mapping[str, Any] | None = None,
     ) -> None:
-        network = _create(name, network_options or {}, seed=None if weights else seed)
+        network = create_network(name, network_options or {}, seed=None if weights else seed)
         if weights is not None:
             load_weights(network, weights, name)
         self._grid = _Grid.of(network, name)
@@ -316,7 +316,17 @@ def _forward(network: nn.Module, batch: Tensor) -> Tensor:
     return features
 
 
-def _create(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:
+def create_network(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:
+    """Return timm's network with random weights.
+
+    Args:
+        name: of the model in timm.
+        options: for `timm.create_model`.
+        seed: of the weights; None: 0.
+
+    Raises:
+        ConfigurationError: timm has no such model.
+    """
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
         raise ConfigurationError(

@@ -36,6 +36,7 @@ class StoredWeights:
         source: address or path it came from.
         checked: `catalogue` if the digest is one that is known of the official file, `recorded` if it is only what was
             imported first.
+        layout: model of the catalogue whose network it fills, under a name of its own: a fine-tuned checkpoint.
     """
 
     name: str
@@ -45,6 +46,7 @@ class StoredWeights:
     file_name: str
     source: str
     checked: str
+    layout: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def reason_to_refuse(known: KnownWeights, found: Digests, head: bytes) -> str | 
     """
     if known.sha256 == found.sha256:
         return None
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the file itself: run `git lfs pull` where it comes from"
     if head.lstrip()[:1] == b"<":
         return "it is a web page, not weights: a proxy or a login answered in its place"
     if known.size_bytes is not None and found.size_bytes < known.size_bytes:
@@ -157,7 +161,16 @@ class WeightsStore:
             return f"cannot be read: {error}"
         if found.sha256 != stored.sha256:
             return f"its sha256 is {found.sha256}, not {stored.sha256}: fetch or import it again"
-        return None
+        if stored.checked == "catalogue":
+            return None
+        from backend.models.weights_files import reason_not_weights
+
+        try:
+            reason = reason_not_weights(stored.path)
+        except OSError as error:
+            return f"cannot be read: {error}"
+        # As it was when it came in, which earlier releases did not look at.
+        return None if reason is None else f"holds no weights, {reason}: import the right file under this name"
 
     def add(
         self, path: Path, *, name: str | None, source: str, keep: bool = True, known: KnownWeights | None = None
@@ -174,23 +187,34 @@ class WeightsStore:
         Raises:
             BadInputError: not the file that the catalogue means, or nothing says whose weights these are.
         """
+        from backend.models.weights_files import known_layout, require_weights  # PyTorch, which listing does without
+
         try:
             found = Digests.of(path)
             with path.open("rb") as file:
                 head = file.read(64)
         except OSError as error:
             raise BadInputError(f"weights must be a file that can be read, got {path} ({error})") from error
-        if known is None:
-            known = _known_by_content(found) if name is None else weights_catalogue.known_weights(name)
-        known = known or weights_catalogue.known_weights(path.name)
         if known is None and name is None:
+            known = _known_by_content(found) or weights_catalogue.known_weights(path.name)
+        elif known is None:
+            known = weights_catalogue.known_weights(str(name))
+        is_official = known is not None and known.sha256 == found.sha256
+        if known is None and name is None:
+            require_weights(path)
             raise BadInputError(
                 f"{path.name} is none of the files in `weights list` (sha256 {found.sha256}): say whose weights it "
                 "holds, with --as and timm's name of the model"
             )
         if known is not None and (reason := reason_to_refuse(known, found, head)) is not None:
-            raise BadInputError(f"{path} is not {known.file_name} of {known.name}: {reason}")
+            raise BadInputError(
+                f"{path} is not {known.file_name} of {known.name}: {reason}. If it is a checkpoint of your own, import "
+                "it under a name of its own, with --as"
+            )
+        if not is_official:
+            require_weights(path)
         own_name = known.name if known is not None else str(name)
+        layout = known_layout(path) if known is None else None
         before = self.find(own_name)
         is_recorded = known is None or known.sha256 is None
         if is_recorded and before is not None and before.sha256 != found.sha256:
@@ -209,6 +233,7 @@ class WeightsStore:
             "file_name": known.file_name if known is not None else path.name,
             "source": source,
             "checked": "recorded" if is_recorded else "catalogue",
+            "layout": layout,
         }
         note = self._note_path(own_name)
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models import weights_catalogue
 from backend.models.weights_catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, KnownWeights, known_weights, weights_of
 from backend.models.weights_store import WeightsStore
 
-CONTENT = b"weights" * 1000
+CONTENT = safetensors.torch.save({"a": torch.arange(2000.0), "b": torch.ones(3, 4)})
+OTHER = safetensors.torch.save({"a": torch.zeros(7)})
 
 
 @pytest.fixture
@@ -104,14 +107,14 @@ def test_unknown_file_needs_a_name_and_is_then_held_to_what_it_was(store: Weight
     assert path.exists()
     assert store.add(path, name="vit_base_patch16_dinov3", source="again").sha256 == stored.sha256
     with pytest.raises(BadInputError, match="other weights already"):
-        store.add(_file(tmp_path, "b.pth", b"else"), name="vit_base_patch16_dinov3", source="here")
+        store.add(_file(tmp_path, "b.pth", OTHER), name="vit_base_patch16_dinov3", source="here")
     with pytest.raises(BadInputError, match="name"):
         store.add(path, name="../../etc/passwd", source="here")
 
 
 def test_damage_is_found(store: WeightsStore, tmp_path: Path) -> None:
     stored = store.add(_file(tmp_path, "w.pth"), name="resnet18", source="here")
-    stored.path.write_bytes(b"W" + CONTENT[1:])
+    stored.path.write_bytes(CONTENT[:-1] + b"W")
     assert "not " + stored.sha256 in str(store.verify(stored))
     stored.path.write_bytes(CONTENT[:-3])
     with pytest.raises(ModelUnavailableError, match=f"{len(CONTENT) - 3} of {len(CONTENT)} bytes"):

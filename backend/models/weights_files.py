@@ -1,0 +1,117 @@
+"""What a file that is brought as weights really is: tensors or something else, and of which known model's layout."""
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.errors import BadInputError, ModelUnavailableError
+from backend.models.checkpoints import read_state_dict
+
+_POINTER = b"version https://git-lfs"
+_ZIP = b"PK\x03\x04"
+_SAM_SIZES = {768: "sam_vit_b", 1024: "sam_vit_l", 1280: "sam_vit_h"}
+_SAM2_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+_DINOV2_SIZES = {384: "small", 768: "base", 1024: "large"}
+"""Width of the tokens (and number of blocks) of each size."""
+
+
+def reason_not_weights(path: Path) -> str | None:
+    """Return why a file holds no weights, None if it does. Tensors are looked at by their names and sizes, not read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    if size_bytes == 0:
+        return "it is empty"
+    if head.startswith(_POINTER):
+        return "it is a pointer of Git LFS, not the file itself: run `git lfs pull` where it comes from"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page, not weights: a proxy or a login answered in its place"
+    if head.startswith(_ZIP) and not zipfile.is_zipfile(path):
+        return f"it is cut off after {size_bytes} bytes: the zip's directory, which comes last, is missing"
+    try:
+        state = read_state_dict(path, is_mapped=True)
+    except ModelUnavailableError as error:
+        return str(error).removeprefix(f"{path} ").partition("; ")[0]
+    if not any(tensor.numel() for tensor in state.values()):
+        return "its tensors are empty"
+    return None
+
+
+def known_layout(path: Path) -> str | None:
+    """Return the model of the catalogue whose network a checkpoint fills, None if it fills none of them.
+
+    Raises:
+        ModelUnavailableError: it holds no weights.
+    """
+    name = _layout_by_sizes(read_state_dict(path, is_mapped=True))
+    if name is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of filling a network that has sizes only
+            _fill(name, path)
+    except ModelUnavailableError:
+        return None
+    return name
+
+
+def _layout_by_sizes(state: Mapping[str, Tensor]) -> str | None:
+    """Return the model whose sizes some telling tensors have."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if "image_encoder.patch_embed.seq.0.c.weight" in shapes:
+        return "mobile_sam"
+    if "image_encoder.pos_embed" in shapes:
+        return _SAM_SIZES.get(shapes["image_encoder.pos_embed"][-1])
+    if "image_encoder.trunk.patch_embed.proj.weight" in shapes:
+        blocks = {key.split(".")[3] for key in shapes if key.startswith("image_encoder.trunk.blocks.")}
+        size = _SAM2_SIZES.get((shapes["image_encoder.trunk.patch_embed.proj.weight"][0], len(blocks)))
+        return None if size is None else f"sam2.1_hiera_{size}"
+    if "cls_token" in shapes and shapes.get("patch_embed.proj.weight", ())[-2:] == (14, 14):
+        size = _DINOV2_SIZES.get(shapes["cls_token"][-1])
+        registers = "reg4_" if {"register_tokens", "reg_token"} & shapes.keys() else ""
+        return None if size is None else f"vit_{size}_patch14_{registers}dinov2"
+    return None
+
+
+def _fill(name: str, path: Path) -> None:
+    """Put a file into the network of a model, which is thrown away.
+
+    Raises:
+        ModelUnavailableError: it does not fit, or the network's package is not installed.
+    """
+    from backend.models.sam2_networks import SAM2_MODELS, build_sam2
+    from backend.models.sam_networks import SAM_MODELS, build_sam
+    from backend.models.vit_encoder import create_network, load_weights
+
+    if name in SAM2_MODELS:
+        build_sam2(name, path)
+    elif name == "mobile_sam":  # asks for values while it is built
+        build_sam(name, path)
+    else:
+        with torch.device("meta"):  # sizes without memory
+            if name in SAM_MODELS:
+                build_sam(name, path)
+            else:
+                load_weights(create_network(name, {}, seed=None), path, name)
+
+
+def require_weights(path: Path) -> None:
+    """Check that a file holds weights.
+
+    Raises:
+        BadInputError: it cannot be read, or holds none.
+    """
+    try:
+        reason = reason_not_weights(path)
+    except OSError as error:
+        raise BadInputError(f"weights must be a file that can be read, got {path} ({error})") from error
+    if reason is not None:
+        raise BadInputError(f"{path} must hold weights, PyTorch's or safetensors, got something else: {reason}")
