@@ -149,6 +149,8 @@ class _Matching:
         missing.difference_update([found] if found else (), self._by_file_sha256.get(seen.sha256, ()))
 
     def match_by_content(self) -> None:
+        """Match what shows the picture of a source."""
+        undecided: defaultdict[str, list[tuple[TaskImage, SeenImage]]] = defaultdict(list)
         for task in self._tasks:
             seen = self._seen.get(task.task_id)
             same = self._by_sha256.get(seen.sha256, []) if seen else []
@@ -157,14 +159,25 @@ class _Matching:
             chosen = self._tell_apart(task, same)
             if chosen is not None:
                 self._add(Match(task, seen, chosen))
-                continue
-            names = ", ".join(sorted(source.shown for source in same))
-            for source in same:
-                self._problems.setdefault(
-                    source,
-                    f"{source.shown}: {len(same)} entries have the picture of task {task.task_id} ({names}): which of "
-                    "them it is to get cannot be told, leave one",
-                )
+            else:
+                undecided[seen.sha256].append((task, seen))
+        for sha256, copies in undecided.items():
+            self._deal_out(copies, self._by_sha256[sha256])
+
+    def _deal_out(self, copies: Sequence[tuple[TaskImage, SeenImage]], same: Sequence[MaskSource]) -> None:
+        """Give tasks that show one picture a source of that picture each, in order, if there are as many of both."""
+        left = [source for source in same if source not in self._matched]
+        if len(left) == len(copies) and all(source.problem is None for source in left):
+            left.sort(key=lambda source: (source.task_id or 0, source.shown))
+            for (task, seen), source in zip(copies, left, strict=True):
+                self._add(Match(task, seen, source))
+            return
+        tasks = ", ".join(str(task.task_id) for task, _ in copies[:5])
+        for source in left:
+            self._problems[source] = (
+                f"{source.shown}: {len(left)} entries have the picture of task {tasks}: which of them it is to get "
+                "cannot be told, leave one"
+            )
 
     def match_by_name(self) -> None:
         """Match what nothing is known of but its name."""

@@ -216,15 +216,30 @@ def test_a_document_that_claims_another_content_than_its_file_is_named(backend: 
 
 
 def test_two_entries_of_one_picture_are_told_apart_by_name_or_not_at_all(backend: Backend, tmp_path: Path) -> None:
-    add(backend, 1, "/data/upload/1/1a2b3c4d-a.png", picture(7))
-    add(backend, 2, "/data/upload/1/1a2b3c4d-c.png", picture(7))
-    save(tmp_path / "a.png", picture(7))
-    save(tmp_path / "b.png", picture(7))
+    add(backend, 1, "/data/upload/1/1a2b3c4d-d.png", picture(7))
+    names = ("a.png", "b.png", "d.png")
+    for name in names[:2]:
+        save(tmp_path / name, picture(7))
     coco(tmp_path / "coco.json", [image(1, "a.png"), image(2, "b.png")])
     report = import_folder(backend, tmp_path)
+    assert annotated(backend) == []
+    assert ["2 entries have the picture of task 1" in problem for problem in report.problems] == [True, True]
+    save(tmp_path / "d.png", picture(7))
+    coco(
+        tmp_path / "coco.json",
+        [image(number, name) for number, name in enumerate(names)],
+        [thing(number, number, segmentation=[[number, 1, 9, 1, 9, 9]]) for number in range(3)],
+    )
+    report = import_folder(backend, tmp_path)
     assert annotated(backend) == [1]
-    (problem,) = report.problems
-    assert "b.png: 2 entries have the picture of task 2" in problem
+    assert ["which gets the masks of d.png" in problem for problem in report.problems] == [True, True]
+    # As many tasks as entries: all of them show the picture.
+    backend.label_studio.annotations.clear()
+    for number in (2, 3):
+        add(backend, number, f"/data/upload/1/1a2b3c4d-{number}.png", picture(7))
+    assert import_folder(backend, tmp_path).problems == []
+    assert annotated(backend) == [1, 2, 3]
+    assert len({each["result"][0]["id"] for each in backend.label_studio.annotations.values()}) == 3
 
 
 def test_copies_of_an_image_all_get_its_masks(backend: Backend, tmp_path: Path) -> None:
