@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from backend.cli import app
+from backend.errors import LabelStudioUnavailableError
 from backend.projects import Projects
 from backend.settings import Settings
 from tests.exports.scene import box, brush, fill
@@ -150,3 +151,32 @@ def test_imported_masks_become_references_at_once(filled: Backend, tmp_path: Pat
     assert "5 tasks had them already" in _run("import-masks", tmp_path / "out", "--project", 1).output
     assert _run("import-masks", tmp_path / "out", "--project", 1, "--as", "tasks").exit_code == 2
     assert _run("import-masks", tmp_path / "nowhere", "--project", 1).exit_code == 2
+
+
+def test_a_dry_run_of_an_import_writes_nothing(filled: Backend, tmp_path: Path) -> None:
+    _run("export", "--project", 1, "--format", "coco", "--out", tmp_path / "out")
+    filled.label_studio.annotations.clear()
+    done = _run("import-masks", tmp_path / "out", "--project", 1, "--dry-run", "--as", "references")
+    assert done.exit_code == 0, done.output
+    assert "5 annotations with 5 masks would be added" in done.output
+    assert not filled.label_studio.annotations
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, LabelStudioUnavailableError("Label Studio does not answer")])
+def test_an_import_that_is_broken_off_says_what_it_did(
+    filled: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: BaseException | type[BaseException]
+) -> None:
+    _run("export", "--project", 1, "--format", "coco", "--out", tmp_path / "out")
+    filled.label_studio.annotations.clear()
+    create = filled.label_studio.create_annotation
+
+    def create_two(task_id: int, result: list[dict[str, object]]) -> dict[str, object]:
+        if len(filled.label_studio.annotations) == 2:
+            raise ending
+        return create(task_id, result)
+
+    monkeypatch.setattr(filled.label_studio, "create_annotation", create_two)
+    done = _run("import-masks", tmp_path / "out", "--project", 1)
+    assert done.exit_code != 0
+    assert "2 annotations with 3 masks added" in done.output
+    assert "the same command goes on" in done.output

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from backend.errors import BadInputError
 from backend.exports.image_names import name_in_file, name_in_label_studio
 from backend.exports.importing import ImportReport, import_masks
 from backend.exports.mask_files import find_masks
+from backend.labelstudio.codec import read_regions
 from tests.exports.scene import box, opened, picture
 from tests.fakes import Backend
 
@@ -451,3 +453,169 @@ def test_a_picture_of_another_named_folder_is_not_taken_for_a_masks_own(backend:
     report = import_folder(backend, tmp_path)
     assert annotated(backend) == []
     assert "cam2/1.png: the folder has cam1/1.jpg" in report.problems[0]
+
+
+# -- what is read and downloaded
+
+
+def test_images_of_other_names_are_downloaded_only_while_something_is_missing(backend: Backend, tmp_path: Path) -> None:
+    for number in range(1, 60):
+        add(backend, number, f"/data/upload/1/{number:08x}-{number}.png")
+    save(tmp_path / "7.png", picture(7))
+    coco(tmp_path / "coco.json", [image(1, "7.png")])
+    assert import_folder(backend, tmp_path).problems == []
+    assert (annotated(backend), backend.label_studio.fetches) == ([7], 1)
+    # Only its content tells which it is: until then they are looked at, and not one more.
+    (tmp_path / "7.png").rename(tmp_path / "renamed.png")
+    coco(tmp_path / "coco.json", [image(1, "renamed.png")])
+    backend.label_studio.annotations.clear()
+    assert import_folder(backend, tmp_path).problems == []
+    assert (annotated(backend), backend.label_studio.fetches) == ([7], 8)
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(backend: Backend, tmp_path: Path) -> None:
+    for number in (1, 2):
+        add(backend, number, f"/data/upload/1/{number:08x}-{number}.png")
+    coco(tmp_path / "coco.json", [image(1, "1.png"), image(2, "2.png"), image(3, "3.png")])
+    project = opened(backend)
+    report = import_masks(project, find_masks(tmp_path, project.config), is_dry_run=True)
+    assert (report.imported, report.objects, report.annotations, len(report.problems)) == (2, 2, [], 1)
+    assert annotated(backend) == []
+
+
+def test_an_annotation_made_meanwhile_is_kept(backend: Backend, tmp_path: Path) -> None:
+    for number in (1, 2):
+        add(backend, number, f"/data/upload/1/{number:08x}-{number}.png")
+    coco(tmp_path / "coco.json", [image(1, "1.png"), image(2, "2.png")])
+    create = backend.label_studio.create_annotation
+
+    def create_while_others_work(task_id: int, result: Any) -> Json:
+        backend.label_studio.annotate(50, 2, [])
+        return create(task_id, result)
+
+    backend.label_studio.create_annotation = create_while_others_work  # type: ignore[method-assign]
+    report = import_folder(backend, tmp_path)
+    assert (report.imported, len(report.kept)) == (1, 1)
+    assert annotated(backend) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [48, 64], "counts": [5]}, "must fill the 64 x 48 px of the image exactly"),
+        ([[1, 1, float("nan"), 4, 5, 6]], "got a coordinate of nan"),
+        ([[1, 1, 1e18, 4, 5, 6]], r"got a coordinate of 1e\+18"),
+    ],
+)
+def test_a_wrong_object_is_named_and_its_image_not_imported_by_halves(
+    backend: Backend, tmp_path: Path, segmentation: Any, message: str
+) -> None:
+    for number in (1, 2):
+        add(backend, number, f"/data/upload/1/{number:08x}-{number}.png")
+    objects = [thing(1, 1), thing(77, 1, segmentation=segmentation), thing(3, 2)]
+    coco(tmp_path / "coco.json", [image(1, "1.png"), image(2, "2.png")], objects)
+    report = import_folder(backend, tmp_path)
+    assert annotated(backend) == [2]
+    (problem,) = report.problems
+    assert problem.startswith("1.png, task 1: object 77 must have a mask")
+    assert re.search(message, problem)
+
+
+def test_an_image_that_claims_another_size_is_not_decoded(backend: Backend, tmp_path: Path) -> None:
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png")
+    size = {"height": 10**9, "width": 10**9}
+    coco(tmp_path / "coco.json", [image(1, "1.png", **size)], [thing(1, 1, segmentation={"size": [10**9] * 2})])
+    assert "got 1000000000 x 1000000000" in import_folder(backend, tmp_path).problems[0]
+
+
+# -- PNG numbers
+
+
+def _labels(folder: Path, *entries: tuple[Any, Any]) -> None:
+    (folder / "labels.json").write_text(json.dumps([{"index": index, "label": label} for index, label in entries]))
+
+
+def _regions(backend: Backend, task: int) -> dict[str, np.ndarray]:
+    (found,) = [each for each in backend.label_studio.annotations.values() if each["task"] == task]
+    read = read_regions(found["result"], opened(backend).config).regions
+    return {region.label: region.mask for region in read if region.mask is not None}
+
+
+def test_numbers_to_ignore_are_no_label(backend: Backend, tmp_path: Path) -> None:
+    """255 as PASCAL VOC has it around objects, and what `labels.json` gives null."""
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png")
+    rim = box(2, 2, 30, 30) & ~box(4, 4, 28, 28)
+    mask_png(tmp_path / "1.PNG", box(4, 4, 28, 28) * 1 + rim * 255 + box(40, 2, 50, 9) * 3 + box(40, 20, 50, 29) * 2)
+    _labels(tmp_path, (0, None), (1, "Cat"), (2, "Dog"), (3, None))
+    assert import_folder(backend, tmp_path).problems == []
+    found = _regions(backend, 1)
+    assert found.keys() == {"Cat", "Dog"}
+    assert np.array_equal(found["Cat"], box(4, 4, 28, 28))
+
+
+@pytest.mark.parametrize("number", [255, 3])
+def test_only_pixels_to_ignore_do_not_say_that_there_is_nothing(backend: Backend, tmp_path: Path, number: int) -> None:
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png")
+    add(backend, 2, "/data/upload/1/1a2b3c4d-2.png")
+    mask_png(tmp_path / "1.png", box(4, 4, 28, 28) * number)
+    mask_png(tmp_path / "2.png", box(4, 4, 28, 28) * 0)
+    _labels(tmp_path, (0, None), (1, "Cat"), (3, None))
+    report = import_folder(backend, tmp_path)
+    assert annotated(backend) == [2], "that one says that there is nothing"
+    assert "pixels to ignore and no label" in report.problems[0]
+
+
+def test_labels_json_may_give_255_a_label(backend: Backend, tmp_path: Path) -> None:
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png")
+    mask_png(tmp_path / "1.png", box(4, 4, 28, 28) * 255)
+    _labels(tmp_path, (255, "Cat"))
+    import_folder(backend, tmp_path)
+    assert np.array_equal(_regions(backend, 1)["Cat"], box(4, 4, 28, 28))
+
+
+@pytest.mark.parametrize(("inner", "rim"), [(255, 0), (1, 255), (7, 0), (1, 0)])
+def test_masks_of_one_label_need_no_list(backend: Backend, tmp_path: Path, inner: int, rim: int) -> None:
+    one_label(backend)
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png")
+    mask_png(tmp_path / "1.png", box(4, 4, 28, 28) * inner + (box(2, 2, 30, 30) & ~box(4, 4, 28, 28)) * rim)
+    assert import_folder(backend, tmp_path).problems == []
+    assert np.array_equal(_regions(backend, 1)["Cat"], box(4, 4, 28, 28))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(1, "Cat"), (1, "Dog")],
+        [(1, "Cat"), (1, None)],
+        [(True, "Cat")],
+        [(-1, "Cat")],
+        [("1", "Cat")],
+        [(1, 7)],
+        [(1, "")],
+    ],
+)
+def test_a_list_of_labels_that_contradicts_itself_is_refused(
+    backend: Backend, tmp_path: Path, entries: list[tuple[Any, Any]]
+) -> None:
+    mask_png(tmp_path / "1.png", box(4, 4, 28, 28) * 1)
+    _labels(tmp_path, *entries)
+    with pytest.raises(BadInputError, match=r"labels.json must be a list"):
+        import_folder(backend, tmp_path)
+
+
+def test_colour_pictures_alone_are_no_masks(backend: Backend, tmp_path: Path) -> None:
+    save(tmp_path / "1.png", picture(1))
+    with pytest.raises(BadInputError, match=r"got neither.*1 PNG files in colours"):
+        import_folder(backend, tmp_path)
+
+
+def test_a_broken_png_is_named(backend: Backend, tmp_path: Path) -> None:
+    one_label(backend)
+    for number in (1, 2, 3):
+        add(backend, number, f"/data/upload/1/{number:08x}-{number}.png")
+        mask_png(tmp_path / f"{number}.png", np.random.default_rng(1).integers(0, 2, (48, 64)))
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:90])
+    (tmp_path / "2.png").write_bytes(b"no png")
+    report = import_folder(backend, tmp_path)
+    assert annotated(backend) == [3]
+    assert [problem[:5] for problem in report.problems] == ["1.png", "2.png"]
