@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
@@ -17,7 +20,19 @@ from backend.access import WEBHOOK_PATH
 from tests.fakes import Backend, FakeLabelStudio, draw, png
 
 Json = Any
+CASES = int(os.environ.get("SOFTMATCHER_TEST_FUZZ_CASES", "1000"))
+"""Requests that are sent; of files a tenth for each kind."""
+FILES: dict[str, Any] = {
+    "max_examples": max(1, CASES // 10),
+    "deadline": None,
+    "database": None,
+    "derandomize": CASES <= 1000,
+    "suppress_health_check": list(HealthCheck),
+}
+"""Hypothesis's settings for files."""
 HANG_S = 30
+MOST_BYTES = 300_000_000
+"""That reading a file may take."""
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
 RECORDED = [json.loads(path.read_text()) for path in PAYLOADS]
 BASE = "/projects/1/propagations"
@@ -179,6 +194,18 @@ def no_hang() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """No more address space than there is now and `MOST_BYTES`."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MOST_BYTES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def check(response: TestResponse, method: str) -> None:

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from backend import jobs
 from tests import fuzzing
 from tests.fakes import Backend, FakeLabelStudio, make_backend
 
-CASES = int(os.environ.get("SOFTMATCHER_TEST_FUZZ_CASES", "1000"))
+CASES = fuzzing.CASES
 FRESH_AFTER = 500
 """Requests after which a new backend begins: one that knows thousands of invented projects gets slow."""
 

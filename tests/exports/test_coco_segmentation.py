@@ -14,11 +14,11 @@ from pycocotools import mask as coco_mask
 from backend.errors import BadInputError
 from backend.exports.coco_segmentation import segmentation_to_mask
 from tests.exports.scene import box
-from tests.test_fuzz import CASES
+from tests.fuzzing import FILES
 
 SIZE = (48, 64)
 SQUARE = [4, 4, 20, 4, 20, 12, 4, 12]
-quick = settings(max_examples=max(50, CASES // 20), deadline=None, derandomize=CASES <= 1000, database=None)
+quick = settings(**FILES)
 
 
 def _compressed(mask: np.ndarray) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import io
 import json
 import pickle
 import struct
+import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ import safetensors.torch
 import segment_anything
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from backend.cli import app
 from backend.errors import BadInputError
+from backend.models.checkpoints import read_state_dict
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.sam_networks import build_sam
 from backend.models.weights_files import known_layout, reason_not_weights
 from backend.models.weights_store import WeightsStore
+from tests import fuzzing
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 375042383\n"  # noqa: E501
 TENSORS = {"a": torch.arange(2000.0), "b": torch.ones(3, 4)}
@@ -43,6 +49,7 @@ def _zip(**members: bytes) -> bytes:
 
 
 PTH = _saved(TENSORS)
+LEGACY = _saved(TENSORS, _use_new_zipfile_serialization=False)
 NO_WEIGHTS = {
     "pointer": (POINTER, "Git LFS"),
     "page": (b"\n<!DOCTYPE html><html>sign in</html>", "web page"),
@@ -168,3 +175,40 @@ def test_layouts_are_told_by_all_their_tensors(tmp_path: Path, name: str) -> Non
     for other in ({}, {last: torch.zeros(3, 5)}):
         torch.save({**{key: tensor for key, tensor in sizes.items() if key != last}, **other}, path)
         assert known_layout(path) is None
+
+
+@st.composite
+def changed_weights(draw: st.DrawFn) -> bytes:
+    """A weights file with some bytes changed, cut out or put in, most of them in its head or its end."""
+    content = bytearray(draw(st.sampled_from([SAFETENSORS, PTH, LEGACY])))
+    for _ in range(draw(st.integers(1, 4))):
+        near = min(len(content), 400)
+        place = draw(
+            st.integers(0, near) | st.integers(len(content) - near, len(content)) | st.integers(0, len(content))
+        )
+        what = draw(st.sampled_from(["cut", "change", "change", "insert", "remove"]))
+        if what == "cut":
+            del content[place:]
+        elif what == "remove":
+            del content[place : place + draw(st.integers(1, 8))]
+        elif what == "insert":
+            content[place:place] = draw(st.binary(max_size=8))
+        elif place < len(content):
+            content[place] = draw(st.integers(0, 255))
+    return bytes(content)
+
+
+@settings(**fuzzing.FILES)
+@given(changed_weights() | st.binary(max_size=200))
+def test_files_with_other_bytes_are_weights_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, fuzzing.no_hang(), fuzzing.bounded_memory():
+        path = Path(folder) / "x.pth"
+        path.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, about what it reads
+            reason = reason_not_weights(path)
+            if reason is None:
+                assert known_layout(path) is None
+                assert read_state_dict(path)
+            else:
+                assert "\n" not in reason
