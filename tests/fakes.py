@@ -351,6 +351,13 @@ class FakeLabelStudio:
             raise NotFoundError(f"{url}: 404")
         return self.images[url]
 
+    def fetch_if_sized(self, url: str, task_id: int | None, sizes: frozenset[int]) -> bytes | None:
+        """Like a server that tells a file's size before it sends it."""
+        content = self.images.get(url)
+        if content is not None and url not in self.away and not self.is_down and len(content) not in sizes:
+            return None
+        return self.fetch(url, task_id)
+
     def fetch_if_changed(self, url: str, task_id: int | None, known: Validators | None) -> FetchedFile:
         """Like a server that gives ETags: the file, or no content where nothing changed."""
         content = self.images.get(url)

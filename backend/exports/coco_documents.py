@@ -197,7 +197,8 @@ def _source(entries: Sequence[_Entry], folder: MaskFolder, image: FolderImage) -
         shown=first.file_name,
         name=name_in_file(first.file_name, is_stem=False),
         load=_loader(entries),
-        sha256s=frozenset(each for each in (claimed, image.sha256) if each),
+        sha256s=image.sha256s(claimed),
+        size_bytes=image.size_of(claimed),
         task_id=first.task_id if claimed else None,
         problem=problem,
     )

@@ -63,8 +63,8 @@ class Matches:
     notes: tuple[str, ...]
 
 
-Look = Callable[[TaskImage], SeenImage]
-"""Downloads and reads the image of a task."""
+Look = Callable[[TaskImage, frozenset[int] | None], SeenImage | None]
+"""Downloads and reads the image of a task; None without a download if its file has none of these sizes in bytes."""
 
 
 def match_images(
@@ -135,11 +135,13 @@ class _Matching:
         missing = {source for source in self._sources if source.sha256s and source.problem is None}
         for seen in self._seen.values():
             self._cross_off(missing, seen)
+        known = [source.size_bytes for source in missing]
+        sizes = None if None in known else frozenset(size for size in known if size is not None)
         for task in self._tasks:
             if not missing:
                 return
             if task.task_id not in self._seen:
-                self._cross_off(missing, self._see(task))
+                self._cross_off(missing, self._see(task, sizes))
 
     def _cross_off(self, missing: set[MaskSource], seen: SeenImage | None) -> None:
         """Take what a seen image is of from the missing: of several sources of one content, one."""
@@ -303,10 +305,12 @@ class _Matching:
         tasks = {task: None for key in source.name.keys for task in self._tasks_by_key.get(key, ())}
         return sorted(tasks, key=lambda task: task.task_id)
 
-    def _see(self, task: TaskImage) -> SeenImage | None:
+    def _see(self, task: TaskImage, sizes: frozenset[int] | None = None) -> SeenImage | None:
         if task.task_id not in self._seen:
             try:
-                seen = self._look(task)
+                seen = self._look(task, sizes)
+                if seen is None:  # of another size than all that is missing
+                    return None
                 self._seen[task.task_id] = seen
                 self._seen_sha256s.setdefault(seen.sha256, task.task_id)
             except LabelStudioUnavailableError:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def import_masks(
             on_task()
             on_listed()
     with progress(len(found.sources), "images") as on_source:
-        matches = match_images(project.id, tasks, found.sources, lambda task: _look(project, task), on_source=on_source)
+        matches = match_images(project.id, tasks, found.sources, partial(_look, project), on_source=on_source)
     report.problems += matches.problems
     report.notes += matches.notes
     with progress(len(matches.found), "masks") as on_match:
@@ -129,8 +130,14 @@ def _address(tag: ImageTag, task: Json) -> str | None:
         return None
 
 
-def _look(project: ExportedProject, task: TaskImage) -> SeenImage:
-    content = project.fetcher.fetch(task.address, task.task_id)
+def _look(project: ExportedProject, task: TaskImage, sizes: frozenset[int] | None) -> SeenImage | None:
+    if sizes is None:
+        content = project.fetcher.fetch(task.address, task.task_id)
+    else:
+        sized = project.fetcher.fetch_if_sized(task.address, task.task_id, sizes)
+        if sized is None:
+            return None
+        content = sized
     height, width = decode_image(content, project.max_pixels).shape[:2]
     return SeenImage(hashlib.sha256(content).hexdigest(), (height, width))
 

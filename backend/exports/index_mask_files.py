@@ -71,7 +71,8 @@ def find_index_masks(folder: MaskFolder, config: LabelConfig) -> FoundMasks:
                 shown=folder.shown(path),
                 name=name_in_file(relative, is_stem=True),
                 load=_loader(path, meaning),
-                sha256s=frozenset(each for each in (claimed, image.sha256) if each),
+                sha256s=image.sha256s(claimed),
+                size_bytes=image.size_of(claimed),
                 file_sha256=folder.sha256(path),
                 task_id=task_id,
                 problem=_contradiction(claimed, image, folder),
@@ -118,9 +119,9 @@ def _images_of(masks: list[Path], root: Path, folder: MaskFolder) -> dict[Path, 
         others = [path for path, _ in by_stem[_stem(folder.parts(mask)[-1])] if path != mask]
         distance, paths = claims.get(mask, (0, []))
         own = [path for path in paths if distance == claimed_at[path] and counts[path] == 1]
-        contents = {folder.sha256(path) for path in own}
+        contents = {folder.image(path) for path in own}
         if len(contents) == 1 and len(own) == len(paths):
-            found[mask] = FolderImage(contents.pop())
+            found[mask] = contents.pop()
         elif others:
             shown = ", ".join(folder.shown(path) for path in others[:3])
             found[mask] = FolderImage(problem=f"the folder has {shown}: which picture it is of cannot be told")

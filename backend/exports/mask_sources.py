@@ -34,6 +34,7 @@ class MaskSource:
         load: reads the masks.
         sha256s: of the image's file, where that is known: as an export of ours says, and of the file in the folder. An
             export may have written an image anew, and tasks may show either.
+        size_bytes: of all files with these contents; None if it is not known.
         file_sha256: of the mask's own file, if it has one: a picture is no mask of itself.
         task_id: of the task that an export of ours made this of.
         problem: why these masks belong nowhere, or None.
@@ -43,6 +44,7 @@ class MaskSource:
     name: ImageName
     load: Load
     sha256s: frozenset[str] = frozenset()
+    size_bytes: int | None = None
     file_sha256: str | None = None
     task_id: int | None = None
     problem: str | None = None
@@ -69,11 +71,21 @@ class FolderImage:
 
     Attributes:
         sha256: of its file; None if it is not there.
+        size_bytes: likewise.
         problem: why it cannot be told which file it is, or None.
     """
 
     sha256: str | None = None
+    size_bytes: int | None = None
     problem: str | None = None
+
+    def sha256s(self, claimed: str | None) -> frozenset[str]:
+        """Return what the image's file may have as sha256, with what a document claims."""
+        return frozenset(each for each in (claimed, self.sha256) if each)
+
+    def size_of(self, claimed: str | None) -> int | None:
+        """Return the size of files with these sha256s, None if one of them is not there."""
+        return self.size_bytes if claimed in (None, self.sha256) else None
 
 
 class MaskFolder:
@@ -125,6 +137,10 @@ class MaskFolder:
                 raise BadInputError(f"{path} must be a file that can be read, got {error}") from error
         return self._sha256s[path]
 
+    def image(self, path: Path) -> FolderImage:
+        """Return what is known of an image by its file."""
+        return FolderImage(self.sha256(path), path.stat().st_size)
+
     def find_image(self, written: str, document: Path) -> FolderImage:
         """Find the file that a document means, by its whole path as far as both have one.
 
@@ -139,10 +155,10 @@ class MaskFolder:
         near = self.parts(document)[:-1]
         for exact in ((*near, *wanted), wanted):
             if (path := next((path for path, parts in named if parts == exact), None)) is not None:
-                return FolderImage(self.sha256(path))
-        found = {self.sha256(path) for path, parts in named if _is_tail(parts, wanted)}
+                return self.image(path)
+        found = {self.image(path) for path, parts in named if _is_tail(parts, wanted)}
         if len(found) == 1:
-            return FolderImage(found.pop())
+            return found.pop()
         if found:
             return FolderImage(
                 problem=f"{len(named)} different pictures of the folder are called so: say which is meant"

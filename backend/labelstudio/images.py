@@ -153,11 +153,29 @@ class ImageFetcher:
         Raises:
             NotFoundError, LabelStudioError, LabelStudioUnavailableError, BadInputError: as `fetch`.
         """
+        return self._fetch(url, task_id, known, None)
+
+    def fetch_if_sized(self, url: str, task_id: int | None, sizes: frozenset[int]) -> bytes | None:
+        """Return the file behind an address, None if its server says that it has another size, without its content.
+
+        Args:
+            url: as for `fetch`.
+            task_id: as for `fetch`.
+            sizes: that the file may have, in bytes.
+
+        Raises:
+            NotFoundError, LabelStudioError, LabelStudioUnavailableError, BadInputError: as `fetch`.
+        """
+        return self._fetch(url, task_id, None, sizes).content
+
+    def _fetch(
+        self, url: str, task_id: int | None, known: Validators | None, sizes: frozenset[int] | None
+    ) -> FetchedFile:
         if url[:5].lower() == "data:":
             return FetchedFile(self._read_data_uri(url), None)
         deadline = time.monotonic() + self._timeout_s
         first = self._first_hop(url, task_id)
-        return retry_transient(lambda: self._download(first, deadline, known), timeout_s=self._timeout_s)
+        return retry_transient(lambda: self._download(first, deadline, known, sizes), timeout_s=self._timeout_s)
 
     def _first_hop(self, url: str, task_id: int | None) -> _Hop:
         if url.startswith("//"):
@@ -204,15 +222,19 @@ class ImageFetcher:
             "host to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
         )
 
-    def _download(self, hop: _Hop, deadline: float, known: Validators | None) -> FetchedFile:
+    def _download(
+        self, hop: _Hop, deadline: float, known: Validators | None, sizes: frozenset[int] | None
+    ) -> FetchedFile:
         with closing(Cutter(deadline)) as cutter:
             try:
-                return self._follow(hop, deadline, cutter, known)
+                return self._follow(hop, deadline, cutter, known, sizes)
             except LabelStudioUnavailableError:
                 self._left(hop, deadline)  # says so where the time was over
                 raise
 
-    def _follow(self, hop: _Hop, deadline: float, cutter: Cutter, known: Validators | None) -> FetchedFile:
+    def _follow(
+        self, hop: _Hop, deadline: float, cutter: Cutter, known: Validators | None, sizes: frozenset[int] | None
+    ) -> FetchedFile:
         for _ in range(_MAX_REDIRECTS + 1):
             # A session for each hop: no cookie, connection or header of one host is ever there for another.
             with requests.Session() as session, closing(self._ask(session, hop, deadline, cutter, known)) as response:
@@ -227,6 +249,8 @@ class ImageFetcher:
                     validators = _validators_of(hop, response)
                     if known is not None and validators == known:
                         return FetchedFile(None, known)  # the body is left unread
+                    if sizes is not None and _is_of_another_size(response, sizes):
+                        return FetchedFile(None, validators)
                     return FetchedFile(self._read_body(hop, response, deadline), validators)
         raise BadInputError(
             f"{hop.shown} must lead to an image, got over {_MAX_REDIRECTS} redirects: correct the address"
@@ -319,6 +343,12 @@ class ImageFetcher:
             f"{what} must be at most {self._max_bytes / 1e6:g} MB, got more: use a smaller file or raise "
             "SOFTMATCHER_MAX_IMAGE_MB"
         )
+
+
+def _is_of_another_size(response: requests.Response, sizes: frozenset[int]) -> bool:
+    declared = response.headers.get("Content-Length", "")
+    is_plain = response.headers.get("Content-Encoding", "identity").lower() == "identity"
+    return is_plain and re.fullmatch("[0-9]{1,18}", declared) is not None and int(declared) not in sizes
 
 
 def _parse(url: str) -> Url:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import tracemalloc
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from backend.exports.importing import ImportReport, import_masks
 from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
 from tests.exports.scene import box, opened, picture
-from tests.fakes import Backend
+from tests.fakes import Backend, png
 
 Json = dict[str, Any]
 POLYGON = [[4, 4, 20, 4, 20, 12, 4, 12]]
@@ -465,12 +466,37 @@ def test_images_of_other_names_are_downloaded_only_while_something_is_missing(ba
     coco(tmp_path / "coco.json", [image(1, "7.png")])
     assert import_folder(backend, tmp_path).problems == []
     assert (annotated(backend), backend.label_studio.fetches) == ([7], 1)
-    # Only its content tells which it is: until then they are looked at, and not one more.
+    # Only its content tells which it is: until then those of its size are downloaded, and not one more.
     (tmp_path / "7.png").rename(tmp_path / "renamed.png")
     coco(tmp_path / "coco.json", [image(1, "renamed.png")])
+    for number in (1, 2, 3):
+        backend.label_studio.images[f"/data/upload/1/{number:08x}-{number}.png"] += b"longer"
+    backend.label_studio.annotations.clear()
+    same = sum(len(picture(number)) == len(picture(7)) for number in range(4, 8))
+    assert import_folder(backend, tmp_path).problems == []
+    assert (annotated(backend), backend.label_studio.fetches) == ([7], 1 + same)
+    # A document that says the content only says no size.
+    (tmp_path / "renamed.png").unlink()
+    digest = hashlib.sha256(picture(7)).hexdigest()
+    coco(tmp_path / "coco.json", [image(1, "renamed.png", sha256=digest)])
     backend.label_studio.annotations.clear()
     assert import_folder(backend, tmp_path).problems == []
-    assert (annotated(backend), backend.label_studio.fetches) == ([7], 8)
+    assert (annotated(backend), backend.label_studio.fetches) == ([7], 1 + same + 7)
+
+
+def test_300_objects_are_never_in_memory_together(backend: Backend, tmp_path: Path) -> None:
+    """Here 40 on 3 megapixels; 300 on 12 take 110 MB more than the program, 20 s."""
+    size = {"height": 1500, "width": 2000}
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png", png(np.zeros((1500, 2000, 3), np.uint8)))
+    polygons = [[[4, 4, 1990, 4, 1990, 700 + number, 4, 900]] for number in range(40)]
+    objects = [thing(number, 1, segmentation=polygon) for number, polygon in enumerate(polygons)]
+    coco(tmp_path / "coco.json", [image(1, "1.png", **size)], objects)
+    tracemalloc.start()
+    try:
+        assert import_folder(backend, tmp_path).objects == 40
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(backend: Backend, tmp_path: Path) -> None:

@@ -105,3 +105,11 @@ def test_a_file_that_is_gone_is_not_unchanged(label_studio: Web) -> None:
     del label_studio.routes[PATH]
     with pytest.raises(Exception, match="does not exist"):
         fetcher(label_studio).fetch_if_changed(PATH, 1, known)
+
+
+def test_a_file_of_another_size_is_not_downloaded(label_studio: Web) -> None:
+    label_studio.routes[PATH] = File(b"four", heeds=False)
+    fetch = fetcher(label_studio).fetch_if_sized
+    assert fetch(PATH, 1, frozenset({4, 9})) == b"four"
+    assert fetch(PATH, 1, frozenset({9})) is None
+    assert fetch("data:image/png;base64,AAAA", 1, frozenset({9})) == b"\0\0\0"
