@@ -52,6 +52,10 @@ class ModelUnavailableError(SoftmatcherError):
     """A model cannot be loaded, or is still loading: weights missing, wrong or unreadable."""
 
 
+class DecodingUnavailableError(ModelUnavailableError):
+    """No process can be started to decode an image, or this one is about to end: worth another try."""
+
+
 class QueueUnavailableError(SoftmatcherError):
     """Redis or Valkey did not answer."""
 

@@ -25,6 +25,7 @@ from backend.errors import (
     QueueUnavailableError,
     SoftmatcherError,
 )
+from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
 from backend.projects import Projects
 from backend.projects.propagation_work import LANE
 from backend.settings import LANES
@@ -62,12 +63,14 @@ def use_projects(projects: Projects | None, queue: "JobQueue | None" = None) -> 
     global _projects, _queue
     _projects, _queue = projects, queue
     _stopping.clear()
+    allow_decoding()
     _shared.clear()
 
 
 def ask_to_stop() -> None:
     """Let the running job give back what it has not begun: the worker is to end."""
     _stopping.set()
+    stop_decoding(after_s=DECODING_ENDS_AFTER_S)
 
 
 def share_figures() -> None:

@@ -8,9 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, stop_decoding
 
 SILENCE_S = 5.0
 """Longest wait for the next part of a body, seconds. Label Studio sends it as fast as it can."""
@@ -49,6 +52,11 @@ class PatientThreadWorker(ThreadWorker):  # type: ignore[misc]
         """Load the application, with connections closed after what was refused or not read."""
         super().load_wsgi()  # what is wrong with the application shows up here
         self.wsgi: Callable[..., Iterable[bytes]] = _closing_unread(self.app.wsgi())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: requests get the time that they need, but images that take long are not decoded to their end."""
+        stop_decoding(after_s=DECODING_ENDS_AFTER_S)
+        super().handle_exit(sig, frame)
 
     def accept(self, listener: socket.socket) -> None:
         """Wait for the head in the event loop, which takes no thread."""

@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 
 from backend.core.types import Image
 from backend.exports.records import ImageFile
-from backend.labelstudio.image_decoding import decode_image, file_kind
+from backend.labelstudio.image_decoding import decode_file
 
 _EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
 """MPO, the photographs of some telephones, is a JPEG with more pictures behind it."""
@@ -37,30 +37,23 @@ def read_image(content: bytes, max_pixels: int) -> ImageFile:
     Raises:
         BadInputError: it cannot be read.
     """
-    pixels = decode_image(content, max_pixels)
-    kind = file_kind(content)
-    stored, extension = content, _EXTENSIONS.get(kind, f".{kind.lower()}")
-    if kind == "GIF" or carries_orientation(content):
-        stored, extension = _to_png(pixels), ".png"
-    height, width = pixels.shape[:2]
+    decoded = decode_file(content, max_pixels)
+    stored, extension = content, _EXTENSIONS.get(decoded.kind, f".{decoded.kind.lower()}")
+    if decoded.kind == "GIF" or decoded.has_orientation or carries_orientation(content):
+        stored, extension = _to_png(decoded.pixels), ".png"
+    height, width = decoded.pixels.shape[:2]
     return ImageFile(
         hashlib.sha256(content).hexdigest(), (height, width), extension, hashlib.sha256(stored).hexdigest(), stored
     )
 
 
 def carries_orientation(content: bytes) -> bool:
-    """Whether any reader can find an orientation other than 1 in an image file.
+    """Whether a reader can find an orientation other than 1 in the bytes of an image file.
 
     Which of EXIF, XMP, a PNG's text or an AVIF's own turn a reader applies differs, so all of them count, wherever
-    they stand in the file. Metadata that cannot be read counts too: another reader may make something of it.
+    they stand in the file. What Pillow finds beside them, `decode_file` tells.
     """
-    if any(value != 1 for part in _metadata(content) for value in _orientations(part)):
-        return True
-    try:
-        with PillowImage.open(io.BytesIO(content)) as image:
-            return bool(image.getexif().get(_ORIENTATION_TAG, 1) != 1)
-    except Exception:  # Pillow's parsers raise whatever they stumble on
-        return True
+    return any(value != 1 for part in _metadata(content) for value in _orientations(part))
 
 
 def _metadata(content: bytes) -> Iterator[bytes]:

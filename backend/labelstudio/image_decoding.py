@@ -1,23 +1,40 @@
-"""Image files to RGB pixels, as a browser would show them: upright, 8 bits, over white."""
+"""Image files to RGB pixels, as a browser would show them: upright, 8 bits, over white.
 
-import logging
+Files come from anybody, so other processes decode them (`decoding_child`), within bounds of memory and time.
+"""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
-from io import BytesIO
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
+import PIL
 
 from backend.core.types import Image
-from backend.errors import BadInputError
+from backend.errors import BadInputError, DecodingUnavailableError
+from backend.labelstudio import decoding_child
+from backend.labelstudio.decoding_child import ANSWER, DESCRIPTION, PIXELS, READY, REFUSAL, REQUEST, SECONDS
 
-logger = logging.getLogger(__name__)
+MOST_CHILDREN = max(2, min(8, os.cpu_count() or 1))
+"""Files decoded at a time; each child is started when it is needed first, and stays."""
+DECODING_ENDS_AFTER_S = 5.0
+"""After a SIGTERM: what is decoded then is killed, and the process ends with the rest of its work."""
+_FILES_A_CHILD = 1000
+"""Then another child is started: what a decoder leaks does not add up."""
+_TRIES = 2
+_BUFFER_BYTES = 4 << 20
+_STARTS_WITHIN_S = 60.0
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Pillow opens dozens more, some by starting other programs; labelers' browsers show none of them."""
-
-_ORIENTATION_TAG = 0x0112
 _TURNS: dict[object, Callable[[Image], Image]] = {
     2: lambda rgb: rgb[:, ::-1],
     3: lambda rgb: rgb[::-1, ::-1],
@@ -28,11 +45,26 @@ _TURNS: dict[object, Callable[[Image], Image]] = {
     8: lambda rgb: rgb.transpose(1, 0, 2)[::-1],
 }
 """From how the picture is stored to how it is shown, by EXIF orientation."""
-_STRIP_ROWS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedFile:
+    """An image file and what it says of itself.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, upright.
+        kind: the format as Pillow names it ("JPEG").
+        has_orientation: whether Pillow finds an orientation other than 1 in it, followed or not; True too if its
+            metadata cannot be read.
+    """
+
+    pixels: Image
+    kind: str
+    has_orientation: bool
 
 
 def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
-    """The pixels of an image file.
+    """Return the pixels of an image file.
 
     The EXIF orientation is applied, since browsers show, and Label Studio measures, the upright image. 16 bits are
     scaled to 8 (65535 -> 255), transparency is laid over white, of an animation the first frame is taken.
@@ -45,96 +77,306 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        BadInputError: empty, not an image of the known formats, cut short or broken, over the limit, of floats.
+        BadInputError: empty, not an image of the known formats, cut short or broken, over the limit, of floats, or it
+            takes more time or memory than an image of its size may.
+        DecodingUnavailableError: no process can be started to decode it, or this one is about to end.
     """
+    return _decode(data, max_pixels, wants_metadata=False).pixels
+
+
+def decode_file(data: bytes, max_pixels: float = 120e6) -> DecodedFile:
+    """Return the pixels of an image file, as `decode_image`, and what it says of itself.
+
+    Raises:
+        BadInputError, DecodingUnavailableError: as `decode_image`.
+    """
+    return _decode(data, max_pixels, wants_metadata=True)
+
+
+def stop_decoding(*, after_s: float) -> None:
+    """End what is being decoded in `after_s` seconds, and refuse all further files: this process is to end.
+
+    For signal handlers too: takes no lock.
+    """
+    _children.stop_later(after_s)
+
+
+def allow_decoding() -> None:
+    """Take back `stop_decoding`."""
+    _children.allow()
+
+
+def _decode(data: bytes, max_pixels: float, *, wants_metadata: bool) -> DecodedFile:
     if not data:
         raise BadInputError("image must have content, got an empty file: upload it again")
-    # Pillow's own limit is global, lower than ours and a warning or an error by turns; the size is checked right below.
-    PIL.Image.MAX_IMAGE_PIXELS = None
-    try:
-        with PIL.Image.open(BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadInputError(
-                    f"image must have at most {max_pixels / 1e6:g} megapixels, got {width} x {height} = "
-                    f"{width * height / 1e6:.1f}: make it smaller or raise SOFTMATCHER_MAX_IMAGE_MPX"
+    for _ in range(_TRIES):
+        try:
+            decoded = _children.decode(data, max_pixels, wants_metadata)
+        except _ChildEndedError as error:
+            ended = error
+        else:
+            return decoded
+    raise BadInputError(
+        f"image must be decodable, got one that ended the process that decodes it {_TRIES} times ({ended}): save it "
+        "anew, as a plain JPEG or PNG"
+    )
+
+
+class _ChildEndedError(Exception):
+    """A child ended without an answer: killed by the system for want of memory, or by a fault of a decoder."""
+
+
+class _Child:
+    """A process that decodes one file at a time."""
+
+    def __init__(self) -> None:
+        self._files = 0
+        # Where its packages are: an isolated interpreter reads neither PYTHONPATH nor the folder of the user.
+        packages = {str(Path(module.__file__ or "").parents[1]) for module in (np, PIL)}
+        self._connection, other = socket.socketpair()
+        for end in (self._connection, other):
+            with suppress(OSError):  # what the system allows
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        with other:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-I", decoding_child.__file__, *sorted(packages)],
+                    stdin=other.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    # Nothing of ours that a decoder which was taken over could tell; one thread for NumPy.
+                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+                    | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
                 )
-            image.load()  # first: Pillow turns TIFFs itself while it loads them, and then drops their orientation
-            orientation, rgb = _orientation(image), _to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise BadInputError(
-            f"image must be one of {', '.join(_FORMATS)}, got {len(data)} bytes of {_other_kind(data)}: upload it in "
-            "one of these formats"
-        ) from error
-    except BadInputError:
-        raise
-    except MemoryError as error:
-        raise BadInputError("image must fit into memory, got one that does not: make it smaller") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers stumble on
-        raise BadInputError(
-            f"image must be whole, got one that is cut short or broken ({type(error).__name__}): upload it again"
-        ) from error
-    return np.ascontiguousarray(_TURNS.get(orientation, _as_it_lies)(rgb))
+            except OSError as error:
+                self._connection.close()
+                raise DecodingUnavailableError(
+                    f"a process that decodes images cannot be started ({error}): free memory or processes"
+                ) from error
+        self._deadline = time.monotonic() + _STARTS_WITHIN_S
+        try:
+            self._receive(bytearray(len(READY)))
+        except (_ChildEndedError, TimeoutError) as error:
+            self.end()
+            raise DecodingUnavailableError(
+                f"a process that decodes images must start within {_STARTS_WITHIN_S:g} s, got none ({error}): the log "
+                "has what it said"
+            ) from error
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it runs and may take another file."""
+        return self._files < _FILES_A_CHILD and self._process.poll() is None
+
+    def decode(self, data: bytes, max_pixels: float, wants_metadata: bool) -> DecodedFile:
+        """Return what is in a file.
+
+        Raises:
+            BadInputError: the child refuses it.
+            TimeoutError: it takes too long.
+            _ChildEndedError: the child ended.
+        """
+        self._files += 1
+        self._deadline = time.monotonic() + SECONDS
+        self._send(REQUEST.pack(len(data), max_pixels, wants_metadata))
+        self._send(data)
+        told = json.loads(self._part(DESCRIPTION))
+        rgb = np.empty((int(told["height"]), int(told["width"]), 3), np.uint8)
+        rows = rgb.data.cast("B")
+        while len(rows):
+            rows = rows[self._receive_part(PIXELS, rows) :]
+        turn = _TURNS.get(told["orientation"])
+        upright = rgb if turn is None else np.ascontiguousarray(turn(rgb))
+        return DecodedFile(upright, str(told["kind"]), bool(told.get("has_orientation", True)))
+
+    def end(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+    def kill(self) -> None:
+        """End it at once, from a thread that does not use it: who uses it notices."""
+        self._process.kill()
+
+    def forget(self) -> None:
+        """Let go of what is another process' child: this one is a fork of its parent."""
+        self._connection.close()
+        self._process.returncode = 0
+
+    def _part(self, kind: bytes) -> bytes:
+        size = self._head(kind)
+        content = bytearray(size)
+        self._receive(content)
+        return bytes(content)
+
+    def _receive_part(self, kind: bytes, into: memoryview) -> int:
+        size = self._head(kind)
+        if size > len(into):
+            raise _ChildEndedError("it sent more than there is")
+        self._receive(into[:size])
+        return size
+
+    def _head(self, kind: bytes) -> int:
+        head = bytearray(ANSWER.size)
+        self._receive(head)
+        got, size = ANSWER.unpack(head)
+        if got == REFUSAL:
+            reason = bytearray(size)
+            self._receive(reason)
+            raise BadInputError(reason.decode())
+        if got != kind:
+            raise _ChildEndedError("it sent something else than an answer")
+        return int(size)
+
+    def _send(self, content: bytes) -> None:
+        self._connection.settimeout(self._left_s())
+        try:
+            self._connection.sendall(content)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise _ChildEndedError(self._how_it_ended()) from error
+
+    def _receive(self, into: bytearray | memoryview) -> None:
+        left = memoryview(into)
+        while len(left):
+            self._connection.settimeout(self._left_s())
+            try:
+                got = self._connection.recv_into(left)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise _ChildEndedError(self._how_it_ended()) from error
+            if not got:
+                raise _ChildEndedError(self._how_it_ended())
+            left = left[got:]
+
+    def _left_s(self) -> float:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        return left_s
+
+    def _how_it_ended(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(5)
+            return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return "it closed the connection"
 
 
-def file_kind(data: bytes) -> str:
-    """Return the format of an image file that `decode_image` takes, as Pillow names it ("JPEG")."""
-    with PIL.Image.open(BytesIO(data), formats=_FORMATS) as image:
-        return str(image.format)
+class _Children:
+    """The children of this process: as many as files are decoded at a time, within `MOST_CHILDREN`."""
+
+    def __init__(self) -> None:
+        self._free = threading.BoundedSemaphore(MOST_CHILDREN)
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
+        self._is_ending = False
+        self._ending: threading.Timer | None = None
+
+    def decode(self, data: bytes, max_pixels: float, wants_metadata: bool) -> DecodedFile:
+        """Decode a file in a child that is free, or as soon as one is.
+
+        Raises:
+            BadInputError, DecodingUnavailableError: as `decode_image`.
+            _ChildEndedError: the child ended.
+        """
+        with self._free:
+            child = self._take()
+            is_done = False
+            try:
+                decoded = child.decode(data, max_pixels, wants_metadata)
+                is_done = True
+            except BadInputError:
+                is_done = True
+                raise
+            except TimeoutError as error:
+                raise BadInputError(
+                    f"image must be decodable within {SECONDS:g} s, got one that takes longer: save it anew, smaller "
+                    "or as a plain JPEG or PNG"
+                ) from error
+            except _ChildEndedError as error:
+                if self._is_ending:
+                    raise _ending_error() from error
+                raise
+            finally:
+                self._give_back(child, is_done=is_done)
+            return decoded
+
+    def _take(self) -> _Child:
+        child = None
+        with self._lock:
+            while self._idle and child is None:
+                child = self._idle.pop()
+                if not child.is_usable:
+                    child.end()
+                    child = None
+        child = child or _Child()
+        with self._lock:
+            self._busy.add(child)
+            is_ending = self._is_ending
+        if is_ending:
+            self._give_back(child, is_done=False)
+            raise _ending_error()
+        return child
+
+    def _give_back(self, child: _Child, *, is_done: bool) -> None:
+        if not is_done:  # in the middle of an answer
+            child.end()
+        with self._lock:
+            self._busy.discard(child)
+            if is_done:
+                self._idle.append(child)
+
+    def stop_later(self, after_s: float) -> None:
+        """End all in `after_s` seconds, those at work too."""
+        if self._ending is None:
+            self._ending = threading.Timer(after_s, self._stop)
+            self._ending.daemon = True
+            self._ending.start()
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._is_ending = True
+            for child in self._busy:
+                child.kill()
+
+    def allow(self) -> None:
+        """Take back `stop_later`."""
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending, self._is_ending = None, False
+
+    def end(self) -> None:
+        """End all: the interpreter ends."""
+        self._stop()
+        with self._lock:
+            for child in self._idle:
+                child.end()
+            self._idle.clear()
+
+    def forget(self) -> None:
+        """Let go of children of the process that this one is a fork of."""
+        for child in (*self._idle, *self._busy):
+            child.forget()
 
 
-def _other_kind(data: bytes) -> str:
-    """Name what a file seems to be, without any of its bytes: what was fetched may not be meant for who reads this."""
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page (a login, or a proxy's error)"
-    if start.startswith((b"<svg", b"<?xml")):
-        return "SVG or another XML format"
-    if start.startswith((b"{", b"[")):
-        return "JSON"
-    return "PDF" if start.startswith(b"%pdf") else "an unknown format"
+def _ending_error() -> DecodingUnavailableError:
+    return DecodingUnavailableError("this process is about to end and decodes no further image: try again")
 
 
-def _as_it_lies(rgb: Image) -> Image:
-    return rgb
+_children = _Children()
 
 
-def _orientation(image: PIL.Image.Image) -> object:
-    """The EXIF orientation that browsers follow; None without one.
-
-    Not of WebP, nor that of XMP or of a PNG's text, which Pillow's getexif() takes too: browsers ignore all three
-    (seen with Chromium 156, whose pixels are the same as ours for all else).
-    """
-    raw = image.info.get("exif")
-    if not raw or image.format == "WEBP":
-        return None
-    try:
-        exif = PIL.Image.Exif()
-        exif.load(raw)
-        return exif.get(_ORIENTATION_TAG)
-    except Exception:  # browsers show an image with broken EXIF as it lies
-        logger.warning("image with unreadable EXIF: its orientation is not applied", exc_info=True)
-        return None
+def _start_anew() -> None:
+    global _children
+    _children.forget()
+    _children = _Children()
 
 
-def _to_rgb(image: PIL.Image.Image) -> Image:
-    if image.mode == "F":
-        raise BadInputError("image must be of 8 or 16 bits, got floats, whose range is unknown: convert it to 8 bits")
-    width, height = image.size
-    rgb = np.empty((height, width, 3), np.uint8)
-    # In strips: Pillow keeps 4 bytes a pixel, and each conversion of a whole image would be another copy of it.
-    for top in range(0, height, _STRIP_ROWS):
-        bottom = min(top + _STRIP_ROWS, height)
-        rgb[top:bottom] = _strip_to_rgb(image.crop((0, top, width, bottom)))
-    return rgb
-
-
-def _strip_to_rgb(strip: PIL.Image.Image) -> NDArray[np.uint8]:
-    if strip.mode.startswith("I"):
-        gray = np.asarray(strip).astype(np.int64).clip(0, 65535)
-        return ((gray * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
-    if strip.has_transparency_data:
-        shown = PIL.Image.new("RGBA", strip.size, "white")
-        shown.alpha_composite(strip.convert("RGBA"))
-        strip = shown
-    return np.asarray(strip.convert("RGB"))
+os.register_at_fork(after_in_child=_start_anew)
+atexit.register(lambda: _children.end())

@@ -1,0 +1,225 @@
+"""Images are decoded in another process, within bounds: no file takes this one's memory or time, or its life."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from backend import jobs
+from backend.cli.gunicorn_worker import PatientThreadWorker
+from backend.errors import BadInputError, DecodingUnavailableError
+from backend.labelstudio import image_decoding
+from backend.labelstudio.image_decoding import allow_decoding, decode_file, decode_image, stop_decoding
+from tests.labelstudio.bombs import progressive_jpeg_with_scans, tiff_with_a_huge_tile
+
+ROOT = Path(__file__).parents[2]
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 6), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _own_children() -> Iterator[None]:
+    """Children of a test's own, which a test may kill or patch."""
+    before, image_decoding._children = image_decoding._children, image_decoding._Children()
+    yield
+    allow_decoding()
+    image_decoding._children.end()
+    image_decoding._children = before
+
+
+@pytest.fixture(scope="module")
+def long_jpeg() -> bytes:
+    """Seconds of work for a decoder, within every bound."""
+    return progressive_jpeg_with_scans(100, 8000, 8000)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def script(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+
+
+@pytest.mark.parametrize("side", [32768, 8192, 65536])
+def test_a_tiff_with_a_huge_tile_is_refused(side: int) -> None:
+    with pytest.raises(BadInputError, match=rf"TIFF of 8 x 8 px must have tiles .* got {side} x {side} px: save it"):
+        decode_image(tiff_with_a_huge_tile(side))
+
+
+def test_a_jpeg_with_too_many_scans_is_refused() -> None:
+    assert decode_image(progressive_jpeg_with_scans(100)).shape == (64, 64, 3)
+    with pytest.raises(BadInputError, match="up to 100 scans, got more"):
+        decode_image(progressive_jpeg_with_scans(101))
+
+
+def test_a_thumbnail_in_the_metadata_is_no_scan() -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=b"Exif\0\0" + b"\xff\xda\0\x02" * 200)
+    assert decode_image(buffer.getvalue()).shape == (8, 8, 3)
+
+
+def test_memory_is_bounded_by_the_size_that_a_file_declares() -> None:
+    """What no check sees coming."""
+    code = """
+from backend.labelstudio import decoding_child as child
+from tests.labelstudio.bombs import tiff_with_a_huge_tile
+child._check_tiles = lambda image: None
+import PIL.Image; PIL.Image.init()
+print(list(child.answer(tiff_with_a_huge_tile(), 1e6, False, child._own_bytes()))[-1])
+print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+"""
+    done = subprocess.run(script(code), capture_output=True, text=True, check=True, timeout=120)
+    told, kilobytes = done.stdout.splitlines()
+    assert told.startswith("(b'R', ")
+    assert int(kilobytes) < 300_000
+
+
+def test_what_takes_too_long_is_refused_and_the_next_file_decoded(
+    long_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_decoding, "SECONDS", 0.5)
+    with pytest.raises(BadInputError, match=r"decodable within 0\.5 s, got one that takes longer: save it anew"):
+        decode_image(long_jpeg)
+    monkeypatch.undo()
+    assert decode_image(png(7))[0, 0].tolist() == [7, 0, 0]
+
+
+def kill_those_at_work(is_over: threading.Event) -> None:
+    while not is_over.wait(0.01):
+        for child in list(image_decoding._children._busy):
+            child.kill()
+
+
+def test_a_file_that_kills_its_process_is_refused_and_the_next_one_decoded(long_jpeg: bytes) -> None:
+    is_over = threading.Event()
+    killer = threading.Thread(target=kill_those_at_work, args=(is_over,))
+    killer.start()
+    try:
+        with pytest.raises(BadInputError, match=r"ended the process that decodes it 2 times \(signal 9\)"):
+            decode_image(long_jpeg)
+    finally:
+        is_over.set()
+        killer.join()
+    assert decode_image(png(7))[0, 0].tolist() == [7, 0, 0]
+
+
+def test_a_child_that_somebody_killed_is_replaced() -> None:
+    decode_image(png(1))
+    (child,) = image_decoding._children._idle
+    os.kill(child._process.pid, signal.SIGKILL)
+    assert decode_image(png(2))[0, 0].tolist() == [2, 0, 0]
+    assert child._process.poll() == -signal.SIGKILL, "it was reaped"
+
+
+def test_a_process_that_is_to_end_ends_what_it_decodes(long_jpeg: bytes) -> None:
+    stop_decoding(after_s=0.3)
+    with pytest.raises(DecodingUnavailableError, match="about to end"):
+        decode_image(long_jpeg)
+    with pytest.raises(DecodingUnavailableError, match="about to end"):
+        decode_image(png(7))
+    allow_decoding()
+    assert decode_image(png(7)).shape == (6, 8, 3)
+
+
+def test_worker_and_service_end_their_decoding_at_sigterm() -> None:
+    jobs.ask_to_stop()
+    assert image_decoding._children._ending is not None
+    jobs.use_projects(None)
+    assert image_decoding._children._ending is None
+    worker = object.__new__(PatientThreadWorker)
+    worker.alive = False  # nothing else is to be done
+    worker.handle_exit(signal.SIGTERM, None)
+    assert image_decoding._children._ending is not None
+
+
+def test_no_process_to_be_had_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoding.sys, "executable", "/nowhere/python")
+    with pytest.raises(DecodingUnavailableError, match="cannot be started"):
+        decode_image(png(7))
+    monkeypatch.setattr(image_decoding.sys, "executable", "/bin/false")
+    with pytest.raises(DecodingUnavailableError, match=r"got none \(exit code 1\)"):
+        decode_image(png(7))
+
+
+def test_threads_get_their_own_pixels() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda value: int(decode_image(png(value))[0, 0, 0]), range(200)))
+    assert found == list(range(200))
+    assert len(image_decoding._children._idle) <= image_decoding.MOST_CHILDREN
+
+
+def test_a_child_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "very-secret")
+    decode_image(png(1))
+    (child,) = image_decoding._children._idle
+    assert b"very-secret" not in Path(f"/proc/{child._process.pid}/environ").read_bytes()
+
+
+def test_a_fork_has_children_of_its_own() -> None:
+    code = """
+import os, io, PIL.Image
+from backend.labelstudio import image_decoding as decoding
+buffer = io.BytesIO(); PIL.Image.new("RGB", (4, 4)).save(buffer, "PNG"); data = buffer.getvalue()
+def decode():
+    assert decoding.decode_image(data).shape == (4, 4, 3)
+    return decoding._children._idle[0]._process.pid
+first = decode()
+if (pid := os.fork()) == 0:
+    os._exit(0 if decode() != first else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert decode() == first
+print("ok")
+"""
+    done = subprocess.run(script(code), capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path, long_jpeg: bytes) -> None:
+    (tmp_path / "long.jpg").write_bytes(long_jpeg)
+    code = f"""
+import threading, time
+from backend.labelstudio import image_decoding as decoding
+data = open({str(tmp_path / "long.jpg")!r}, "rb").read()
+threading.Thread(target=decoding.decode_image, args=(data,), daemon=True).start()
+while not decoding._children._busy:
+    time.sleep(0.01)
+print(*(child._process.pid for child in decoding._children._busy), flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen(script(code), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert is_running(child)
+        parent.kill()
+    wait_until(lambda: not is_running(child))
+
+
+def test_what_a_file_says_of_itself_comes_with_its_pixels() -> None:
+    decoded = decode_file(png(3))
+    assert (decoded.kind, decoded.has_orientation) == ("PNG", False)
+    assert np.array_equal(decoded.pixels, decode_image(png(3)))
