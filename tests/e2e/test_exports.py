@@ -279,3 +279,47 @@ def test_the_service_sends_the_same_as_a_zip(backend: Backend, drawn: int, expor
     assert inside.keys() == {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
     assert all((exported / path).read_bytes() == content for path, content in inside.items())
     assert backend.get("/projects/987654/export?format=coco").status_code == 404
+
+
+def test_masks_find_uploads_by_the_names_that_label_studio_gave_them(
+    label_studio: LabelStudio, run: Run, tmp_path: Path
+) -> None:
+    """No image is in the folder: spaces, brackets, accents in both spellings, other scripts, digits like a prefix."""
+    names = [
+        "image (1)", "u\u0308ber", "\u00e9t\u00e9 2", "\u65e5\u672c\u8a9e", "a+b&c#d%20e", "2024-01-15",
+        "deadbeef-scan", "Coin's.v2",
+    ]  # fmt: skip
+    shown = next(iter(IMAGES.values())).image[:60, :90]
+    project = label_studio.create_project("named", CONFIG)
+    try:
+        pictures = {}
+        for number, name in enumerate(names):
+            pictures[name] = shown.copy()
+            pictures[name][0, 0] = number
+        tasks = label_studio.upload_images(project, pictures)
+        polygons = [[[1, 1, 9 + number, 1, 9 + number, 20]] for number in range(len(names) + 2)]
+        coco = {
+            "categories": [{"id": 1, "name": "Coin"}],
+            "images": [
+                {"id": number, "file_name": f"C:\\data\\{name}.png", "height": 60, "width": 90}
+                for number, name in enumerate([*names, "2023-01-15", "scan"])
+            ],
+            "annotations": [
+                {"id": number, "image_id": number, "category_id": 1, "segmentation": polygon}
+                for number, polygon in enumerate(polygons)
+            ],
+        }  # fmt: skip
+        (tmp_path / "coco.json").write_text(json.dumps(coco))
+        would = run("import-masks", tmp_path, "--project", project, "--dry-run", code=1)
+        assert f"{len(names)} annotations with {len(names)} masks would be added" in would
+        assert not any(label_studio.task(task)["annotations"] for task in tasks.values())
+        said = run("import-masks", tmp_path, "--project", project, code=1)
+        assert f"{len(names)} annotations with {len(names)} masks added" in said
+        assert said.count("no task of project") == 2
+        for number, name in enumerate(names):
+            (annotation,) = label_studio.task(tasks[name])["annotations"]
+            (region,) = annotation["result"]
+            drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons[number], 60, 90)))
+            assert region["value"]["rle"] == encode_mask(drawn > 0)
+    finally:
+        label_studio.call("DELETE", f"/api/projects/{project}/")
