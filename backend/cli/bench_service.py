@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import requests
 from werkzeug.serving import make_server
 
 from backend.cli.bench_times import Bench
@@ -22,6 +21,7 @@ from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
+from backend.own_http import Session
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.projects.predictions import KnownReferences
@@ -56,7 +56,7 @@ def service(
         server = make_server("127.0.0.1", 0, create_app(projects, JobQueue("redis://127.0.0.1:1")), threaded=True)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        session = requests.Session()
+        session = Session()
 
         def add(number: int, content: bytes) -> dict[str, Any]:
             if number not in files:

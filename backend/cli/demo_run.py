@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import requests
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
@@ -12,6 +11,7 @@ from backend.cli.label_studio_server import Json, LabelStudio, intersection_over
 from backend.cli.sample import SampleTask
 from backend.cli.sample_projects import SampleProject
 from backend.errors import SoftmatcherError
+from backend.own_http import Session
 
 REFERENCE_S = 60
 
@@ -113,7 +113,8 @@ def run_sample(
 
 def count_references(service_url: str, project: int, *, basic_auth: tuple[str, str] | None = None) -> int:
     """How many references the backend has for a project of Label Studio, read from its /metrics."""
-    answer = requests.get(f"{service_url}/metrics", timeout=10, auth=basic_auth)
+    with Session() as session:
+        answer = session.get(f"{service_url}/metrics", timeout=10, auth=basic_auth)
     answer.raise_for_status()
     return sum(
         int(sample.value)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import requests
 
 from backend.errors import ConfigurationError, QueueUnavailableError, SoftmatcherError
+from backend.own_http import Session
 from backend.settings import Settings
 
 _TIMEOUT_S = 5.0
@@ -41,7 +42,7 @@ def ask_service(settings: Settings) -> ServiceHealth:
     """
     password = settings.basic_auth_pass
     auth = (settings.basic_auth_user or "", password.get_secret_value()) if password is not None else None
-    with requests.Session() as session:
+    with Session() as session:
         session.trust_env = False  # no proxy lies between us and ourselves, and no ~/.netrc has our password
         try:
             response = session.get(f"{own_address(settings)}/health", auth=auth, timeout=_TIMEOUT_S)

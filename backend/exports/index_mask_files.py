@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,10 +239,17 @@ def _without_ignored(numbers: list[int]) -> list[int]:
     return kept
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[PillowImage.Image]:
+    PillowImage.MAX_IMAGE_PIXELS = None  # a warning or an error by turns: the size has to agree with the image's
+    with PillowImage.open(path, formats=("PNG",)) as picture:
+        yield picture
+
+
 def _mode(path: Path) -> str | None:
     """Return Pillow's mode of a PNG, by its header; None if it cannot be read."""
     try:
-        with PillowImage.open(path, formats=("PNG",)) as picture:
+        with _opened(path) as picture:
             return picture.mode
     except Exception:  # Pillow's parsers raise whatever they stumble on
         return None
@@ -250,7 +258,7 @@ def _mode(path: Path) -> str | None:
 def _read_indices(path: Path, size_hw: tuple[int, int]) -> NDArray[Any]:
     """Return the numbers (H, W) of a mask, whose header has to agree with the image's size before it is decoded."""
     try:
-        with PillowImage.open(path, formats=("PNG",)) as picture:
+        with _opened(path) as picture:
             if (picture.height, picture.width) != size_hw:
                 raise BadInputError(
                     f"masks must be of the image's size {size_hw[1]} x {size_hw[0]} px, got {picture.width} x "

@@ -26,6 +26,7 @@ from backend.errors import (
     TooLargeError,
 )
 from backend.labelstudio.transport import is_transient, keep_headers, network_errors, retry_after_s, retry_transient
+from backend.own_http import Session, proxy_advice
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +281,8 @@ class LabelStudioClient:
                 response = self._ask(method, path, params, body, self._token.headers(refused=headers))
             if is_transient(response.status_code):
                 raise LabelStudioUnavailableError(
-                    f"Label Studio answered {response.status_code} to {method} {path}: try again later",
+                    f"Label Studio answered {response.status_code} to {method} {path}: try again later"
+                    f"{proxy_advice(self._url)}",
                     retry_after_s=retry_after_s(response.headers),
                 )
             return response
@@ -292,7 +294,7 @@ class LabelStudioClient:
     def _ask(
         self, method: str, path: str, params: Mapping[str, Any] | None, body: object, headers: Mapping[str, str]
     ) -> requests.Response:
-        with network_errors(f"Label Studio at {self._url} ({method} {path})"):
+        with network_errors(f"Label Studio at {self._url} ({method} {path})", self._url):
             return self._session().request(
                 method,
                 self._url + path,
@@ -308,7 +310,7 @@ class LabelStudioClient:
         # One a thread: requests does not promise that threads can share one.
         session = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = Session()
         return session
 
 
@@ -348,8 +350,8 @@ class _Token:
         where = f"Label Studio at {self._url} (POST /api/token/refresh)"
 
         def once() -> requests.Response:
-            with network_errors(where):
-                response = requests.post(
+            with network_errors(where, self._url), Session() as session:
+                response = session.post(
                     f"{self._url}/api/token/refresh/",
                     json={"refresh": self._key.get_secret_value()},
                     auth=keep_headers,
@@ -358,7 +360,7 @@ class _Token:
                 )
             if is_transient(response.status_code):
                 raise LabelStudioUnavailableError(
-                    f"{where} answered {response.status_code}: try again later",
+                    f"{where} answered {response.status_code}: try again later{proxy_advice(self._url)}",
                     retry_after_s=retry_after_s(response.headers),
                 )
             return response
@@ -397,14 +399,14 @@ def _read_answer(response: requests.Response, what: str) -> object:
         except ValueError as error:
             raise LabelStudioError(
                 f"Label Studio must answer {what} with JSON, got {response.headers.get('Content-Type')}: check that "
-                "LABEL_STUDIO_URL is its address"
+                f"LABEL_STUDIO_URL is its address{proxy_advice(response.url)}"
             ) from error
     if status == 404:
         if not _is_label_studios_own(response):
             raise LabelStudioUnavailableError(
                 f"{what} was answered with 404 by something else than Label Studio "
                 f"({response.headers.get('Content-Type')}): check that it runs, and that LABEL_STUDIO_URL and the "
-                "proxies before it lead there"
+                f"proxies before it lead there{proxy_advice(response.url)}"
             )
         raise NotFoundError(f"Label Studio does not have it (any more): {what} was answered with 404")
     if status in (401, 403):

@@ -32,6 +32,7 @@ from backend.labelstudio.transport import (
     retry_after_s,
     retry_transient,
 )
+from backend.own_http import Session, proxy_advice
 
 __all__ = ["FetchedFile", "ImageFetcher", "Validators", "decode_image"]
 
@@ -208,6 +209,11 @@ class ImageFetcher:
 
     def _next_hop(self, hop: _Hop, location: str) -> _Hop:
         parsed = _parse(urljoin(hop.url, location))
+        if hop.trust == "label_studio" and _is_https_of(parsed, _parse(hop.url)):
+            raise LabelStudioError(
+                f"Label Studio redirects {hop.shown} to https: set LABEL_STUDIO_URL to "
+                f"https://{parsed.netloc}{self._base.path or ''}"
+            )
         if self._is_label_studio(parsed):
             if (parsed.path or "").rstrip("/").endswith("/user/login"):
                 raise LabelStudioError(f"{hop.shown} asks for a login: set LABEL_STUDIO_API_KEY to a valid token")
@@ -217,6 +223,11 @@ class ImageFetcher:
             return _Hop(parsed.url, "allowed")
         elif hop.trust != "allowed":
             return _Hop(parsed.url, "public")
+        if _is_https_of(parsed, _parse(hop.url)):
+            raise BadInputError(
+                f"{hop.shown} redirects to https, whose port is not allowed: import the task with the https address, "
+                f"and add {parsed.netloc} to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
+            )
         raise BadInputError(
             f"{hop.shown} redirects to {parsed.netloc}, which is not allowed: if images may come from there, add that "
             "host to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
@@ -237,7 +248,7 @@ class ImageFetcher:
     ) -> FetchedFile:
         for _ in range(_MAX_REDIRECTS + 1):
             # A session for each hop: no cookie, connection or header of one host is ever there for another.
-            with requests.Session() as session, closing(self._ask(session, hop, deadline, cutter, known)) as response:
+            with Session() as session, closing(self._ask(session, hop, deadline, cutter, known)) as response:
                 location = response.headers.get("Location")
                 if response.is_redirect and location:
                     hop = self._next_hop(hop, location)
@@ -268,7 +279,7 @@ class ImageFetcher:
                 headers["If-None-Match"] = known.etag
             if hop.trust == "label_studio":
                 headers.update(self._auth_headers(renew=renew))
-            with network_errors(hop.shown):
+            with network_errors(hop.shown, _proxied(hop)):
                 response = session.get(
                     hop.url,
                     headers=headers,
@@ -388,9 +399,20 @@ def _host_port(url: Url) -> tuple[str, int | None]:
     return (url.host or "").lower(), port
 
 
+def _is_https_of(url: Url, plain: Url) -> bool:
+    """Return whether an address is the same as a plain http one but for https and its port."""
+    is_same = (url.host, url.path) == (plain.host, plain.path)
+    return is_same and (url.scheme, plain.scheme) == ("https", "http")
+
+
 def _is_named(url: Url, names: frozenset[str]) -> bool:
     host = (url.host or "").lower()
     return host in names or f"{host}:{url.port or _DEFAULT_PORTS.get(url.scheme or '')}" in names
+
+
+def _proxied(hop: _Hop) -> str:
+    """Return the address if a proxy of the environment may be asked for it."""
+    return "" if hop.trust == "public" else hop.url
 
 
 def _check_status(hop: _Hop, response: requests.Response) -> None:
@@ -416,7 +438,8 @@ def _check_status(hop: _Hop, response: requests.Response) -> None:
         )
     if is_transient(status):
         raise LabelStudioUnavailableError(
-            f"{hop.shown} answered {status}: try again later", retry_after_s=retry_after_s(response.headers)
+            f"{hop.shown} answered {status}: try again later{proxy_advice(_proxied(hop))}",
+            retry_after_s=retry_after_s(response.headers),
         )
     raise BadInputError(f"{hop.shown} must answer 200 with an image, got {status}: correct the task's address")
 

@@ -29,6 +29,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from backend.errors import BadInputError, LabelStudioUnavailableError
+from backend.own_http import proxy_advice
 
 _ATTEMPTS = 3
 _TRANSIENT = frozenset({408, 425, 429})
@@ -95,11 +96,12 @@ def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 @contextmanager
-def network_errors(where: str) -> Iterator[None]:
+def network_errors(where: str, url: str = "") -> Iterator[None]:
     """Turns what requests and urllib3 raise into our errors.
 
     Args:
         where: what was asked, as the message shall say.
+        url: of it, if a proxy of the environment may have been asked; not shown.
 
     Raises:
         LabelStudioUnavailableError: no connection, a timeout, an answer cut short.
@@ -122,6 +124,7 @@ def network_errors(where: str) -> Iterator[None]:
         # The text of these errors can hold a whole address with its query: only the class is told.
         raise LabelStudioUnavailableError(
             f"{where} did not answer ({type(error).__name__}): check that it runs and can be reached from here"
+            f"{proxy_advice(url)}"
         ) from error
 
 

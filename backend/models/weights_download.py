@@ -17,6 +17,7 @@ import requests
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.weights_catalogue import KnownWeights
 from backend.models.weights_store import StoredWeights, WeightsStore
+from backend.own_http import Session, proxy_advice
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _download(url: str, known: KnownWeights, unfinished: Path, on_progress: OnPr
                 raise ModelUnavailableError(
                     f"{url} could not be downloaded ({_reason(error)}); {after} bytes are kept: run the same command "
                     "again to go on. Where that address cannot be reached, --mirror names another, and "
-                    "`python -m backend weights import FILE` takes a file that was brought here"
+                    f"`python -m backend weights import FILE` takes a file that was brought here{proxy_advice(url)}"
                 ) from error
             logger.warning("%s broke off at %d bytes (%s), going on", known.file_name, after, _reason(error))
             time.sleep(options.wait_s * 2 ** (failures - 1))
@@ -144,7 +145,7 @@ def _download_once(
         if validator:
             # If the file changed meanwhile, the server sends all of the new one instead of the rest of it.
             headers["If-Range"] = validator
-    with requests.get(url, headers=headers, stream=True, timeout=options.timeout_s) as response:
+    with Session() as session, session.get(url, headers=headers, stream=True, timeout=options.timeout_s) as response:
         if response.status_code == 416:
             # More is there than the server has (an old file, or all of it was there): start over.
             unfinished.unlink(missing_ok=True)
