@@ -5,7 +5,8 @@ reason and no match.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -63,6 +64,16 @@ class Matches:
     notes: tuple[str, ...]
 
 
+Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
+"""Shows a part of the work, of so many steps; gives what is to be called after each."""
+
+
+@contextmanager
+def no_progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Show nothing."""
+    yield lambda: None
+
+
 Look = Callable[[TaskImage, frozenset[int] | None], SeenImage | None]
 """Downloads and reads the image of a task; None without a download if its file has none of these sizes in bytes."""
 
@@ -73,7 +84,7 @@ def match_images(
     sources: Sequence[MaskSource],
     look: Look,
     *,
-    on_source: Callable[[], None],
+    progress: Progress,
 ) -> Matches:
     """Find the tasks that show the images of mask sources.
 
@@ -85,14 +96,14 @@ def match_images(
         tasks: of the project.
         sources: of the folder; those with a problem of their own match nothing, but their names count.
         look: is asked at most once a task.
-        on_source: is called once for each source.
+        progress: shows the looking by name, and that by content if there is any.
 
     Raises:
         LabelStudioUnavailableError: an image's host does not answer.
     """
     matching = _Matching(project_id, tasks, sources, look)
-    matching.look_by_name(on_source)
-    matching.look_by_content()
+    matching.look_by_name(progress)
+    matching.look_by_content(progress)
     matching.match_by_content()
     matching.match_by_name()
     return matching.result()
@@ -122,26 +133,31 @@ class _Matching:
             for digest in source.sha256s:
                 self._by_sha256[digest].append(source)
 
-    def look_by_name(self, on_source: Callable[[], None]) -> None:
+    def look_by_name(self, progress: Progress) -> None:
         """Look at the tasks that have the name of a source."""
-        for source in self._sources:
-            if source.sha256s or source.file_sha256 is not None:
-                for task in self._named(source):
-                    self._see(task)
-            on_source()
+        with progress(len(self._sources), "images by name") as on_source:
+            for source in self._sources:
+                if source.sha256s or source.file_sha256 is not None:
+                    for task in self._named(source):
+                        self._see(task)
+                on_source()
 
-    def look_by_content(self) -> None:
+    def look_by_content(self, progress: Progress) -> None:
         """Look at further tasks until each known content has been seen."""
         missing = {source for source in self._sources if source.sha256s and source.problem is None}
         for seen in self._seen.values():
             self._cross_off(missing, seen)
         known = [source.size_bytes for source in missing]
         sizes = None if None in known else frozenset(size for size in known if size is not None)
-        for task in self._tasks:
-            if not missing:
-                return
-            if task.task_id not in self._seen:
+        if not missing:
+            return
+        unseen = [task for task in self._tasks if task.task_id not in self._seen]
+        with progress(len(unseen), "images by content") as on_task:
+            for task in unseen:
                 self._cross_off(missing, self._see(task, sizes))
+                on_task()
+                if not missing:
+                    return
 
     def _cross_off(self, missing: set[MaskSource], seen: SeenImage | None) -> None:
         """Take what a seen image is of from the missing: of several sources of one content, one."""

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, SoftmatcherError
-from backend.exports.image_matching import Match, SeenImage, TaskImage, match_images
+from backend.exports.image_matching import Match, Progress, SeenImage, TaskImage, match_images, no_progress
 from backend.exports.image_names import name_in_label_studio
 from backend.exports.mask_sources import FoundMasks
 from backend.exports.reading import ExportedProject
@@ -21,15 +20,6 @@ from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import ImageTag, LabelConfig
 
 Json = dict[str, Any]
-
-Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
-"""Shows a part of the work, of so many steps; gives what is to be called after each."""
-
-
-@contextmanager
-def no_progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """Show nothing."""
-    yield lambda: None
 
 
 @dataclass
@@ -96,8 +86,7 @@ def import_masks(
             tasks += images
             on_task()
             on_listed()
-    with progress(len(found.sources), "images") as on_source:
-        matches = match_images(project.id, tasks, found.sources, partial(_look, project), on_source=on_source)
+    matches = match_images(project.id, tasks, found.sources, partial(_look, project), progress=progress)
     report.problems += matches.problems
     report.notes += matches.notes
     with progress(len(matches.found), "masks") as on_match:

@@ -25,24 +25,36 @@ def reason_not_weights(path: Path) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    size_bytes = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
-    if size_bytes == 0:
+    try:
+        state = read_state_dict(path, is_mapped=True)
+    except ModelUnavailableError as error:
+        return _kind_by_head(head, path) or str(error).removeprefix(f"{path} ").partition("; ")[0]
+    if not any(tensor.numel() for tensor in state.values()):
+        return "its tensors are empty"
+    return None
+
+
+def _kind_by_head(head: bytes, path: Path) -> str | None:
+    """Return what a file that cannot be read as weights seems to be, None if nothing is told by its first bytes."""
+    if not head:
         return "it is empty"
     if head.startswith(_POINTER):
         return "it is a pointer of Git LFS, not the file itself: run `git lfs pull` where it comes from"
     if head.lstrip().startswith(b"<"):
         return "it is a web page, not weights: a proxy or a login answered in its place"
-    if head.startswith(_ZIP) and not zipfile.is_zipfile(path):
-        return f"it is cut off after {size_bytes} bytes: the zip's directory, which comes last, is missing"
-    try:
-        state = read_state_dict(path, is_mapped=True)
-    except ModelUnavailableError as error:
-        return str(error).removeprefix(f"{path} ").partition("; ")[0]
-    if not any(tensor.numel() for tensor in state.values()):
-        return "its tensors are empty"
+    if head.startswith(_ZIP) and not _has_directory(path):
+        size_bytes = path.stat().st_size
+        return f"it is cut off after {size_bytes} bytes: the zip's directory, which comes last, is missing or broken"
     return None
+
+
+def _has_directory(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one that is there and wrong
+        return False
 
 
 def known_layout(path: Path) -> str | None:
@@ -58,7 +70,7 @@ def known_layout(path: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of filling a network that has sizes only
             _fill(name, path)
-    except ModelUnavailableError:
+    except Exception:  # timm's converters stumble on whatever is not theirs
         return None
     return name
 
@@ -69,16 +81,20 @@ def _layout_by_sizes(state: Mapping[str, Tensor]) -> str | None:
     if "image_encoder.patch_embed.seq.0.c.weight" in shapes:
         return "mobile_sam"
     if "image_encoder.pos_embed" in shapes:
-        return _SAM_SIZES.get(shapes["image_encoder.pos_embed"][-1])
+        return _SAM_SIZES.get(_side(shapes["image_encoder.pos_embed"], -1))
     if "image_encoder.trunk.patch_embed.proj.weight" in shapes:
         blocks = {key.split(".")[3] for key in shapes if key.startswith("image_encoder.trunk.blocks.")}
-        size = _SAM2_SIZES.get((shapes["image_encoder.trunk.patch_embed.proj.weight"][0], len(blocks)))
+        size = _SAM2_SIZES.get((_side(shapes["image_encoder.trunk.patch_embed.proj.weight"], 0), len(blocks)))
         return None if size is None else f"sam2.1_hiera_{size}"
     if "cls_token" in shapes and shapes.get("patch_embed.proj.weight", ())[-2:] == (14, 14):
-        size = _DINOV2_SIZES.get(shapes["cls_token"][-1])
+        size = _DINOV2_SIZES.get(_side(shapes["cls_token"], -1))
         registers = "reg4_" if {"register_tokens", "reg_token"} & shapes.keys() else ""
         return None if size is None else f"vit_{size}_patch14_{registers}dinov2"
     return None
+
+
+def _side(shape: tuple[int, ...], axis: int) -> int:
+    return shape[axis] if shape else 0
 
 
 def _fill(name: str, path: Path) -> None:

@@ -179,7 +179,7 @@ def test_files_with_other_bytes(file: tuple[str, bytes]) -> None:
 @given(st.randoms(use_true_random=False), st.lists(st.sampled_from(fuzzing._NASTY), min_size=1, max_size=3))
 def test_lists_of_labels_of_any_content(chosen: random.Random, values: list[Any]) -> None:
     entries: list[Any] = [{"index": 1, "label": "Cat"}, {"index": 0, "label": None}]
-    for value in copy.deepcopy(values):
+    for value in map(copy.deepcopy, values):
         holder = chosen.choice(entries)
         if isinstance(holder, dict) and chosen.random() < 0.8:
             holder[chosen.choice(["index", "label"])] = value

@@ -111,6 +111,22 @@ def test_weights_of_each_format_come_in(tmp_path: Path, content: bytes) -> None:
     assert "resnet18: ok, by the sha256 recorded at import" in _run("verify").output
 
 
+def test_weights_that_begin_like_a_web_page_are_weights(tmp_path: Path) -> None:
+    """Safetensors begin with the length of their header: of 0x3c20 bytes it reads ` <`."""
+    for padding in range(15_000, 15_800):
+        content = safetensors.torch.save({"a": torch.ones(2)}, {"note": "x" * padding})
+        if content[:2] == b" <":
+            break
+    assert content[:2] == b" <"
+    assert reason_not_weights(_file(tmp_path, "x.bin", content)) is None
+
+
+def test_telling_tensors_without_sizes_are_of_no_layout(tmp_path: Path) -> None:
+    for name in ("image_encoder.pos_embed", "image_encoder.trunk.patch_embed.proj.weight", "cls_token"):
+        state = {name: torch.tensor(1.0), "patch_embed.proj.weight": torch.zeros(1, 3, 14, 14)}
+        assert known_layout(_file(tmp_path, "x.bin", _saved(state))) is None
+
+
 def test_verify_does_not_pass_what_an_earlier_release_took_in(tmp_path: Path) -> None:
     _run("import", _file(tmp_path, "x.bin", SAFETENSORS), "--as", "resnet18")
     store = WeightsStore(tmp_path / "weights")
