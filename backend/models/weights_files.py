@@ -20,7 +20,7 @@ _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large"}
 
 
 def reason_not_weights(path: Path) -> str | None:
-    """Return why a file holds no weights, None if it does. Tensors are looked at by their names and sizes, not read.
+    """Return why a file holds no weights, None if it does. It is read as a model reads it, with as much memory.
 
     Raises:
         OSError: it cannot be read.
@@ -28,7 +28,7 @@ def reason_not_weights(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(64)
     try:
-        state = read_state_dict(path, is_mapped=True)
+        state = read_state_dict(path)  # mapped, PyTorch does not hold a tensor's size to that of its record
     except ModelUnavailableError as error:
         return _kind_by_head(head, path) or str(error).removeprefix(f"{path} ").partition("; ")[0]
     if not any(tensor.numel() for tensor in state.values()):
