@@ -37,8 +37,8 @@ class _Entry:
     problem: str | None
 
 
-def find_coco(folder: MaskFolder) -> FoundMasks | None:
-    """Read the COCO documents of a folder; None if it has none.
+def find_coco(folder: MaskFolder) -> FoundMasks:
+    """Read the COCO documents of a folder; without sources if it has none.
 
     Raises:
         BadInputError: a document that is COCO by its keys has entries without id, name or size, or categories that
@@ -59,10 +59,11 @@ def find_coco(folder: MaskFolder) -> FoundMasks | None:
             continue
         if isinstance(found, dict) and found.keys() >= _KEYS:
             documents[path] = found
+        elif isinstance(found, dict) and "annotations" in found:
+            missing = ", ".join(sorted(_KEYS - found.keys()))
+            problems.append(f"{folder.shown(path)}: a COCO document must have {missing} too, nothing was imported")
         elif not _is_known(path, folder):
             notes.append(f"{folder.shown(path)}: no COCO document (images, annotations, categories), left out")
-    if not documents:
-        return FoundMasks((), tuple(problems), tuple(notes)) if problems else None
     for path in _same_as_polygons(documents):
         notes.append(f"{folder.shown(path)}: has the objects of the exact document beside it as polygons, left out")
         del documents[path]

@@ -21,15 +21,14 @@ def find_masks(folder: Path, config: LabelConfig) -> FoundMasks:
         raise BadInputError(f"expected a folder with COCO files or PNG masks, got {folder}: it is none")
     files = MaskFolder(folder)
     coco = find_coco(files)
-    if coco is not None and coco.sources:
+    if coco.sources:
         has_masks = (folder / "labels.json").is_file() or (folder / "masks").is_dir()
         note = ("PNG masks were left out: the folder has COCO documents",) if has_masks else ()
         return FoundMasks(coco.sources, coco.problems, (*coco.notes, *note))
-    before = coco or FoundMasks(())
     try:
         found = find_index_masks(files, config)
     except BadInputError as error:
-        if before.problems or before.notes:
-            raise BadInputError("; ".join([str(error), *before.problems, *before.notes])) from error
+        if coco.problems or coco.notes:
+            raise BadInputError("; ".join([str(error), *coco.problems, *coco.notes][:6])) from error
         raise
-    return FoundMasks(found.sources, (*before.problems, *found.problems), (*before.notes, *found.notes))
+    return FoundMasks(found.sources, (*coco.problems, *found.problems), (*coco.notes, *found.notes))

@@ -368,8 +368,10 @@ def test_a_document_is_left_out_with_a_word_only(backend: Backend, tmp_path: Pat
     coco(tmp_path / "x.json", [image(1, "a.png")])
     coco(tmp_path / "x_polygons.json", [image(1, "a.png")])
     (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "half.json").write_text('{"images": [], "annotations": []}')
     report = import_folder(backend, tmp_path)
-    assert (annotated(backend), report.objects, report.problems) == ([1], 1, [])
+    assert (annotated(backend), report.objects) == ([1], 1)
+    assert report.problems == ["half.json: a COCO document must have categories too, nothing was imported"]
     assert [note.partition(":")[0] for note in report.notes] == ["settings.json", "x_polygons.json"]
     # One of that name with other objects is a document like any other.
     add(backend, 2, "/data/upload/1/1a2b3c4d-b.png")
@@ -645,3 +647,13 @@ def test_a_broken_png_is_named(backend: Backend, tmp_path: Path) -> None:
     report = import_folder(backend, tmp_path)
     assert annotated(backend) == [3]
     assert [problem[:5] for problem in report.problems] == ["1.png", "2.png"]
+
+
+def test_other_json_beside_png_masks_is_told(backend: Backend, tmp_path: Path) -> None:
+    one_label(backend)
+    add(backend, 1, "/data/upload/1/1a2b3c4d-1.png")
+    mask_png(tmp_path / "1.png", box(4, 4, 28, 28) * 1)
+    (tmp_path / "shapes.json").write_text('{"shapes": []}')
+    report = import_folder(backend, tmp_path)
+    assert (annotated(backend), report.problems) == ([1], [])
+    assert report.notes == ["shapes.json: no COCO document (images, annotations, categories), left out"]
