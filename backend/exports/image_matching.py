@@ -270,6 +270,9 @@ class _Matching:
         """Return the task that a name means: unique on both sides, or else the one in the same folders."""
         if len(named) == 1 and not self._rivals(source, named[0]):
             return named[0]
+        named = [task for task in named if task.name.folders] if source.name.folders else ()
+        if not named:
+            return None
         best = max(named, key=lambda task: source.name.agreement(task.name))
         agreed = source.name.agreement(best.name)
         rivals = [
