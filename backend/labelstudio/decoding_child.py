@@ -121,17 +121,15 @@ def answer(
 def _decoded(
     data: bytes, max_pixels: float, wants_metadata: bool, own_bytes: int | None
 ) -> Iterator[tuple[bytes, bytes | memoryview]]:
-    _bound_memory(own_bytes, len(data), 0)
     _check_scans(data)
+    width, height = _webp_size(data)
+    _check_size(width, height, max_pixels)
+    _bound_memory(own_bytes, len(data), width * height)
     # Pillow's own limit is global, lower than ours and a warning or an error by turns; the size is checked right below.
     PIL.Image.MAX_IMAGE_PIXELS = None
     with PIL.Image.open(BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise RefusedError(
-                f"image must have at most {max_pixels / 1e6:g} megapixels, got {width} x {height} = "
-                f"{width * height / 1e6:.1f}: make it smaller or raise SOFTMATCHER_MAX_IMAGE_MPX"
-            )
+        _check_size(width, height, max_pixels)
         _check_tiles(image)
         _bound_memory(own_bytes, len(data), width * height)
         kind = str(image.format)
@@ -150,6 +148,30 @@ def _decoded(
         for top in range(0, height, rows):
             strip = _strip_to_rgb(image.crop((0, top, width, min(top + rows, height))))
             yield PIXELS, np.ascontiguousarray(strip).data.cast("B")
+
+
+def _check_size(width: int, height: int, max_pixels: float) -> None:
+    if width * height > max_pixels:
+        raise RefusedError(
+            f"image must have at most {max_pixels / 1e6:g} megapixels, got {width} x {height} = "
+            f"{width * height / 1e6:.1f}: make it smaller or raise SOFTMATCHER_MAX_IMAGE_MPX"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height that a WebP declares; 0, 0 for all else.
+
+    Pillow takes the memory of two whole pictures as soon as it opens one.
+    """
+    kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return 0, 0
 
 
 def _check_scans(data: bytes) -> None:

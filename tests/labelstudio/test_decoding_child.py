@@ -83,6 +83,16 @@ def test_a_thumbnail_in_the_metadata_is_no_scan() -> None:
     assert decode_image(buffer.getvalue()).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_large_webp_has_the_memory_that_it_needs(mode: str, lossless: bool) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, (7000, 5000), "green").save(buffer, "WEBP", method=0, quality=0, lossless=lossless)
+    assert decode_image(buffer.getvalue()).shape == (5000, 7000, 3)
+    with pytest.raises(BadInputError, match="at most 34 megapixels, got 7000 x 5000"):
+        decode_image(buffer.getvalue(), 34e6)
+
+
 def test_memory_is_bounded_by_the_size_that_a_file_declares() -> None:
     """What no check sees coming."""
     code = """
