@@ -161,7 +161,8 @@ class WeightsStore:
             return f"cannot be read: {error}"
         if found.sha256 != stored.sha256:
             return f"its sha256 is {found.sha256}, not {stored.sha256}: fetch or import it again"
-        if stored.checked == "catalogue":
+        known = weights_catalogue.known_weights(stored.name)
+        if known is not None and known.sha256 == found.sha256:
             return None
         from backend.models.weights_files import reason_not_weights
 

@@ -127,7 +127,8 @@ def test_telling_tensors_without_sizes_are_of_no_layout(tmp_path: Path) -> None:
         assert known_layout(_file(tmp_path, "x.bin", _saved(state))) is None
 
 
-def test_verify_does_not_pass_what_an_earlier_release_took_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", ["recorded", "catalogue"])
+def test_verify_does_not_pass_what_an_earlier_release_took_in(tmp_path: Path, checked: str) -> None:
     _run("import", _file(tmp_path, "x.bin", SAFETENSORS), "--as", "resnet18")
     store = WeightsStore(tmp_path / "weights")
     note = tmp_path / "weights" / "models" / "resnet18.json"
@@ -135,7 +136,7 @@ def test_verify_does_not_pass_what_an_earlier_release_took_in(tmp_path: Path) ->
     (tmp_path / "weights" / "sha256" / digest).write_bytes(POINTER)
     before = json.loads(note.read_text())
     del before["layout"]  # which earlier releases did not note
-    note.write_text(json.dumps({**before, "sha256": digest, "size_bytes": len(POINTER)}))
+    note.write_text(json.dumps({**before, "sha256": digest, "size_bytes": len(POINTER), "checked": checked}))
     assert store.find("resnet18") is not None
     done = _run("verify")
     assert done.exit_code == 1
