@@ -22,6 +22,7 @@ from torch import Tensor
 from backend.core.grid import map_to_size, mask_coverage, patch_means
 from backend.core.instances import split_instances
 from backend.core.kinship import KindFrame, cohesion, kinship
+from backend.core.marked_objects import MarkedObject, find_marked_objects
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS
 from backend.core.matching import (
@@ -272,7 +273,18 @@ class Softmatcher:
         return self._encoder.batch_size if isinstance(self._encoder, BatchEncoder) else 1
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
-        """The mask a scribble means, at natural size; None without anything positive, or where no mask was found.
+        """All that a scribble means as one mask, see `objects_from_scribble`, with the mean score of its objects; None
+        without anything positive, or where no mask was found.
+        """
+        found = [one.found for one in self.objects_from_scribble(encoded, scribble)]
+        if len(found) < 2:
+            return found[0] if found else None
+        mask = np.logical_or.reduce([one.mask for one in found])
+        return ScoredMask(mask, sum(one.score for one in found) / len(found))
+
+    def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
+        """The objects that a scribble marks, their masks at natural size; [] without anything positive, or where no
+        mask was found.
 
         Raises:
             BadInputError: image and scribble differ in size, or the image was encoded by other models.
@@ -284,7 +296,11 @@ class Softmatcher:
                 "check the original sizes"
             )
         if scribble.is_empty:
-            return None
+            return []
+        cut = partial(self._cut, encoded)
+        return find_marked_objects(cut, scribble, points_add_up=self._segmenter.points_add_up)
+
+    def _cut(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         working_hw = self._segmenter.working_hw(encoded.embedding)
         resized = scale_scribble(scribble, working_hw)
         with self._stage("affinity"):
@@ -301,10 +317,18 @@ class Softmatcher:
             mask = mask_to_size(best.mask, encoded.size_hw)
         return ScoredMask(mask, best.score) if mask.any() else None
 
-    def doubt(self, encoded: EncodedImage, scribble: Scribble, found: ScoredMask) -> Doubt | None:
-        """What `mask_from_scribble` left open: for `describe`, if nobody has seen the mask; None if nothing."""
+    def doubt(
+        self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, finished: Mask | None = None
+    ) -> Doubt | None:
+        """What `objects_from_scribble` left open: for `describe`, if nobody has seen the masks; None if nothing.
+
+        Args:
+            encoded: the image.
+            objects: at least one.
+            finished: (H, W) bool or None: more of the same label, which somebody has seen.
+        """
         with self._stage("describe"):
-            return scribble_doubt(encoded.features, scribble, found, temperature=self._encoder.temperature)
+            return scribble_doubt(encoded.features, objects, finished, temperature=self._encoder.temperature)
 
     def describe(
         self,
@@ -342,11 +366,10 @@ class Softmatcher:
         if not mask.any():
             raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
         features, inside, known = [], [], []
-        likely = None if doubt is None else doubt.likely
-        if likely is not None and outside is not None:
-            likely = np.where(outside, np.float32(0), likely)
+        if doubt is not None and outside is not None:
+            doubt = replace(doubt, likely=np.where(outside, np.float32(0), doubt.likely))
         with self._stage("describe"):
-            for index, view in enumerate(reference_views(image, mask, outside, likely)):
+            for index, view in enumerate(reference_views(image, mask, outside, doubt)):
                 view_features = (
                     torch.from_numpy(encoded.features.astype(np.float32))
                     if index == 0
@@ -359,9 +382,9 @@ class Softmatcher:
                 if not is_complete or doubt is not None:
                     told = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
                     certain = unknown_look_alikes(patches, coverage, told, temperature=self._encoder.temperature)
-                if doubt is not None and view.likely is not None:
-                    likely_patches = patch_means(torch.from_numpy(view.likely), grid_hw).flatten()
-                    coverage, certain = weigh_doubt(coverage, certain, likely_patches, doubt.trust)
+                if view.doubt is not None:
+                    likely = patch_means(torch.from_numpy(view.doubt.likely), grid_hw).flatten()
+                    coverage, certain = weigh_doubt(coverage, certain, likely, _patch_trust(view.doubt, grid_hw))
                 features.append(patches)
                 inside.append(coverage)
                 known.append(certain)
@@ -648,6 +671,12 @@ class Softmatcher:
             share_s = (time.perf_counter() - start) / images
             for _ in range(images):
                 self._on_stage(name, share_s)
+
+
+def _patch_trust(doubt: Doubt, grid_hw: tuple[int, int]) -> float | Tensor:
+    if isinstance(doubt.trust, float):
+        return doubt.trust
+    return patch_means(torch.from_numpy(doubt.trust), grid_hw).flatten()
 
 
 def scale_scribble(scribble: Scribble, size_hw: tuple[int, int]) -> Scribble:

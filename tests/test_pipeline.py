@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backend.core.kinship import KindFrame
+from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
@@ -139,7 +140,7 @@ def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(eng
     left = masks["red"] & (np.arange(200) < 100)
     part = left & (np.arange(160)[:, None] < 70)  # the upper part of one of two
     scribble = Scribble((160, 200), np.array([[50, 60]], np.float32))
-    doubt = engine.doubt(encoded, scribble, ScoredMask(part, 0.3))
+    doubt = engine.doubt(encoded, [MarkedObject(scribble, ScoredMask(part, 0.3))])
     assert doubt is not None
     reference = engine.describe(image, encoded, part, doubt=doubt, is_complete=True)
     assert iou(engine.segment(encoded, {"Cat": [reference]})[0].mask, masks["red"]) > 0.9

@@ -21,27 +21,32 @@ class Doubt:
     """What the mask of a scribble leaves open, as nobody looked at it and said that it is right.
 
     Attributes:
-        trust: in [0, 1]: how much the mask counts; the rest is left to `likely`.
+        trust: in [0, 1]: how much the mask counts; the rest is left to `likely`. (H, W) float32 where some of the
+            objects are doubted more than others.
         likely: (H, W) float32 in [0, 1]: how likely each pixel shows what was marked, whatever the mask says.
     """
 
-    trust: float
+    trust: float | NDArray[np.float32]
     likely: NDArray[np.float32]
+
+    def seen_in(self, window: tuple[slice, slice]) -> "Doubt":
+        """Return the doubt of a view of the image."""
+        trust = self.trust if isinstance(self.trust, float) else np.ascontiguousarray(self.trust[window])
+        return Doubt(trust, np.ascontiguousarray(self.likely[window]))
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceView:
-    """A reference image seen once: (h, w, 3) uint8 image, (h, w) bool mask, (h, w) bool outside or None, `Doubt.likely`
-    or None."""
+    """A reference image seen once: (h, w, 3) uint8 image, (h, w) bool mask, (h, w) bool outside or None, its doubt."""
 
     image: Image
     mask: Mask
     outside: Mask | None
-    likely: NDArray[np.float32] | None
+    doubt: Doubt | None
 
 
 def reference_views(
-    image: Image, mask: Mask, outside: Mask | None, likely: NDArray[np.float32] | None = None
+    image: Image, mask: Mask, outside: Mask | None, doubt: Doubt | None = None
 ) -> Iterator[ReferenceView]:
     """The image as it is, mirrored, and zoomed to the object.
 
@@ -49,7 +54,7 @@ def reference_views(
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool, not empty.
         outside: (H, W) bool or None.
-        likely: (H, W) float32 or None.
+        doubt: of the mask, or None.
     """
     whole = slice(None)
     for window in ((whole, whole), (whole, slice(None, None, -1)), _zoom_window(mask)):
@@ -57,17 +62,17 @@ def reference_views(
             np.ascontiguousarray(image[window]),
             np.ascontiguousarray(mask[window]),
             None if outside is None else np.ascontiguousarray(outside[window]),
-            None if likely is None else np.ascontiguousarray(likely[window]),
+            None if doubt is None else doubt.seen_in(window),
         )
 
 
-def weigh_doubt(inside: Tensor, known: Tensor, likely: Tensor, trust: float) -> tuple[Tensor, Tensor]:
+def weigh_doubt(inside: Tensor, known: Tensor, likely: Tensor, trust: float | Tensor) -> tuple[Tensor, Tensor]:
     """What is known of patches by a mask that counts for `trust` only, the rest being as likely says.
 
     Args:
         inside, known: (R,) float32 in [0, 1], as the mask has it.
         likely: (R,) float32 in [0, 1], of `Doubt`.
-        trust: in [0, 1].
+        trust: in [0, 1]; (R,) float32, or one for all patches.
 
     Returns:
         inside and known, (R,) float32 in [0, 1]; their foreground `inside * known` and background

@@ -257,10 +257,11 @@ class _Run:
                     return None
                 mask = seen
             else:
-                found = self.engine.mask_from_scribble(target, scribble)
-                if found is None:
+                objects = self.engine.objects_from_scribble(target, scribble)
+                if not objects:
                     return None
-                mask, doubt = found.mask, self.engine.doubt(target, scribble, found)
+                mask = np.logical_or.reduce([one.found.mask for one in objects])
+                doubt = self.engine.doubt(target, objects)
         return self.engine.describe(image, target, mask, is_complete=is_complete, doubt=doubt)
 
     def _corrected(self, target: EncodedImage, mask: Mask, scribble: Scribble | None) -> Mask | None:

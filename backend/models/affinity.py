@@ -1,15 +1,19 @@
 """How much each pixel looks like what a scribble marks, from deep features of the same image."""
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from backend.core.grid import map_to_size, mask_coverage
+from backend.core.marked_objects import MarkedObject
 from backend.core.masks import painted_masks
 from backend.core.matching import balanced_mass
 from backend.core.references import Doubt
-from backend.core.types import Mask, ScoredMask, Scribble
+from backend.core.types import Mask, Scribble
 
 BACKGROUND_SHARE = 0.6
 """Of the patches without a stroke: so many of the least alike are taken for background."""
@@ -94,38 +98,59 @@ def stroke_posterior(
 
 
 def scribble_doubt(
-    features: NDArray[np.floating], scribble: Scribble, found: ScoredMask, *, temperature: float = 0.05
+    features: NDArray[np.floating],
+    objects: Sequence[MarkedObject],
+    finished: Mask | None = None,
+    *,
+    temperature: float = 0.05,
 ) -> Doubt | None:
     """How far what was made of a scribble can be trusted, and what else may have been meant.
 
     The less a mask is expected to agree with what was meant, the more counts the posterior of the image with itself
-    (`stroke_posterior`), which knows no borders but all that looks alike. What was marked holds in any case.
+    (`stroke_posterior`), which knows no borders but all that looks alike. What was marked holds in any case. Each
+    object is trusted by itself; what is off all of them, as far as the least trusted one.
 
     Args:
         features: (H_p, W_p, D), each patch of unit length.
-        scribble: in the frame of `found`.
-        found: its mask.
+        objects: at least one; what the scribble's marks gave.
+        finished: (H, W) bool or None: more of the same label, of which nothing is doubted.
         temperature: the encoder's softmax scale.
 
     Returns:
-        None where nothing is doubted: a good mask, or one that a box bounds.
+        None where nothing is doubted: good masks, or such that a box bounds.
     """
-    low, high = DOUBTED_SCORES
-    least = LEAST_TRUST["points" if scribble.positive_strokes is None else "strokes"]
-    trust = least + (1 - least) * min(max((found.score - low) / (high - low), 0.0), 1.0)
-    if trust >= 1 or len(scribble.boxes_xyxy):
+    trusts = [_trust(one) for one in objects]
+    least = min(trusts)
+    if least >= 1:
         return None
-    painted = Scribble(
-        scribble.size_hw,
-        positive_strokes=_with_discs(scribble.positive_strokes, scribble.positive_xy, scribble.size_hw),
-        negative_strokes=_with_discs(scribble.negative_strokes, scribble.negative_xy, scribble.size_hw),
-    )
+    size_hw = objects[0].scribble.size_hw
+    positive, negative = np.zeros(size_hw, bool), np.zeros(size_hw, bool)
+    for one, trust in zip(objects, trusts, strict=True):
+        if trust < 1:
+            positive |= _with_discs(one.scribble.positive_strokes, one.scribble.positive_xy, size_hw)
+        negative |= _with_discs(one.scribble.negative_strokes, one.scribble.negative_xy, size_hw)
+    painted = Scribble(size_hw, positive_strokes=positive, negative_strokes=negative)
     likely = stroke_posterior(features, painted, temperature=temperature)
     if likely is None:
         return None
-    likely[painted.negative_strokes] = 0.0
-    likely[painted.positive_strokes] = 1.0
-    return Doubt(trust, likely)
+    likely[negative] = 0.0
+    likely[positive] = 1.0
+    if len(objects) == 1 and finished is None:
+        return Doubt(least, likely)
+    trust_of = np.full(size_hw, least, np.float32)
+    for one, trust in sorted(zip(objects, trusts, strict=True), key=itemgetter(1)):
+        trust_of[one.found.mask] = trust
+    if finished is not None:
+        trust_of[finished] = 1.0
+    return Doubt(trust_of, likely)
+
+
+def _trust(one: MarkedObject) -> float:
+    if len(one.scribble.boxes_xyxy):
+        return 1.0
+    low, high = DOUBTED_SCORES
+    least = LEAST_TRUST["points" if one.scribble.positive_strokes is None else "strokes"]
+    return least + (1 - least) * min(max((one.found.score - low) / (high - low), 0.0), 1.0)
 
 
 def _with_discs(strokes: Mask | None, points_xy: NDArray[np.float32], size_hw: tuple[int, int]) -> Mask:

@@ -129,6 +129,7 @@ class SamSegmenter:
         self._decoder = OnDevice(networks.decoder, device, uses_half=False, is_urgent=True)
         self.on_devices = (self._encoder, self._decoder)
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
+        self.points_add_up = False
 
     def _networks(self, sam: Any) -> SamNetworks:
         fuse_attention(sam.image_encoder)

@@ -77,6 +77,11 @@ class Segmenter(Protocol):
         """Name, weights and sizes."""
         ...
 
+    @property
+    def points_add_up(self) -> bool:
+        """Return whether several points on an object are better cut one by one, and joined, than all at once."""
+        ...
+
     def embed(self, image: Image) -> Mapping[str, NDArray[np.generic]]:
         """What decoding needs of an image, (H, W, 3) uint8 RGB: computed once, cached."""
         ...
@@ -127,6 +132,7 @@ class LiteSegmenter:
     def __init__(self, *, working_px: int = 256) -> None:
         self._working_px = working_px
         self.signature = f"graphcut:{working_px}px"
+        self.points_add_up = True
 
     def embed(self, image: Image) -> Arrays:
         """The image with its longer side at the working size.

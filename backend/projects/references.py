@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from rq.timeouts import BaseTimeoutException
 
+from backend.core.marked_objects import MarkedObject
 from backend.core.references import Doubt
-from backend.core.types import Mask, Scribble
+from backend.core.types import EncodedImage, Mask, Scribble
 from backend.errors import (
     BadInputError,
     LabelStudioError,
@@ -373,7 +374,8 @@ class References:
         masks: dict[str, Mask] = {}
         doubts: dict[str, Doubt | None] = {}
         for mark in marks:
-            mask, doubts[mark.label] = self._mask_of(softmatcher, image, mark)
+            with self._models.gate.turn(is_interactive=False):
+                mask, doubts[mark.label] = reference_mask(softmatcher, image.encoded, mark)
             if mask is None or not mask.any():
                 problems.append(f"label {mark.label!r}: no object was found at the scribble; draw more of it")
                 continue
@@ -395,30 +397,45 @@ class References:
             references.append(NewReference(mark.label, to_name, image.sha256, mask, reference))
         return references
 
-    def _mask_of(
-        self, softmatcher: Softmatcher, image: TaskImage, mark: LabelMarks
-    ) -> tuple[Mask | None, Doubt | None]:
-        """Finished masks and what the scribbles give, together; None if neither shows an object. Finished masks were
-        seen by whoever submitted them, what becomes of scribbles was not."""
-        finished = list(mark.finished)
-        doubt: Doubt | None = None
-        scribble = mark.scribble
-        if finished:
-            scribble = _without_points_in(scribble, np.logical_or.reduce(finished))
-        if not scribble.is_empty:
-            with self._models.gate.turn(is_interactive=False):
-                found = softmatcher.mask_from_scribble(image.encoded, scribble)
-            strokes = scribble.positive_strokes
-            if found is None:
-                pass
-            elif strokes is not None and not len(scribble.positive_xy) and _iou(strokes, found.mask) >= _FINISHED_IOU:
-                finished.append(strokes)
-            else:
-                doubt = softmatcher.doubt(image.encoded, scribble, found)
-                if doubt is not None:
-                    doubt.likely[np.logical_or.reduce([*finished, np.zeros_like(found.mask)])] = 1.0
-                finished.append(found.mask)
-        return (np.logical_or.reduce(finished) if finished else None), doubt
+
+def reference_mask(
+    softmatcher: Softmatcher, encoded: EncodedImage, marks: LabelMarks
+) -> tuple[Mask | None, Doubt | None]:
+    """Make the mask of a reference: the finished masks and what the scribbles give, object by object.
+
+    Finished masks were seen by whoever submitted them, and strokes that fill an object are its mask; what becomes of
+    other scribbles was not seen.
+
+    Args:
+        softmatcher: the engine.
+        encoded: the image.
+        marks: of one label on it.
+
+    Returns:
+        (H, W) bool, None if neither shows an object; and what is doubted of it.
+    """
+    finished = list(marks.finished)
+    scribble = marks.scribble
+    if finished:
+        scribble = _without_points_in(scribble, np.logical_or.reduce(finished))
+    found = [] if scribble.is_empty else softmatcher.objects_from_scribble(encoded, scribble)
+    unseen: list[MarkedObject] = []
+    for one in found:
+        strokes = _painted_whole(one)
+        if strokes is None:
+            unseen.append(one)
+        else:
+            finished.append(strokes)
+    seen = np.logical_or.reduce(finished) if finished else None
+    doubt = softmatcher.doubt(encoded, unseen, finished=seen) if unseen else None
+    masks = finished + [one.found.mask for one in unseen]
+    return (np.logical_or.reduce(masks) if masks else None), doubt
+
+
+def _painted_whole(one: MarkedObject) -> Mask | None:
+    """Return an object's strokes if they are its whole mask already: then nothing of it is a guess."""
+    strokes = one.scribble.positive_strokes
+    return strokes if strokes is not None and _iou(strokes, one.found.mask) >= _FINISHED_IOU else None
 
 
 def _as_text(problems: Sequence[str]) -> str | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from backend.core.references import reference_views, unknown_look_alikes, weigh_doubt
+from backend.core.references import Doubt, reference_views, unknown_look_alikes, weigh_doubt
 
 
 def test_every_view_shows_the_object_under_its_mask() -> None:
@@ -45,9 +45,11 @@ def test_a_mask_of_everything_leaves_nothing_unknown() -> None:
 def test_what_is_likely_is_seen_in_every_view_as_the_mask_is() -> None:
     mask = np.zeros((60, 90), bool)
     mask[20:30, 50:70] = True
-    for view in reference_views(np.zeros((60, 90, 3), np.uint8), mask, None, mask.astype(np.float32) / 2):
-        assert view.likely is not None
-        assert np.array_equal(view.likely, view.mask / 2)
+    halves = mask.astype(np.float32) / 2
+    for view in reference_views(np.zeros((60, 90, 3), np.uint8), mask, None, Doubt(halves, halves)):
+        assert view.doubt is not None
+        assert np.array_equal(view.doubt.likely, view.mask / 2)
+        assert np.array_equal(view.doubt.trust, view.mask / 2)
 
 
 def test_trust_lies_between_the_mask_and_what_is_likely() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from backend.core.marked_objects import MarkedObject
 from backend.core.types import ScoredMask, Scribble
 from backend.models.affinity import LEAST_TRUST, scribble_affinity, scribble_doubt
 
@@ -42,12 +43,12 @@ def test_features_without_contrast_say_nothing() -> None:
 def test_a_doubted_mask_leaves_open_all_that_looks_like_the_mark() -> None:
     found = ScoredMask(np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38))), 0.7)
     positive, negative = np.array([[20, 20]], np.float32), np.array([[28, 12]], np.float32)
-    doubt = scribble_doubt(FEATURES, Scribble((40, 60), positive), found)
+    doubt = scribble_doubt(FEATURES, [MarkedObject(Scribble((40, 60), positive), found)])
     assert doubt is not None
     assert 0 < doubt.trust < 1
     assert doubt.likely[25, 25] > 0.9  # of the same patch feature, outside the mask
     assert doubt.likely[5, 50] < 0.1
-    told = scribble_doubt(FEATURES, Scribble((40, 60), positive, negative), found)
+    told = scribble_doubt(FEATURES, [MarkedObject(Scribble((40, 60), positive, negative), found)])
     assert told is not None
     assert told.likely[20, 20] == 1
     assert told.likely[12, 28] == 0  # looks alike, but was marked as not the object
@@ -59,7 +60,9 @@ def test_trust_grows_with_the_score_and_a_stroke_says_more_than_a_point() -> Non
     stroke = Scribble((40, 60), positive_strokes=mask)
     trusts = {}
     for name, scribble in (("points", point), ("strokes", stroke)):
-        doubts = [scribble_doubt(FEATURES, scribble, ScoredMask(mask, score)) for score in (0.1, 0.7, 0.8)]
+        doubts = [
+            scribble_doubt(FEATURES, [MarkedObject(scribble, ScoredMask(mask, score))]) for score in (0.1, 0.7, 0.8)
+        ]
         trusts[name] = [doubt.trust for doubt in doubts if doubt is not None]
         assert trusts[name][0] == LEAST_TRUST[name]
         assert trusts[name] == sorted(set(trusts[name]))
@@ -69,6 +72,30 @@ def test_trust_grows_with_the_score_and_a_stroke_says_more_than_a_point() -> Non
 def test_a_good_mask_and_one_that_a_box_bounds_are_not_doubted() -> None:
     mask = np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38)))
     point = np.array([[20, 20]], np.float32)
-    assert scribble_doubt(FEATURES, Scribble((40, 60), point), ScoredMask(mask, 0.9)) is None
+    assert scribble_doubt(FEATURES, [MarkedObject(Scribble((40, 60), point), ScoredMask(mask, 0.9))]) is None
     box = Scribble((40, 60), point, boxes_xyxy=np.array([[10, 10, 30, 30]], np.float32))
-    assert scribble_doubt(FEATURES, box, ScoredMask(mask, 0.1)) is None
+    assert scribble_doubt(FEATURES, [MarkedObject(box, ScoredMask(mask, 0.1))]) is None
+
+
+def test_each_object_is_trusted_by_its_own_score() -> None:
+    masks = [np.zeros((40, 60), bool) for _ in range(3)]
+    for number, mask in enumerate(masks):
+        mask[10:20, 5 + 20 * number : 15 + 20 * number] = True
+    box = Scribble((40, 60), boxes_xyxy=np.array([[45, 10, 55, 20]], np.float32))
+    points = [Scribble((40, 60), np.array([[10 + 20 * number, 15]], np.float32)) for number in range(2)]
+    found = [ScoredMask(masks[0], 0.9), ScoredMask(masks[1], 0.7), ScoredMask(masks[2], 0.1)]
+    objects = [MarkedObject(one, mask) for one, mask in zip([*points, box], found, strict=True)]
+    doubt = scribble_doubt(FEATURES, objects)
+    assert doubt is not None
+    assert isinstance(doubt.trust, np.ndarray)
+    sure, unsure, boxed = (doubt.trust[mask] for mask in masks)
+    assert (sure == 1).all()
+    assert (boxed == 1).all()
+    assert np.unique(unsure).tolist() == pytest.approx([0.4])
+    assert doubt.trust[0, 0] == pytest.approx(0.4)
+    assert doubt.likely[15, 30] == 1  # what was marked holds
+    seen = scribble_doubt(FEATURES, objects[1:2], finished=masks[0])
+    assert seen is not None
+    assert isinstance(seen.trust, np.ndarray)
+    assert (seen.trust[masks[0]] == 1).all()
+    assert scribble_doubt(FEATURES, [objects[0], objects[2]]) is None
