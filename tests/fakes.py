@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
 from backend import jobs
+from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
 from backend.core.references import Doubt
 from backend.core.trace import LabelTrace, Trace
@@ -94,7 +95,13 @@ class ColourSoftmatcher:
             mask &= (image != image[y, x]).any(axis=2)
         return ScoredMask(mask, 0.9) if mask.any() else None
 
-    def doubt(self, encoded: EncodedImage, scribble: Scribble, found: ScoredMask) -> Doubt | None:
+    def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
+        found = self.mask_from_scribble(encoded, scribble)
+        return [] if found is None else [MarkedObject(scribble, found)]
+
+    def doubt(
+        self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, finished: Mask | None = None
+    ) -> Doubt | None:
         return None
 
     def describe(
