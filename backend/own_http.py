@@ -21,10 +21,14 @@ class Session(requests.Session):
     """A session that no proxy of the environment comes between for servers on this machine.
 
     A proxy would ask its own loopback, or refuse.
+
+    Args:
+        is_own: all that it asks are our own servers, whatever their addresses: no proxy, and no password of ~/.netrc.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_own: bool = False) -> None:
         super().__init__()
+        self.trust_env = not is_own
         self.headers["User-Agent"] = USER_AGENT
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:

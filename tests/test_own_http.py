@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from backend import __version__
 from backend.cli.demo_run import count_references
@@ -125,6 +126,12 @@ def test_no_proxy_is_named_where_none_was_asked(proxy: Web, monkeypatch: pytest.
     assert proxy_advice(AWAY) == ""
     with pytest.raises(LabelStudioUnavailableError, match=r"can be reached from here$"):
         LabelStudioClient(AWAY, "key", timeout_s=0.3).version()
+
+
+def test_own_servers_at_other_addresses_are_asked_directly_too(proxy: Web) -> None:
+    with Session(is_own=True) as session, pytest.raises(requests.ConnectionError):
+        session.get(AWAY, timeout=0.3)
+    assert proxy.requests == []
 
 
 def test_a_service_that_is_no_service_is_a_finding(web: Web, proxy: Web) -> None:

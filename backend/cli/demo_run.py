@@ -113,7 +113,7 @@ def run_sample(
 
 def count_references(service_url: str, project: int, *, basic_auth: tuple[str, str] | None = None) -> int:
     """How many references the backend has for a project of Label Studio, read from its /metrics."""
-    with Session() as session:
+    with Session(is_own=True) as session:
         answer = session.get(f"{service_url}/metrics", timeout=10, auth=basic_auth)
     answer.raise_for_status()
     return sum(

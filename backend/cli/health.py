@@ -42,8 +42,7 @@ def ask_service(settings: Settings) -> ServiceHealth:
     """
     password = settings.basic_auth_pass
     auth = (settings.basic_auth_user or "", password.get_secret_value()) if password is not None else None
-    with Session() as session:
-        session.trust_env = False  # no proxy lies between us and ourselves, and no ~/.netrc has our password
+    with Session(is_own=True) as session:
         try:
             response = session.get(f"{own_address(settings)}/health", auth=auth, timeout=_TIMEOUT_S)
         except requests.Timeout as error:

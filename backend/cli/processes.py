@@ -251,7 +251,7 @@ class ProcessGroup:
         """
 
         def is_up() -> bool:
-            with suppress(requests.RequestException), Session() as session:
+            with suppress(requests.RequestException), Session(is_own=True) as session:
                 return session.get(url, timeout=2, auth=basic_auth).status_code == 200
             return False
 

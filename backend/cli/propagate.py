@@ -78,7 +78,7 @@ def service_address(settings: Settings) -> str:
 class _Service:
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = url.rstrip("/")
-        self._session = Session()
+        self._session = Session(is_own=self.url == service_address(settings))
         if settings.basic_auth_user is not None and settings.basic_auth_pass is not None:
             self._session.auth = (settings.basic_auth_user, settings.basic_auth_pass.get_secret_value())
 

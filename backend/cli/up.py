@@ -102,7 +102,7 @@ def wait_for_models(processes: ProcessGroup, environment: Mapping[str, str], url
     said = ["loading"]
 
     def is_over() -> bool:
-        with suppress(requests.RequestException), Session() as session:
+        with suppress(requests.RequestException), Session(is_own=True) as session:
             said.append(str(session.get(f"{url}/health", timeout=5, auth=_auth(environment)).json()["model"]))
         return said[-1] != "loading"
 
