@@ -13,6 +13,7 @@ from backend.jobs import JobQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects, open_projects
+from backend.projects.options import background_labels_of
 from backend.settings import Settings
 from backend.store import ProjectRecord
 
@@ -124,11 +125,13 @@ def project_checks(projects: Projects, key: str, project_id: int) -> Iterator[Ch
         config = parse_label_config(found["label_config"])
         if not any(prompt.kind == "keypoint" for prompt in config.prompts):
             raise FindingError('has no KeyPointLabels: add one with smart="true", so that a click gives a mask')
+        background = background_labels_of(config, projects.settings)
         missing = [
             f"{prompt.name}: {label}"
             for prompt in config.prompts
             for label in prompt.labels
-            if not any(label in brush.labels for brush in config.brushes if brush.to_name == prompt.to_name)
+            if label not in background
+            and not any(label in brush.labels for brush in config.brushes if brush.to_name == prompt.to_name)
         ]
         if missing:
             raise FindingError(f"labels without a BrushLabels of the same image: {', '.join(missing)}; add them there")

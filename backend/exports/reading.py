@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from backend.errors import LabelStudioUnavailableError, NotFoundError, Softmatch
 from backend.exports.image_files import read_image
 from backend.exports.names import export_name
 from backend.exports.options import ExportOptions
-from backend.exports.records import ImageFile, ImageRecord, LeftOut, MaskRecord, Provenance
+from backend.exports.records import ImageFile, ImageRecord, Json, LeftOut, MaskRecord, Provenance
 from backend.exports.selection import Chosen, choose
 from backend.exports.sinks import Sink
 from backend.exports.splits import split_of
@@ -56,10 +56,21 @@ class ExportedProject:
         """The classes of a data set, in the config's order."""
         return tuple(label for label in self.config.labels if label not in self.background)
 
+    def is_mask(self, region: Mapping[str, Any]) -> bool:
+        """Whether a region, as Label Studio has it, is of a brush, or a shape of a label that a brush has."""
+        if str(region.get("type")).lower() == "brushlabels":
+            return True
+        control, to_name, value = str(region.get("from_name")), str(region.get("to_name")), region.get("value")
+        shape = self.config.shape(control, to_name)
+        written = value.get(str(region.get("type")).lower()) if isinstance(value, dict) else None
+        if shape is None or not isinstance(written, list):
+            return False
+        return any(self.config.label_names[control].get(str(name)) in shape.labels for name in written)
+
     def is_background(self, region: Mapping[str, Any]) -> bool:
-        """Whether a brush region, as Label Studio has it, marks background and nothing else."""
+        """Whether a mask's region, as Label Studio has it, marks background and nothing else."""
         value = region.get("value")
-        written = value.get("brushlabels") if isinstance(value, dict) else None
+        written = value.get(str(region.get("type")).lower()) if isinstance(value, dict) else None
         names = self.config.label_names.get(str(region.get("from_name")), {})
         return (
             isinstance(written, list)
@@ -185,7 +196,9 @@ class _Reader:
     def begin(self, task: dict[str, Any], pool: ThreadPoolExecutor) -> Iterator[_Work]:
         """Start to fetch the images of a task that is exported."""
         task_id = int(task["id"])
-        chosen, left_out = choose(task, self._options, self._project.is_background)
+        chosen, left_out = choose(
+            task, self._options, is_mask=self._project.is_mask, is_background=self._project.is_background
+        )
         for each in left_out:
             self._on_left_out(each)
         for tag in self._project.config.images if chosen else ():
@@ -222,7 +235,7 @@ class _Reader:
             self._on_left_out(LeftOut(work.task_id, "image that cannot be read", str(error)))
             return
         masks = tuple(self._masks(work, file))
-        if not masks and (marked := [each for chosen in work.chosen for each in _brushes_on(chosen, work.tag)]):
+        if not masks and (marked := self._masks_on(work)):
             if all(map(self._project.is_background, marked)):
                 self._on_left_out(LeftOut(work.task_id, *_BACKGROUND_ONLY))
             else:
@@ -275,6 +288,10 @@ class _Reader:
         """Whether images are files of the data set: Parquet holds them in its rows."""
         return self._options.images == "include" and self._options.format != "parquet"
 
+    def _masks_on(self, work: _Work) -> list[Json]:
+        on_image = [each for one in work.chosen for each in one.result if each.get("to_name") == work.tag.name]
+        return [each for each in on_image if self._project.is_mask(each)]
+
     def _masks(self, work: _Work, file: ImageFile) -> Iterator[MaskRecord]:
         for chosen in work.chosen:
             on_image = [each for each in chosen.result if each.get("to_name") == work.tag.name]
@@ -282,8 +299,8 @@ class _Reader:
             read = read_regions(on_image, self._project.config, {work.tag.name: file.size_hw}, budget=budget)
             for problem in read.problems:
                 self._on_left_out(LeftOut(work.task_id, "region that cannot be used", problem))
-            for kind in sorted({str(each.get("type")).lower() for each in on_image} - {"brushlabels"}):
-                count = sum(str(each.get("type")).lower() == kind for each in on_image)
+            no_masks = [str(each.get("type")).lower() for each in on_image if not self._project.is_mask(each)]
+            for kind, count in sorted(Counter(no_masks).items()):
                 self._on_left_out(LeftOut(work.task_id, f"{kind} region", f"{count} of them are no masks"))
             for region in read.regions:
                 if region.mask is None:
@@ -319,14 +336,6 @@ class _Reader:
             created_at=_text(found.get("created_at")),
             updated_at=_text(found.get("updated_at")),
         )
-
-
-def _brushes_on(chosen: Chosen, tag: ImageTag) -> list[Mapping[str, Any]]:
-    return [
-        each
-        for each in chosen.result
-        if each.get("to_name") == tag.name and str(each.get("type")).lower() == "brushlabels"
-    ]
 
 
 def _user_id(completed_by: object) -> int | None:

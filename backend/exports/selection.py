@@ -11,7 +11,7 @@ _SHAPES = (
     "keypoint", "keypointlabels", "rectangle", "rectanglelabels", "polygon", "polygonlabels", "ellipse",
     "ellipselabels", "bitmask", "bitmasklabels", "vector", "vectorlabels",
 )  # fmt: skip
-"""Regions that mark a place on an image without being a brush mask."""
+"""Regions that mark a place on an image; not all of them are masks."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class Chosen:
 
 
 def choose(
-    task: Mapping[str, Any], options: ExportOptions, is_background: Callable[[Json], bool]
+    task: Mapping[str, Any],
+    options: ExportOptions,
+    *,
+    is_mask: Callable[[Json], bool],
+    is_background: Callable[[Json], bool],
 ) -> tuple[list[Chosen], list[LeftOut]]:
     """What of a task is exported, and what is not although there is something.
 
@@ -49,12 +53,13 @@ def choose(
     Args:
         task: as Label Studio gives it, with annotations and predictions.
         options: of the export.
-        is_background: tells whether a brush region marks background and nothing else.
+        is_mask: tells whether a region is a mask.
+        is_background: tells whether a mask marks background and nothing else.
     """
     task_id = int(task["id"])
     left_out: list[LeftOut] = []
     if options.source != "predictions":
-        taken = _annotations(task, task_id, options, is_background, left_out)
+        taken = _annotations(task, task_id, options, is_mask, is_background, left_out)
         if taken or options.source == "annotations":
             return taken, left_out
     return _predictions(task, task_id, options, left_out), left_out
@@ -64,6 +69,7 @@ def _annotations(
     task: Mapping[str, Any],
     task_id: int,
     options: ExportOptions,
+    is_mask: Callable[[Json], bool],
     is_background: Callable[[Json], bool],
     left_out: list[LeftOut],
 ) -> list[Chosen]:
@@ -71,16 +77,16 @@ def _annotations(
     for annotation in task.get("annotations") or ():
         if annotation.get("was_cancelled"):
             continue
-        types = _region_types(annotation)
-        brushed = [each for each in _regions(annotation) if str(each.get("type")).lower() == "brushlabels"]
+        brushed = [each for each in _regions(annotation) if is_mask(each)]
         is_masked = not all(map(is_background, brushed))
-        shapes = sorted(set(types) & set(_SHAPES))
+        types = {str(each.get("type")).lower() for each in _regions(annotation) if not is_mask(each)}
+        shapes = sorted(types & set(_SHAPES))
         if brushed and not is_masked and not shapes:
             message = f"annotation {annotation['id']} says what no object is, not that there is none"
             left_out.append(LeftOut(task_id, "background only", message))
             continue
         if not is_masked and shapes:
-            message = f"annotation {annotation['id']} has no brush mask but {', '.join(shapes)}"
+            message = f"annotation {annotation['id']} has no mask but {', '.join(shapes)}"
             left_out.append(LeftOut(task_id, "annotation without a mask", message))
             continue
         usable.append(annotation)
@@ -111,10 +117,6 @@ def _predictions(
 
 def _regions(found: Json) -> tuple[Json, ...]:
     return tuple(each for each in found.get("result") or () if isinstance(each, dict))
-
-
-def _region_types(found: Json) -> list[str]:
-    return [str(each.get("type")).lower() for each in _regions(found)]
 
 
 def _score(region: Json, found: Json) -> float | None:

@@ -6,7 +6,7 @@ One bad region never spoils the others: it becomes a message in `RegionsRead.pro
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import uuid4
@@ -19,13 +19,18 @@ from backend.errors import BadInputError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.label_config import BrushControl, LabelConfig
 from backend.labelstudio.rle import decode_mask, encode_mask, rle_pixels
+from backend.labelstudio.shapes import read_bitmask, read_ellipse, read_polygon, read_rectangle
 from backend.labelstudio.strokes import draw_touches
 
 logger = logging.getLogger(__name__)
 
-RegionKind = Literal["keypoint", "rectangle", "brush"]
+RegionKind = Literal["keypoint", "rectangle", "brush", "shape"]
 
 _KINDS: dict[str, RegionKind] = {"keypointlabels": "keypoint", "rectanglelabels": "rectangle", "brushlabels": "brush"}
+_SHAPES: dict[str, Callable[[Mapping[str, Any], tuple[int, int], ReadingBudget], Mask]] = {
+    "rectanglelabels": read_rectangle, "polygonlabels": read_polygon, "ellipselabels": read_ellipse,
+    "bitmasklabels": read_bitmask,
+}  # fmt: skip
 _OWN_ID = re.compile(r"softmatcher-[0-9a-f]{32}")
 _MAX_CLAIMED_PIXELS = 1 << 28
 """What a region may claim for its image: bounds the memory that a few bytes of RLE can ask for."""
@@ -36,7 +41,9 @@ _SURPRISES = (
 )  # fmt: skip
 """What a region that nobody thought of may raise: it is that region's problem, never its neighbours'."""
 
-WHOLE_IMAGE_TYPES = frozenset({"textarea", "choices", "number", "rating", "datetime", "taxonomy", "pairwise"})
+WHOLE_IMAGE_TYPES = frozenset(
+    {"textarea", "choices", "number", "rating", "datetime", "taxonomy", "pairwise", "relation"}
+)
 """Types of results that classify an image; Label Studio sends them as a context when text is submitted."""
 PREDICTED_ORIGINS = ("prediction", "prediction-changed")
 
@@ -75,10 +82,12 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class RegionsRead:
-    """The regions that could be read, in the order of the result, and a message for each one that could not."""
+    """The regions that could be read, in the order of the result, a message for each one that could not, and the kinds
+    of regions that were passed over, each named once."""
 
     regions: tuple[Region, ...]
     problems: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
 
 
 def new_region_id() -> str:
@@ -121,7 +130,11 @@ def mask_to_region(
         "image_rotation": 0,
         "origin": "prediction",
         "score": float(score),
-        "value": {"format": "rle", "rle": encode_mask(mask), "brushlabels": [label]},
+        "value": {
+            "format": "rle",
+            "rle": encode_mask(mask),
+            "brushlabels": [brush.result_names.get(label, label)],
+        },
     }
 
 
@@ -139,10 +152,12 @@ def read_regions(
     budget: ReadingBudget | None = None,
     joins_masks: bool = False,
 ) -> RegionsRead:
-    """All key points, rectangles and brush masks of a result (of an annotation, draft, prediction or context).
+    """All key points, brush masks and shapes of a result (of an annotation, draft, prediction or context).
 
-    Regions of other types (choices, polygons, relations, ...) mark nothing for this backend and are passed over. A
-    region with several labels gives one Region a label. `image_rotation` only turns the view in the editor.
+    Shapes are polygons, ellipses, bitmasks and rectangles of controls that are not smart: masks as they are, of labels
+    that a brush of the image has. Other regions (of labels without a brush, videos, ...) are passed over; choices, text
+    and relations are no regions. A region with several labels gives one Region a label. `image_rotation` only turns the
+    view in the editor.
 
     Args:
         result: Label Studio's region dicts.
@@ -160,11 +175,14 @@ def read_regions(
     regions: list[Region] = []
     joined: dict[tuple[object, ...], int] = {}
     problems: list[str] = []
+    passed_over: dict[str, None] = {}
     for number, raw in enumerate(result):
         region_id = str(raw.get("id", f"number {number + 1}")) if isinstance(raw, Mapping) else f"number {number + 1}"
         try:
             budget.spend(regions=1)
             read = _read_region(raw, region_id, config, sizes, budget)
+            if not read and is_mark(raw):
+                passed_over[f"{str(raw.get('type'))[:40]} of {str(raw.get('from_name'))[:40]}"] = None
         except BadInputError as error:
             problems.append(f"region {region_id}: {error}")
             continue
@@ -176,7 +194,7 @@ def read_regions(
             _join(regions, joined, read)
         else:
             regions.extend(read)
-    return RegionsRead(tuple(regions), tuple(problems))
+    return RegionsRead(tuple(regions), tuple(problems), tuple(passed_over))
 
 
 def _join(regions: list[Region], joined: dict[tuple[object, ...], int], read: Sequence[Region]) -> None:
@@ -205,16 +223,24 @@ def _read_region(
 ) -> list[Region]:
     if not isinstance(raw, Mapping):
         raise BadInputError(f"must be a JSON object, got {type(raw).__name__}")
-    kind = _KINDS.get(str(raw.get("type")).lower())
+    value, to_name, from_name = raw.get("value"), str(raw.get("to_name")), str(raw.get("from_name"))
+    type_name = str(raw.get("type")).lower()
+    kind = _KINDS.get(type_name)
+    shape = config.shape(from_name, to_name)
+    if shape is not None and type_name in _SHAPES:
+        kind = "shape"
     if kind is None:
         return []
-    value, to_name, from_name = raw.get("value"), str(raw.get("to_name")), str(raw.get("from_name"))
     if not isinstance(value, Mapping):
         raise BadInputError(f"must have a value that is a JSON object, got {type(value).__name__}")
     if raw.get("item_index"):
         raise BadInputError(f"is on page {raw['item_index']}: images of several pages are not supported")
     config.image(to_name)
-    labels = _read_labels(value, str(raw["type"]).lower(), from_name, config)
+    labels = _read_labels(value, type_name, from_name, config)
+    if shape is not None:
+        labels = [label for label in labels if label in shape.labels]
+        if not labels:
+            return []
     claimed_hw = _claimed_size(raw)
     size_hw = sizes.get(to_name) or claimed_hw
     if size_hw is None:
@@ -224,6 +250,11 @@ def _read_region(
         )
     if kind == "brush":
         read = _read_mask(value, size_hw, claimed_hw or size_hw, budget)
+    elif kind == "shape":
+        drawn = _SHAPES[type_name](value, size_hw, budget)
+        if not drawn.any():
+            raise BadInputError("shape must have an area on the image, got one without a pixel: draw it again")
+        read = {"mask": drawn}
     else:
         read = _GEOMETRIES[kind](value, size_hw)
     sizes.setdefault(to_name, size_hw)

@@ -32,7 +32,9 @@ from PIL import AvifImagePlugin, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow opens dozens more, some by starting other programs; labelers' browsers show none of them."""
 REQUEST = struct.Struct("!QdB")
-"""Bytes of the file, most pixels, whether its metadata are asked for; the file follows."""
+"""Bytes of the file, most pixels, what is wanted of it; the file follows."""
+WANTS_PIXELS, WANTS_METADATA, WANTS_ALPHA = range(3)
+"""What is wanted: the pixels; also the orientation that Pillow finds anywhere; in place of the colours, the alpha."""
 READY = b"!"
 """What the child says once, when it can take a file."""
 ANSWER = struct.Struct("!cI")
@@ -66,14 +68,14 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(READY)
     with connection.makefile("rb") as requests:
         while len(head := requests.read(REQUEST.size)) == REQUEST.size:
-            size, max_pixels, wants_metadata = REQUEST.unpack(head)
+            size, max_pixels, wanted = REQUEST.unpack(head)
             data = requests.read(size)
             if len(data) < size:
                 return
             # The system ends this process then, whatever a decoder does: its parent may be gone, or too busy.
             signal.setitimer(signal.ITIMER_REAL, SECONDS + 1)
             try:
-                for kind, part in answer(data, max_pixels, bool(wants_metadata), own_bytes):
+                for kind, part in answer(data, max_pixels, wanted, own_bytes):
                     connection.sendall(ANSWER.pack(kind, len(part)))
                     connection.sendall(part)
             except OSError:
@@ -84,18 +86,18 @@ def serve(connection: socket.socket) -> None:
 
 
 def answer(
-    data: bytes, max_pixels: float, wants_metadata: bool, own_bytes: int | None
+    data: bytes, max_pixels: float, wanted: int, own_bytes: int | None
 ) -> Iterator[tuple[bytes, bytes | memoryview]]:
     """Yield the parts of the answer about a file.
 
     Args:
         data: the file.
         max_pixels: nothing larger is decoded.
-        wants_metadata: whether the orientation that Pillow finds anywhere is asked for.
+        wanted: one of `WANTS_PIXELS`, `WANTS_METADATA`, `WANTS_ALPHA`.
         own_bytes: memory of this process before, to which that of the file is added; None: it is not bounded.
     """
     try:
-        yield from _decoded(data, max_pixels, wants_metadata, own_bytes)
+        yield from _decoded(data, max_pixels, wanted, own_bytes)
     except RefusedError as refusal:
         yield REFUSAL, str(refusal).encode()
     except UnidentifiedImageError:
@@ -119,7 +121,7 @@ def answer(
 
 
 def _decoded(
-    data: bytes, max_pixels: float, wants_metadata: bool, own_bytes: int | None
+    data: bytes, max_pixels: float, wanted: int, own_bytes: int | None
 ) -> Iterator[tuple[bytes, bytes | memoryview]]:
     _check_scans(data)
     width, height = _webp_size(data)
@@ -140,14 +142,15 @@ def _decoded(
             )
         width, height = image.size
         description = {"width": width, "height": height, "kind": kind, "orientation": _orientation(image)}
-        if wants_metadata:
+        if wanted == WANTS_METADATA:
             description["has_orientation"] = _has_orientation(data)
         yield DESCRIPTION, json.dumps(description).encode()
         # In strips: Pillow keeps 4 bytes a pixel, and each conversion of a whole image would be another copy of it.
         rows = max(1, _STRIP_BYTES // (3 * width))
         for top in range(0, height, rows):
-            strip = _strip_to_rgb(image.crop((0, top, width, min(top + rows, height))))
-            yield PIXELS, np.ascontiguousarray(strip).data.cast("B")
+            strip = image.crop((0, top, width, min(top + rows, height)))
+            shown = _strip_to_alpha(strip) if wanted == WANTS_ALPHA else _strip_to_rgb(strip)
+            yield PIXELS, np.ascontiguousarray(shown).data.cast("B")
 
 
 def _check_size(width: int, height: int, max_pixels: float) -> None:
@@ -278,6 +281,10 @@ def _strip_to_rgb(strip: PIL.Image.Image) -> NDArray[np.uint8]:
         shown.alpha_composite(strip.convert("RGBA"))
         strip = shown
     return np.asarray(strip.convert("RGB"))
+
+
+def _strip_to_alpha(strip: PIL.Image.Image) -> NDArray[np.uint8]:
+    return np.repeat(np.asarray(strip.convert("RGBA"))[:, :, 3:], 3, axis=2)
 
 
 def _end_with(connection: socket.socket) -> None:

@@ -18,11 +18,23 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from backend.core.types import Image
 from backend.errors import BadInputError, DecodingUnavailableError
 from backend.labelstudio import decoding_child
-from backend.labelstudio.decoding_child import ANSWER, DESCRIPTION, PIXELS, READY, REFUSAL, REQUEST, SECONDS
+from backend.labelstudio.decoding_child import (
+    ANSWER,
+    DESCRIPTION,
+    PIXELS,
+    READY,
+    REFUSAL,
+    REQUEST,
+    SECONDS,
+    WANTS_ALPHA,
+    WANTS_METADATA,
+    WANTS_PIXELS,
+)
 
 MOST_CHILDREN = max(2, min(8, os.cpu_count() or 1))
 """Files decoded at a time; each child is started when it is needed first, and stays."""
@@ -81,7 +93,7 @@ def decode_image(data: bytes, max_pixels: float = 120e6) -> Image:
             takes more time or memory than an image of its size may.
         DecodingUnavailableError: no process can be started to decode it, or this one is about to end.
     """
-    return _decode(data, max_pixels, wants_metadata=False).pixels
+    return _decode(data, max_pixels, WANTS_PIXELS).pixels
 
 
 def decode_file(data: bytes, max_pixels: float = 120e6) -> DecodedFile:
@@ -90,7 +102,16 @@ def decode_file(data: bytes, max_pixels: float = 120e6) -> DecodedFile:
     Raises:
         BadInputError, DecodingUnavailableError: as `decode_image`.
     """
-    return _decode(data, max_pixels, wants_metadata=True)
+    return _decode(data, max_pixels, WANTS_METADATA)
+
+
+def decode_alpha(data: bytes, max_pixels: float = 120e6) -> NDArray[np.uint8]:
+    """Return the alpha of an image file, (H, W) uint8; 255 where it has no transparency.
+
+    Raises:
+        BadInputError, DecodingUnavailableError: as `decode_image`.
+    """
+    return np.ascontiguousarray(_decode(data, max_pixels, WANTS_ALPHA).pixels[:, :, 0])
 
 
 def stop_decoding(*, after_s: float) -> None:
@@ -106,12 +127,12 @@ def allow_decoding() -> None:
     _children.allow()
 
 
-def _decode(data: bytes, max_pixels: float, *, wants_metadata: bool) -> DecodedFile:
+def _decode(data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
     if not data:
         raise BadInputError("image must have content, got an empty file: upload it again")
     for _ in range(_TRIES):
         try:
-            decoded = _children.decode(data, max_pixels, wants_metadata)
+            decoded = _children.decode(data, max_pixels, wanted)
         except _ChildEndedError as error:
             ended = error
         else:
@@ -170,7 +191,7 @@ class _Child:
         """Whether it runs and may take another file."""
         return self._files < _FILES_A_CHILD and self._process.poll() is None
 
-    def decode(self, data: bytes, max_pixels: float, wants_metadata: bool) -> DecodedFile:
+    def decode(self, data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
         """Return what is in a file.
 
         Raises:
@@ -180,7 +201,7 @@ class _Child:
         """
         self._files += 1
         self._deadline = time.monotonic() + SECONDS
-        self._send(REQUEST.pack(len(data), max_pixels, wants_metadata))
+        self._send(REQUEST.pack(len(data), max_pixels, wanted))
         self._send(data)
         told = json.loads(self._part(DESCRIPTION))
         rgb = np.empty((int(told["height"]), int(told["width"]), 3), np.uint8)
@@ -278,7 +299,7 @@ class _Children:
         self._is_ending = False
         self._ending: threading.Timer | None = None
 
-    def decode(self, data: bytes, max_pixels: float, wants_metadata: bool) -> DecodedFile:
+    def decode(self, data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
         """Decode a file in a child that is free, or as soon as one is.
 
         Raises:
@@ -289,7 +310,7 @@ class _Children:
             child = self._take()
             is_done = False
             try:
-                decoded = child.decode(data, max_pixels, wants_metadata)
+                decoded = child.decode(data, max_pixels, wanted)
                 is_done = True
             except BadInputError:
                 is_done = True

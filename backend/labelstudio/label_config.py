@@ -1,4 +1,4 @@
-"""What a project's label config offers: images, brushes, and the prompts (key points, rectangles) that mark for them.
+"""What a project's label config offers: images, brushes, and the prompts and shapes that mark for them.
 
 The config is read with defusedxml, not with label_studio_sdk's LabelInterface: that import costs 0.5 s and 45 MB
 (jsonschema, pydantic models of every tag) for three tags, expands XML entities and knows no clear error for a labeler.
@@ -7,8 +7,8 @@ The config is read with defusedxml, not with label_studio_sdk's LabelInterface: 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
@@ -18,6 +18,7 @@ from defusedxml.common import DefusedXmlException
 from backend.errors import BadInputError
 
 PromptKind = Literal["keypoint", "rectangle"]
+ShapeKind = Literal["rectangle", "polygon", "ellipse", "bitmask"]
 
 SNIPPET = """<View>
   <Image name="image" value="$image"/>
@@ -27,6 +28,9 @@ SNIPPET = """<View>
 """The smallest label config that does the whole job: for error messages."""
 
 _PROMPT_TAGS: dict[str, PromptKind] = {"keypointlabels": "keypoint", "rectanglelabels": "rectangle"}
+_SHAPE_TAGS: dict[str, ShapeKind] = {
+    "rectanglelabels": "rectangle", "polygonlabels": "polygon", "ellipselabels": "ellipse", "bitmasklabels": "bitmask",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,18 +67,37 @@ class ImageTag:
 
 @dataclass(frozen=True)
 class BrushControl:
-    """A <BrushLabels> for one image. `labels` are the names that results carry: a label's alias, or else its value."""
+    """A <BrushLabels> for one image.
 
+    Attributes:
+        name: of the control.
+        to_name: of the image.
+        labels: its labels: a label's alias, or else its value; where two brushes of an image have that name, with the
+            brush's name behind it: "Other (defect)".
+        result_names: what results carry for each of `labels`, if that is another name.
+    """
+
+    name: str
+    to_name: str
+    labels: tuple[str, ...]
+    result_names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptControl:
+    """A <KeyPointLabels>, or a <RectangleLabels> with smart="true", for one image."""
+
+    kind: PromptKind
     name: str
     to_name: str
     labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class PromptControl:
-    """A <KeyPointLabels> or <RectangleLabels> for one image."""
+class ShapeControl:
+    """A control for one image whose regions are masks as they are."""
 
-    kind: PromptKind
+    kind: ShapeKind
     name: str
     to_name: str
     labels: tuple[str, ...]
@@ -87,19 +110,39 @@ class LabelConfig:
     Attributes:
         images: all <Image> tags, in the config's order.
         brushes: all <BrushLabels>, one entry for each image that one is for.
-        prompts: all <KeyPointLabels> and <RectangleLabels>, likewise.
-        label_names: for each control's name, value or alias of a label -> the name that results carry.
+        prompts: all <KeyPointLabels> and smart <RectangleLabels>, likewise.
+        label_names: for each control's name, value or alias of a label -> the label, as in `BrushControl.labels`.
+        shapes: all <PolygonLabels>, <EllipseLabels>, <BitmaskLabels>, and <RectangleLabels> that are not smart.
     """
 
     images: tuple[ImageTag, ...]
     brushes: tuple[BrushControl, ...]
     prompts: tuple[PromptControl, ...]
     label_names: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    shapes: tuple[ShapeControl, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that masks can be made for (those of all brushes), in the config's order, each once."""
         return tuple(dict.fromkeys(label for brush in self.brushes for label in brush.labels))
+
+    def labels_named(self, names: Collection[str]) -> frozenset[str]:
+        """Return the labels of all controls that are written as one of these names, whatever the case."""
+        wanted = {name.casefold() for name in names}
+        return frozenset(
+            label
+            for written in self.label_names.values()
+            for name, label in written.items()
+            if name.casefold() in wanted
+        )
+
+    def shape(self, control: str, to_name: str) -> ShapeControl | None:
+        """Return the control if its regions are masks as they are, with those of its labels that a brush has, too."""
+        with_brush = {label for brush in self.brushes if brush.to_name == to_name for label in brush.labels}
+        for shape in self.shapes:
+            if (shape.name, shape.to_name) == (control, to_name):
+                return replace(shape, labels=tuple(label for label in shape.labels if label in with_brush))
+        return None
 
     def digest(self) -> str:
         """Return a sha256 that changes with every part: controls, image tags, task keys, labels and their aliases."""
@@ -156,34 +199,89 @@ def parse_label_config(xml: str) -> LabelConfig:
 
     Raises:
         BadInputError: not XML; no <Image> with one address (valueList, several pages, is not); no <BrushLabels> with
-            labels on such an image. The message ends with a config to paste.
+            labels on such an image; a <Repeater>; labels that come from the tasks. The message ends with a config to
+            paste.
     """
     tags = [(element.tag.lower(), element) for element in _parse_xml(xml).iter() if isinstance(element.tag, str)]
+    controls = [(tag, element) for tag, element in tags if tag == "brushlabels" or tag in (_PROMPT_TAGS | _SHAPE_TAGS)]
+    _refuse_templates(tags, [element for _, element in controls])
     images, unusable = _read_images([element for tag, element in tags if tag == "image"])
     names = [image.name for image in images]
     brushes: list[BrushControl] = []
     prompts: list[PromptControl] = []
-    label_names: dict[str, dict[str, str]] = {}
+    shapes: list[ShapeControl] = []
+    label_names = _distinct_names(controls)
     reasons: list[str] = []
-    for tag, element in tags:
-        if tag != "brushlabels" and tag not in _PROMPT_TAGS:
-            continue
-        name, written = element.get("name", ""), _label_names(element)
-        label_names[name], labels = written, tuple(dict.fromkeys(written.values()))
+    for tag, element in controls:
+        name = element.get("name", "")
+        labels = tuple(dict.fromkeys(label_names[name].values()))
         for to_name in _targets(element):
             if to_name not in names:
                 reasons.append(f"<{element.tag} toName={to_name!r}>: {unusable.get(to_name, 'no such <Image>')}")
             elif not labels:
                 reasons.append(f"<{element.tag} toName={to_name!r}> without any <Label>")
             elif tag == "brushlabels":
-                brushes.append(BrushControl(name, to_name, labels))
-            else:
+                carried = {label_names[name][written]: written for written in _label_names(element).values()}
+                other = {label: written for label, written in carried.items() if label != written}
+                brushes.append(BrushControl(name, to_name, labels, other))
+            elif tag in _PROMPT_TAGS and (tag == "keypointlabels" or element.get("smart", "").lower() == "true"):
                 prompts.append(PromptControl(_PROMPT_TAGS[tag], name, to_name, labels))
+            else:
+                shapes.append(ShapeControl(_SHAPE_TAGS[tag], name, to_name, labels))
     if not images:
         raise _bad_config("an <Image name=... value='$...'>", "; ".join(unusable.values()) or "none")
     if not brushes:
         raise _bad_config(f"a <BrushLabels> with labels for image {' or '.join(names)}", "; ".join(reasons) or "none")
-    return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names)
+    return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names, tuple(shapes))
+
+
+def _refuse_templates(tags: Sequence[tuple[str, Element]], controls: Sequence[Element]) -> None:
+    """Refuse what makes images or labels of a task's data: they are known only once a task is open."""
+    if any(tag == "repeater" for tag, _ in tags):
+        raise _bad_config("each <Image> written out", "a <Repeater>: make each of its pages a task of its own")
+    for control in controls:
+        if control.get("value", "").startswith("$"):
+            raise _bad_config(
+                "its labels written out as <Label value=.../>",
+                f"<{control.tag} value={control.get('value')!r}>, whose labels come from the tasks",
+            )
+
+
+def _distinct_names(controls: Sequence[tuple[str, Element]]) -> dict[str, dict[str, str]]:
+    """For each control what its labels are called, by value and alias.
+
+    A label is its brush and its name: where two brushes of an image have the same name, each is called by its brush's
+    name, too. Labels of other controls mean those of the brush of the same image that has most of their labels.
+    """
+    written = {element.get("name", ""): _label_names(element) for _, element in controls}
+    targets = {element.get("name", ""): set(_targets(element)) for _, element in controls}
+    brushes = [element.get("name", "") for tag, element in controls if tag == "brushlabels"]
+    taken = {name for names in written.values() for name in names.values()}
+    called: dict[tuple[str, str], str] = {}
+    for brush in brushes:
+        for name in dict.fromkeys(written[brush].values()):
+            called[brush, name] = name
+            if any(
+                other != brush and name in written[other].values() and targets[brush] & targets[other]
+                for other in brushes
+            ):
+                own = f"{name} ({brush})"
+                while own in taken:
+                    own += "*"
+                taken.add(own)
+                called[brush, name] = own
+    distinct: dict[str, dict[str, str]] = {}
+    for _, element in controls:
+        control = element.get("name", "")
+        names = set(written[control].values())
+        on_images = [brush for brush in brushes if targets[brush] & targets[control]]
+        nearest = sorted(on_images, key=lambda brush: -len(names & set(written[brush].values())))
+        candidates = [control] if control in brushes else nearest
+        distinct[control] = {
+            spelled: next((called[brush, name] for brush in candidates if (brush, name) in called), name)
+            for spelled, name in written[control].items()
+        }
+    return distinct
 
 
 def _in_order(value: object) -> object:

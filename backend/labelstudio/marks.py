@@ -34,15 +34,18 @@ class LabelMarks:
 
 
 def is_finished_mask(region: Region, mask_tags: Collection[str] = ()) -> bool:
-    """True for a brush region to be taken as it is: predicted, accepted from us, or made with a control for masks.
+    """True for a region to be taken as it is: a shape, or a brush region that was predicted, accepted from us, or made
+    with a control for masks.
 
     Args:
         mask_tags: names of control tags with which labelers draw whole masks.
     """
-    return (
-        region.kind == "brush"
-        and region.is_positive
-        and (region.origin in PREDICTED_ORIGINS or region.from_name in mask_tags or is_own_region_id(region.id))
+    return region.is_positive and (
+        region.kind == "shape"
+        or (
+            region.kind == "brush"
+            and (region.origin in PREDICTED_ORIGINS or region.from_name in mask_tags or is_own_region_id(region.id))
+        )
     )
 
 

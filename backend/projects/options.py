@@ -93,9 +93,8 @@ def is_complete(settings: Settings, project: ProjectRecord) -> bool:
 
 
 def background_labels_of(config: LabelConfig, settings: Settings) -> frozenset[str]:
-    """The labels of a config that mean «not the object», as the config spells them."""
-    meant = {name.casefold() for name in settings.background_labels}
-    return frozenset(label for label in config.labels if label.casefold() in meant)
+    """The labels of a config, of any of its controls, that mean «not the object»."""
+    return config.labels_named(settings.background_labels)
 
 
 def reading_digest(settings: Settings, project: ProjectRecord) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy import ndimage
 
 from backend.core.types import Mask
 from backend.errors import SoftmatcherError
-from backend.labelstudio.label_config import parse_label_config
+from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImages
 from backend.projects.models import Models
@@ -74,7 +73,7 @@ class Quality:
         options = match_options(self._settings, project)
         ious: dict[str, list[float]] = defaultdict(list)
         for left_out in _in_turn(by_label, _AT_MOST):
-            others = _others(by_label, left_out)
+            others = _others(config, by_label, left_out)
             if not others.get(left_out.label):
                 continue
             try:
@@ -122,17 +121,20 @@ def _in_turn(by_label: dict[str, list[StoredReference]], at_most: int) -> list[S
     return chosen
 
 
-def _others(by_label: dict[str, list[StoredReference]], left_out: StoredReference) -> dict[str, list[StoredReference]]:
-    """Of the same image none stays: it would find itself."""
-    return {
-        label: [one for one in some if one.image_sha256 != left_out.image_sha256]
+def _others(
+    config: LabelConfig, by_label: dict[str, list[StoredReference]], left_out: StoredReference
+) -> dict[str, list[StoredReference]]:
+    """Return what the image is predicted from. Of the same image none stays: it would find itself."""
+    found = {
+        label: [
+            one
+            for one in some
+            if one.image_sha256 != left_out.image_sha256
+            and left_out.image_tag in config.served_by(one.image_tag, label)
+        ]
         for label, some in by_label.items()
-        if _same_tag(some, left_out)
     }
-
-
-def _same_tag(some: Sequence[StoredReference], left_out: StoredReference) -> bool:
-    return any(one.image_tag == left_out.image_tag for one in some)
+    return {label: some for label, some in found.items() if some}
 
 
 def _touching(mask: Mask, other: Mask) -> Mask:

@@ -355,6 +355,11 @@ class References:
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
         read = read_regions(result, config, sizes_hw, joins_masks=True)
         problems.extend(read.problems)
+        if read.passed_over and not read.regions and not read.problems:
+            problems.append(
+                f"nothing in it is read: {', '.join(read.passed_over[:5])}; brush strokes, key points, rectangles, "
+                "polygons, ellipses and bitmasks are, with a label that a brush of the image has"
+            )
         marked = group_annotation(read.regions, background_labels_of(config, self._settings), self._settings.mask_tags)
         references = []
         for to_name, image in images.items():

@@ -19,7 +19,7 @@ CONFIG = parse_label_config(
     '<View><Image name="image" value="$image"/><Image name="other" value="$other"/>'
     '<BrushLabels name="brush" toName="image"><Label value="Cat"/><Label value="Dog" alias="dog"/></BrushLabels>'
     '<KeyPointLabels name="kp" toName="image"><Label value="Cat"/><Label value="Dog" alias="dog"/></KeyPointLabels>'
-    '<RectangleLabels name="rect" toName="image"><Label value="Cat"/></RectangleLabels></View>'
+    '<RectangleLabels name="rect" toName="image" smart="true"><Label value="Cat"/></RectangleLabels></View>'
 )
 CAT_BRUSH = CONFIG.brushes[0]
 

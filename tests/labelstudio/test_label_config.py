@@ -1,9 +1,16 @@
 """Reading label configs: what they offer, and what a labeler is told when they cannot be used."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from backend.errors import BadInputError
+from backend.labelstudio.codec import mask_to_region, read_regions
 from backend.labelstudio.label_config import SNIPPET, parse_label_config
+from backend.projects.options import background_labels_of
+from backend.settings import Settings
 
 CATS_AND_DOGS = """<View>
   <Image name="image" value="$image" zoom="true"/>
@@ -144,3 +151,56 @@ def test_a_page_list_beside_a_usable_image_does_not_spoil_it() -> None:
 def test_entities_are_refused_not_expanded(declaration: str) -> None:
     with pytest.raises(BadInputError, match="plain XML without document type and entities"):
         parse_label_config(declaration + "<View>&c;</View>")
+
+
+def case(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(__file__).parents[1] / "cases" / f"{name}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("repeater", "a <Repeater>"), ("dynamic_labels", "labels come from the tasks")]
+)
+def test_configs_whose_images_or_labels_come_from_tasks_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(BadInputError, match=reason):
+        parse_label_config(case(name)["label_config"])
+
+
+def test_a_label_is_its_brush_and_its_name() -> None:
+    config = parse_label_config(case("two_brushes_one_label")["label_config"])
+    assert config.labels == ("Other (material)", "Coin", "Other (defect)", "Crack")
+    brush = config.brush_for("image", "Other (defect)")
+    assert brush.name == "defect"
+    (marked,) = read_regions(case("two_brushes_one_label")["annotation_of_task_0"], config).regions
+    assert marked.label == "Other (defect)"
+    assert marked.mask is not None
+    region = mask_to_region(marked.mask, brush=brush, label=marked.label, score=0.5)
+    assert (region["from_name"], region["value"]["brushlabels"]) == ("defect", ["Other"])
+
+
+def test_a_prompt_means_the_brush_that_shares_most_labels() -> None:
+    config = parse_label_config(
+        '<View><Image name="i" value="$i"/>'
+        '<BrushLabels name="material" toName="i"><Label value="Other"/><Label value="Coin"/></BrushLabels>'
+        '<BrushLabels name="defect" toName="i"><Label value="Other" alias="o"/><Label value="Crack"/></BrushLabels>'
+        '<BrushLabels name="fault" toName="i"><Label value="Other"/><Label value="Other (material)"/></BrushLabels>'
+        '<KeyPointLabels name="kp" toName="i"><Label value="Other"/><Label value="Coin"/></KeyPointLabels></View>'
+    )
+    assert config.label_names["kp"] == {"Other": "Other (material)*", "Coin": "Coin"}
+    assert config.label_names["defect"] == {"Other": "o", "o": "o", "Crack": "Crack"}
+    assert config.label_names["fault"] == {"Other": "Other (fault)", "Other (material)": "Other (material)"}
+
+
+def test_brushes_of_different_images_may_share_a_label() -> None:
+    config = parse_label_config(
+        '<View><Image name="a" value="$a"/><Image name="b" value="$b"/>'
+        '<BrushLabels name="left" toName="a"><Label value="Cat"/></BrushLabels>'
+        '<BrushLabels name="right" toName="b"><Label value="Cat"/></BrushLabels></View>'
+    )
+    assert config.labels == ("Cat",)
+
+
+def test_a_background_label_of_prompts_alone_is_one() -> None:
+    config = parse_label_config(case("background_in_prompts_only")["label_config"])
+    assert config.labels == ("Coin",)
+    assert background_labels_of(config, Settings()) == {"Background"}

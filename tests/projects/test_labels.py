@@ -1,0 +1,114 @@
+"""A label is its control and its name; labels of the background and shapes mean what they say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend import jobs
+from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
+
+BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
+TWO_BRUSHES = """<View><Image name="image" value="$image"/>
+  <BrushLabels name="material" toName="image"><Label value="Other"/><Label value="Coin"/></BrushLabels>
+  <BrushLabels name="defect" toName="image"><Label value="Other"/><Label value="Crack"/></BrushLabels>
+  <KeyPointLabels name="on_material" toName="image" smart="true"><Label value="Other"/><Label value="Coin"/>
+  </KeyPointLabels>
+  <KeyPointLabels name="on_defect" toName="image" smart="true"><Label value="Other"/><Label value="Crack"/>
+  </KeyPointLabels></View>"""
+ONE_BRUSH = """<View><Image name="image" value="$image"/>
+  <BrushLabels name="brush" toName="image"><Label value="Coin"/></BrushLabels>
+  <PolygonLabels name="polygon" toName="image"><Label value="Coin"/><Label value="Roof"/></PolygonLabels>
+  <KeyPointLabels name="point" toName="image" smart="true"><Label value="Coin"/><Label value="Background"/>
+  </KeyPointLabels></View>"""
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[Backend]:
+    made = make_backend(tmp_path / "data", FakeLabelStudio(label_config=TWO_BRUSHES))
+    jobs.use_projects(made.projects, made.queue)  # type: ignore[arg-type]
+    yield made
+    jobs.use_projects(None)
+    made.projects.close()
+
+
+def add(backend: Backend, task_id: int, **boxes: tuple[int, int, int, int]) -> dict[str, Any]:
+    url = f"/data/upload/1/{task_id}.png"
+    backend.label_studio.images[url] = png(draw(**boxes))
+    return backend.label_studio.add_task(task_id, None, data={"image": url})
+
+
+def point(control: str, label: str, x: int, y: int) -> dict[str, Any]:
+    value = {"x": 100 * x / 64, "y": 100 * y / 48, "width": 1, "keypointlabels": [label]}
+    return {
+        "id": f"{control}-{label}-{x}", "type": "keypointlabels", "from_name": control, "to_name": "image",
+        "original_width": 64, "original_height": 48, "value": value,
+    }  # fmt: skip
+
+
+def polygon(label: str) -> dict[str, Any]:
+    corners = [[100 * x / 64, 100 * y / 48] for x, y in ((10, 10), (30, 10), (30, 30), (10, 30))]
+    return {
+        "id": "polygon", "type": "polygonlabels", "from_name": "polygon", "to_name": "image",
+        "original_width": 64, "original_height": 48, "value": {"points": corners, "polygonlabels": [label]},
+    }  # fmt: skip
+
+
+def take_in(backend: Backend, *marks: dict[str, Any]) -> str:
+    add(backend, 1, red=BOX, blue=ELSEWHERE)
+    backend.label_studio.annotate(10, 1, list(marks))
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    backend.projects.references.reconcile(key)
+    return key
+
+
+def regions_of(backend: Backend, task: dict[str, Any], **more: Any) -> list[tuple[str, str]]:
+    config = backend.label_studio.label_config
+    body = {"tasks": [task], "project": backend.label_studio.key, "label_config": config, "params": {}, **more}
+    answer = backend.client.post("/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    result = answer.json["results"][0]
+    return [(one["from_name"], *one["value"]["brushlabels"]) for one in result["result"]] if result else []
+
+
+def test_a_label_of_two_brushes_comes_back_in_the_one_it_was_marked_in(backend: Backend) -> None:
+    key = take_in(backend, point("on_defect", "Other", 20, 20))
+    assert [one.label for one in backend.projects.store.list_references(key)] == ["Other (defect)"]
+    assert regions_of(backend, add(backend, 2, red=ELSEWHERE)) == [("defect", "Other")]
+    context = {"result": [point("on_material", "Other", 50, 10)]}
+    assert regions_of(backend, add(backend, 3, red=ELSEWHERE), params={"context": context}) == [("material", "Other")]
+
+
+def test_the_same_name_in_two_brushes_is_two_labels(backend: Backend) -> None:
+    key = take_in(backend, point("on_defect", "Other", 20, 20), point("on_material", "Other", 50, 10))
+    labels = [one.label for one in backend.projects.store.list_references(key)]
+    assert sorted(labels) == ["Other (defect)", "Other (material)"]
+    both = add(backend, 2, red=ELSEWHERE, blue=BOX)
+    assert sorted(regions_of(backend, both)) == [("defect", "Other"), ("material", "Other")]
+
+
+def test_a_background_label_of_the_prompts_alone_is_no_reference(backend: Backend) -> None:
+    backend.label_studio.label_config = ONE_BRUSH
+    key = take_in(backend, point("point", "Coin", 20, 20), point("point", "Background", 50, 10))
+    assert [one.label for one in backend.projects.store.list_references(key)] == ["Coin"]
+
+
+def test_a_polygon_is_a_reference_and_one_of_another_label_is_told(backend: Backend) -> None:
+    backend.label_studio.label_config = ONE_BRUSH
+    key = take_in(backend, polygon("Coin"))
+    softmatcher, _ = backend.projects.models.get(5)
+    (reference,) = backend.projects.store.references(key, labels=["Coin"], signature=softmatcher.signature)
+    assert reference.mask.sum() == 400
+    backend.label_studio.annotate(11, 1, [polygon("Roof")])
+    backend.projects.references.reconcile(key)
+    (record,) = [one for one in backend.projects.store.annotations(key) if one.annotation_id == 11]
+    assert record.problem is not None
+    assert "nothing in it is read: polygonlabels of polygon" in record.problem
+
+
+def test_configs_that_cannot_work_are_refused_when_they_connect(backend: Backend) -> None:
+    schema = '<View><Repeater on="$pages"><Image name="i" value="$i"/></Repeater></View>'
+    answer = backend.client.post("/setup", json={"project": backend.label_studio.key, "schema": schema})
+    assert answer.status_code == 422
+    assert "<Repeater>" in answer.text
