@@ -1,9 +1,4 @@
-# make demo [ONCE=1]   the main job for real: Label Studio, backend, worker, a sample project
-# make test            everything that CI runs
-# make up [WORKERS=n]  service, workers and queue for a Label Studio that is already there
-# make check           ruff, mypy, import-linter
-# make audit            known vulnerabilities of what is installed, from PyPI's data; needs the internet
-# make clean           what was installed and built; data/ is kept
+# `make` alone lists the targets: the lines that have «##» behind a target.
 PYTHON ?= python3
 WORKERS ?= 1
 ONCE ?=
@@ -12,36 +7,40 @@ LABEL_STUDIO_VERSION := 1.23.2
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
 
-.PHONY: demo test up check audit clean install
-.DEFAULT_GOAL := test
+.PHONY: help demo test up check audit clean install
+.DEFAULT_GOAL := help
 
-demo: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
+	  printf '%-14s %s\n' "$$name" "$$what"; done
+
+demo: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## the main job for real, with a Label Studio of its own and sample projects; ONCE=1: end after the check
 	@exec $(BIN)/python -m backend demo $(if $(filter-out 0 no false,$(ONCE)),--once)
 
-up: .venv/installed
+up: .venv/installed ## service, workers and queue for a Label Studio that is already there; WORKERS=2: so many workers
 	@exec $(BIN)/python -m backend up --workers $(WORKERS)
 
 # Fast tests first: they say in seconds what the end-to-end tests say in minutes.
-test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
+test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## everything that CI runs: check, then all tests
 	$(BIN)/python -m pytest -m "not e2e"
 	$(BIN)/python -m pytest -m e2e
 
-check: .venv/installed-dev
+check: .venv/installed-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # --strict: a package that cannot be looked up is a failure, not a green line.
-audit: .venv/installed-dev
+audit: .venv/installed-dev ## known vulnerabilities of what is installed, from PyPI's data; needs the internet
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python $(PIP) install --quiet pip-audit
 	$(BIN)/python $(PIP) freeze --exclude-editable > .venv-audit/installed.txt
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/installed.txt
 
-install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION)
+install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## all that the other targets need, without running anything
 
-clean:
+clean: ## remove what was installed and built; data/ is kept
 	rm -rf .venv .venv-label-studio .venv-audit build dist artifacts *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find backend tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """Every setting of the backend: the only reader of the environment."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,10 @@ from backend.errors import ConfigurationError
 
 LANES = 2
 """Batches that a worker has in hand at a time: one at the models while another is read or written, or both."""
+
+
+PREFIX = "SOFTMATCHER_"
+_OF_THE_TESTS = ("SOFTMATCHER_TEST_", "SOFTMATCHER_REQUIRE_ALL")
 
 
 def _alias(name: str) -> AliasChoices:
@@ -30,7 +35,7 @@ SHARED = (
 class Settings(BaseSettings):
     """Built once by `load_settings`, frozen, passed down. Field descriptions are the README's settings table."""
 
-    model_config = SettingsConfigDict(env_prefix="SOFTMATCHER_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     label_studio_url: str = Field(
         "http://127.0.0.1:8080",
@@ -57,6 +62,11 @@ class Settings(BaseSettings):
     port: int = Field(9090, ge=0, le=65535, description="Port of the service.")
     public_url: str | None = Field(
         None, description="Address of the service as Label Studio reaches it, if a proxy changes it on the way."
+    )
+    env_file: Path = Field(
+        Path(".env"),
+        description="File that commands read further variables from, lines `NAME=value`; what the environment says "
+        "takes precedence.",
     )
     data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
     profile: str = Field(
@@ -237,7 +247,26 @@ def _check_sendable(name: str, value: str | None) -> None:
 def environment_name(field: str) -> str:
     """The environment variable of a field."""
     alias = Settings.model_fields[field].validation_alias
-    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"SOFTMATCHER_{field.upper()}"
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"{PREFIX}{field.upper()}"
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """Return a line for each name that begins with SOFTMATCHER_ and is no setting, with the setting most like it.
+
+    Args:
+        names: of variables. Values are not looked at: they may be secrets.
+    """
+    variables = [environment_name(field) for field in Settings.model_fields]
+    known = {variable.removeprefix(PREFIX): variable for variable in variables}
+    lines = []
+    for name in sorted(names):
+        variable = name.upper()  # as it is read: whatever its case
+        if variable in variables or not variable.startswith(PREFIX) or variable.startswith(_OF_THE_TESTS):
+            continue
+        alike = difflib.get_close_matches(variable.removeprefix(PREFIX), known, n=1)
+        advice = f"did you mean {known[alike[0]]}?" if alike else "README lists all settings"
+        lines.append(f"{name} is set, but there is no such setting, so it changes nothing: {advice}")
+    return lines
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -117,6 +117,7 @@ def open_scene(folder: Path, *, label_studio_changes: dict[str, str] | None = No
             "REDIS_URL": valkey.url,
             "SOFTMATCHER_DATA_DIR": f"{folder}/data",
             "SOFTMATCHER_PORT": str(port),
+            "SOFTMATCHER_ENV_FILE": os.devnull,
             "PYTHONUNBUFFERED": "1",
         }
         environment |= changes

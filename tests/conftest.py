@@ -29,12 +29,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer's shell sets does not reach the tests."""
+    """What the developer's shell and `.env` set does not reach the tests."""
     for name in list(os.environ):
         if name.startswith("SOFTMATCHER_") and not name.startswith(("SOFTMATCHER_TEST_", "SOFTMATCHER_REQUIRE_")):
             monkeypatch.delenv(name)
     for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "REDIS_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SOFTMATCHER_ENV_FILE", os.devnull)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` answers at once."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,11 @@ from backend.cli.export import export, import_masks
 from backend.cli.failure import clear_errors
 from backend.cli.model_commands import weights_app
 
+if TYPE_CHECKING:
+    from backend.settings import Settings
+
+logger = logging.getLogger(__name__)
+
 app = typer.Typer(
     help="Softmatcher for Label Studio: one scribble becomes brush masks on the other tasks.",
     no_args_is_help=True,
@@ -18,9 +24,30 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(bench, name="bench")
-
-
 app.add_typer(weights_app, name="weights")
+
+_WITH_LOG = ("serve", "work")
+
+
+@app.callback()
+@clear_errors
+def prepare(context: typer.Context) -> None:
+    """Softmatcher for Label Studio: one scribble becomes brush masks on the other tasks."""
+    from backend.cli.environment import environment_warnings, read_env_file
+
+    read_env_file()
+    if context.invoked_subcommand not in _WITH_LOG:
+        for line in environment_warnings():
+            typer.secho(f"warning: {line}", fg=typer.colors.YELLOW, err=True)
+
+
+def _start_logging(settings: "Settings") -> None:
+    from backend.cli.environment import environment_warnings
+    from backend.cli.logs import start_logging
+
+    start_logging(settings)
+    for line in environment_warnings():
+        logger.warning("%s", line)
 
 
 @app.command()
@@ -33,7 +60,9 @@ def serve(
     from backend.cli.serve import run_service
     from backend.settings import load_settings
 
-    run_service(load_settings(host=host, port=port))
+    settings = load_settings(host=host, port=port)
+    _start_logging(settings)
+    run_service(settings)
 
 
 @app.command()
@@ -42,12 +71,11 @@ def work(
     burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
 ) -> None:
     """Run a worker: takes annotations in, predicts what the service handed on."""
-    from backend.cli.logs import start_logging
     from backend.settings import load_settings
     from backend.worker import run_worker
 
     settings = load_settings()
-    start_logging(settings)
+    _start_logging(settings)
     run_worker(settings, is_burst=burst)
 
 
@@ -132,14 +160,17 @@ def propagate(
     supersede: Annotated[
         bool, typer.Option("--supersede/--refuse", help="If one runs: end it, or refuse to start another.")
     ] = False,
-    service: Annotated[str | None, typer.Option(help="Address of the service; default: of these settings.")] = None,
+    service: Annotated[
+        str | None, typer.Option(help="Address of the service; default: of the running `up`, or these settings.")
+    ] = None,
 ) -> None:
     """Predict all tasks of a project through the workers."""
     from backend.cli.propagate import propagate as run
+    from backend.cli.running_up import beside_running_up
     from backend.settings import load_settings
 
     is_fine = run(
-        load_settings(),
+        beside_running_up(load_settings()),
         project,
         service=service,
         only_unlabeled=only_unlabeled,
@@ -186,9 +217,10 @@ def doctor(
 ) -> None:
     """Check everything between Label Studio and the models, and say what to do about what is wrong."""
     from backend.cli.doctor import run_doctor
+    from backend.cli.running_up import beside_running_up
     from backend.settings import load_settings
 
-    if not run_doctor(load_settings(), project):
+    if not run_doctor(beside_running_up(load_settings()), project):
         raise typer.Exit(1)
 
 
@@ -199,9 +231,10 @@ def health(
 ) -> None:
     """Say whether the service (or this host's worker) is well; exit code 2 if not. For containers."""
     from backend.cli.health import check_service, check_worker
+    from backend.cli.running_up import beside_running_up
     from backend.settings import load_settings
 
-    settings = load_settings()
+    settings = beside_running_up(load_settings())
     typer.echo(check_worker(settings) if worker else check_service(settings))
 
 

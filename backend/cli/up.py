@@ -18,6 +18,7 @@ from backend.cli.processes import (
     free_port,
     signals_as_interrupt,
 )
+from backend.cli.running_up import announced
 from backend.errors import ConfigurationError
 from backend.own_http import Session
 from backend.settings import Settings, load_settings
@@ -55,6 +56,8 @@ def up(workers: int) -> None:
                     redis_url = valkey.url
                 environment = os.environ | {"REDIS_URL": redis_url, "SOFTMATCHER_PORT": str(port)}
                 start_backend(processes, environment, _local_url(settings, port), workers)
+            own_redis_url = redis_url if settings.redis_url is None else None
+            stack.enter_context(announced(settings, port=port, own_redis_url=own_redis_url))
             _say_how_to_connect(console, settings, port, redis_url, workers)
             try:
                 with console.status(f"Loading the models of profile {settings.profile} ..."):
@@ -82,7 +85,8 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
     """
     backend = [sys.executable, "-m", "backend"]
     # A traceback of a process that is killed must not be lost in a buffer.
-    environment = {**environment, "PYTHONUNBUFFERED": "1"}
+    # And what this process has read of `.env`, or left out of it, stands: `demo` wants none of its passwords.
+    environment = {**environment, "PYTHONUNBUFFERED": "1", "SOFTMATCHER_ENV_FILE": os.devnull}
     processes.start(SERVICE, [*backend, "serve"], environment)
     of_worker = {"SOFTMATCHER_LOCAL_WORKERS": str(workers), **environment}
     for number in range(1, workers + 1):

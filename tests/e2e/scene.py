@@ -32,9 +32,10 @@ TARGETS = tuple(name for name in SAMPLES if name != MARKED)
 
 
 def own_environment(**variables: str) -> dict[str, str]:
-    """The shell's environment without what it sets for a backend, and with these variables."""
+    """The shell's environment without what it and `.env` set for a backend, and with these variables."""
     foreign = ("SOFTMATCHER_", "LABEL_STUDIO_", "REDIS_URL", "DATABASE_URL")
-    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | variables
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "SOFTMATCHER_ENV_FILE": os.devnull, **variables}
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:

@@ -43,6 +43,11 @@ def running(arguments: list[str], log: Path, environment: dict[str, str]) -> Ite
         process.wait(60)
 
 
+def said_by(arguments: list[str], environment: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "backend", *arguments]
+    return subprocess.run(command, env=own_environment(**environment), capture_output=True, text=True).stdout
+
+
 def processes_with(text: str) -> list[int]:
     """Ids of the processes that have this text in their environment or command line."""
     found = []
@@ -61,8 +66,10 @@ def processes_with(text: str) -> list[int]:
 def test_up_keeps_service_and_worker_running_until_ctrl_c(tmp_path: Path) -> None:
     port = free_port()
     log, data_dir = tmp_path / "out", tmp_path / "data"
-    environment = {"SOFTMATCHER_PORT": str(port), "SOFTMATCHER_DATA_DIR": str(data_dir)}
-    with running(["up", "--workers", "2"], log, environment) as process:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"SOFTMATCHER_PORT={port}\nSOFTMATCHER_PROFIL=base\n")
+    second_terminal = {"SOFTMATCHER_DATA_DIR": str(data_dir)}
+    with running(["up", "--workers", "2"], log, second_terminal | {"SOFTMATCHER_ENV_FILE": str(env_file)}) as process:
         wait_until(lambda: "Softmatcher is up" in log.read_text(), "up", 180)
         assert f"http://127.0.0.1:{port}" in log.read_text()
         wait_until(lambda: "Models of profile lite ready" in log.read_text(), "models", 180)
@@ -70,6 +77,9 @@ def test_up_keeps_service_and_worker_running_until_ctrl_c(tmp_path: Path) -> Non
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         workers = [pid for pid in children if b"work" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
         assert len(workers) == 2
+        assert "SOFTMATCHER_PROFIL is set, but there is no such setting" in log.read_text()
+        assert "models ready" in said_by(["health"], second_terminal)
+        wait_until(lambda: "heard of" in said_by(["health", "--worker"], second_terminal), "workers in the queue", 60)
         os.kill(workers[0], signal.SIGKILL)
         wait_until(lambda: "worker-1 ended with code -9, starting it again" in log.read_text(), "restart", 30)
 
