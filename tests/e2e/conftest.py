@@ -141,11 +141,15 @@ def new_project(label_studio: LabelStudio, request: pytest.FixtureRequest) -> It
     made: list[int] = []
 
     def make(
-        backend: Backend, images: Mapping[str, Image | bytes] | None = None, *, is_connected: bool = True
+        backend: Backend,
+        images: Mapping[str, Image | bytes] | None = None,
+        *,
+        is_connected: bool = True,
+        label_config: str = LABEL_CONFIG,
     ) -> Project:
         if images is None:
             images = {name: sample.image for name, sample in SAMPLES.items()}
-        identifier = label_studio.create_project(request.node.name[:50], LABEL_CONFIG)
+        identifier = label_studio.create_project(request.node.name[:50], label_config)
         made.append(identifier)
         tasks = label_studio.upload_images(identifier, images)
         connection = 0
