@@ -61,6 +61,7 @@ _RETRY_AFTER_S = 5
 _PREDICTING_SHARE = 0.75
 """Of the threads: as many requests may predict or wait for the models at a time. The others stay free for /health,
 /setup and /webhook, on whose quick answers Label Studio insists."""
+_DATABASE_GONE = "the database file was deleted or replaced while the backend ran; its log says what to do"
 _CLIENT_CLOSED_REQUEST = 499
 """nginx' status for it; nobody reads it but the log and /metrics."""
 
@@ -99,8 +100,13 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
 
     @app.get("/")
     @app.get("/health")
-    def health() -> dict[str, Any]:
-        return {"status": "UP", "model_class": "Softmatcher", "version": __version__, "model": projects.models.state}
+    def health() -> tuple[dict[str, Any], int]:
+        state = {"model_class": "Softmatcher", "version": __version__, "model": projects.models.state}
+        problem = projects.store.file_problem()
+        if problem is None:
+            return {"status": "UP", **state}, 200
+        logger.error("%s", problem)
+        return {"status": "DOWN", **state, "store": _DATABASE_GONE}, 503
 
     @app.get("/openapi.json")
     def describe() -> Response:

@@ -50,9 +50,13 @@ def ask_service(settings: Settings) -> ServiceHealth:
                 f"{own_address(settings)}/health must answer within {_TIMEOUT_S:g} s, got none"
             ) from error
     try:
-        answer = response.json() if response.status_code == 200 else {}
+        answer = response.json() if response.status_code in (200, 503) else {}
     except ValueError:
         answer = {}
+    if not isinstance(answer, dict):
+        answer = {}
+    if answer.get("status") == "DOWN":
+        raise HealthError(f"{own_address(settings)}: {answer.get('store')}")
     if answer.get("model_class") != "Softmatcher":
         raise HealthError(
             f"{own_address(settings)}/health must answer 200 as Softmatcher, got {response.status_code}: is it another "

@@ -41,6 +41,7 @@ from backend.store.records import (
     StoredReference,
     UnreadAnnotation,
 )
+from backend.store.sqlite_file import SqliteFile
 from backend.store.tables import SCHEMA_VERSION
 
 __all__ = ["AnnotationRecord", "NewReference", "ProjectRecord", "Store", "StoredReference"]
@@ -79,6 +80,7 @@ class Store:
                 f"{self._name} needs the Python package {error.name}: pip install 'psycopg[binary]'"
             ) from error
         self._writing = self._engine.execution_options(is_writing=True)
+        self._file = SqliteFile(self._engine, Path(self._url.database or "")) if self._is_sqlite else None
         self.propagations = PropagationStore(self._rows, self._write)
         self.propagation_tasks = PropagationTaskStore(self._rows, self._write)
         self.quality = QualityStore(self._rows, self._write)
@@ -87,6 +89,12 @@ class Store:
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         self._engine.dispose()
+        if self._file is not None:
+            self._file.forget()
+
+    def file_problem(self) -> str | None:
+        """Return what happened to the SQLite file while it was open; None if it is in its place, or on PostgreSQL."""
+        return None if self._file is None else self._file.problem()
 
     def create_tables(self) -> None:
         """Make what is missing, also in an older release's database. Processes that start at once wait for each other.
@@ -409,12 +417,21 @@ class Store:
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with named_errors(self._name), self._engine.connect() as connection:
+            self._check_file(connection)
             return connection.execute(query).all()
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
-        with named_errors(self._name), self._writing.begin() as connection:
-            yield connection
+        with named_errors(self._name), self._writing.connect() as connection:
+            with connection.begin():
+                self._check_file(connection)
+                yield connection
+            # Deleted in between, what was committed is lost: whoever wrote it has to know.
+            self._check_file(connection)
+
+    def _check_file(self, connection: sa.Connection) -> None:
+        if self._file is not None:
+            self._file.check(connection)
 
     def _lock_project(self, connection: sa.Connection, key: str) -> None:
         # SQLite has one writer anyway; on PostgreSQL this keeps a deletion and a late writer of one project in order.

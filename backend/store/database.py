@@ -5,7 +5,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,8 +104,12 @@ def prepare_sqlite_file(path: Path) -> None:
         OSError: it cannot be made or written, or is no database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Tokens are in it. SQLite gives its -wal and -shm files the mode of this one.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # Tokens are in it. SQLite gives its -wal and -shm files the mode of this one. One that is there is not opened here:
+    # closing it would drop the locks that SQLite holds on it for this process' other connections.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(f"{path} cannot be read and written by this user")
     _switch_to_wal(path)
 
 
