@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backend.core.cut_memory import CutMemory
 from backend.core.grid import map_to_size, mask_coverage, patch_means
 from backend.core.instances import split_instances
 from backend.core.kinship import KindFrame, cohesion, kinship
@@ -212,6 +213,7 @@ class Softmatcher:
         self.strange_similarity = encoder.strange_similarity
         self._kind_channels = encoder.kind_frame.channels
         self._typical = Constants(encoder.kind_frame.typical)
+        self._cuts = CutMemory()
         self._cohesions: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
 
     def encode(self, image: Image) -> EncodedImage:
@@ -297,8 +299,11 @@ class Softmatcher:
             )
         if scribble.is_empty:
             return []
-        cut = partial(self._cut, encoded)
+        cut = partial(self._cut_or_recall, encoded)
         return find_marked_objects(cut, scribble, points_add_up=self._segmenter.points_add_up)
+
+    def _cut_or_recall(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        return self._cuts.get_or_cut(encoded, scribble, partial(self._cut, encoded, scribble))
 
     def _cut(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         working_hw = self._segmenter.working_hw(encoded.embedding)

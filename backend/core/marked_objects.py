@@ -96,9 +96,10 @@ class _Marks:
             return self._add_up(together, alone) if points_add_up and self._are_points(group) else together
 
         found_of = {group: singles[group[0]] if len(group) == 1 else cut_group(group) for group in groups}
-        if len(groups) > 1:
+        objects = [found for found in found_of.values() if found is not None]
+        if len(groups) > 1 and _mean_score(objects) < 1 - SURER_TOGETHER:  # else nothing can be so much surer
             as_one = cut_group(everything)
-            if as_one is not None and _is_better(as_one, [found for found in found_of.values() if found is not None]):
+            if as_one is not None and _is_better(as_one, objects):
                 return [MarkedObject(self._scribble, as_one)]
         return [MarkedObject(self._scribble_of(group), found) for group, found in found_of.items() if found is not None]
 
@@ -187,10 +188,12 @@ class _Marks:
 
 def _is_better(as_one: ScoredMask, objects: Sequence[ScoredMask]) -> bool:
     """Return whether marks on several objects are rather on one, see `SURER_TOGETHER`."""
-    if not objects:
-        return True
-    is_surer = sum(one.score for one in objects) / len(objects) < as_one.score - SURER_TOGETHER
+    is_surer = not objects or _mean_score(objects) < as_one.score - SURER_TOGETHER
     return is_surer and all(as_one.mask[one.mask].mean() >= COVERED_SHARE for one in objects)
+
+
+def _mean_score(objects: Sequence[ScoredMask]) -> float:
+    return sum(one.score for one in objects) / len(objects) if objects else 0.0
 
 
 def _number_pieces(strokes: Mask | None) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

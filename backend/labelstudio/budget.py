@@ -6,6 +6,8 @@ from collections.abc import Callable
 from backend.errors import BadInputError
 
 MOST_REGIONS = 20_000
+MOST_PROMPTS = 2_000
+"""Key points and boxes: each box is a cut of 40 ms on a processor."""
 MOST_POINTS = 200_000
 """Of strokes (`touches`): an hour of painting has some thousands."""
 MOST_STROKE_PIXELS = 1 << 32
@@ -26,9 +28,17 @@ class ReadingBudget:
         self._seconds = seconds
         self._clock = clock
         self._deadline = clock() + seconds
-        self._spent = {"regions": 0, "points of strokes": 0, "pixels near strokes": 0, "bytes of masks": 0}
+        self._spent = {
+            "regions": 0,
+            "key points and boxes": 0,
+            "points of strokes": 0,
+            "pixels near strokes": 0,
+            "bytes of masks": 0,
+        }
 
-    def spend(self, *, regions: int = 0, points: int = 0, stroke_pixels: int = 0, rle_bytes: int = 0) -> None:
+    def spend(
+        self, *, regions: int = 0, prompts: int = 0, points: int = 0, stroke_pixels: int = 0, rle_bytes: int = 0
+    ) -> None:
         """Take the cost of the next step, before it is done.
 
         Raises:
@@ -36,6 +46,7 @@ class ReadingBudget:
         """
         for name, cost, most in (
             ("regions", regions, MOST_REGIONS),
+            ("key points and boxes", prompts, MOST_PROMPTS),
             ("points of strokes", points, MOST_POINTS),
             ("pixels near strokes", stroke_pixels, MOST_STROKE_PIXELS),
             ("bytes of masks", rle_bytes, MOST_RLE_BYTES),

@@ -256,6 +256,7 @@ def _read_region(
             raise BadInputError("shape must have an area on the image, got one without a pixel: draw it again")
         read = {"mask": drawn}
     else:
+        budget.spend(prompts=1)
         read = _GEOMETRIES[kind](value, size_hw)
     sizes.setdefault(to_name, size_hw)
     return [

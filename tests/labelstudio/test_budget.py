@@ -108,3 +108,14 @@ def test_joined_masks_are_the_union_and_kinds_stay_apart() -> None:
     assert [region.origin for region in read.regions] == ["manual", "prediction"]
     assert np.array_equal(read.regions[0].mask, masks[0] | masks[1])
     assert np.array_equal(read.regions[1].mask, masks[2])
+
+
+def test_key_points_beyond_the_budget_are_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "MOST_PROMPTS", 3)
+    point = {
+        "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": SIZE_HW[1],
+        "original_height": SIZE_HW[0], "value": {"x": 5, "y": 5, "keypointlabels": ["Cat"]},
+    }  # fmt: skip
+    read = read_regions([point | {"id": f"p{number}"} for number in range(5)], CONFIG)
+    assert [region.id for region in read.regions] == ["p0", "p1", "p2"]
+    assert "up to 3 key points and boxes" in read.problems[0]
