@@ -3,9 +3,11 @@
 A real Label Studio (its own process, really killed), embedded Valkey with its append-only file, a service and two
 workers (profile lite) that are started again when they end, as `up` does. Each fault strikes when a quarter of the
 tasks is finished. Afterwards Label Studio is asked what it has: every task exactly one prediction of this backend, or
-a failure with its reason. The disk fault needs the right to mount.
+a failure with its reason. The disk fault needs the right to mount. Between backend and Label Studio stands a proxy, for
+the faults of proxies.
 """
 
+import json
 import os
 import signal
 import sqlite3
@@ -19,15 +21,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
+from faulty_proxy import Answer, FaultyProxy
 from propagation_scene import Json, Scene, markdown, open_scene, photographs
+from redis import Redis
 from rich.console import Console
 from service import region, wait_until
 
+from backend.cli.sample import LABEL_CONFIG
 from backend.cli.up import Restarts
 
 _WORKERS = 2
 _CACHE_MB, _DISK_MB = 60, 120
 _BUDGET_S = 10
+_CLIENT_WAITS_S = 30
+"""For an answer of Label Studio."""
+_LATE_S = 60
+_TIDIED_WITHIN_S = 420
+"""After an import without an answer surplus predictions are looked for once more, 300 s later."""
+_IMPORTS = "/import/predictions"
+_TOO_MANY = 3
 
 
 @dataclass
@@ -36,17 +48,21 @@ class Case:
 
     Attributes:
         scene: the running parts.
+        proxy: between the backend and Label Studio.
         project: id in Label Studio.
         tasks: their ids.
         propagation: its id.
         remarks: for the table.
+        afterwards: waits until what the fault left behind is over, when the propagation has ended.
     """
 
     scene: Scene
+    proxy: FaultyProxy
     project: int
     tasks: list[int]
     propagation: int = 0
     remarks: list[str] = field(default_factory=list)
+    afterwards: Callable[[], None] = lambda: None
 
     def status(self) -> Json:
         return self.scene.status(self.project, self.propagation)
@@ -144,11 +160,105 @@ def cancel(case: Case) -> None:
     case.post("retry", {"what": "unfinished"})
 
 
+def rename_brush(case: Case) -> None:
+    """The brush gets another name in the label config: Label Studio drops predictions for the old one in silence."""
+    dropped: list[int] = []
+
+    def count(path: str, body: bytes, answer: Answer) -> None:
+        if path.split("?")[0].endswith(_IMPORTS) and answer.status == 201:
+            dropped.append(len(json.loads(body)) - int(json.loads(answer.body)["created"]))
+
+    case.proxy.seen = count
+    renamed = LABEL_CONFIG.replace('<BrushLabels name="brush"', '<BrushLabels name="mask"')
+    assert renamed != LABEL_CONFIG
+    # As one who has no webhook sees it: the imports themselves have to tell.
+    for hook in case.scene.label_studio.webhooks(case.project):
+        case.scene.label_studio.call("PATCH", f"/api/webhooks/{hook['id']}/", json={**hook, "is_active": False})
+    case.scene.label_studio.update_project(case.project, label_config=renamed)
+    case.afterwards = lambda: case.remarks.append(f"Label Studio dropped {sum(dropped)} predictions of imports")
+
+
+def import_late(case: Case) -> None:
+    """One import is done by Label Studio half a minute after the client has given up."""
+    is_first, is_done, held = threading.Lock(), threading.Event(), list[Json]()
+
+    def hold(method: str, path: str, body: bytes) -> Answer | None:
+        if not path.split("?")[0].endswith(_IMPORTS) or not is_first.acquire(blocking=False):
+            return None
+        held.extend(json.loads(body))
+        time.sleep(_LATE_S)
+        done = case.scene.label_studio.call("POST", path, json=held)
+        is_done.set()
+        return Answer(201, json.dumps(done).encode(), {"Content-Type": "application/json"})
+
+    case.proxy.fault = hold
+
+    def wait() -> None:
+        assert is_done.wait(_LATE_S + _CLIENT_WAITS_S), "no import was held"
+        twice = [task for task, found in case.scene.label_studio.predictions(case.project).items() if len(found) > 1]
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            wait_until(lambda: max(map(len, case.scene.label_studio.predictions(case.project).values())) == 1,
+                       _TIDIED_WITHIN_S)  # fmt: skip
+        case.remarks.append(
+            f"{len(held)} predictions came {_LATE_S - _CLIENT_WAITS_S} s after they were given up; {len(twice)} tasks "
+            f"had two at the end, for {time.monotonic() - began:.0f} s"
+        )
+
+    case.afterwards = wait
+
+
+def answer_404(case: Case) -> None:
+    """A proxy answers every request for 20 s in Label Studio's place."""
+    case.proxy.fault = lambda method, path, body: Answer(404, b"default backend - 404", {"Content-Type": "text/plain"})
+    time.sleep(20)
+    case.proxy.fault = None
+
+
+def lock_images(case: Case) -> None:
+    """Label Studio answers images with its login page for 7.5 s, then with its own 404 for 7.5 s."""
+
+    def login(method: str, path: str, body: bytes) -> Answer | None:
+        return Answer(302, b"", {"Location": f"/user/login/?next={path}"}) if path.startswith("/data/") else None
+
+    def missing(method: str, path: str, body: bytes) -> Answer | None:
+        answer = Answer(404, b'{"detail": "Not found."}', {"Content-Type": "application/json"})
+        return answer if path.startswith("/data/") else None
+
+    for case.proxy.fault in (login, missing):
+        time.sleep(7.5)
+    case.proxy.fault = None
+
+
+def refuse_large(case: Case) -> None:
+    """A proxy refuses imports of more than three predictions, and one task's always, until the end."""
+    refused: list[int] = []
+
+    def refuse(method: str, path: str, body: bytes) -> Answer | None:
+        if method != "POST" or not path.split("?")[0].endswith((_IMPORTS, "/api/predictions/")):
+            return None
+        sent = json.loads(body)
+        sent = sent if isinstance(sent, list) else [sent]
+        if len(sent) <= _TOO_MANY and case.tasks[-1] not in [each["task"] for each in sent]:
+            return None
+        refused.append(len(sent))
+        return Answer(413, b"<html><h1>413 Request Entity Too Large</h1></html>", {"Content-Type": "text/html"})
+
+    case.proxy.fault = refuse
+    case.afterwards = lambda: case.remarks.append(f"refused {len(refused)} times")
+
+
+def empty_queue(case: Case) -> None:
+    """Everything in the queue is gone: jobs, registered workers, settings."""
+    with Redis.from_url(case.scene.environment["REDIS_URL"]) as queue:
+        queue.flushall()
+
+
 def nothing(case: Case) -> None:
     """The broken images are among the tasks from the beginning."""
 
 
-def retrieve(scene: Scene, count: int, number: int) -> Json:
+def retrieve(scene: Scene, proxy: FaultyProxy, count: int, number: int) -> Json:
     """No propagation asked for: Label Studio's own «Retrieve predictions» of all tasks, more than fit into its time."""
     project, _, tasks = scene.new_project(photographs(count, seed=number + 1))
     before, before_in_service = predicted(scene), predicted(scene, "softmatcher_tasks_total")
@@ -156,7 +266,7 @@ def retrieve(scene: Scene, count: int, number: int) -> Json:
     scene.label_studio.retrieve_predictions(project, tasks)
     answered_s = time.monotonic() - began
     answered = sum(len(found) for found in scene.label_studio.predictions(project).values())
-    case = Case(scene, project, tasks, scene.get(f"/projects/{project}/propagations")["propagations"][0]["id"])
+    case = Case(scene, proxy, project, tasks, scene.get(f"/projects/{project}/propagations")["propagations"][0]["id"])
     case.until(lambda status: not status["is_active"], 900)
     status, seconds = case.status(), time.monotonic() - began
     time.sleep(6)
@@ -187,6 +297,12 @@ FAULTS: dict[str, tuple[str, Callable[[Case], None]]] = {
     "database": ("database locked for 10 s", lock_database),
     "reference": ("a reference deleted", delete_reference),
     "cancel": ("cancelled and gone on with", cancel),
+    "validation": ("the brush renamed, no webhook", rename_brush),
+    "late": ("an import done 60 s late", import_late),
+    "ingress": ("a proxy's 404 to everything for 20 s", answer_404),
+    "login": ("images: login page, then 404, for 15 s", lock_images),
+    "413": ("a proxy's 413 for more than 3 predictions, and for one task", refuse_large),
+    "flush": ("the queue emptied", empty_queue),
     "retrieve": ("«Retrieve predictions» instead, 10 s for the answer", nothing),
 }
 
@@ -200,9 +316,13 @@ def measure_faults(count: int, names: list[str]) -> Json:
     rows, figures = [], dict[str, Json]()
     with (
         tempfile.TemporaryDirectory() as folder,
+        closing(FaultyProxy()) as proxy,
         small_disk(Path(folder) / "data" / "features") as has_disk,
         open_scene(
-            Path(folder), SOFTMATCHER_CACHE_MB=str(_CACHE_MB), SOFTMATCHER_PREDICT_BUDGET_S=str(_BUDGET_S)
+            Path(folder),
+            through=proxy.lead_to,
+            SOFTMATCHER_CACHE_MB=str(_CACHE_MB),
+            SOFTMATCHER_PREDICT_BUDGET_S=str(_BUDGET_S),
         ) as scene,
         kept_running(scene),
     ):
@@ -212,7 +332,7 @@ def measure_faults(count: int, names: list[str]) -> Json:
                 print("disk: left out, this machine does not allow to mount a small one", flush=True)
                 continue
             figures[name] = one = (
-                retrieve(scene, count, number) if name == "retrieve" else run(scene, count, number, name)
+                retrieve(scene, proxy, count, number) if name == "retrieve" else run(scene, proxy, count, number, name)
             )
             rows.append(
                 [FAULTS[name][0], one["tasks"], one["done"], one["failed"], one["again"], f"{one['seconds']:.0f}",
@@ -227,7 +347,7 @@ def measure_faults(count: int, names: list[str]) -> Json:
     return figures
 
 
-def run(scene: Scene, count: int, number: int, name: str) -> Json:
+def run(scene: Scene, proxy: FaultyProxy, count: int, number: int, name: str) -> Json:
     files = photographs(count, seed=number + 1)
     if name == "images":
         files[next(reversed(files))] = b"this is no image"
@@ -239,7 +359,7 @@ def run(scene: Scene, count: int, number: int, name: str) -> Json:
     if name == "reference":
         scene.label_studio.annotate(tasks[1], [region(1)])
         wait_until(lambda: scene.references(project) == 2.0)
-    case = Case(scene, project, tasks)
+    case = Case(scene, proxy, project, tasks)
     before = predicted(scene)
     case.propagation = int(scene.post(f"/projects/{project}/propagations", {})["id"])
     case.until(lambda status: status["counts"]["finished"] >= count // 4)
@@ -247,6 +367,8 @@ def run(scene: Scene, count: int, number: int, name: str) -> Json:
     assert at_fault < count, f"{name}: it was over before anything could happen"
     FAULTS[name][1](case)
     case.until(lambda status: not status["is_active"], 900)
+    case.afterwards()
+    proxy.fault = proxy.seen = None
     status = case.status()
     # What workers counted reaches the queue with their heartbeats.
     time.sleep(6)

@@ -102,8 +102,17 @@ class Scene:
 
 
 @contextmanager
-def open_scene(folder: Path, *, label_studio_changes: dict[str, str] | None = None, **changes: str) -> Iterator[Scene]:
-    """Start Label Studio, queue and service (profile lite) with these changes of the environment; no worker yet."""
+def open_scene(
+    folder: Path,
+    *,
+    label_studio_changes: dict[str, str] | None = None,
+    through: Callable[[str], str] = str,
+    **changes: str,
+) -> Iterator[Scene]:
+    """Start Label Studio, queue and service (profile lite) with these changes of the environment; no worker yet.
+
+    `through`: Label Studio's address -> the one that the backend reaches it by.
+    """
     with ProcessGroup(folder / "logs") as server, ProcessGroup(folder / "logs", grace_s=30) as processes:
         label_studio = start_label_studio(
             server, label_studio_program(), folder / "label-studio", free_port(), label_studio_changes
@@ -112,7 +121,7 @@ def open_scene(folder: Path, *, label_studio_changes: dict[str, str] | None = No
         port = free_port()
         foreign = ("SOFTMATCHER_", "LABEL_STUDIO_", "REDIS_URL", "DATABASE_URL")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
-            "LABEL_STUDIO_URL": label_studio.url,
+            "LABEL_STUDIO_URL": through(label_studio.url),
             "LABEL_STUDIO_API_KEY": TOKEN,
             "REDIS_URL": valkey.url,
             "SOFTMATCHER_DATA_DIR": f"{folder}/data",

@@ -104,6 +104,19 @@ def label_studio_env(
         typer.echo(f"{name}={value}")
 
 
+@app.command("label-config")
+@clear_errors
+def label_config(
+    labels: Annotated[list[str], typer.Argument(help="What is to be marked; `background` goes to the brush alone.")],
+) -> None:
+    """Print a label config with these labels, for Settings > Labeling Interface > Code."""
+    from backend.cli.sample_label_config import make_label_config
+    from backend.settings import load_settings
+
+    background = {label.lower() for label in load_settings().background_labels}
+    typer.echo(make_label_config(*labels, background_labels=background))
+
+
 @app.command()
 @clear_errors
 def demo(

@@ -12,26 +12,10 @@ from numpy.typing import NDArray
 from skimage import data, filters, measure, segmentation
 from skimage.morphology import closing, disk, opening, remove_small_holes
 
+from backend.cli.sample_label_config import make_label_config
 from backend.core.types import Image, Mask
 
 COIN = "Coin"
-
-_COLOURS = ("#E4572E", "#2E86E4", "#8A8F98")
-
-
-def make_label_config(*labels: str, first_colour: int = 0) -> str:
-    """The labels in each of the controls that the backend reads; a smart brush does nothing in Label Studio 1.23."""
-    listed = "".join(
-        f'<Label value="{label}" background="{colour}"/>'
-        for label, colour in zip(labels, _COLOURS[first_colour:], strict=False)
-    )
-    return f"""<View>
-  <Image name="image" value="$image" zoom="true"/>
-  <BrushLabels name="brush" toName="image" smart="false">{listed}</BrushLabels>
-  <KeyPointLabels name="point" toName="image" smart="true">{listed}</KeyPointLabels>
-  <RectangleLabels name="box" toName="image" smart="true">{listed}</RectangleLabels>
-</View>"""
-
 
 LABEL_CONFIG = make_label_config(COIN)
 

@@ -227,6 +227,7 @@ class BulkPredictions:
                 client.version()
                 fail(task_id, "image_host_away", str(error))
             except (BadInputError, NotFoundError, LabelStudioError) as error:
+                client.version()  # a proxy that answers in Label Studio's place has a 404 for its images too
                 fail(task_id, _kind(error), str(error))
             except SoftmatcherError:
                 raise
@@ -238,6 +239,7 @@ class BulkPredictions:
                 unseen = [error for tag, error in one.failures.items() if batch.config.image(tag).is_in(task["data"])]
                 if one.prediction is None and unseen:
                     # Nobody knows whether the object is absent: it may be on the image that cannot be had.
+                    client.version()
                     fail(task_id, _kind(unseen[0]), str(one.problem))
                     continue
                 alike.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rq.timeouts import JobTimeoutException
 
-from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError
+from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError, NotFoundError
 from backend.projects.propagation_work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
 from backend.upkeep import Upkeep
@@ -260,6 +260,27 @@ def test_image_host_away_fails_its_tasks_only(backend: Backend, key: str) -> Non
     _work(backend, record)
     counts = _counts(backend, record)
     assert (counts.done, counts.failed) == (6, 1)
+
+
+def test_an_image_that_a_proxy_says_is_missing_waits_with_all_of_label_studio(backend: Backend, key: str) -> None:
+    """The first request that an ingress answers itself may be one for an image: that is no word of Label Studio's."""
+    record = _start(backend, key, PropagationFilter(limit=1))
+    fetch = backend.label_studio.fetch
+
+    def fetch_from_a_proxy(url: str, task_id: int | None) -> bytes:
+        backend.label_studio.is_down = True
+        raise NotFoundError("the image does not exist (404)")
+
+    images = dict(backend.label_studio.images)
+    backend.label_studio.images.clear()
+    backend.label_studio.fetch = fetch_from_a_proxy  # type: ignore[method-assign]
+    assert _work(backend, record).left == "paused"
+    assert _counts(backend, record).failed == 0
+    backend.label_studio.is_down = False
+    backend.label_studio.images.update(images)
+    backend.label_studio.fetch = fetch  # type: ignore[method-assign]
+    _work(backend, record)
+    assert (_counts(backend, record).finished, _counts(backend, record).failed) == (1, 0)
 
 
 def test_planning_goes_on_where_it_was_interrupted(backend: Backend, key: str) -> None:
