@@ -45,6 +45,7 @@ _MOST_JOBS_A_PROPAGATION = 64
 _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
+_EXECUTION_KEYS = "rq:execution:"
 _FIGURES_KEY, _SETTINGS_KEY = "softmatcher:figures", "softmatcher:settings"
 
 LEASE_S = 25
@@ -309,7 +310,7 @@ class JobQueue:
             if has_key and job.partition(LANE)[0] in self._started(PROPAGATIONS):
                 return True
             # While Redis was away nobody could send heartbeats: those who live get the time to.
-            return int(self.connection.info("server")["uptime_in_seconds"]) < LEASE_S
+            return _uptime_s(self.connection) < LEASE_S
         except RedisError:
             return True
 
@@ -397,10 +398,8 @@ class JobQueue:
             raise _unavailable(error) from error
 
     def _started(self, queue: str) -> list[str]:
-        # Those whose heartbeats ended stay listed until some worker cleans up: their time is over all the same.
-        registry = StartedJobRegistry(queue=self._queues[queue])
-        entries = self.connection.zrangebyscore(registry.key, time.time(), "+inf")
-        return [str(registry.parse_job_id(entry)) for entry in entries]
+        # Those whose heartbeats ended stay listed until some worker cleans up: they run no more all the same.
+        return [job_id for job_id, rest_ms in executions_left(self._queues[queue]).values() if rest_ms > 0]
 
     def _live_jobs(self, queue: str, name: str) -> list[str]:
         """Jobs of a name that wait or run."""
@@ -449,6 +448,41 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
         return str(job.id)
+
+
+def executions_left(queue: Queue) -> dict[str, tuple[str, int]]:
+    """Return what is listed as running, by entry: the job's id and how long it lives without a heartbeat, ms.
+
+    RQ scores the entries by the clock of the machine that works, and judges them by another's: clocks 25 s apart make
+    a working job look dead. The keys of the executions end by Redis' own clock.
+    """
+    registry = StartedJobRegistry(queue=queue)
+    entries = [_text(entry) for entry in queue.connection.zrange(registry.key, 0, -1)]
+    with queue.connection.pipeline(transaction=False) as pipeline:
+        for entry in entries:
+            pipeline.pttl(f"{_EXECUTION_KEYS}{entry}")
+        left = pipeline.execute()
+    return {
+        entry: (str(registry.parse_job_id(entry)), int(rest_ms)) for entry, rest_ms in zip(entries, left, strict=True)
+    }
+
+
+def score_by_own_clock(queue: Queue) -> None:
+    """Give each running job the score that RQ's cleaning up on this machine expects, whatever clock wrote it."""
+    registry = StartedJobRegistry(queue=queue)
+    # While Redis was away nobody could send heartbeats: those who live get the time to.
+    least_s = LEASE_S if _uptime_s(queue.connection) < LEASE_S else 0
+    now = time.time()
+    scores = {}
+    for entry, (_, rest_ms) in executions_left(queue).items():
+        rest_s = max(least_s, rest_ms / 1000)
+        scores[entry] = now + rest_s if rest_s > 0 else 0.0
+    if scores:
+        queue.connection.zadd(registry.key, scores, xx=True)
+
+
+def _uptime_s(connection: Redis) -> int:
+    return int(connection.info("server")["uptime_in_seconds"])
 
 
 def _text(name: bytes | str) -> str:

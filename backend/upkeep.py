@@ -9,6 +9,7 @@ from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.projects import Projects
+from backend.projects.propagation_pauses import is_paused
 from backend.store.records import PropagationFilter
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Upkeep:
         for record in projects.store.propagations.due_to_tidy():
             queue.tidy_propagation(record.project_key, record.id)
         for record in projects.store.propagations.active():
-            if record.paused_until is not None and record.paused_until > time.time():
+            if is_paused(projects.store, record):
                 continue
             if record.state == "planning":
                 queue.ensure_planned(record.project_key, record.id)

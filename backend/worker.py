@@ -13,7 +13,16 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs import BEAT_S, LEASE_S, QUEUES, JobQueue, ask_to_stop, share_figures, use_projects
+from backend.jobs import (
+    BEAT_S,
+    LEASE_S,
+    QUEUES,
+    JobQueue,
+    ask_to_stop,
+    score_by_own_clock,
+    share_figures,
+    use_projects,
+)
 from backend.models.accelerator import choose_device
 from backend.projects import open_projects
 from backend.settings import LANES, SHARED, Settings, environment_name, shared_settings, with_shared
@@ -39,6 +48,12 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     def get_heartbeat_ttl(self, job: Any, working_time: float = 0.0) -> int:
         """How long a job counts as running without a sign of life, s."""
         return LEASE_S
+
+    def clean_registries(self) -> None:
+        """Queue the jobs of workers that are gone again, and no others, however far apart the machines' clocks are."""
+        for queue in self.queues:
+            score_by_own_clock(queue)
+        super().clean_registries()
 
     def execute_job(self, job: Any, queue: Any) -> None:
         """Run a job, with heartbeats from a thread beside it."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from rq import Queue, SimpleWorker
+from rq import executions as rq_executions
+from rq import registry as rq_registry
 from rq.serializers import JSONSerializer
 
 from backend import jobs
@@ -249,3 +251,55 @@ def test_figures_of_all_workers_are_summed(redis_url: str, backend: Backend) -> 
         "stage_seconds_count/encode": 2,
     }  # fmt: skip
     assert JobQueue("redis://127.0.0.1:1/0").figures() == {}
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, -25, 25, 3600])
+def test_worker_whose_clock_is_another_neither_looks_dead_nor_takes_others_for_dead(
+    propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    queue, key, identifier = propagation
+    monkeypatch.setattr(jobs, "LEASE_S", 0)  # the queue was not started a moment ago
+    job_id = queue.propagate(key, identifier)
+    rq_queues = [Queue(name, connection=queue.connection, serializer=JSONSerializer) for name in QUEUES]
+    rq_queue = rq_queues[-1]
+
+    def made() -> HeartbeatWorker:
+        worker = HeartbeatWorker(rq_queues, connection=queue.connection, serializer=JSONSerializer)
+        worker.register_birth()
+        return worker
+
+    own_clock, here = rq_registry.current_timestamp, made()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(rq_registry, "current_timestamp", lambda: own_clock() + ahead_s)
+        elsewhere.setattr(rq_executions, "current_timestamp", lambda: own_clock() + ahead_s)
+        there = made()
+        popped = rq_queue.fetch_job(rq_queue.pop_job_id())
+        execution = there.prepare_execution(popped)
+        there.prepare_job_execution(popped)
+        there.maintain_heartbeats(popped, execution)
+    assert queue.is_claim_alive(f"{there.name}:{job_id}")
+    assert queue.ensure_propagation_jobs(key, identifier, 5) == 0, "it runs already"
+    here.clean_registries()
+    assert rq_queue.job_ids == [], "it was not queued a second time"
+    assert rq_queue.fetch_job(job_id).get_status() == "started"
+    queue.connection.delete(execution.key)
+    assert not queue.is_claim_alive(f"{there.name}:{job_id}"), "its heartbeats ended"
+    here.clean_registries()
+    assert rq_queue.job_ids == [job_id], "so another worker gets it"
+
+
+def test_jobs_of_workers_that_could_not_reach_the_queue_are_not_given_to_others_at_once(
+    propagation: tuple[JobQueue, str, int],
+) -> None:
+    queue, key, identifier = propagation
+    queue.propagate(key, identifier)
+    rq_queue = Queue(jobs.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
+    worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
+    worker.register_birth()
+    popped = rq_queue.fetch_job(rq_queue.pop_job_id())
+    execution = worker.prepare_execution(popped)
+    worker.prepare_job_execution(popped)
+    queue.connection.delete(execution.key)
+    queue.connection.zadd(f"rq:wip:{jobs.PROPAGATIONS}", {execution.composite_key: 1})
+    worker.clean_registries()
+    assert rq_queue.job_ids == [], "the queue came back a moment ago"

@@ -14,7 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -479,6 +479,39 @@ class TestPending:
         assert store.has_pending(KEY, 60)
         store.clear_pending(KEY, 1, second)
         assert not store.has_pending(KEY, 60)
+
+
+class TestClock:
+    @pytest.mark.parametrize("ahead_s", [-25.0, 25.0])
+    def test_of_the_machine_does_not_count_on_postgresql(
+        self, url: str, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+    ) -> None:
+        if url.startswith("sqlite"):
+            pytest.skip("all processes of a SQLite file share a machine")
+        with closing(Store(url)) as service, closing(Store(url)) as worker:
+            service.create_tables()
+            service.save_project(KEY)
+
+            @contextmanager
+            def elsewhere() -> Iterator[None]:
+                real = time.time
+                with monkeypatch.context() as shifted:
+                    shifted.setattr(time, "time", lambda: real() + ahead_s)
+                    yield
+
+            with elsewhere():
+                started = worker.now()
+            service.mark_pending(KEY, 1)
+            with elsewhere():
+                worker.clear_pending(KEY, 1, started)
+                assert worker.has_pending(KEY, 5.0), "announced after that job began: it is still to be taken in"
+                worker.clear_pending(KEY, 1, worker.now())
+            assert not service.has_pending(KEY, 5.0)
+            run = service.propagations.create(KEY, PropagationFilter(), "test", supersede=False)
+            with elsewhere():
+                worker.propagations.pause(run.id, "away", first_s=10, at_most_s=10)
+            paused_until = service.propagations.get(run.id).paused_until or 0.0
+            assert 0 < paused_until - service.now() <= 10
 
 
 class TestOpening:

@@ -3,7 +3,6 @@
 import logging
 import re
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,7 +142,7 @@ class Projects:
         if project is None or project.gone_since is None:
             return False
         all_projects = self.store.projects()
-        is_old = time.time() - project.gone_since >= 86400 * self.settings.gone_project_days
+        is_old = self.store.now() - project.gone_since >= 86400 * self.settings.gone_project_days
         are_all_gone = len(all_projects) > 1 and all(each.gone_since is not None for each in all_projects)
         if not is_old or are_all_gone:
             return False

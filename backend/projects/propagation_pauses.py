@@ -1,7 +1,6 @@
 """Pauses of a propagation: while Label Studio is away, or asks for time, no job works on it."""
 
 import logging
-import time
 
 from backend.errors import LabelStudioUnavailableError, SoftmatcherError
 from backend.store import Store
@@ -14,9 +13,9 @@ _LONGEST_PAUSE_S = 60.0
 _LONGEST_ASKED_FOR_S = 900.0
 
 
-def is_paused(record: PropagationRecord) -> bool:
-    """Whether its pause is not over yet."""
-    return record.paused_until is not None and record.paused_until > time.time()
+def is_paused(store: Store, record: PropagationRecord) -> bool:
+    """Return whether its pause is not over yet."""
+    return record.paused_until is not None and record.paused_until > store.now()
 
 
 def pause(store: Store, propagation_id: int, error: SoftmatcherError) -> float:

@@ -53,7 +53,7 @@ class PropagationPlans:
         """
         store = self._store.propagations
         record = store.get(propagation_id)
-        if record.state != "planning" or is_paused(record):
+        if record.state != "planning" or is_paused(self._store, record):
             return {"planned": 0, "state": record.state}
         planned = 0
         if store.begin_plan(propagation_id) > _PLAN_ATTEMPTS:

@@ -126,7 +126,7 @@ class PropagationWork:
         record = store.get(propagation_id)
         if not record.is_active:
             return Worked(0, "nothing")
-        if is_paused(record):
+        if is_paused(self._store, record):
             return Worked(0, "paused")
         claims = [f"{claim}{LANE}{number}" for number in range(1, lanes + 1)]
         self.give_back_dead(propagation_id, lambda held: held not in claims and is_alive(held))
@@ -197,7 +197,7 @@ class PropagationWork:
                 Batch(project, config, version, known, task_ids, self._made_of(record, task_ids, version)),
                 should_stop=is_over,
                 still_wanted=lambda: self._tasks.still_claimed(record.id, claim),
-                on_lost_answer=lambda: store.note_lost_answer(record.id, time.time() + _LATE_IMPORT_S),
+                on_lost_answer=lambda: store.note_lost_answer(record.id, self._store.now() + _LATE_IMPORT_S),
                 on_other_config=lambda label_config: self._note_config(project.key, label_config),
                 waits_for_images=record.pauses < _PAUSES_FOR_IMAGES and record.id not in self._missing_images,
             )
@@ -244,7 +244,7 @@ class PropagationWork:
             LabelStudioError, ConfigurationError: Label Studio cannot be used; it stays due.
         """
         record = self._store.propagations.get(propagation_id)
-        if record.tidy_after is None or record.tidy_after > time.time():
+        if record.tidy_after is None or record.tidy_after > self._store.now():
             return 0
         removed = self._remove_surplus(record)
         self._store.propagations.note_tidied(propagation_id, record.tidy_after)

@@ -138,10 +138,10 @@ class Propagations:
             rate = 0.0
             for record in self._store.propagations.active():
                 counts = self._store.propagation_tasks.counts(record.id)
-                running["paused" if is_paused(record) else record.state] += 1
+                running["paused" if is_paused(self._store, record) else record.state] += 1
                 for state in tasks:
                     tasks[state] += getattr(counts, state)
-                rate += _rate(record, counts)
+                rate += _rate(record, counts, self._store.now())
             figures = PropagationFigures(running, tasks, rate)
             self._figures = (time.monotonic(), figures)
             return figures
@@ -155,7 +155,7 @@ class Propagations:
     def status(self, record: PropagationRecord) -> Json:
         """What `GET /projects/<id>/propagations/<id>` answers."""
         counts = self._store.propagation_tasks.counts(record.id)
-        rate = _rate(record, counts)
+        rate = _rate(record, counts, self._store.now())
         return {
             "id": record.id,
             "project": int(record.project_key.split(".")[0]),
@@ -178,7 +178,7 @@ class Propagations:
             "started_at": record.started_at,
             "finished_at": record.finished_at,
             "problem": record.problem,
-            "paused_until": record.paused_until if is_paused(record) else None,
+            "paused_until": record.paused_until if is_paused(self._store, record) else None,
             "failures": [
                 {"reason": group.reason, "count": group.count, "first_task": group.first_task_id}
                 for group in (self._reasons(record, counts))
@@ -186,11 +186,11 @@ class Propagations:
         }
 
 
-def _rate(record: PropagationRecord, counts: PropagationCounts) -> float:
+def _rate(record: PropagationRecord, counts: PropagationCounts, now_s: float) -> float:
     """Tasks per second within the last minute, or since it began."""
     if not record.is_active:
         began, ended = record.started_at, record.finished_at
         done = counts.done + counts.empty + counts.failed
         return done / (ended - began) if began and ended and ended > began else 0.0
-    since = time.time() - (record.started_at or record.created_at)
+    since = now_s - (record.started_at or record.created_at)
     return counts.finished_lately / max(1.0, min(counts.window_s, since))

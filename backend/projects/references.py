@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -87,7 +86,7 @@ class References:
             LabelStudioUnavailableError: Label Studio does not answer; what is stored stays as it is.
             LabelStudioError, ConfigurationError: it refuses, or there is no token.
         """
-        started = time.time()
+        started = self._store.now()
         try:
             client = self._connections.client(project_key)
             try:

@@ -6,7 +6,6 @@ What can be made again (features of targets) is not here but in `feature_cache`.
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from backend.errors import BadInputError, ConfigurationError, NotFoundError
 from backend.store import tables
 from backend.store.database import (
     CREATE_LOCK_ID,
+    Clock,
     add_missing_columns,
     forget_connections_after_fork,
     named_errors,
@@ -81,9 +81,10 @@ class Store:
             ) from error
         self._writing = self._engine.execution_options(is_writing=True)
         self._file = SqliteFile(self._engine, Path(self._url.database or "")) if self._is_sqlite else None
-        self.propagations = PropagationStore(self._rows, self._write)
-        self.propagation_tasks = PropagationTaskStore(self._rows, self._write)
-        self.quality = QualityStore(self._rows, self._write)
+        self._clock = Clock(self._engine)
+        self.propagations = PropagationStore(self._rows, self._write, self.now)
+        self.propagation_tasks = PropagationTaskStore(self._rows, self._write, self.now)
+        self.quality = QualityStore(self._rows, self._write, self.now)
         forget_connections_after_fork(self._engine)
 
     def close(self) -> None:
@@ -91,6 +92,11 @@ class Store:
         self._engine.dispose()
         if self._file is not None:
             self._file.forget()
+
+    def now(self) -> float:
+        """Return the time that all processes of this database agree on, unix s: all times in its rows are of it."""
+        with named_errors(self._name):
+            return self._clock()
 
     def file_problem(self) -> str | None:
         """Return what happened to the SQLite file while it was open; None if it is in its place, or on PostgreSQL."""
@@ -154,7 +160,7 @@ class Store:
             "setup_token": setup_token,
             "needs_reconcile": needs_reconcile,
         }
-        changes = {name: value for name, value in told.items() if value is not None} | {"updated_at": time.time()}
+        changes = {name: value for name, value in told.items() if value is not None} | {"updated_at": self.now()}
         defaults = {"label_config": "", "needs_reconcile": False}
         row = {"key": key, "project_id": project_id, "created": created} | defaults | changes
         with self._write() as connection:
@@ -180,7 +186,7 @@ class Store:
         """
         mine = (tables.projects.c.key == key) & tables.projects.c.gone_since.is_(None)
         with self._write() as connection:
-            is_new = connection.execute(sa.update(tables.projects).where(mine).values(gone_since=time.time())).rowcount
+            is_new = connection.execute(sa.update(tables.projects).where(mine).values(gone_since=self.now())).rowcount
         for record in self.propagations.active(key):
             self.propagations.fail(record.id, reason)
         return bool(is_new)
@@ -234,7 +240,7 @@ class Store:
             BadInputError: a mask that is not (H, W) bool, a time that is not ISO 8601.
             ValueError: a reference of another signature than the annotation.
         """
-        now = time.time()
+        now = self.now()
         # All packing comes before the transaction: other writers wait for the inserts only.
         rows = [reference_to_row(annotation, reference, now) for reference in references]
         updated_us = _microseconds(annotation.updated_at)
@@ -376,7 +382,7 @@ class Store:
 
     def mark_pending(self, project_key: str, annotation_id: int) -> float:
         """Note that an annotation was announced; its mark is for `clear_pending`. The project may be unknown yet."""
-        mark = time.time()
+        mark = self.now()
         row = {"project_key": project_key, "annotation_id": annotation_id, "marked_at": mark}
         with self._write() as connection:
             connection.execute(upsert(self._is_sqlite, tables.pending, row, {"marked_at": mark}))
@@ -397,7 +403,7 @@ class Store:
 
     def left_pending(self, older_than_s: float, count: int) -> list[tuple[str, int]]:
         """Return up to `count` annotations that were announced so long ago and are not taken in: (project key, id)."""
-        waiting = tables.pending.c.marked_at < time.time() - older_than_s
+        waiting = tables.pending.c.marked_at < self.now() - older_than_s
         rows = self._rows(
             sa.select(tables.pending.c.project_key, tables.pending.c.annotation_id)
             .where(waiting)
@@ -409,7 +415,7 @@ class Store:
     def has_pending(self, project_key: str, younger_than_s: float) -> bool:
         """True if an annotation was announced within the last seconds and is not taken in yet."""
         recent = (tables.pending.c.project_key == project_key) & (
-            tables.pending.c.marked_at > time.time() - younger_than_s
+            tables.pending.c.marked_at > self.now() - younger_than_s
         )
         return bool(self._rows(sa.select(tables.pending.c.annotation_id).where(recent).limit(1)))
 
@@ -465,7 +471,7 @@ class Store:
     def _delete(self, project_key: str, kind: str, column: sa.Column[int], ids: Collection[int]) -> int:
         if not ids:
             return 0
-        now = time.time()
+        now = self.now()
         with self._write() as connection:
             connection.execute(
                 sa.select(tables.projects.c.key).where(tables.projects.c.key == project_key).with_for_update()

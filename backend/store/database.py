@@ -16,6 +16,7 @@ from backend.errors import BadInputError, ConfigurationError, StoreUnavailableEr
 from backend.store.records import Json
 
 LOCK_TIMEOUT_S: Final = 15.0
+_CLOCK_KEPT_S: Final = 60.0
 CREATE_LOCK_ID: Final = 0x50F7_A7C4
 """Of the advisory lock that PostgreSQL's table makers hold."""
 # A reference is megabytes: with SQLite's own 4 kB a page, writing it takes 40 % more CPU time and reading it 5 %.
@@ -150,6 +151,37 @@ def add_missing_columns(connection: sa.Connection, metadata: sa.MetaData) -> Non
             if column.name not in present:
                 definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {quote(table)} ADD COLUMN {definition}")
+
+
+class Clock:
+    """The time that all processes of a database agree on, unix s: clocks of their machines may be far apart.
+
+    With PostgreSQL that is the server's, asked for once a minute. All processes of a SQLite file share a machine.
+
+    Args:
+        engine: of the database.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._asked: tuple[float, float] | None = None
+        """The server's time, and this process' monotonic clock then."""
+
+    def __call__(self) -> float:
+        """Return the time now.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the server has to be asked and does not answer.
+        """
+        if self._is_sqlite:
+            return time.time()
+        asked = self._asked
+        if asked is None or time.monotonic() - asked[1] > _CLOCK_KEPT_S:
+            with self._engine.connect() as connection:
+                told = connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())"))
+            asked = self._asked = (float(told or 0.0), time.monotonic())
+        return asked[0] + time.monotonic() - asked[1]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A task's row goes pending -> running (claimed by one job of one worker) -> done,
 holds the claim may finish it, so a job that was given up on and comes back late changes nothing.
 """
 
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -39,9 +38,11 @@ class PropagationTaskStore:
         self,
         read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
         write: Callable[[], AbstractContextManager[sa.Connection]],
+        now: Callable[[], float],
     ) -> None:
         self._read = read
         self._write = write
+        self._now = now
 
     def claim(
         self, propagation_id: int, claim: str, limit: int, *, on_given_up: Callable[[int], None] = lambda _: None
@@ -72,7 +73,7 @@ class PropagationTaskStore:
             hopeless = [row.task_id for row in found if row.attempts >= MAX_ATTEMPTS]
             if hopeless:
                 _update_rows(
-                    connection, propagation_id, hopeless, state="failed", finished_at=time.time(),
+                    connection, propagation_id, hopeless, state="failed", finished_at=self._now(),
                     reason=f"given up after {MAX_ATTEMPTS} tries: its worker ended each time; the log says more",
                 )  # fmt: skip
                 on_given_up(len(hopeless))
@@ -93,7 +94,7 @@ class PropagationTaskStore:
         """Note what came of claimed tasks; how many the claim still held."""
         if not outcomes:
             return 0
-        now = time.time()
+        now = self._now()
         mine = (
             (_rows.c.propagation_id == propagation_id)
             & (_rows.c.task_id == sa.bindparam("of_task"))
@@ -148,7 +149,7 @@ class PropagationTaskStore:
                 if not counts_as_attempt:
                     changes["attempts"] = _rows.c.attempts - 1
             else:
-                changes = {"state": "cancelled", "claim": None, "finished_at": time.time()}
+                changes = {"state": "cancelled", "claim": None, "finished_at": self._now()}
             return int(connection.execute(sa.update(_rows).where(mine).values(**changes)).rowcount)
 
     def claims(self, propagation_id: int) -> set[str]:
@@ -158,7 +159,7 @@ class PropagationTaskStore:
 
     def counts(self, propagation_id: int) -> PropagationCounts:
         """How many tasks are in each state, and how many were finished lately."""
-        since = time.time() - _RATE_WINDOW_S
+        since = self._now() - _RATE_WINDOW_S
         lately = sa.case((_rows.c.finished_at > since, 1), else_=0)
         grouped = (
             sa.select(

@@ -1,7 +1,6 @@
 """Propagations: what was asked for, how far it is, and how it ended. Their tasks are in `propagation_tasks`."""
 
 import json
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -25,9 +24,11 @@ class PropagationStore:
         self,
         read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
         write: Callable[[], AbstractContextManager[sa.Connection]],
+        now: Callable[[], float],
     ) -> None:
         self._read = read
         self._write = write
+        self._now = now
 
     # -- propagations
 
@@ -53,7 +54,7 @@ class PropagationStore:
             ConflictError: one runs, and `supersede` is False.
             NotFoundError: the project is not in the store.
         """
-        now = time.time()
+        now = self._now()
         with self._write() as connection:
             lock_project(connection, project_key)
             running = connection.execute(_select_runs(_is_active(project_key))).first()
@@ -124,7 +125,7 @@ class PropagationStore:
     def finish_plan(self, propagation_id: int) -> None:
         """All tasks are in: the propagation runs."""
         self._update(
-            propagation_id, _runs.c.state == "planning", state="running", is_planned=True, started_at=time.time()
+            propagation_id, _runs.c.state == "planning", state="running", is_planned=True, started_at=self._now()
         )
 
     def hand_on(self, project_key: str, task_ids: Sequence[int], model_version: str, started_by: str) -> int:
@@ -178,12 +179,12 @@ class PropagationStore:
             False if it had ended before.
         """
         with self._write() as connection:
-            return _end(connection, propagation_id, "cancelled", time.time())
+            return _end(connection, propagation_id, "cancelled", self._now())
 
     def fail(self, propagation_id: int, problem: str) -> None:
         """End a propagation that cannot be done at all."""
         with self._write() as connection:
-            if _end(connection, propagation_id, "failed", time.time()):
+            if _end(connection, propagation_id, "failed", self._now()):
                 connection.execute(sa.update(_runs).where(_runs.c.id == propagation_id).values(problem=problem))
 
     def retry(self, propagation_id: int, states: Collection[str], *, other_than_version: str | None = None) -> int:
@@ -250,7 +251,7 @@ class PropagationStore:
 
     def due_to_tidy(self) -> list[PropagationRecord]:
         """Return the propagations whose surplus predictions are to be looked for now."""
-        return [_record(row) for row in self._read(_select_runs(_runs.c.tidy_after < time.time()))]
+        return [_record(row) for row in self._read(_select_runs(_runs.c.tidy_after < self._now()))]
 
     def note_tidied(self, propagation_id: int, tidy_after: float) -> None:
         """Forget a lost answer, unless another one got lost since."""
@@ -262,7 +263,7 @@ class PropagationStore:
         Returns:
             For how many seconds.
         """
-        now = time.time()
+        now = self._now()
         with self._write() as connection:
             row = connection.execute(_select_runs(_runs.c.id == propagation_id)).first()
             if row is None:
@@ -286,7 +287,7 @@ class PropagationStore:
 
     def complete(self, propagation_id: int) -> bool:
         """All is tidied up. False if tasks were added meanwhile."""
-        now = time.time()
+        now = self._now()
         return self._update(propagation_id, _runs.c.state == "finishing", state="done", finished_at=now) > 0
 
     def new_references_since_last(self, project_key: str) -> int:

@@ -1,7 +1,6 @@
 """Estimates of a project's quality: the newest one."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,9 +21,11 @@ class QualityStore:
         self,
         read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
         write: Callable[[], AbstractContextManager[sa.Connection]],
+        now: Callable[[], float],
     ) -> None:
         self._read = read
         self._write = write
+        self._now = now
 
     def save(self, project_key: str, model_version: str, figures: Json) -> None:
         """Remember the newest estimate of a project.
@@ -33,7 +34,7 @@ class QualityStore:
             NotFoundError: the project is not in the store.
         """
         row = {
-            "project_key": project_key, "model_version": model_version, "estimated_at": time.time(),
+            "project_key": project_key, "model_version": model_version, "estimated_at": self._now(),
             "figures": json.dumps(figures),
         }  # fmt: skip
         with self._write() as connection:

@@ -105,7 +105,7 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
             config_labels=parse_label_config(project.label_config).labels if project.label_config else (),
             propagation=propagations.status(shown) if shown else None,
             workers=queue.workers_now() if shown and shown.is_active else None,
-            now_s=time.time(),
+            now_s=store.now(),
             outdated=store.propagation_tasks.count_outdated(shown.id, now)
             if shown and now and not shown.is_active
             else 0,
