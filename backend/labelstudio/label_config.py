@@ -7,6 +7,7 @@ The config is read with defusedxml, not with label_studio_sdk's LabelInterface: 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
@@ -31,6 +32,11 @@ _PROMPT_TAGS: dict[str, PromptKind] = {"keypointlabels": "keypoint", "rectanglel
 _SHAPE_TAGS: dict[str, ShapeKind] = {
     "rectanglelabels": "rectangle", "polygonlabels": "polygon", "ellipselabels": "ellipse", "bitmasklabels": "bitmask",
 }  # fmt: skip
+
+_MOST_CONTROLS = 300
+_MOST_LABELS = 50_000
+_SHOWN = 600
+"""Characters of what is wrong with a label config; it may be a megabyte of text."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,9 @@ def parse_label_config(xml: str) -> LabelConfig:
     tags = [(element.tag.lower(), element) for element in _parse_xml(xml).iter() if isinstance(element.tag, str)]
     controls = [(tag, element) for tag, element in tags if tag == "brushlabels" or tag in (_PROMPT_TAGS | _SHAPE_TAGS)]
     _refuse_templates(tags, [element for _, element in controls])
+    _refuse_what_is_too_much([element for _, element in controls])
     images, unusable = _read_images([element for tag, element in tags if tag == "image"])
-    names = [image.name for image in images]
+    names = {image.name: None for image in images}
     brushes: list[BrushControl] = []
     prompts: list[PromptControl] = []
     shapes: list[ShapeControl] = []
@@ -215,14 +222,14 @@ def parse_label_config(xml: str) -> LabelConfig:
     for tag, element in controls:
         name = element.get("name", "")
         labels = tuple(dict.fromkeys(label_names[name].values()))
+        carried = {label_names[name][written]: written for written in _label_names(element).values()}
+        other = {label: written for label, written in carried.items() if label != written}
         for to_name in _targets(element):
             if to_name not in names:
                 reasons.append(f"<{element.tag} toName={to_name!r}>: {unusable.get(to_name, 'no such <Image>')}")
             elif not labels:
                 reasons.append(f"<{element.tag} toName={to_name!r}> without any <Label>")
             elif tag == "brushlabels":
-                carried = {label_names[name][written]: written for written in _label_names(element).values()}
-                other = {label: written for label, written in carried.items() if label != written}
                 brushes.append(BrushControl(name, to_name, labels, other))
             elif tag in _PROMPT_TAGS and (tag == "keypointlabels" or element.get("smart", "").lower() == "true"):
                 prompts.append(PromptControl(_PROMPT_TAGS[tag], name, to_name, labels))
@@ -247,6 +254,20 @@ def _refuse_templates(tags: Sequence[tuple[str, Element]], controls: Sequence[El
             )
 
 
+def _refuse_what_is_too_much(controls: Sequence[Element]) -> None:
+    """Refuse what would take minutes to read, and controls of one name: no region would tell which of them it is of."""
+    repeated = [name for name, count in Counter(control.get("name", "") for control in controls).items() if count > 1]
+    if repeated:
+        raise _bad_config("controls with a name each", f"several with the name {repeated[0]!r}")
+    if len(controls) > _MOST_CONTROLS:
+        raise _bad_config(f"at most {_MOST_CONTROLS} controls", f"{len(controls)}")
+    entries = sum(len(_targets(control)) * max(1, len(_label_names(control))) for control in controls)
+    if entries > _MOST_LABELS:
+        raise _bad_config(
+            f"at most {_MOST_LABELS} labels, counted for each control and image", f"{entries}: make projects of it"
+        )
+
+
 def _distinct_names(controls: Sequence[tuple[str, Element]]) -> dict[str, dict[str, str]]:
     """For each control what its labels are called, by value and alias.
 
@@ -256,15 +277,14 @@ def _distinct_names(controls: Sequence[tuple[str, Element]]) -> dict[str, dict[s
     written = {element.get("name", ""): _label_names(element) for _, element in controls}
     targets = {element.get("name", ""): set(_targets(element)) for _, element in controls}
     brushes = [element.get("name", "") for tag, element in controls if tag == "brushlabels"]
-    taken = {name for names in written.values() for name in names.values()}
+    labels = {control: set(names.values()) for control, names in written.items()}
+    taken = {name for names in labels.values() for name in names}
+    holders = Counter((name, image) for brush in brushes for name in labels[brush] for image in targets[brush])
     called: dict[tuple[str, str], str] = {}
     for brush in brushes:
         for name in dict.fromkeys(written[brush].values()):
             called[brush, name] = name
-            if any(
-                other != brush and name in written[other].values() and targets[brush] & targets[other]
-                for other in brushes
-            ):
+            if any(holders[name, image] > 1 for image in targets[brush]):
                 own = f"{name} ({brush})"
                 while own in taken:
                     own += "*"
@@ -273,9 +293,9 @@ def _distinct_names(controls: Sequence[tuple[str, Element]]) -> dict[str, dict[s
     distinct: dict[str, dict[str, str]] = {}
     for _, element in controls:
         control = element.get("name", "")
-        names = set(written[control].values())
-        on_images = [brush for brush in brushes if targets[brush] & targets[control]]
-        nearest = sorted(on_images, key=lambda brush: -len(names & set(written[brush].values())))
+        names = labels[control]
+        on_images = [brush for brush in brushes if not targets[brush].isdisjoint(targets[control])]
+        nearest = sorted(on_images, key=lambda brush: -len(names & labels[brush]))
         candidates = [control] if control in brushes else nearest
         distinct[control] = {
             spelled: next((called[brush, name] for brush in candidates if (brush, name) in called), name)
@@ -317,17 +337,20 @@ def _read_images(elements: Sequence[Element]) -> tuple[list[ImageTag], dict[str,
 
 def _targets(element: Element) -> list[str]:
     text = element.get("toName") or element.get("toname") or ""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _label_names(control: Element) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for element in control.iter():
-        if isinstance(element.tag, str) and element.tag.lower() == "label":
-            value, alias = element.get("value"), element.get("alias")
-            for written in (value, alias):
-                if written:
-                    names.setdefault(written, alias or written)
+    """Return value and alias of each label -> what results carry: the alias, if there is one.
+
+    Where one label's value is another's alias, it means the other: results never carry the value of a label with alias.
+    """
+    labels = [each for each in control.iter() if isinstance(each.tag, str) and each.tag.lower() == "label"]
+    carried = [(each.get("alias") or each.get("value"), each.get("value")) for each in labels]
+    names = {name: name for name, _ in carried if name}
+    for name, value in carried:
+        if name and value:
+            names.setdefault(value, name)
     return names
 
 
@@ -348,6 +371,7 @@ def _at_path(data: object, path: str) -> object:
 
 
 def _bad_config(expected: str, got: str) -> BadInputError:
+    expected, got = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..." for text in (expected, got))
     return BadInputError(
         f"the project's label config must have {expected}, got {got}. Change it in Settings > Labeling Interface, "
         f"for example to:\n{SNIPPET}"

@@ -204,3 +204,20 @@ def test_a_background_label_of_prompts_alone_is_one() -> None:
     config = parse_label_config(case("background_in_prompts_only")["label_config"])
     assert config.labels == ("Coin",)
     assert background_labels_of(config, Settings()) == {"Background"}
+
+
+def test_controls_of_one_name_are_refused() -> None:
+    """Label Studio refuses them too; here the labels of the first were looked for in the last, and missing."""
+    one = '<BrushLabels name="brush" toName="image"><Label value="A"/></BrushLabels>'
+    with pytest.raises(BadInputError, match="several with the name 'brush'"):
+        parse_label_config(f'<View><Image name="image" value="$image"/>{one}{one.replace("A", "B")}</View>')
+
+
+def test_a_value_that_is_another_labels_alias_means_that_other_label() -> None:
+    config = parse_label_config(
+        '<View><Image name="image" value="$image"/><BrushLabels name="brush" toName="image">'
+        '<Label value="A" alias="B"/><Label value="C" alias="A"/></BrushLabels></View>'
+    )
+    assert config.brushes[0].labels == ("B", "A")
+    assert config.brushes[0].result_names == {}
+    assert config.label_names["brush"] == {"B": "B", "A": "A", "C": "A"}
