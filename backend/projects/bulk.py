@@ -79,6 +79,7 @@ class BulkPredictions:
         self._connections = connections
         self._images = images
         self._predictions = predictions
+        self._seen_failing: set[tuple[str, int]] = set()
 
     @property
     def good_batch(self) -> int:
@@ -108,7 +109,8 @@ class BulkPredictions:
             on_lost_answer: called if Label Studio did not answer an import, which it may still do.
             on_other_config: called with the project's label config if it changed meanwhile, and Label Studio refused
                 predictions for the former one; their tasks are left.
-            waits_for_images: several images in a row that fail alike are taken for a server that is away.
+            waits_for_images: several images in a row that fail alike are taken for a server that is away; a task whose
+                image fails is left the first time.
 
         Returns:
             Outcomes of the tasks that were finished; those left are not among them.
@@ -209,9 +211,12 @@ class BulkPredictions:
         alike: deque[str] = deque(maxlen=max(_FEWEST_ALIKE, min(_ALIKE_FAILURES, len(tasks))))
 
         def fail(task_id: int, kind: str, reason: str) -> None:
-            outcomes.append(self._failed(batch, task_id, kind, reason))
+            # At the edges of a time in which images fail there are too few in a row: a second look tells.
+            if not waits_for_images or self._was_seen_failing(batch, task_id):
+                outcomes.append(self._failed(batch, task_id, kind, reason))
             alike.append(kind)
             if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
+                self._seen_failing -= {(batch.project.key, each) for each in batch.task_ids}
                 raise LabelStudioUnavailableError(
                     f"{len(alike)} images in a row could not be read, the last one since: {reason}"
                 )
@@ -243,11 +248,21 @@ class BulkPredictions:
                     fail(task_id, _kind(unseen[0]), str(one.problem))
                     continue
                 alike.clear()
+                self._seen_failing.discard((batch.project.key, task_id))
                 if one.problem:
                     logger.warning("project=%s task=%d: %s", batch.project.key, task_id, one.problem)
                 found[task_id] = one
                 self._metrics.tasks.labels("found" if one.prediction else "empty").inc()
         return found
+
+    def _was_seen_failing(self, batch: Batch, task_id: int) -> bool:
+        """Return whether this is the second time; the first time it is noted, and the task left for another batch."""
+        seen = (batch.project.key, task_id)
+        if seen in self._seen_failing:
+            self._seen_failing.discard(seen)
+            return True
+        self._seen_failing.add(seen)
+        return False
 
     def _failed(self, batch: Batch, task_id: int, kind: str, reason: str) -> TaskOutcome:
         self._metrics.tasks.labels("failed").inc()

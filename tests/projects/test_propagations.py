@@ -678,6 +678,23 @@ def test_images_that_fail_alike_for_a_while_are_waited_for(backend: Backend, key
     assert (_counts(backend, record).done, _counts(backend, record).failed) == (7, 0)
 
 
+def test_few_images_that_fail_at_the_edge_of_such_a_time_are_looked_at_again(backend: Backend, key: str) -> None:
+    record = _start(backend, key)
+    fetch, failing = backend.label_studio.fetch, {2: 1, 4: 1, 6: 9}
+
+    def fetch_or_fail(url: str, task_id: int | None) -> bytes:
+        if task_id is not None and failing.get(task_id, 0):
+            failing[task_id] -= 1
+            raise NotFoundError(f"image of task {task_id} does not exist (404)")
+        return fetch(url, task_id)
+
+    backend.label_studio.fetch = fetch_or_fail  # type: ignore[method-assign]
+    _work(backend, record)
+    (failure,) = backend.projects.store.propagation_tasks.failures(record.id)
+    assert failure.count == 1
+    assert (_counts(backend, record).failed, _counts(backend, record).finished, failing[6]) == (1, 8, 7)
+
+
 def test_images_that_stay_away_fail_in_the_end_and_can_be_retried(backend: Backend, key: str) -> None:
     record = _start(backend, key)
     images = dict(backend.label_studio.images)
