@@ -46,6 +46,7 @@ _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
 _EXECUTION_KEYS = "rq:execution:"
+_CLAIM_KEYS = "softmatcher:claim:"
 _FIGURES_KEY, _SETTINGS_KEY = "softmatcher:figures", "softmatcher:settings"
 
 LEASE_S = 25
@@ -299,13 +300,16 @@ class JobQueue:
     def is_claim_alive(self, claim: str) -> bool:
         """Whether the worker that a claim names still lives and has that job; yes if Redis cannot tell.
 
-        A process of this host that has ended is seen at once. Else RQ's own heartbeats decide: a worker's key and a
-        job's entry among the started ones expire without them.
+        A process of this host that has ended is seen at once. Else heartbeats decide: a worker's key, a job's entry
+        among the started ones and `claim_key` expire without them. The last one alone comes back with the next
+        heartbeat after the queue was emptied.
         """
         worker, _, job = claim.partition(":")
         if has_ended(worker):
             return False
         try:
+            if self.connection.exists(claim_key(worker, job.partition(LANE)[0])):
+                return True
             has_key = self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}")
             if has_key and job.partition(LANE)[0] in self._started(PROPAGATIONS):
                 return True
@@ -448,6 +452,11 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
         return str(job.id)
+
+
+def claim_key(worker: str, job_id: str) -> str:
+    """Return the key that is there as long as a worker runs a job."""
+    return f"{_CLAIM_KEYS}{worker}:{job_id}"
 
 
 def executions_left(queue: Queue) -> dict[str, tuple[str, int]]:

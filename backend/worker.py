@@ -19,6 +19,7 @@ from backend.jobs import (
     QUEUES,
     JobQueue,
     ask_to_stop,
+    claim_key,
     score_by_own_clock,
     share_figures,
     use_projects,
@@ -60,20 +61,29 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         execution = self.prepare_execution(job)
         self.heartbeat()
         is_over = threading.Event()
+        claim = claim_key(self.name, job.id)
+
+        def say_alive() -> None:
+            with suppress(RedisError):
+                self.connection.set(claim, 1, ex=LEASE_S)
 
         def beat() -> None:
             while not is_over.wait(BEAT_S):
+                say_alive()
                 with suppress(RedisError, QueueUnavailableError):
                     self.maintain_heartbeats(job, execution)
                     share_figures()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        say_alive()
         thread.start()
         try:
             self.perform_job(job, queue, execution)
         finally:
             is_over.set()
             thread.join()
+            with suppress(RedisError):
+                self.connection.delete(claim)
             with suppress(QueueUnavailableError):
                 share_figures()
         self.set_state("idle")

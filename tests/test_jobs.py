@@ -1,6 +1,7 @@
 """Jobs through a real queue: an embedded Valkey, a worker that takes what the service enqueued."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.processes import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import QUEUES, JobQueue
+from backend.projects.propagation_work import Worked
 from backend.settings import load_settings
 from backend.store.records import PropagationFilter
 from backend.worker import LEASE_S, HeartbeatWorker
@@ -165,6 +167,33 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(
     assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
     queue.connection.delete(worker.key)
     assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "its heartbeats ended"
+
+
+def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_was_emptied(
+    backend: Backend, propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks were taken back again and again, and given up after four times, though it predicted them."""
+    queue, key, identifier = propagation
+    monkeypatch.setattr(jobs, "LEASE_S", 0)
+    monkeypatch.setattr("backend.worker.BEAT_S", 0.05)
+    seen: list[bool] = []
+
+    def run(propagation_id: int, claim: str, **_: object) -> Worked:
+        queue.connection.flushall()
+        deadline = time.monotonic() + 20
+        while not queue.is_claim_alive(f"{claim}#1") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(queue.is_claim_alive(f"{claim}#1"))
+        seen.append(queue.is_claim_alive(f"{claim}-another#1"))
+        return Worked(0, "nothing")
+
+    monkeypatch.setattr(backend.projects.propagation_work, "run", run)
+    job_id = queue.propagate(key, identifier)
+    rq_queue = Queue(jobs.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
+    worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
+    worker.work(burst=True)
+    assert seen == [True, False]
+    assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "the job has ended"
 
 
 def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[JobQueue, str, int]) -> None:
