@@ -45,6 +45,8 @@ _MOST_JOBS_A_PROPAGATION = 64
 _TASKS_WORTH_A_JOB = 10
 """Another worker is called in for so many tasks; it then takes as many as it can get."""
 _QUEUE_ASKED_S = 0.5
+DIFFERENCES_FIELD = "softmatcher_differences"
+"""Of a worker's entry in Redis: the settings that it has otherwise than the service."""
 _EXECUTION_KEYS = "rq:execution:"
 _CLAIM_KEYS = "softmatcher:claim:"
 _FIGURES_KEY, _SETTINGS_KEY = "softmatcher:figures", "softmatcher:settings"
@@ -349,11 +351,19 @@ class JobQueue:
         Raises:
             QueueUnavailableError: Redis does not answer.
         """
+        return told_settings(self.connection)
+
+    def differences(self) -> list[str]:
+        """Return the settings that workers found to be others in the service than with them; none if Redis is away."""
         try:
-            told = self.connection.get(_SETTINGS_KEY)
-        except RedisError as error:
-            raise _unavailable(error) from error
-        return dict(json.loads(told)) if told else {}
+            keys = sorted(self.connection.smembers(Worker.redis_workers_keys))
+            with self.connection.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.hmget(key, "hostname", DIFFERENCES_FIELD)
+                told = pipeline.execute()
+        except RedisError:
+            return []
+        return [f"{_text(host or b'a worker')}: {one}" for host, found in told if found for one in json.loads(found)]
 
     def add_figures(self, figures: Mapping[str, float]) -> None:
         """Add to the sums of all workers; they last as long as the queue's data.
@@ -457,6 +467,19 @@ class JobQueue:
 def claim_key(worker: str, job_id: str) -> str:
     """Return the key that is there as long as a worker runs a job."""
     return f"{_CLAIM_KEYS}{worker}:{job_id}"
+
+
+def told_settings(connection: Redis) -> dict[str, Any]:
+    """Return the service's settings; empty if none has told any.
+
+    Raises:
+        QueueUnavailableError: Redis does not answer.
+    """
+    try:
+        told = connection.get(_SETTINGS_KEY)
+    except RedisError as error:
+        raise _unavailable(error) from error
+    return dict(json.loads(told)) if told else {}
 
 
 def executions_left(queue: Queue) -> dict[str, tuple[str, int]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, JsonValue, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.core.types import MatcherName, OverlapName, RecipeName
@@ -24,12 +24,10 @@ def _alias(name: str) -> AliasChoices:
     return AliasChoices(name)
 
 
-SHARED = (
-    "label_studio_url", "profile", "encoder", "matcher", "recipe", "instances", "overlap", "min_score",
-    "background_labels", "mask_tags",
-    "complete_annotations", "allowed_image_hosts", "max_image_mb", "max_image_mpx",
-)  # fmt: skip
-"""What service and workers have to agree on; a worker that is not told takes the service's."""
+_SHARED: dict[str, JsonValue] = {"is_shared": True}
+"""Of a field that service and workers have to agree on; a worker that is not told takes the service's."""
+_LOCAL: dict[str, JsonValue] = {"is_shared": False}
+"""Of a field that each machine or process has its own of, or that only the service reads."""
 
 
 class Settings(BaseSettings):
@@ -40,47 +38,61 @@ class Settings(BaseSettings):
     label_studio_url: str = Field(
         "http://127.0.0.1:8080",
         validation_alias=_alias("LABEL_STUDIO_URL"),
+        json_schema_extra=_SHARED,
         description="Address of Label Studio as the backend reaches it.",
     )
     label_studio_api_key: SecretStr | None = Field(
         None,
         validation_alias=_alias("LABEL_STUDIO_API_KEY"),
+        json_schema_extra=_LOCAL,
         description="Legacy token or personal access token. Without it the token that Label Studio sends on connecting "
         "is used, which works only where legacy tokens are enabled.",
     )
     redis_url: str | None = Field(
         None,
         validation_alias=_alias("REDIS_URL"),
+        json_schema_extra=_LOCAL,
         description="Redis or Valkey for the job queue. `up` and `demo` start an embedded Valkey without it.",
     )
     database_url: str | None = Field(
         None,
         validation_alias=_alias("DATABASE_URL"),
+        json_schema_extra=_LOCAL,
         description="SQLAlchemy address of the store. Default: SQLite in the data folder.",
     )
-    host: str = Field("127.0.0.1", description="Address that the service binds to.")
-    port: int = Field(9090, ge=0, le=65535, description="Port of the service.")
+    host: str = Field("127.0.0.1", json_schema_extra=_LOCAL, description="Address that the service binds to.")
+    port: int = Field(9090, ge=0, le=65535, json_schema_extra=_LOCAL, description="Port of the service.")
     public_url: str | None = Field(
-        None, description="Address of the service as Label Studio reaches it, if a proxy changes it on the way."
+        None,
+        json_schema_extra=_LOCAL,
+        description="Address of the service as Label Studio reaches it, if a proxy changes it on the way.",
     )
     env_file: Path = Field(
         Path(".env"),
+        json_schema_extra=_LOCAL,
         description="File that commands read further variables from, lines `NAME=value`; what the environment says "
         "takes precedence.",
     )
-    data_dir: Path = Field(Path("data"), description="Folder of the SQLite store, the feature cache and the logs.")
+    data_dir: Path = Field(
+        Path("data"),
+        json_schema_extra=_LOCAL,
+        description="Folder of the SQLite store, the feature cache and the logs.",
+    )
     profile: str = Field(
         "lite",
+        json_schema_extra=_SHARED,
         description="Which models: `lite` needs no download; `mobile`, `base`, `large`, `sam2`: `weights fetch "
         "PROFILE`.",
     )
     encoder: str | None = Field(
         None,
+        json_schema_extra=_SHARED,
         description="timm's name of another encoder in place of the profile's (not `lite`), e.g. "
         "`vit_base_patch16_dinov3`; its weights: `weights import PATH --as NAME`.",
     )
     segmenter: str | None = Field(
         None,
+        json_schema_extra=_SHARED,
         description="Another segmenter in place of the profile's (not `lite`): `mobile_sam`, `sam_vit_b`, `sam_vit_l`, "
         "`sam_vit_h`, `sam2.1_hiera_tiny`, `_small`, `_base_plus` or `_large`; its weights: `weights fetch NAME`. Or a "
         "checkpoint of their layout: `weights import PATH --as NAME`.",
@@ -89,38 +101,52 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=64,
+        json_schema_extra=_SHARED,
         description="Directions of a blank image's features that are taken out of every image's (not `lite`): what "
         "marks where a patch is, not what it shows. 0: none. Not measured with real weights (docs/models.md).",
     )
     weights_dir: Path | None = Field(
-        None, description="Folder of model weights. Default: `weights` in the data folder."
+        None, json_schema_extra=_LOCAL, description="Folder of model weights. Default: `weights` in the data folder."
     )
     weights_mirror: str | None = Field(
         None,
+        json_schema_extra=_LOCAL,
         description="Folder to download weights from in place of their publishers: https:, http: or file: address.",
     )
-    device: str = Field("auto", description="Where models run: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`.")
+    device: str = Field(
+        "auto",
+        json_schema_extra=_LOCAL,
+        description="Where models run: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`.",
+    )
     prefetch_tasks: int = Field(
-        2, ge=0, le=20, description="Tasks whose images are encoded ahead when one is opened; 0: none."
+        2,
+        ge=0,
+        le=20,
+        json_schema_extra=_LOCAL,
+        description="Tasks whose images are encoded ahead when one is opened; 0: none.",
     )
     matcher: MatcherName = Field(
         "posterior",
+        json_schema_extra=_SHARED,
         description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, "
         "`sinkhorn`, `hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
         '`{"matcher": ...}` go before it.',
     )
     recipe: RecipeName = Field(
         "prior",
+        json_schema_extra=_SHARED,
         description="How masks are made of the score map: `prior`, or the `paper`'s own. A project's extra params "
         '`{"recipe": ...}` go before it.',
     )
     instances: bool = Field(
         False,
+        json_schema_extra=_SHARED,
         description="True for one region an object, false for one region a label. A project's extra params "
         '`{"instances": true}` go before it.',
     )
     overlap: OverlapName = Field(
         "exclusive",
+        json_schema_extra=_SHARED,
         description="`exclusive`: a pixel has one label at most; `allowed`: labels may lie on one another, as a lesion "
         'on a leaf. A project\'s extra params `{"overlap": ...}` go before it.',
     )
@@ -128,62 +154,107 @@ class Settings(BaseSettings):
         0.2,
         ge=0,
         le=1,
+        json_schema_extra=_SHARED,
         description="Regions whose expected IoU is below this are not returned. A project's extra params "
         '`{"min_score": 0.3}` go before it.',
     )
     background_labels: Annotated[frozenset[str], NoDecode] = Field(
         frozenset({"background"}),
+        json_schema_extra=_SHARED,
         description="Labels that mean «not the object», comma-separated, whatever their case.",
     )
     mask_tags: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
+        json_schema_extra=_SHARED,
         description="Names of BrushLabels controls whose strokes are finished masks, not scribbles; comma-separated.",
     )
     complete_annotations: bool = Field(
-        False, description="True if annotators mark every object of an image: all else is then background."
+        False,
+        json_schema_extra=_SHARED,
+        description="True if annotators mark every object of an image: all else is then background.",
     )
     predict_budget_s: float = Field(
-        60.0, gt=0, le=95, description="Seconds after which a batch /predict answers and hands the rest to the queue."
+        60.0,
+        gt=0,
+        le=95,
+        json_schema_extra=_LOCAL,
+        description="Seconds after which a batch /predict answers and hands the rest to the queue.",
     )
     reference_wait_s: float = Field(
-        2.0, ge=0, le=10, description="Seconds that the prediction of one task waits for an annotation just submitted."
+        2.0,
+        ge=0,
+        le=10,
+        json_schema_extra=_LOCAL,
+        description="Seconds that the prediction of one task waits for an annotation just submitted.",
     )
     gone_project_days: float = Field(
         14.0,
         ge=0,
+        json_schema_extra=_LOCAL,
         description="Days after which the data of a project is deleted that Label Studio does not have any more; it is "
         "asked once more before. `forget` deletes at once.",
     )
     propagate_after_references: int = Field(
-        0, ge=0, description="New references after which a project is propagated by itself; 0: only when asked."
+        0,
+        ge=0,
+        json_schema_extra=_LOCAL,
+        description="New references after which a project is propagated by itself; 0: only when asked.",
     )
-    cache_mb: float = Field(2048.0, ge=0, description="Bound of the feature cache on disk, MB.")
-    max_image_mb: float = Field(100.0, gt=0, description="Largest image file that is downloaded, MB.")
-    max_image_mpx: float = Field(120.0, gt=0, description="Largest image that is decoded, megapixels.")
-    download_timeout_s: float = Field(20.0, gt=0, description="Time for one image download, seconds.")
+    cache_mb: float = Field(
+        2048.0, ge=0, json_schema_extra=_LOCAL, description="Bound of the feature cache on disk, MB."
+    )
+    max_image_mb: float = Field(
+        100.0, gt=0, json_schema_extra=_SHARED, description="Largest image file that is downloaded, MB."
+    )
+    max_image_mpx: float = Field(
+        120.0, gt=0, json_schema_extra=_SHARED, description="Largest image that is decoded, megapixels."
+    )
+    download_timeout_s: float = Field(
+        20.0, gt=0, json_schema_extra=_LOCAL, description="Time for one image download, seconds."
+    )
     allowed_image_hosts: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
+        json_schema_extra=_SHARED,
         description="Hosts other than Label Studio that images may come from, `host` or `host:port`, comma-separated.",
     )
-    basic_auth_user: str | None = Field(None, description="User that Label Studio has to name (basic auth).")
-    basic_auth_pass: SecretStr | None = Field(None, description="Password that goes with it.")
+    basic_auth_user: str | None = Field(
+        None, json_schema_extra=_LOCAL, description="User that Label Studio has to name (basic auth)."
+    )
+    basic_auth_pass: SecretStr | None = Field(None, json_schema_extra=_LOCAL, description="Password that goes with it.")
     webhook_secret: SecretStr | None = Field(
         None,
+        json_schema_extra=_LOCAL,
         description="What Label Studio's webhooks show in place of the password, which everybody who may edit a "
         "project could read there. Default: derived from user and password.",
     )
     service_threads: int = Field(
-        24, ge=2, le=256, description="Requests that the service answers at a time; three quarters of them predictions."
+        24,
+        ge=2,
+        le=256,
+        json_schema_extra=_LOCAL,
+        description="Requests that the service answers at a time; three quarters of them predictions.",
     )
     torch_threads: int = Field(
-        0, ge=0, le=256, description="Threads of one model call; 0: PyTorch's choice, with a GPU one."
+        0,
+        ge=0,
+        le=256,
+        json_schema_extra=_LOCAL,
+        description="Threads of one model call; 0: PyTorch's choice, with a GPU one.",
     )
     local_workers: int = Field(
-        1, ge=1, le=64, description="Workers on this machine: each takes its share of the cores. `up` tells its own."
+        1,
+        ge=1,
+        le=64,
+        json_schema_extra=_LOCAL,
+        description="Workers on this machine: each takes its share of the cores. `up` tells its own.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", json_schema_extra=_LOCAL, description="How much is logged."
+    )
     log_format: Literal["text", "json"] = Field(
-        "text", description="`text`, or `json`: one object a line, with a request's or job's figures by name."
+        "text",
+        json_schema_extra=_LOCAL,
+        description="`text`, or `json`: one object a line, with a request's or job's figures by name.",
     )
 
     @field_validator("background_labels", "mask_tags", "allowed_image_hosts", mode="before")
@@ -242,6 +313,15 @@ def _check_sendable(name: str, value: str | None) -> None:
             f"{name} must be of Latin-1 letters, digits and signs, without line ends, since Label Studio can send no "
             "others; got some other character: choose another value"
         )
+
+
+def _is_shared(field: str) -> bool:
+    extra = Settings.model_fields[field].json_schema_extra
+    return isinstance(extra, dict) and extra["is_shared"] is True
+
+
+SHARED = tuple(field for field in Settings.model_fields if _is_shared(field))
+"""What service and workers have to agree on."""
 
 
 def environment_name(field: str) -> str:
@@ -305,3 +385,16 @@ def with_shared(settings: Settings, told: Mapping[str, Any]) -> Settings:
     """
     unset = {name: told[name] for name in SHARED if name in told and name not in settings.model_fields_set}
     return load_settings(**{name: getattr(settings, name) for name in settings.model_fields_set}, **unset)
+
+
+def differing(settings: Settings, told: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence for each shared setting that is another in the service; none if no service has told any.
+
+    Not for the address of Label Studio: each machine may reach it by another.
+    """
+    own = shared_settings(settings)
+    return tuple(
+        f"{environment_name(name)} is {own[name]!r} here and {told[name]!r} in the service"
+        for name in SHARED
+        if name in told and name != "label_studio_url" and told[name] != own[name]
+    )

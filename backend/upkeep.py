@@ -10,6 +10,7 @@ from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.projects import Projects
 from backend.projects.propagation_pauses import is_paused
+from backend.settings import shared_settings
 from backend.store.records import PropagationFilter
 
 logger = logging.getLogger(__name__)
@@ -44,16 +45,31 @@ class Upkeep:
     def _run(self) -> None:
         wait = threading.Event()
         while not wait.wait(_EVERY_S):
+            self.do_all()
+
+    def do_all(self) -> None:
+        """Do what is due; what fails is logged, and keeps nothing else from being done."""
+        failed = set()
+        for work in (
+            self.tell_settings,
+            self.reconcile_due,
+            self.take_in_pending,
+            self.propagate_due,
+            self.authorize_webhooks,
+            self.look_for_gone,
+        ):
             try:
-                self.reconcile_due()
-                self.take_in_pending()
-                self.propagate_due()
-                self.authorize_webhooks()
-                self.look_for_gone()
+                work()
             except SoftmatcherError as error:
-                logger.warning("upkeep: %s", error)
+                failed.add(str(error))
             except Exception:
                 logger.exception("upkeep")
+        for reason in sorted(failed):
+            logger.warning("upkeep: %s", reason)
+
+    def tell_settings(self) -> None:
+        """Leave the settings for workers, again and again: the queue may lose its data."""
+        self._queue.tell_settings(shared_settings(self._projects.settings))
 
     def reconcile_due(self) -> None:
         """Queue a reconciliation of each project that is marked, and take the mark off."""

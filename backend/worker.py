@@ -1,5 +1,6 @@
 """The RQ worker: models loaded once a process, jobs one after the other, at a lower priority than the service."""
 
+import json
 import logging
 import os
 import threading
@@ -9,12 +10,13 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue, SimpleWorker
+from rq import Queue, SimpleWorker, worker_registration
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import (
     BEAT_S,
+    DIFFERENCES_FIELD,
     LEASE_S,
     QUEUES,
     JobQueue,
@@ -22,15 +24,17 @@ from backend.jobs import (
     claim_key,
     score_by_own_clock,
     share_figures,
+    told_settings,
     use_projects,
 )
 from backend.models.accelerator import choose_device
 from backend.projects import open_projects
-from backend.settings import LANES, SHARED, Settings, environment_name, shared_settings, with_shared
+from backend.settings import LANES, Settings, differing, with_shared
 from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
 
+START_AGAIN = "start this worker again, with the service's settings or without any of its own"
 NICENESS = 5
 """The service answers people: on shared cores its calls get about three times a worker's time. Not more: labelers wait
 for references too, and workers make these."""
@@ -42,9 +46,38 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     SimpleWorker itself sends none during a job: the job of a killed worker would look alive until its timeout.
     """
 
+    settings: Settings | None = None
+    """What this worker works with; None: they are not compared with the service's."""
+    differences: tuple[str, ...] = ()
+    """Settings that are others in the service."""
+
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """Live for another `LEASE_S` seconds."""
+        """Live for another `LEASE_S` seconds; register again, since the queue may have lost its data."""
         super().heartbeat(LEASE_S, pipeline)
+        if self.birth_date is None:
+            return
+        connection = self.connection if pipeline is None else pipeline
+        worker_registration.register(self, connection)
+        told = {**self.serialize(), "state": self.get_state(), DIFFERENCES_FIELD: json.dumps(self.differences)}
+        connection.hset(self.key, mapping=told)
+
+    def register_job_again(self, job: Any, execution: Any) -> None:
+        """List a running job as running, also if the queue lost its data meanwhile: others would take its tasks."""
+        with self.connection.pipeline() as pipeline:
+            job.started_job_registry.add_execution(execution, pipeline=pipeline, ttl=LEASE_S)
+            pipeline.execute()
+
+    def compare_settings(self, told: Mapping[str, Any]) -> None:
+        """Warn of settings that are others in the service, once for each change: it may have been started anew."""
+        if self.settings is None or not told:
+            return  # a queue that lost its data is told again within seconds
+        found = differing(self.settings, told)
+        if found != self.differences:
+            self.differences = found
+            if found:
+                logger.warning("%s: predictions depend on who makes them; %s", "; ".join(found), START_AGAIN)
+            else:
+                logger.info("settings are the service's again")
 
     def get_heartbeat_ttl(self, job: Any, working_time: float = 0.0) -> int:
         """How long a job counts as running without a sign of life, s."""
@@ -58,6 +91,8 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
 
     def execute_job(self, job: Any, queue: Any) -> None:
         """Run a job, with heartbeats from a thread beside it."""
+        with suppress(QueueUnavailableError):
+            self.compare_settings(told_settings(self.connection))
         execution = self.prepare_execution(job)
         self.heartbeat()
         is_over = threading.Event()
@@ -72,6 +107,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
                 say_alive()
                 with suppress(RedisError, QueueUnavailableError):
                     self.maintain_heartbeats(job, execution)
+                    self.register_job_again(job, execution)
                     share_figures()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -84,6 +120,8 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
             thread.join()
             with suppress(RedisError):
                 self.connection.delete(claim)
+                # The last heartbeat may have come after the job's end.
+                job.started_job_registry.remove_execution(execution)
             with suppress(QueueUnavailableError):
                 share_figures()
         self.set_state("idle")
@@ -96,16 +134,8 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
 def _as_the_service(settings: Settings, told: Mapping[str, Any]) -> Settings:
     """Masks must not depend on who predicts."""
     if not told:
-        logger.warning("no service has told its settings yet: this worker goes by its own environment")
-    agreed = with_shared(settings, told)
-    own = shared_settings(agreed)
-    for name in SHARED:
-        if name in told and name != "label_studio_url" and told[name] != own[name]:
-            logger.warning(
-                "%s is %r here and %r in the service: predictions will depend on who makes them",
-                environment_name(name), own[name], told[name],
-            )  # fmt: skip
-    return agreed
+        logger.info("no service has told its settings yet: this worker goes by its own environment")
+    return with_shared(settings, told)
 
 
 def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
@@ -123,7 +153,8 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     redis_url = settings.redis_url
     jobs = JobQueue(redis_url)
     jobs.ping()
-    settings = _as_the_service(settings, jobs.told_settings())
+    told = jobs.told_settings()
+    settings = _as_the_service(settings, told)
     with suppress(OSError):
         os.nice(NICENESS)
     # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
@@ -148,6 +179,8 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
         worker_ttl=LEASE_S,
         maintenance_interval=LEASE_S,
     )
+    worker.settings = settings
+    worker.compare_settings(told)
     try:
         worker.work(burst=is_burst, logging_level="WARNING")
     finally:

@@ -399,6 +399,7 @@ class PatientQueue:
         self.jobs: list[tuple[str, tuple[Any, ...]]] = []
         self.live_claims: set[str] = set()
         self.is_down = False
+        self.told: dict[str, Any] = {}
 
     def _add(self, name: str, *args: Any) -> str:
         if self.is_down:
@@ -438,6 +439,10 @@ class PatientQueue:
             return False
         self._add(*job)
         return True
+
+    def tell_settings(self, told: Mapping[str, Any]) -> None:
+        self._add("tell_settings", dict(told))
+        self.told = self.jobs.pop()[1][0]
 
     def is_claim_alive(self, claim: str) -> bool:
         return claim in self.live_claims

@@ -1,6 +1,7 @@
 """Jobs through a real queue: an embedded Valkey, a worker that takes what the service enqueued."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ from rq import registry as rq_registry
 from rq.serializers import JSONSerializer
 
 from backend import jobs
+from backend import worker as worker_module
+from backend.cli.doctor import _queue as check_queue
 from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.processes import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import QUEUES, JobQueue
 from backend.projects.propagation_work import Worked
-from backend.settings import load_settings
+from backend.settings import load_settings, shared_settings
 from backend.store.records import PropagationFilter
 from backend.worker import LEASE_S, HeartbeatWorker
 from backend.worker_names import own_name
@@ -332,3 +335,91 @@ def test_jobs_of_workers_that_could_not_reach_the_queue_are_not_given_to_others_
     queue.connection.zadd(f"rq:wip:{jobs.PROPAGATIONS}", {execution.composite_key: 1})
     worker.clean_registries()
     assert rq_queue.job_ids == [], "the queue came back a moment ago"
+
+
+def _a_worker(queue: JobQueue) -> HeartbeatWorker:
+    queues = [Queue(name, connection=queue.connection, serializer=JSONSerializer) for name in QUEUES]
+    return HeartbeatWorker(queues, connection=queue.connection, serializer=JSONSerializer)
+
+
+def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
+    backend: Backend, propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, key, identifier = propagation
+    monkeypatch.setattr(worker_module, "BEAT_S", 0.02)
+    backend.projects.propagation_plans.plan(identifier)
+    queue.propagate(key, identifier)
+    worker, fetch, seen, one_at_a_time = _a_worker(queue), backend.label_studio.fetch, {}, threading.Lock()
+
+    def are_claims_alive() -> bool:
+        return all(map(queue.is_claim_alive, backend.projects.store.propagation_tasks.claims(identifier)))
+
+    def lose_the_queue(url: str, task_id: int | None) -> bytes:
+        with one_at_a_time:
+            if not seen:
+                queue.connection.flushall()
+                seen["lost"] = queue.count_workers()
+                monkeypatch.setattr(jobs, "LEASE_S", 0)  # the queue runs for longer than a lease
+                for _ in range(500):
+                    seen["again"] = queue.count_workers(), are_claims_alive()
+                    if all(seen["again"]):
+                        break
+                    time.sleep(0.02)
+                seen["job"] = queue.ensure_propagation_jobs(key, identifier, 5)
+        return fetch(url, task_id)
+
+    backend.label_studio.fetch = lose_the_queue  # type: ignore[method-assign]
+    worker.work(burst=True, logging_level="ERROR")
+    assert seen["lost"] == 0
+    assert seen["again"] == (1, True)
+    assert seen["job"] == 0, "the job that runs is not queued a second time"
+    assert backend.projects.store.propagations.get(identifier).state == "done"
+    assert sorted(item["task"] for item in backend.label_studio.imported) == list(range(1, 11))
+    assert queue.connection.zcard(f"rq:wip:{jobs.PROPAGATIONS}") == 0, "nothing is listed after its end"
+
+
+def test_idle_worker_is_visible_again_after_the_queue_lost_its_data(redis_url: str) -> None:
+    queue = JobQueue(redis_url)
+    worker = _a_worker(queue)
+    worker.register_birth()
+    worker.set_state("idle")
+    queue.connection.flushall()
+    worker.heartbeat()
+    assert queue.count_workers() == 1
+    assert check_worker(load_settings(redis_url=redis_url)).startswith("worker idle")
+    assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
+
+
+def test_service_that_starts_again_with_another_matcher_is_noticed_by_its_workers(
+    propagation: tuple[JobQueue, str, int], redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue, key, _ = propagation
+    worker = _a_worker(queue)
+    worker.settings = load_settings()
+    queue.tell_settings(shared_settings(worker.settings))
+    queue.reconcile(key)
+    worker.work(burst=True, logging_level="ERROR")
+    assert queue.differences() == []
+    queue.tell_settings(shared_settings(load_settings(matcher="prototype")))
+    worker = _a_worker(queue)
+    worker.settings = load_settings()
+    worker.register_birth()
+    for _ in range(2):
+        worker.compare_settings(queue.told_settings())
+    worker.heartbeat()
+    said = "SOFTMATCHER_MATCHER is 'posterior' here and 'prototype' in the service"
+    assert [said in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
+    assert [said in one for one in queue.differences()] == [True]
+    check = check_queue(load_settings(redis_url=redis_url))
+    assert check.is_ok is False
+    assert said in check.finding
+
+
+def test_each_job_compares_the_settings(propagation: tuple[JobQueue, str, int]) -> None:
+    queue, key, _ = propagation
+    queue.tell_settings(shared_settings(load_settings(matcher="prototype")))
+    queue.reconcile(key)
+    worker = _a_worker(queue)
+    worker.settings = load_settings()
+    worker.work(burst=True, logging_level="ERROR")
+    assert len(worker.differences) == 1

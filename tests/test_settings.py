@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigurationError
-from backend.settings import Settings, environment_name, load_settings, shared_settings, with_shared
+from backend.settings import (
+    SHARED,
+    Settings,
+    differing,
+    environment_name,
+    load_settings,
+    shared_settings,
+    with_shared,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,6 +83,24 @@ def test_worker_takes_from_the_service_what_it_is_not_told_itself(monkeypatch: p
     assert worker.matcher == "prototype", "its own environment goes before"
     assert (worker.redis_url, worker.torch_threads, worker.label_studio_api_key) == ("redis://queue/0", 0, None)
     assert with_shared(load_settings(), {}) == load_settings()
+
+
+def test_every_setting_is_declared_shared_or_local() -> None:
+    for name, field in Settings.model_fields.items():
+        declared = field.json_schema_extra
+        assert isinstance(declared, dict), f"{name} must be declared: json_schema_extra=_SHARED or _LOCAL"
+        assert isinstance(declared.get("is_shared"), bool), f"{name} must be declared _SHARED or _LOCAL"
+    assert {"profile", "encoder", "segmenter", "positional_rank", "matcher", "mask_tags"} <= set(SHARED)
+    assert not {name for name in SHARED if "Secret" in str(Settings.model_fields[name].annotation)}
+
+
+def test_settings_that_differ_are_named() -> None:
+    told = shared_settings(load_settings(segmenter="sam_vit_b", label_studio_url="http://inside:8080"))
+    assert differing(load_settings(), told) == ("SOFTMATCHER_SEGMENTER is None here and 'sam_vit_b' in the service",), (
+        "and the address of Label Studio may be another from each machine"
+    )
+    assert differing(load_settings(segmenter="sam_vit_b"), json.loads(json.dumps(told))) == ()
+    assert differing(load_settings(), {}) == ()
 
 
 def test_service_of_another_release_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

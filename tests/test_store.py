@@ -482,12 +482,12 @@ class TestPending:
 
 
 class TestClock:
+    # All processes of a SQLite file share a machine.
+    @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
     @pytest.mark.parametrize("ahead_s", [-25.0, 25.0])
     def test_of_the_machine_does_not_count_on_postgresql(
         self, url: str, monkeypatch: pytest.MonkeyPatch, ahead_s: float
     ) -> None:
-        if url.startswith("sqlite"):
-            pytest.skip("all processes of a SQLite file share a machine")
         with closing(Store(url)) as service, closing(Store(url)) as worker:
             service.create_tables()
             service.save_project(KEY)

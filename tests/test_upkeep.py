@@ -7,6 +7,7 @@ import pytest
 from backend import jobs
 from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import LabelStudioError, QueueUnavailableError
+from backend.settings import shared_settings
 from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
 
@@ -131,3 +132,19 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
     monkeypatch.setattr("backend.upkeep.time.monotonic", lambda: 10.0**9)
     upkeep.reconcile_due()
     assert backend.queue.jobs == [(name, (key,))]
+
+
+def test_settings_are_told_again_and_again_and_one_failure_keeps_nothing_else_from_being_done(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep.do_all()
+    assert backend.queue.told == shared_settings(backend.settings)
+    backend.queue.told = {}  # the queue lost its data
+    upkeep.do_all()
+    assert backend.queue.told == shared_settings(backend.settings)
+    looked: list[bool] = []
+    monkeypatch.setattr(upkeep, "look_for_gone", lambda: looked.append(True))
+    backend.queue.is_down = True
+    upkeep.do_all()
+    assert looked == [True], "Label Studio is asked though the queue is away"

@@ -65,6 +65,12 @@ def _queue(settings: Settings) -> Check:
         waiting = sum(queue.waiting().values())
         if not workers:
             raise FindingError("no worker is running: start one with `python -m backend work`, or `make up`")
+        differences = queue.differences()
+        if differences:
+            raise FindingError(
+                f"workers with other settings than the service's, so predictions depend on who makes them: "
+                f"{'; '.join(differences)}. Start them again with the same environment"
+            )
         return f"{workers} workers, {waiting} jobs waiting"
 
     return look("queue", examine)

@@ -82,9 +82,9 @@ class Store:
         self._writing = self._engine.execution_options(is_writing=True)
         self._file = SqliteFile(self._engine, Path(self._url.database or "")) if self._is_sqlite else None
         self._clock = Clock(self._engine)
-        self.propagations = PropagationStore(self._rows, self._write, self.now)
-        self.propagation_tasks = PropagationTaskStore(self._rows, self._write, self.now)
-        self.quality = QualityStore(self._rows, self._write, self.now)
+        self.propagations = PropagationStore(self._rows, self._write, self._about_now)
+        self.propagation_tasks = PropagationTaskStore(self._rows, self._write, self._about_now)
+        self.quality = QualityStore(self._rows, self._write, self._about_now)
         forget_connections_after_fork(self._engine)
 
     def close(self) -> None:
@@ -95,6 +95,10 @@ class Store:
 
     def now(self) -> float:
         """Return the time that all processes of this database agree on, unix s: all times in its rows are of it."""
+        with named_errors(self._name):
+            return self._clock(is_exact=True)
+
+    def _about_now(self) -> float:
         with named_errors(self._name):
             return self._clock()
 
@@ -186,7 +190,9 @@ class Store:
         """
         mine = (tables.projects.c.key == key) & tables.projects.c.gone_since.is_(None)
         with self._write() as connection:
-            is_new = connection.execute(sa.update(tables.projects).where(mine).values(gone_since=self.now())).rowcount
+            is_new = connection.execute(
+                sa.update(tables.projects).where(mine).values(gone_since=self._about_now())
+            ).rowcount
         for record in self.propagations.active(key):
             self.propagations.fail(record.id, reason)
         return bool(is_new)

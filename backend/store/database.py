@@ -156,7 +156,7 @@ def add_missing_columns(connection: sa.Connection, metadata: sa.MetaData) -> Non
 class Clock:
     """The time that all processes of a database agree on, unix s: clocks of their machines may be far apart.
 
-    With PostgreSQL that is the server's, asked for once a minute. All processes of a SQLite file share a machine.
+    With PostgreSQL that is the server's. All processes of a SQLite file share a machine.
 
     Args:
         engine: of the database.
@@ -168,8 +168,12 @@ class Clock:
         self._asked: tuple[float, float] | None = None
         """The server's time, and this process' monotonic clock then."""
 
-    def __call__(self) -> float:
+    def __call__(self, *, is_exact: bool = False) -> float:
         """Return the time now.
+
+        Args:
+            is_exact: True to ask the server, so that what comes after another process' time is later than it. False is
+                some milliseconds off, and asks once a minute.
 
         Raises:
             sqlalchemy.exc.DBAPIError: the server has to be asked and does not answer.
@@ -177,7 +181,7 @@ class Clock:
         if self._is_sqlite:
             return time.time()
         asked = self._asked
-        if asked is None or time.monotonic() - asked[1] > _CLOCK_KEPT_S:
+        if is_exact or asked is None or time.monotonic() - asked[1] > _CLOCK_KEPT_S:
             with self._engine.connect() as connection:
                 told = connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())"))
             asked = self._asked = (float(told or 0.0), time.monotonic())
