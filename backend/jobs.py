@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from rq import Queue, Retry, Worker, get_current_job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -75,6 +75,26 @@ def ask_to_stop() -> None:
     """Let the running job give back what it has not begun: the worker is to end."""
     _stopping.set()
     stop_decoding(after_s=DECODING_ENDS_AFTER_S)
+
+
+def is_stopping() -> bool:
+    """Return whether this process was asked to end."""
+    return _stopping.is_set()
+
+
+def wait_to_stop(seconds: float) -> bool:
+    """Wait until this process is asked to end, or so long; whether it was."""
+    deadline = time.monotonic() + seconds
+    # Not the event's own wait: a signal's handler that sets it could meet its lock taken by this thread.
+    while not _stopping.is_set() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return _stopping.is_set()
+
+
+def leave_for_maintenance(project_key: str) -> None:
+    """Have a project looked through later: the queue gave out one of its jobs and could not note that it began."""
+    projects, _ = _current()
+    projects.store.mark_for_reconcile(project_key)
 
 
 def share_figures() -> None:
@@ -530,4 +550,11 @@ def _propagation_job(propagation_id: int) -> str:
 
 
 def _unavailable(error: RedisError) -> QueueUnavailableError:
+    if isinstance(error, OutOfMemoryError):
+        return QueueUnavailableError(
+            "Redis is at its memory limit and takes no more jobs: raise its maxmemory, or give it room; what was "
+            "announced is taken in then"
+        )
+    if isinstance(error, ResponseError):
+        return QueueUnavailableError(f"Redis refuses ({error}): see that it has room on disk and is no replica")
     return QueueUnavailableError(f"Redis does not answer ({type(error).__name__}): check REDIS_URL and that it runs")

@@ -4,13 +4,14 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker, worker_registration
+from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
@@ -22,10 +23,13 @@ from backend.jobs import (
     JobQueue,
     ask_to_stop,
     claim_key,
+    is_stopping,
+    leave_for_maintenance,
     score_by_own_clock,
     share_figures,
     told_settings,
     use_projects,
+    wait_to_stop,
 )
 from backend.models.accelerator import choose_device
 from backend.projects import open_projects
@@ -34,6 +38,7 @@ from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
 
+AGAIN_AFTER_S = 5.0
 START_AGAIN = "start this worker again, with the service's settings or without any of its own"
 NICENESS = 5
 """The service answers people: on shared cores its calls get about three times a worker's time. Not more: labelers wait
@@ -93,8 +98,13 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         """Run a job, with heartbeats from a thread beside it."""
         with suppress(QueueUnavailableError):
             self.compare_settings(told_settings(self.connection))
-        execution = self.prepare_execution(job)
-        self.heartbeat()
+        try:
+            execution = self.prepare_execution(job)
+            self.heartbeat()
+        except RedisError:
+            # It is in no list any more. What propagations lack is seen in the store, all else by looking through.
+            leave_for_maintenance(str(job.args[0]))
+            raise
         is_over = threading.Event()
         claim = claim_key(self.name, job.id)
 
@@ -138,6 +148,30 @@ def _as_the_service(settings: Settings, told: Mapping[str, Any]) -> Settings:
     return with_shared(settings, told)
 
 
+def work_once(
+    queues: Sequence[Queue], connection: Redis, settings: Settings, told: Mapping[str, Any], *, is_burst: bool
+) -> None:
+    """Serve the queues until this process is to end, or the queue fails."""
+    worker = HeartbeatWorker(
+        queues,
+        name=own_name(),
+        connection=connection,
+        serializer=JSONSerializer,
+        worker_ttl=LEASE_S,
+        maintenance_interval=LEASE_S,
+    )
+    worker.settings = settings
+    worker.compare_settings(told)
+    try:
+        # What is left of a former try, which could not sign off: RQ takes it for another worker.
+        connection.delete(worker.key)
+        worker.work(burst=is_burst, logging_level="WARNING")
+    except RedisError as error:
+        if is_burst:
+            raise
+        logger.error("queue: %s", error)
+
+
 def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     """Serve the queues until SIGTERM or SIGINT, or with `is_burst` until they are empty.
 
@@ -171,18 +205,15 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     use_projects(projects, jobs)
     connection = Redis.from_url(redis_url)
     queues = [Queue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES]
-    worker = HeartbeatWorker(
-        queues,
-        name=own_name(),
-        connection=connection,
-        serializer=JSONSerializer,
-        worker_ttl=LEASE_S,
-        maintenance_interval=LEASE_S,
-    )
-    worker.settings = settings
-    worker.compare_settings(told)
     try:
-        worker.work(burst=is_burst, logging_level="WARNING")
+        # A signal between two tries raises StopRequested, too.
+        with suppress(StopRequested):
+            work_once(queues, connection, settings, told, is_burst=is_burst)
+            # RQ ends its loop at any error that it does not expect: a queue at its memory limit, say.
+            while not (is_burst or is_stopping()):
+                logger.error("the queue failed (its log line is above): this worker goes on in %.0f s", AGAIN_AFTER_S)
+                if not wait_to_stop(AGAIN_AFTER_S):
+                    work_once(queues, connection, settings, told, is_burst=is_burst)
     finally:
         use_projects(None)
         projects.close()

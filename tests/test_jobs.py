@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 from rq import Queue, SimpleWorker
 from rq import executions as rq_executions
 from rq import registry as rq_registry
@@ -423,3 +424,42 @@ def test_each_job_compares_the_settings(propagation: tuple[JobQueue, str, int]) 
     worker.settings = load_settings()
     worker.work(burst=True, logging_level="ERROR")
     assert len(worker.differences) == 1
+
+
+def test_worker_comes_back_from_a_queue_at_its_memory_limit_and_nothing_is_lost(
+    backend: Backend, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
+    backend.label_studio.annotate(10, 1, [POINT])
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    backend.projects.store.save_project(key, needs_reconcile=False)
+    queue = JobQueue(redis_url)
+    jobs.use_projects(backend.projects, queue)
+    queue.reconcile(key)
+    queue.connection.config_set("maxmemory", 1)
+    with pytest.raises(QueueUnavailableError, match="memory limit"):
+        queue.take_in_annotation(key, 10)
+    queues = [Queue(name, connection=queue.connection, serializer=JSONSerializer) for name in QUEUES]
+    for _ in range(2):
+        worker_module.work_once(queues, queue.connection, backend.settings, {}, is_burst=False)
+    queue.connection.config_set("maxmemory", 0)
+    worker_module.work_once(queues, queue.connection, backend.settings, {}, is_burst=True)
+    assert backend.projects.count_references() == {"1": 1}
+
+
+def test_job_that_cannot_be_noted_as_begun_is_made_up_for(backend: Backend, redis_url: str) -> None:
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    backend.projects.store.save_project(key, needs_reconcile=False)
+    queue = JobQueue(redis_url)
+    jobs.use_projects(backend.projects, queue)
+    queue.reconcile(key)
+    rq_queue = Queue(jobs.REFERENCES, connection=queue.connection, serializer=JSONSerializer)
+    job = rq_queue.fetch_job(rq_queue.pop_job_id())
+    worker = _a_worker(queue)
+    worker.register_birth()
+    queue.connection.config_set("maxmemory", 1)
+    with pytest.raises(OutOfMemoryError):
+        worker.execute_job(job, rq_queue)
+    project = backend.projects.store.project(key)
+    assert project is not None
+    assert project.needs_reconcile
