@@ -143,7 +143,7 @@ def test_points_of_one_object_add_up_where_the_segmenter_says_so() -> None:
     scribble = Scribble(SIZE_HW, points((18, 31), (22, 31)))
     (added,) = find_marked_objects(cut, scribble, points_add_up=True)
     assert np.array_equal(added.found.mask, DISCS[0])
-    assert 0.5 < added.found.score < 0.6
+    assert added.found.score == 0.6
     (together,) = find_marked_objects(cut, scribble, points_add_up=False)
     assert np.array_equal(together.found.mask, DISCS[0] & (_Y > 30))
 
@@ -159,3 +159,20 @@ def test_more_marks_than_the_most_are_cut_as_one() -> None:
     world = DrawnWorld()
     find(world, Scribble(SIZE_HW, positive_strokes=dots))
     assert len(world.asked) == 1
+
+
+def test_a_part_beside_the_first_mask_is_of_the_same_object() -> None:
+    def cut(scribble: Scribble) -> ScoredMask:
+        left, right = DISCS[0] & (_X < 20), DISCS[0] & (_X >= 20)
+        marked, _ = painted_masks(scribble)
+        if (marked & left).any() and (marked & right).any():
+            return ScoredMask(whole, 0.7)
+        return ScoredMask(left if (marked & left).any() else right, 0.9)
+
+    whole = DISCS[0]
+    parts = Scribble(SIZE_HW, points((14, 30)), positive_strokes=strokes((24, 24, 28, 34)))
+    (only,) = find_marked_objects(cut, parts, points_add_up=False)
+    assert np.array_equal(only.found.mask, DISCS[0])
+    # What leaves a part out is no better: two coins that touch stay two.
+    whole = DISCS[0] & (_X < 20)
+    assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2

@@ -14,7 +14,7 @@ import pytest
 
 from backend.cli.label_studio_server import LabelStudio, intersection_over_union, mask_of_regions
 from backend.cli.processes import free_port
-from backend.cli.sample import COIN
+from backend.cli.sample import COIN, LABEL_CONFIG
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.flaky_proxy import FlakyProxy
 from tests.e2e.propagation_scene import (
@@ -80,6 +80,29 @@ def test_start_training_predicts_every_task_once_and_replaces_what_is_out_of_dat
     shown = mask_of_regions(predictions[-1]["result"], COIN, SAMPLES[TARGETS[0]].size_hw)
     # How good masks are is shown elsewhere: here, that they are this image's.
     assert intersection_over_union(shown, SAMPLES[TARGETS[0]].masks[COIN]) > 0.2
+
+
+def test_a_brush_renamed_in_the_middle_loses_no_prediction(marked: Project) -> None:
+    """Label Studio answers imports of a control that it does not have (any more) with 201 and drops them."""
+    first = wait_for_end(marked, start(marked))
+    assert_each_task_once(marked, first)
+    marked.annotate("tile-0", point_on(TARGETS[0], 1))
+    marked.wait_for_references(2)
+    second = start(marked)
+    wait_until(lambda: status(marked, second)["counts"]["done"] > 2, "some tasks are done", 120)
+    assert status(marked, second)["counts"]["done"] < COUNT, "it was to be in the middle"
+    renamed = LABEL_CONFIG.replace('<BrushLabels name="brush"', '<BrushLabels name="renamed"')
+    marked.label_studio.call("PATCH", f"/api/projects/{marked.id}/", json={"label_config": renamed})
+    ended = wait_for_end(marked, second)
+    per_task = own_predictions(marked)
+    assert {len(versions) for versions in per_task.values()} == {1}, "each task has its old or its new prediction"
+    assert ended["counts"]["done"] + ended["counts"]["failed"] == COUNT, ended
+    assert all(failure["reason"] for failure in ended["failures"])
+    third = wait_for_end(marked, start(marked))
+    assert (third["state"], third["counts"]["done"]) == ("done", COUNT), third
+    newest_of = {task: each[-1] for task, each in marked.label_studio.predictions(marked.id).items()}
+    assert {region["from_name"] for each in newest_of.values() for region in each["result"]} == {"renamed"}
+    assert_each_task_once(marked, third)
 
 
 def test_killed_worker_loses_nothing(marked: Project) -> None:
