@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from backend.cli.label_studio_server import LabelStudio
 from backend.cli.processes import free_port
 from tests.e2e.scene import own_environment, wait_until
 
@@ -123,3 +124,12 @@ def test_demo_once_shows_the_main_job_on_three_projects_and_ends_all(
     addresses = re.findall(r"Look at it +(http://127.0.0.1:\d+/projects/\d+/data)", said)
     assert len(set(addresses)) == 3
     assert processes_with(str(data_dir)) == []
+
+
+def test_label_studio_takes_the_label_config_that_is_printed(label_studio: LabelStudio) -> None:
+    labels = ['A & "B" <C>', "it's", "Füße, 錆", "]]>", "100 %"]
+    printed = said_by(["label-config", *labels, "background"], {})
+    project = label_studio.create_project("odd labels", printed)
+    taken = label_studio.project(project)["parsed_label_config"]
+    assert sorted(taken["brush"]["labels"]) == sorted([*labels, "background"])
+    assert sorted(taken["point"]["labels"]) == sorted(taken["box"]["labels"]) == sorted(labels)
