@@ -97,11 +97,13 @@ class _Marks:
 
         found_of = {group: singles[group[0]] if len(group) == 1 else cut_group(group) for group in groups}
         for touching in _touching(found_of):
-            # A part that a first mask left out lies beside it, as the next coin does not.
+            # A part that a first mask left out lies beside it. Sure masks are objects of their own: coins may touch.
             merged = tuple(sorted(number for group in touching for number in group))
-            parts = [found_of[group] for group in touching]
+            parts = [part for part in map(found_of.get, touching) if part is not None]
+            if _mean_score(parts) >= 1 - SURER_TOGETHER:
+                continue
             whole = cut_group(merged)
-            if whole is not None and _holds(whole, [part for part in parts if part is not None]):
+            if whole is not None and _holds(whole, parts):
                 found_of = {group: found for group, found in found_of.items() if group not in touching}
                 found_of[merged] = whole
         objects = [found for found in found_of.values() if found is not None]

@@ -167,12 +167,14 @@ def test_a_part_beside_the_first_mask_is_of_the_same_object() -> None:
         marked, _ = painted_masks(scribble)
         if (marked & left).any() and (marked & right).any():
             return ScoredMask(whole, 0.7)
-        return ScoredMask(left if (marked & left).any() else right, 0.9)
+        return ScoredMask(left if (marked & left).any() else right, score)
 
-    whole = DISCS[0]
+    whole, score = DISCS[0], 0.7
     parts = Scribble(SIZE_HW, points((14, 30)), positive_strokes=strokes((24, 24, 28, 34)))
     (only,) = find_marked_objects(cut, parts, points_add_up=False)
     assert np.array_equal(only.found.mask, DISCS[0])
-    # What leaves a part out is no better: two coins that touch stay two.
+    # What leaves a part out is no better, and two coins that touch stay two where both are sure.
     whole = DISCS[0] & (_X < 20)
+    assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2
+    whole, score = DISCS[0], 0.9
     assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2
