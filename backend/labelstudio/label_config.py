@@ -210,7 +210,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     """
     tags = [(element.tag.lower(), element) for element in _parse_xml(xml).iter() if isinstance(element.tag, str)]
     controls = [(tag, element) for tag, element in tags if tag == "brushlabels" or tag in (_PROMPT_TAGS | _SHAPE_TAGS)]
-    _refuse_templates(tags, [element for _, element in controls])
+    _refuse_templates(tags, [element for tag, element in controls if not _is_shape(tag, element)])
     _refuse_what_is_too_much([element for _, element in controls])
     images, unusable = _read_images([element for tag, element in tags if tag == "image"])
     names = {image.name: None for image in images}
@@ -231,15 +231,20 @@ def parse_label_config(xml: str) -> LabelConfig:
                 reasons.append(f"<{element.tag} toName={to_name!r}> without any <Label>")
             elif tag == "brushlabels":
                 brushes.append(BrushControl(name, to_name, labels, other))
-            elif tag in _PROMPT_TAGS and (tag == "keypointlabels" or element.get("smart", "").lower() == "true"):
-                prompts.append(PromptControl(_PROMPT_TAGS[tag], name, to_name, labels))
-            else:
+            elif _is_shape(tag, element):
                 shapes.append(ShapeControl(_SHAPE_TAGS[tag], name, to_name, labels))
+            else:
+                prompts.append(PromptControl(_PROMPT_TAGS[tag], name, to_name, labels))
     if not images:
         raise _bad_config("an <Image name=... value='$...'>", "; ".join(unusable.values()) or "none")
     if not brushes:
         raise _bad_config(f"a <BrushLabels> with labels for image {' or '.join(names)}", "; ".join(reasons) or "none")
     return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names, tuple(shapes))
+
+
+def _is_shape(tag: str, control: Element) -> bool:
+    """Return whether regions of a control are masks as they are: a smart rectangle is a box around an object."""
+    return tag in _SHAPE_TAGS and (tag not in _PROMPT_TAGS or control.get("smart", "").lower() != "true")
 
 
 def _refuse_templates(tags: Sequence[tuple[str, Element]], controls: Sequence[Element]) -> None:

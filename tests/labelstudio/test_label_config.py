@@ -221,3 +221,11 @@ def test_a_value_that_is_another_labels_alias_means_that_other_label() -> None:
     assert config.brushes[0].labels == ("B", "A")
     assert config.brushes[0].result_names == {}
     assert config.label_names["brush"] == {"B": "B", "A": "A", "C": "A"}
+
+
+def test_labels_from_tasks_of_shapes_alone_leave_the_brush_usable() -> None:
+    config = parse_label_config(
+        '<View><Image name="i" value="$i"/><BrushLabels name="b" toName="i"><Label value="Cat"/></BrushLabels>'
+        '<PolygonLabels name="p" toName="i" value="$labels"/></View>'
+    )
+    assert config.labels == ("Cat",)
