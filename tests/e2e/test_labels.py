@@ -74,7 +74,7 @@ def test_a_config_that_cannot_work_is_refused_by_label_studio_with_the_reason(
     new_project: NewProject, backend: Backend
 ) -> None:
     project = new_project(backend, {MARKED: SAMPLES[MARKED].image}, is_connected=False)
-    repeater = LABEL_CONFIG.replace("<View>", '<View><Repeater on="$pages"></Repeater>', 1)
+    repeater = f'<View><Repeater on="$pages"></Repeater>{LABEL_CONFIG}</View>'
     answer = backend.post("/setup", {"project": project.key, "schema": repeater})
     assert answer.status_code == 422
     assert "make each of its pages a task of its own" in answer.text
