@@ -1,7 +1,9 @@
 """Which marks of a scribble are on the same object: several objects of a label are cut one by one.
 
 A segmenter makes one object of one scribble. Two clicks on two coins mean two objects, two clicks on one dog mean one.
-So each mark is cut alone first; marks that lie on each other's masks are on one object and are cut together.
+So each mark is cut alone first; marks that lie on each other's masks are on one object and are cut together, and so are
+marks whose masks touch, unless they are sure. Who marks one thing that is hard to cut is not held to its crumbs: all
+marks are cut as one where that is much surer and holds what each of them gave.
 """
 
 from collections.abc import Callable, Mapping, Sequence

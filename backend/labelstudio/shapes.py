@@ -143,11 +143,14 @@ def read_bitmask(value: Mapping[str, Any], size_hw: tuple[int, int], budget: Rea
         content = base64.b64decode(address.removeprefix(_PNG_PREFIX), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadInputError(f"bitmask must be base64 in value.imageDataURL, got {error}; draw it again") from error
-    alpha = decode_alpha(content)
+    expected = f"bitmask must be of the image's own size {size_hw[1]} x {size_hw[0]} px"
+    try:
+        alpha = decode_alpha(content, size_hw[0] * size_hw[1])
+    except BadInputError as error:
+        raise BadInputError(f"{expected}; draw the region again. {error}") from error
     if alpha.shape != size_hw:
         raise BadInputError(
-            f"bitmask must be of the image's own size {size_hw[1]} x {size_hw[0]} px, got {alpha.shape[1]} x "
-            f"{alpha.shape[0]}: the image was changed since, draw the region again"
+            f"{expected}, got {alpha.shape[1]} x {alpha.shape[0]}: the image was changed since, draw the region again"
         )
     mask: Mask = alpha >= max(1.0, alpha.max() / 2)
     return mask

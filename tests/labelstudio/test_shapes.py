@@ -117,6 +117,7 @@ def test_a_bitmask_is_what_is_not_transparent() -> None:
         (region("bitmask", imageDataURL="data:image/png;base64,?"), "base64"),
         (region("bitmask", imageDataURL="data:image/png;base64,AAAA"), "must be one of"),
         (region("bitmask", imageDataURL=png(np.ones((5, 5), np.uint8))), "own size 60 x 40"),
+        (region("bitmask", imageDataURL=png(np.ones((50, 60), np.uint8))), "own size 60 x 40"),
     ],
 )
 def test_what_is_no_shape_is_a_problem_of_its_region(raw: dict[str, Any], message: str) -> None:
