@@ -17,7 +17,7 @@ PAPER_MINIMUM_SCORE = 0.5
 """Predicted IoU below which the paper's recipe drops a proposal. The paper filters, but gives no number."""
 POINTS: dict[RecipeName, int] = {"prior": 256, "paper": 64}
 """With `prior` points only say which pieces of the score map are meant, so that each object shall have one: measured in
-docs/quality.md. With `paper` the segmenter is asked with them."""
+docs/experiments.md. With `paper` the segmenter is asked with them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,19 @@ from tests.fakes import Backend
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+README = ROOT / "README.md"
+MOST_README_LINES = 160
+README_HEADINGS = [
+    "# Softmatcher for Label Studio",
+    "## Two commands",
+    "## Connect your Label Studio in five minutes",
+    "## Scribble well",
+    "## A whole project at once",
+    "## What it finds",
+    "## Profiles",
+    "## Limits",
+    "## Documentation",
+]
 MAX_PICTURE_BYTES = 300_000
 # Variables of the test run, and Label Studio's own that the documentation explains.
 OTHER_VARIABLES = ("SOFTMATCHER_TEST_", "SOFTMATCHER_REQUIRE_ALL")
@@ -42,6 +55,20 @@ def code_in(page: Path) -> Iterator[str]:
     yield from re.findall(r"`([^`]+)`", without_code_blocks(text))
 
 
+def test_the_readme_is_short_and_has_its_parts_in_order() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) < MOST_README_LINES
+    assert [line for line in lines if line.startswith("#")] == README_HEADINGS
+
+
+def test_the_readme_says_what_is_not_measured_where_it_first_names_other_models() -> None:
+    """In the first screen, and again beside the table of profiles."""
+    sentence = "o real SAM or DINOv2 weights were at hand"
+    before_commands, _, rest = README.read_text().partition("## Two commands")
+    assert f"{sentence}: not measured**" in before_commands
+    assert sentence in rest.partition("## Profiles")[2].partition("|")[0]
+
+
 @each_page
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code_blocks(page.read_text())):
@@ -53,6 +80,14 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert file.is_relative_to(ROOT.resolve()), f"{page.name} links {target}, which is not in the repository"
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), f"{page.name} links {target}; {file.name} has {sorted(anchors(file))}"
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    files = [*ROOT.glob("*.yml"), *ROOT.glob("docker/*"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    files += [path for folder in ("backend", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    for file in files:
+        for name in re.findall(r"docs/[\w./-]+\.(?:md|py|png|svg)", file.read_text() if file.is_file() else ""):
+            assert (ROOT / name).is_file(), f"{file.relative_to(ROOT)} names {name}"
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -170,7 +205,7 @@ def test_routes_exist(page: Path, backend: Backend) -> None:
 
 
 def test_the_label_config_to_copy_is_one_that_the_backend_reads() -> None:
-    (config,) = re.findall(r"```xml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (config,) = re.findall(r"```xml\n(.*?)```", (ROOT / "docs" / "connecting.md").read_text(), re.DOTALL)
     read = parse_label_config(config)
     for prompt in read.prompts:
         assert any(set(prompt.labels) <= set(brush.labels) for brush in read.brushes)

@@ -20,7 +20,7 @@ BACKGROUND_SHARE = 0.6
 DOUBTED_SCORES = (0.6, 0.85)
 """A mask of a scribble is trusted from the second on, and least of all up to the first."""
 LEAST_TRUST = {"points": 0.0, "strokes": 0.25}
-"""What a mask counts for at least: strokes run through most of what they mean. Measured in docs/quality.md."""
+"""What a mask counts for at least: strokes run through most of what they mean. Measured in docs/experiments.md."""
 POINT_SHARE = 0.012
 """Radius of the disc that a point stands for over the longer side of the image."""
 

@@ -90,7 +90,7 @@ class EncoderOptions:
 
 
 STAGES = (2, 4, 5, 6)
-"""Stage 5 separates objects better than the last one, which is made for naming the whole image; docs/quality.md."""
+"""Stage 5 separates objects better than the last one, which is made for naming the whole image; docs/experiments.md."""
 GRID_LEVEL = 1
 """Index into STAGES: the level whose grid, at stride 16, the others are brought to."""
 KIND_STAGES = (5, 6)

@@ -13,7 +13,7 @@ FOREGROUND_PRIOR = 0.5
 SURE_FOREGROUND_PRIOR = 0.668
 SURE_BACKGROUND_PRIOR = 0.332
 """Colours decide only between these (log-odds of +-0.7): free to move further, GrabCut leaves the object for whatever
-has its colours; docs/quality.md has the figures."""
+has its colours; docs/experiments.md has the figures."""
 MINIMUM_PX = 8
 """GrabCut fits five Gaussians a side: fewer pixels than this are left as the prior has them."""
 

@@ -59,6 +59,7 @@ def test_many_labels_have_a_colour_each() -> None:
     assert len(set(re.findall(r'background="(#[0-9A-F]{6})"', config))) == 60
 
 
-def test_readme_shows_what_the_command_prints() -> None:
-    (shown,) = re.findall(r"```xml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+def test_documentation_shows_what_the_command_prints() -> None:
+    page = Path(__file__).parents[2] / "docs" / "connecting.md"
+    (shown,) = re.findall(r"```xml\n(.*?)```", page.read_text(), re.DOTALL)
     assert shown == CliRunner().invoke(app, ["label-config", "Corrosion", "background"]).stdout
