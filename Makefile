@@ -2,12 +2,14 @@
 PYTHON ?= python3
 WORKERS ?= 1
 ONCE ?=
+DATASETS ?=
+ONLY ?=
 
 LABEL_STUDIO_VERSION := 1.23.2
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
 
-.PHONY: help demo test up check audit clean install
+.PHONY: help demo test up check figures audit clean install
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +39,9 @@ audit: .venv/installed-dev ## known vulnerabilities of what is installed, from P
 	.venv-audit/bin/python $(PIP) install --quiet pip-audit
 	$(BIN)/python $(PIP) freeze --exclude-editable > .venv-audit/installed.txt
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/installed.txt
+
+figures: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## measure the figures on the pages again; DATASETS=DIR: those of quality, too; ONLY=demo,one: some
+	$(BIN)/python docs/figures.py $(DATASETS) $(if $(ONLY),--only $(ONLY))
 
 install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## all that the other targets need, without running anything
 
