@@ -9,7 +9,11 @@ LABEL_STUDIO_VERSION := 1.23.2
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
 
-.PHONY: help demo test up check figures audit clean install
+# The installer that `make lock` resolves with, in an environment of its own.
+UV_VERSION := 0.13.9
+UPGRADE ?=
+
+.PHONY: help demo test up check figures audit clean install lock
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,10 +47,25 @@ audit: .venv/installed-dev ## known vulnerabilities of what is installed, from P
 figures: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## measure the figures on the pages again; DATASETS=DIR: those of quality, too; ONLY=demo,one: some
 	$(BIN)/python docs/figures.py $(DATASETS) $(if $(ONLY),--only $(ONLY))
 
+# One file for all supported Pythons. Without hashes: a mirror, or PyTorch's own index, may have other builds of the same
+# release. Markers that say no more than pyproject.toml's environments are taken away; of the others, Python's stays.
+# sam2 and label-studio-ml have commands of their own below.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+  --annotation-style line --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) pyproject.toml
+
+lock: ## write requirements.txt and requirements-dev.txt anew from pyproject.toml; UPGRADE=1: the newest versions
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python $(PIP) install --quiet uv==$(UV_VERSION)
+	$(COMPILE) --extra postgres --output-file requirements.txt
+	$(COMPILE) --extra postgres --extra dev --extra sam2 --no-emit-package sam2 --constraint requirements.txt \
+	  --output-file requirements-dev.txt
+	sed -i -e "s/ and implementation_name .* and sys_platform == 'linux'//" \
+	  -e "s/ ; python_full_version < '3.13'//" -e 's/, -c requirements.txt//' requirements.txt requirements-dev.txt
+
 install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## all that the other targets need, without running anything
 
 clean: ## remove what was installed and built; data/ is kept
-	rm -rf .venv .venv-label-studio .venv-audit build dist artifacts *.egg-info
+	rm -rf .venv .venv-label-studio .venv-audit .venv-lock build dist artifacts *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find backend tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -55,18 +74,18 @@ clean: ## remove what was installed and built; data/ is kept
 	  { echo "Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); say: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml | .venv/bin/python
+.venv/installed: pyproject.toml requirements.txt | .venv/bin/python
 	@echo "Installing the backend into .venv: PyTorch is large, this takes 2 to 10 minutes the first time."
-	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --editable .
+	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --constraint requirements.txt --editable .
 	@touch $@
 
 # label-studio-ml 1.0.9 pins Flask 1.1 and Werkzeug 2.0, which have known vulnerabilities and are not needed to import
 # it: without its dependencies, for the adapter alone (backend/model.py). sam2 would build against a PyTorch of its own.
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: .venv/installed requirements-dev.txt
 	@echo "Installing what the tests need into .venv."
-	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --editable '.[dev]' colorama appdirs lxml
+	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --constraint requirements-dev.txt --editable '.[dev]'
 	$(BIN)/python $(PIP) install --no-deps label-studio-ml==1.0.9 label-studio-tools==0.0.4
-	SAM2_BUILD_CUDA=0 $(BIN)/python $(PIP) install --no-build-isolation --editable '.[sam2]'
+	SAM2_BUILD_CUDA=0 $(BIN)/python $(PIP) install --no-build-isolation --constraint requirements-dev.txt --editable '.[sam2]'
 	@touch $@
 
 .venv-label-studio/installed-$(LABEL_STUDIO_VERSION):
