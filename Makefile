@@ -13,7 +13,7 @@ PIP := -m pip --disable-pip-version-check
 UV_VERSION := 0.13.9
 UPGRADE ?=
 
-.PHONY: help demo test up check figures audit clean install lock
+.PHONY: help demo test up check figures audit clean install lock fast coverage
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,13 @@ up: .venv/installed ## service, workers and queue for a Label Studio that is alr
 test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## everything that CI runs: check, then all tests
 	$(BIN)/python -m pytest -m "not e2e"
 	$(BIN)/python -m pytest -m e2e
+
+fast: .venv/installed-dev ## what most changes need, in under 3 minutes: all tests but the slow and the end-to-end ones
+	$(BIN)/python -m pytest -q -m "not e2e and not slow"
+
+coverage: .venv/installed-dev ## which lines of the backend no test but the end-to-end ones runs
+	$(BIN)/python -m coverage run -m pytest -q -m "not e2e"
+	$(BIN)/python -m coverage report
 
 check: .venv/installed-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -66,7 +73,7 @@ install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION
 
 clean: ## remove what was installed and built; data/ is kept
 	rm -rf .venv .venv-label-studio .venv-audit .venv-lock build dist artifacts *.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find backend tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
