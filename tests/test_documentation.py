@@ -1,6 +1,7 @@
 """What the documentation names exists: links, commands and their flags, settings, figures of /metrics, routes."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ README_HEADINGS = [
     "## Profiles",
     "## Limits",
     "## Documentation",
+    "## Licence",
 ]
 MAX_PICTURE_BYTES = 300_000
 # Variables of the test run, and Label Studio's own that the documentation explains.
@@ -202,6 +204,19 @@ def test_routes_exist(page: Path, backend: Backend) -> None:
     for method, path in re.findall(r"`(GET|POST|DELETE) (/[\w/.]+)", page.read_text()):
         if "..." not in path:
             assert urls.test(re.sub(r"/[NM](?=[/.]|$)", "/1", path), method), f"{page.name}: {method} {path}"
+
+
+def test_every_package_is_among_the_dependencies_with_its_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[\[<>=~! ]", line)[0] for line in project["dependencies"]}
+    for extra in project["optional-dependencies"].values():
+        wanted |= {re.split(r"[\[<>=~! ]", line)[0] for line in extra}
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|", (ROOT / "docs" / "dependencies.md").read_text(), re.MULTILINE
+    )
+    named = {name for packages, _, _ in rows for name in re.findall(r"[\w-]+", packages)}
+    assert wanted - named == set()
+    assert all(text.strip() for row in rows for text in row)
 
 
 def test_the_label_config_to_copy_is_one_that_the_backend_reads() -> None:
