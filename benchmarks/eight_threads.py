@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backend.cli.bench_times import KeepingSoftmatcher
+from backend.cli.bench.timing import KeepingSoftmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backend.cli.bench import bench
+from backend.cli.bench.commands import bench
 from backend.cli.evaluate import evaluate
 from backend.cli.export import export, import_masks
 from backend.cli.failure import clear_errors

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from backend.cli import app
-from backend.cli.bench_bulk import BulkWork, in_processes
+from backend.cli.bench.bulk import BulkWork, in_processes
 from backend.errors import ConfigurationError
 
 RUNS = ("click cold", "click warm", "predict cold", "predict warm")

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 from werkzeug.serving import make_server
 
-from backend.cli.bench_times import Bench
+from backend.cli.bench.timing import Bench
 from backend.core.types import Image, Mask
 from backend.jobs import JobQueue
 from backend.labelstudio.image_decoding import decode_image

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from backend.cli.bench_bulk import BulkWork, bench_bulk
-from backend.cli.bench_service import MOST_PIXELS, photograph, service, square
-from backend.cli.bench_tables import bulk_table, draw, require_matplotlib, table
-from backend.cli.bench_times import PARTS, Bench, Times
+from backend.cli.bench.bulk import BulkWork, bench_bulk
+from backend.cli.bench.in_process_service import MOST_PIXELS, photograph, service, square
+from backend.cli.bench.tables import bulk_table, draw, require_matplotlib, table
+from backend.cli.bench.timing import PARTS, Bench, Times
 from backend.errors import BadInputError
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from backend.cli.bench_service import MOST_PIXELS, service
-from backend.cli.bench_times import Bench, Times
+from backend.cli.bench.in_process_service import MOST_PIXELS, service
+from backend.cli.bench.timing import Bench, Times
 from backend.labelstudio.image_decoding import decode_image
 from backend.models.accelerator import good_threads, set_threads
 

@@ -34,7 +34,7 @@ def matching(
     plot: Annotated[Path | None, typer.Option(help="Draw time and memory into this PNG.")] = None,
 ) -> None:
     """Time and memory of every matcher over image sizes (Figure 2 of the paper) and numbers of references."""
-    from backend.cli.bench_matching import MatchingBench, run_matching_bench
+    from backend.cli.bench.matching import MatchingBench, run_matching_bench
 
     run_matching_bench(
         MatchingBench(
@@ -63,7 +63,7 @@ def pipeline(
     threads: Annotated[int, typer.Option(min=0, help="Threads of one model call; 0: as the service.")] = 0,
 ) -> None:
     """Time every part of a prediction, cold and warm; random weights where real ones are missing."""
-    from backend.cli.bench_pipeline import bench_pipeline as run
+    from backend.cli.bench.pipeline import bench_pipeline as run
     from backend.settings import load_settings
 
     run(

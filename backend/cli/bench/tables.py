@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from backend.cli.bench_times import PARTS
+from backend.cli.bench.timing import PARTS
 from backend.errors import ConfigurationError
 
 
