@@ -28,8 +28,8 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 from service import PROJECT, memory_mb, photograph, wait_until
 
+from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
-from backend.cli.sample import COIN, LABEL_CONFIG
 
 Json = dict[str, Any]
 

@@ -27,7 +27,7 @@ from redis import Redis
 from rich.console import Console
 from service import region, wait_until
 
-from backend.cli.sample import LABEL_CONFIG
+from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.up import Restarts
 
 _WORKERS = 2

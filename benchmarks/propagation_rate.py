@@ -24,8 +24,8 @@ from typing import Any
 from propagation_scene import Json, Scene, in_own_process, markdown, open_scene, photographs
 from service import region
 
-from backend.cli.label_studio_server import LabelStudio
-from backend.cli.sample import COIN, LABEL_CONFIG
+from backend.cli.demo.coins import COIN, LABEL_CONFIG
+from backend.cli.demo.label_studio_server import LabelStudio
 from backend.settings import LANES
 from backend.worker import NICENESS
 

@@ -15,9 +15,9 @@ import requests
 from PIL import Image
 from service import HEIGHT, WIDTH, photograph, region, wait_until
 
-from backend.cli.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
+from backend.cli.demo.coins import LABEL_CONFIG
+from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
-from backend.cli.sample import LABEL_CONFIG
 
 Json = dict[str, Any]
 

@@ -23,13 +23,13 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from rich.console import Console
 
-from backend.cli.demo import start_all
-from backend.cli.demo_run import count_references
-from backend.cli.label_studio_server import PASSWORD, USERNAME, LabelStudio
+from backend.cli.demo.coins import SampleTask
+from backend.cli.demo.demo import start_all
+from backend.cli.demo.label_studio_server import PASSWORD, USERNAME, LabelStudio
+from backend.cli.demo.sample_projects import SampleProject, sample_projects
+from backend.cli.demo.scenario import count_references
+from backend.cli.demo.steel import CORROSION, SCUFF
 from backend.cli.processes import ProcessGroup, signals_as_interrupt
-from backend.cli.sample import SampleTask
-from backend.cli.sample_projects import SampleProject, sample_projects
-from backend.cli.sample_surfaces import CORROSION, SCUFF
 
 IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 300_000

@@ -8,9 +8,9 @@ import pytest
 import requests
 
 from backend import __version__
-from backend.cli.demo_run import count_references
+from backend.cli.demo.label_studio_server import LabelStudio
+from backend.cli.demo.scenario import count_references
 from backend.cli.health import HealthError, ask_service
-from backend.cli.label_studio_server import LabelStudio
 from backend.cli.processes import ProcessGroup
 from backend.cli.propagate import ServiceAwayError, _Service
 from backend.cli.up import wait_for_models

@@ -123,7 +123,7 @@ def demo(
     once: Annotated[bool, typer.Option(help="End after the check instead of staying up.")] = False,
 ) -> None:
     """Run the main job for real: Label Studio, the backend, a sample project, one scribble, predictions."""
-    from backend.cli.demo import demo as run
+    from backend.cli.demo.demo import demo as run
 
     run(once)
 

@@ -1,7 +1,7 @@
 import pytest
 
-from backend.cli.demo_run import LabelResult, ProjectResult, results_table, say_what_is_absent
-from backend.cli.sample_projects import SampleProject
+from backend.cli.demo.sample_projects import SampleProject
+from backend.cli.demo.scenario import LabelResult, ProjectResult, results_table, say_what_is_absent
 
 SAMPLE = SampleProject("Coins", ("Coin",), (), "marked", (), "a point", "drawn", min_mean_iou=0.8)
 

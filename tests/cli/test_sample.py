@@ -1,7 +1,7 @@
 import numpy as np
 from skimage import data
 
-from backend.cli.sample import COIN, find_coins, sample_tasks
+from backend.cli.demo.coins import COIN, find_coins, sample_tasks
 
 
 def test_every_coin_of_the_photograph_has_its_own_mask() -> None:

@@ -4,11 +4,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import data
 
-from backend.cli.label_studio_server import mask_of_regions
-from backend.cli.sample import SampleTask
-from backend.cli.sample_garage import MOTORCYCLE, find_motorcycle, garage_tasks, paint_strokes
-from backend.cli.sample_projects import SampleProject, sample_projects
-from backend.cli.sample_surfaces import CORROSION, PARTS, SCUFF, surface_tasks
+from backend.cli.demo.coins import SampleTask
+from backend.cli.demo.garage import MOTORCYCLE, find_motorcycle, garage_tasks, paint_strokes
+from backend.cli.demo.label_studio_server import mask_of_regions
+from backend.cli.demo.sample_projects import SampleProject, sample_projects
+from backend.cli.demo.steel import CORROSION, PARTS, SCUFF, surface_tasks
 from backend.core.types import Mask
 from backend.labelstudio.label_config import parse_label_config
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backend.cli.label_studio_server import Json
+from backend.cli.demo.label_studio_server import Json
 from backend.core.types import Image
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, wait_until
 

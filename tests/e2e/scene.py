@@ -11,7 +11,8 @@ import numpy as np
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from backend.cli.label_studio_server import (
+from backend.cli.demo.coins import COIN, sample_tasks
+from backend.cli.demo.label_studio_server import (
     Json,
     LabelStudio,
     intersection_over_union,
@@ -20,7 +21,6 @@ from backend.cli.label_studio_server import (
     rectangle,
 )
 from backend.cli.processes import ProcessGroup
-from backend.cli.sample import COIN, sample_tasks
 from backend.core.types import Mask
 from backend.projects import key_of_project
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Response, expect, sync_playwright
 
-from backend.cli.label_studio_server import (
+from backend.cli.demo.coins import COIN
+from backend.cli.demo.label_studio_server import (
     PASSWORD,
     USERNAME,
     Json,
@@ -17,7 +18,6 @@ from backend.cli.label_studio_server import (
     intersection_over_union,
     mask_of_regions,
 )
-from backend.cli.sample import COIN
 from backend.core.types import Mask
 from tests.e2e.conftest import NewProject
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, centre_of, coin_mask, wait_until

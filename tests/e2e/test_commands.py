@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from backend.cli.label_studio_server import LabelStudio
+from backend.cli.demo.label_studio_server import LabelStudio
 from backend.cli.processes import free_port
 from tests.e2e.scene import own_environment, wait_until
 

@@ -18,8 +18,8 @@ from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from backend.cli.label_studio_server import TOKEN, Json, LabelStudio
-from backend.cli.sample import sample_tasks
+from backend.cli.demo.coins import sample_tasks
+from backend.cli.demo.label_studio_server import TOKEN, Json, LabelStudio
 from backend.core.types import Mask
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from backend.cli.label_studio_server import Json, intersection_over_union, key_point, mask_of_regions
-from backend.cli.sample import COIN
+from backend.cli.demo.coins import COIN
+from backend.cli.demo.label_studio_server import Json, intersection_over_union, key_point, mask_of_regions
 from backend.core.types import Mask
 from tests.e2e.scene import MARKED, SAMPLES, Project, box_around, centre_of, coin_mask, point_on
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from backend.cli.label_studio_server import TOKEN, Json, LabelStudio, key_point
-from backend.cli.sample import COIN
+from backend.cli.demo.coins import COIN
+from backend.cli.demo.label_studio_server import TOKEN, Json, LabelStudio, key_point
 from backend.core.types import Image
 from backend.labelstudio.client import LabelStudioClient
 from tests.e2e.conftest import NewProject

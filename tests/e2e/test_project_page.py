@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from backend.cli.label_studio_server import LabelStudio
+from backend.cli.demo.label_studio_server import LabelStudio
 from backend.cli.processes import free_port
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.flaky_proxy import FlakyProxy

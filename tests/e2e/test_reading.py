@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from backend.cli.label_studio_server import key_point, mask_of_regions
-from backend.cli.sample import COIN, LABEL_CONFIG
+from backend.cli.demo.coins import COIN, LABEL_CONFIG
+from backend.cli.demo.label_studio_server import key_point, mask_of_regions
 from backend.core.types import Image
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from backend.cli.label_studio_server import Json, key_point
-from backend.cli.sample import COIN
+from backend.cli.demo.coins import COIN
+from backend.cli.demo.label_studio_server import Json, key_point
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, coin_mask, point_on, wait_until
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import requests
 
-from backend.cli.label_studio_server import brush, intersection_over_union, mask_of_regions
-from backend.cli.sample import COIN
+from backend.cli.demo.coins import COIN
+from backend.cli.demo.label_studio_server import brush, intersection_over_union, mask_of_regions
 from backend.core.types import Image, Mask, Scribble
 from backend.models import weights_catalogue
 from backend.models.profiles import ModelSource

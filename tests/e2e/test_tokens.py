@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backend.cli.label_studio_server import TOKEN, LabelStudio
+from backend.cli.demo.label_studio_server import TOKEN, LabelStudio
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, point_on
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 from PIL import Image
 
-from backend.cli.label_studio_server import LabelStudio
+from backend.cli.demo.label_studio_server import LabelStudio
 from backend.cli.processes import free_port
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.flaky_proxy import FlakyProxy

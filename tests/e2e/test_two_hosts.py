@@ -18,7 +18,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.cli.label_studio_server import TOKEN, Json, LabelStudio
+from backend.cli.demo.label_studio_server import TOKEN, Json, LabelStudio
 from backend.cli.processes import LOOPBACK, ProcessGroup, free_port, valkey_program
 from tests import postgres
 from tests.e2e.conftest import NewProject

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.cli.sample import SampleTask, sample_tasks
+from backend.cli.demo.coins import SampleTask, sample_tasks
 from backend.core.types import Mask
 from backend.labelstudio.codec import Region, RegionKind
 from backend.labelstudio.marks import group_annotation

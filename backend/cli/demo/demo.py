@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from backend.cli.demo_run import DemoFailedError, ProjectResult, results_table, run_sample, say_what_is_absent
-from backend.cli.label_studio_server import (
+from backend.cli.demo.label_studio_server import (
     PASSWORD,
     TOKEN,
     USERNAME,
@@ -20,8 +19,9 @@ from backend.cli.label_studio_server import (
     label_studio_program,
     start_label_studio,
 )
+from backend.cli.demo.sample_projects import sample_projects
+from backend.cli.demo.scenario import DemoFailedError, ProjectResult, results_table, run_sample, say_what_is_absent
 from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
-from backend.cli.sample_projects import sample_projects
 from backend.cli.up import keep_running, start_backend, wait_for_models
 from backend.errors import ModelUnavailableError
 from backend.settings import load_settings

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
-from backend.cli.label_studio_server import Json, LabelStudio, intersection_over_union, mask_of_regions
-from backend.cli.sample import SampleTask
-from backend.cli.sample_projects import SampleProject
+from backend.cli.demo.coins import SampleTask
+from backend.cli.demo.label_studio_server import Json, LabelStudio, intersection_over_union, mask_of_regions
+from backend.cli.demo.sample_projects import SampleProject
 from backend.errors import SoftmatcherError
 from backend.own_http import Session
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from backend.cli.sample import SampleTask
+from backend.cli.demo.coins import SampleTask
 from backend.core.types import Image, Mask
 
 CORROSION, SCUFF = "Corrosion", "Scuff"

@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage import data
 from skimage.morphology import remove_small_holes
 
-from backend.cli.sample import SampleTask
+from backend.cli.demo.coins import SampleTask
 from backend.core.types import Image, Mask
 
 MOTORCYCLE = "Motorcycle"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from backend.cli.label_studio_server import Json, brush, key_point
-from backend.cli.sample import COIN, SampleTask, sample_tasks
-from backend.cli.sample_garage import MOTORCYCLE, garage_tasks, paint_strokes
+from backend.cli.demo.coins import COIN, SampleTask, sample_tasks
+from backend.cli.demo.garage import MOTORCYCLE, garage_tasks, paint_strokes
+from backend.cli.demo.label_studio_server import Json, brush, key_point
+from backend.cli.demo.steel import CORROSION, SCUFF, surface_tasks
 from backend.cli.sample_label_config import make_label_config
-from backend.cli.sample_surfaces import CORROSION, SCUFF, surface_tasks
 from backend.core.types import Mask
 
 _STROKE_PX = 10
