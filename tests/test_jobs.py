@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from backend import jobs
 from backend import worker as worker_module
-from backend.cli.doctor import _queue as check_queue
+from backend.cli.doctor.doctor import _queue as check_queue
 from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.processes import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError

@@ -229,7 +229,7 @@ def doctor(
     project: Annotated[int | None, typer.Option(help="Also check this project of Label Studio.")] = None,
 ) -> None:
     """Check everything between Label Studio and the models, and say what to do about what is wrong."""
-    from backend.cli.doctor import run_doctor
+    from backend.cli.doctor.doctor import run_doctor
     from backend.cli.running_up import beside_running_up
     from backend.settings import load_settings
 

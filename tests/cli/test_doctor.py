@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from backend.cli.doctor import project_checks, run_doctor
-from backend.cli.doctor_checks import Check
+from backend.cli.doctor.checks import Check
+from backend.cli.doctor.doctor import project_checks, run_doctor
 from backend.settings import load_settings
 from tests.fakes import Backend, draw, png
 

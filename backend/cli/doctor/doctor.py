@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.access import webhook_authorization
-from backend.cli.doctor_checks import Check, FindingError, look, surroundings
+from backend.cli.doctor.checks import Check, FindingError, look, surroundings
 from backend.errors import SoftmatcherError
 from backend.jobs import JobQueue
 from backend.labelstudio.image_decoding import decode_image

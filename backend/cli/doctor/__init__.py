@@ -1,0 +1,1 @@
+"""The `doctor` command: checks of settings, models, store, queue, Label Studio and one project."""
