@@ -29,7 +29,7 @@ import requests
 from service import PROJECT, memory_mb, photograph, wait_until
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
-from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 
 Json = dict[str, Any]
 

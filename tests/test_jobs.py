@@ -18,7 +18,7 @@ from backend import jobs
 from backend import worker as worker_module
 from backend.cli.doctor.doctor import _queue as check_queue
 from backend.cli.health import HealthError, check_service, check_worker
-from backend.cli.processes import EmbeddedValkey, ProcessGroup
+from backend.cli.process.supervisor import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import QUEUES, JobQueue
 from backend.projects.propagation_work import Worked

@@ -11,7 +11,7 @@ from backend import __version__
 from backend.cli.demo.label_studio_server import LabelStudio
 from backend.cli.demo.scenario import count_references
 from backend.cli.health import HealthError, ask_service
-from backend.cli.processes import ProcessGroup
+from backend.cli.process.supervisor import ProcessGroup
 from backend.cli.propagate import ServiceAwayError, _Service
 from backend.cli.up import wait_for_models
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError

@@ -43,7 +43,7 @@ def prepare(context: typer.Context) -> None:
 
 def _start_logging(settings: "Settings") -> None:
     from backend.cli.environment import environment_warnings
-    from backend.cli.logs import start_logging
+    from backend.cli.process.logs import start_logging
 
     start_logging(settings)
     for line in environment_warnings():
@@ -178,8 +178,8 @@ def propagate(
     ] = None,
 ) -> None:
     """Predict all tasks of a project through the workers."""
+    from backend.cli.process.running_up import beside_running_up
     from backend.cli.propagate import propagate as run
-    from backend.cli.running_up import beside_running_up
     from backend.settings import load_settings
 
     is_fine = run(
@@ -230,7 +230,7 @@ def doctor(
 ) -> None:
     """Check everything between Label Studio and the models, and say what to do about what is wrong."""
     from backend.cli.doctor.doctor import run_doctor
-    from backend.cli.running_up import beside_running_up
+    from backend.cli.process.running_up import beside_running_up
     from backend.settings import load_settings
 
     if not run_doctor(beside_running_up(load_settings()), project):
@@ -244,7 +244,7 @@ def health(
 ) -> None:
     """Say whether the service (or this host's worker) is well; exit code 2 if not. For containers."""
     from backend.cli.health import check_service, check_worker
-    from backend.cli.running_up import beside_running_up
+    from backend.cli.process.running_up import beside_running_up
     from backend.settings import load_settings
 
     settings = beside_running_up(load_settings())

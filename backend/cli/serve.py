@@ -11,8 +11,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger as GunicornLogger
 
 from backend.access import is_loopback
-from backend.cli.gunicorn_worker import PatientThreadWorker
-from backend.cli.logs import start_logging
+from backend.cli.process.gunicorn_worker import PatientThreadWorker
+from backend.cli.process.logs import start_logging
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.settings import Settings, shared_settings
 

@@ -10,7 +10,8 @@ from contextlib import ExitStack, suppress
 import requests
 from rich.console import Console
 
-from backend.cli.processes import (
+from backend.cli.process.running_up import announced
+from backend.cli.process.supervisor import (
     LOOPBACK,
     EmbeddedValkey,
     ProcessFailedError,
@@ -18,7 +19,6 @@ from backend.cli.processes import (
     free_port,
     signals_as_interrupt,
 )
-from backend.cli.running_up import announced
 from backend.errors import ConfigurationError
 from backend.own_http import Session
 from backend.settings import Settings, load_settings

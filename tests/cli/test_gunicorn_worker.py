@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.cli.gunicorn_worker import MOST_WAITING, PacedSocket
-from backend.cli.processes import LOOPBACK, free_port
+from backend.cli.process.gunicorn_worker import MOST_WAITING, PacedSocket
+from backend.cli.process.supervisor import LOOPBACK, free_port
 
 THREADS = 4
 _SERVER = """
@@ -20,7 +20,7 @@ _SERVER = """
     from flask import Flask, jsonify, request
     from gunicorn.app.base import BaseApplication
     from backend.access import guard
-    from backend.cli import gunicorn_worker
+    from backend.cli.process import gunicorn_worker
     from backend.errors import BadInputError, ModelUnavailableError
     from backend.settings import load_settings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.cli.logs import JsonLines, TextLines
+from backend.cli.process.logs import JsonLines, TextLines
 from tests.fakes import Backend
 
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 import requests
 
-from backend.cli.processes import (
+from backend.cli.process.supervisor import (
     ChildProcess,
     EmbeddedValkey,
     ProcessFailedError,
@@ -139,7 +139,7 @@ def test_no_orphans_when_the_parent_is_told_to_end(tmp_path: Path, how: signal.S
     script = f"""
 import sys, time
 from pathlib import Path
-from backend.cli.processes import ProcessGroup, signals_as_interrupt
+from backend.cli.process.supervisor import ProcessGroup, signals_as_interrupt
 family = {FAMILY!r}
 with signals_as_interrupt(), ProcessGroup(Path({str(tmp_path)!r}), grace_s=1) as group:
     parent = group.start("family", family, {ENVIRONMENT!r})
@@ -214,7 +214,7 @@ def test_ctrl_c_while_a_process_starts_leaves_none_behind(tmp_path: Path, monkey
             started.append(self.pid)
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("backend.cli.processes.ChildProcess", InterruptedChild)
+    monkeypatch.setattr("backend.cli.process.supervisor.ChildProcess", InterruptedChild)
     with pytest.raises(KeyboardInterrupt), ProcessGroup(tmp_path / "logs", grace_s=3) as group:
         group.start("one", SLEEP, ENVIRONMENT)
     assert len(started) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.cli.running_up import FILE, announced, beside_running_up
+from backend.cli.process.running_up import FILE, announced, beside_running_up
 from backend.settings import load_settings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from backend.cli.processes import ProcessGroup
+from backend.cli.process.supervisor import ProcessGroup
 from backend.cli.up import Restarts, start_backend
 
 ENDS = (sys.executable, "-S", "-c", "print('out of luck'); raise SystemExit(3)")

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.cli.processes import ProcessGroup, free_port, valkey_program
+from backend.cli.process.supervisor import ProcessGroup, free_port, valkey_program
 
 ROOT = Path(__file__).parents[2]
 NOT_ALLOWED = 77

@@ -9,7 +9,7 @@ from backend.access import former_webhook_authorization
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.label_studio_env import protection_but
-from backend.cli.processes import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
 from backend.core.types import Image
 from backend.errors import ConfigurationError, LabelStudioError
 from backend.settings import load_settings

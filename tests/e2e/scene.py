@@ -20,7 +20,7 @@ from backend.cli.demo.label_studio_server import (
     mask_of_regions,
     rectangle,
 )
-from backend.cli.processes import ProcessGroup
+from backend.cli.process.supervisor import ProcessGroup
 from backend.core.types import Mask
 from backend.projects import key_of_project
 

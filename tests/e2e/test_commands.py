@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from backend.cli.demo.label_studio_server import LabelStudio
-from backend.cli.processes import free_port
+from backend.cli.process.supervisor import free_port
 from tests.e2e.scene import own_environment, wait_until
 
 EXPECTED_ON_TASKS = {"Coin": 5, "Motorcycle": 3, "Corrosion": 4, "Scuff": 4}

@@ -9,7 +9,7 @@ import numpy as np
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, intersection_over_union, mask_of_regions
-from backend.cli.processes import LOOPBACK, ProcessGroup, free_port
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from backend.settings import load_settings
 from backend.store import Store
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, coin_mask, point_on, wait_until

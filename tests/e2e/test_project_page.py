@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from backend.cli.demo.label_studio_server import LabelStudio
-from backend.cli.processes import free_port
+from backend.cli.process.supervisor import free_port
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.flaky_proxy import FlakyProxy
 from tests.e2e.propagation_scene import assert_each_task_once, many_coins, newest

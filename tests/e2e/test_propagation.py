@@ -14,7 +14,7 @@ import pytest
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.demo.label_studio_server import LabelStudio, intersection_over_union, mask_of_regions
-from backend.cli.processes import free_port
+from backend.cli.process.supervisor import free_port
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.flaky_proxy import FlakyProxy
 from tests.e2e.propagation_scene import (

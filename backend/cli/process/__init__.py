@@ -1,0 +1,1 @@
+"""Processes of this program: supervision, signals, orphans, logs, the gunicorn worker."""
