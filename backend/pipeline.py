@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backend.core.calibration import Evidence, expected_iou, presence, weigh_mask
 from backend.core.cut_memory import CutMemory
+from backend.core.explanation import LabelTrace, ProposalTrace, Trace
 from backend.core.grid import map_to_size, mask_coverage, patch_means
 from backend.core.instances import split_instances
-from backend.core.kinship import KindFrame, cohesion, kinship
 from backend.core.marked_objects import MarkedObject, find_marked_objects
 from backend.core.masks import clean_mask, mask_to_size, resolve_overlaps
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS
@@ -34,10 +35,10 @@ from backend.core.matching import (
     with_others_as_background,
 )
 from backend.core.memory_bank import build_bank
-from backend.core.priors import map_peak, own_threshold, recentre_map
+from backend.core.object_similarity import KindFrame, cohesion, kinship
 from backend.core.references import Doubt, reference_views, unknown_look_alikes, weigh_doubt
-from backend.core.scoring import Evidence, expected_iou, presence, weigh_mask
-from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.core.score_map import map_peak, own_threshold, recentre_map
+from backend.core.self_similarity import scribble_affinity, scribble_doubt, stroke_posterior
 from backend.core.types import (
     EncodedImage,
     Image,
@@ -52,7 +53,6 @@ from backend.core.types import (
 )
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.accelerator import Constants
-from backend.models.affinity import scribble_affinity, scribble_doubt, stroke_posterior
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backend.core.explanation import ProposalTrace
 from backend.core.prompts import cluster_points, sample_points
-from backend.core.trace import ProposalTrace
 from backend.core.types import Mask, RecipeName, Scribble
 from backend.models.segmenter import MaskCandidate, Prompt
 

@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from backend import __version__
 from backend.access import MOST_BODY_BYTES, PREDICT_PATH, WEBHOOK_PATH, guard
-from backend.core.interruption import InterruptedWorkError, interruptible
+from backend.core.cancellation import InterruptedWorkError, interruptible
 from backend.errors import (
     BadInputError,
     ConfigurationError,

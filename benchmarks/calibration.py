@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.core.calibration import Evidence, expected_iou, presence
 from backend.core.masks import iou, mask_to_size
-from backend.core.scoring import Evidence, expected_iou, presence
 from backend.core.types import Reference
 from backend.evaluation.datasets import draw_absent_target, draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.metrics import area_under_roc, calibration_error

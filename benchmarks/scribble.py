@@ -40,8 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from backend.core.self_similarity import scribble_affinity  # noqa: E402
 from backend.core.types import Image, Mask, ScoredMask, Scribble  # noqa: E402
-from backend.models.affinity import scribble_affinity  # noqa: E402
 from backend.models.encoder import EfficientNetLiteEncoder  # noqa: E402
 from backend.models.scribble_cut import cut_from_scribble  # noqa: E402
 

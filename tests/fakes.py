@@ -15,10 +15,10 @@ from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
 from backend import jobs
+from backend.core.explanation import LabelTrace, Trace
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
 from backend.core.references import Doubt
-from backend.core.trace import LabelTrace, Trace
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.errors import (
     BadInputError,

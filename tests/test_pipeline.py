@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.core.kinship import KindFrame
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
+from backend.core.object_similarity import KindFrame
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.segmenter import LiteSegmenter, SegmenterInput

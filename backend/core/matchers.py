@@ -1,8 +1,8 @@
 """Every matcher there is, by name."""
 
 from backend.core.matching import Matcher, match_posterior, match_prototype, match_softmatcher
+from backend.core.optimal_transport import match_hungarian, match_sinkhorn
 from backend.core.random_features import match_random_features
-from backend.core.transport import match_hungarian, match_sinkhorn
 from backend.core.types import MatcherName
 
 MATCHERS: dict[MatcherName, Matcher] = {

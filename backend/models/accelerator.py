@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backend.core import interruption
+from backend.core import cancellation
 from backend.errors import ConfigurationError
 from backend.models.recorded_passes import Pass, RecordedPasses
 
@@ -288,7 +288,7 @@ class OnDevice:
         begun = 0
         size = at_once
         while begun < count:
-            interruption.check()
+            cancellation.check()
             part = slice(begun, min(begun + size, count))
             try:
                 done += self._pass(self._network, self.device, part, forward, finish)
@@ -393,7 +393,7 @@ def make_interruptible(network: nn.Module) -> None:
     """
 
     def ask(_module: nn.Module, _inputs: Any) -> None:
-        interruption.check()
+        cancellation.check()
 
     for part in network.modules():
         if isinstance(part, nn.ModuleList):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.core.kinship import KindFrame
+from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.weights import efficientnet_lite2_weights, weights_sha256

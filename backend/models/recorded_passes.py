@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.core import interruption
+from backend.core import cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RecordedPasses:
         own = batch.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            with interruption.uninterrupted():
+            with cancellation.uninterrupted():
                 forward(own)  # libraries choose their kernels in the first pass of a thread
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     answer = forward(own)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backend.core.kinship import KindFrame
+from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.accelerator import Constants, OnDevice, make_interruptible

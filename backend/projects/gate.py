@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from backend.core import interruption
+from backend.core import cancellation
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
 
@@ -80,7 +80,7 @@ class ModelGate:
         self._wait(rank, is_urgent)
         try:
             if is_prefetch:
-                with interruption.interruptible(lambda: self.is_wanted):
+                with cancellation.interruptible(lambda: self.is_wanted):
                     yield
             else:
                 yield
@@ -102,8 +102,8 @@ class ModelGate:
             try:
                 while not self._free or min(self._waiters, key=lambda one: one.place) is not waiter:
                     self._condition.wait(_LOOK_EVERY_S)
-                    interruption.check()
-                interruption.check()
+                    cancellation.check()
+                cancellation.check()
                 self._free -= 1
             finally:
                 self._waiters.remove(waiter)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from backend.core import interruption
+from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
 from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
@@ -206,7 +206,7 @@ class TaskImages:
         """
         softmatcher, cache = self._models.get(0)
         file = self._file(task, tag, fetcher, cache)
-        interruption.check()
+        cancellation.check()
         sha256 = file.version.sha256
         if file.content is None or cache.get(sha256) is not None:
             return "known"

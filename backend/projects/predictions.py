@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from backend import __version__
-from backend.core import interruption
-from backend.core.interruption import InterruptedWorkError
+from backend.core import cancellation
+from backend.core.cancellation import InterruptedWorkError
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
@@ -161,7 +161,7 @@ class Predictions:
         is_over = partial(_is_past, deadline)
         try:
             # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
-            with interruption.interruptible(is_over):
+            with cancellation.interruptible(is_over):
                 for task, predict in self.each(project, config, known, version, tasks, is_over, is_open=is_open):
                     prediction = self._predict_or_report(project, task, predict)
                     if prediction is not None:
@@ -198,7 +198,7 @@ class Predictions:
         for task in tasks:
             if is_over():
                 return
-            interruption.check()
+            cancellation.check()
             yield (
                 task,
                 partial(self.predict_task, project, config, known, version, task, is_open=is_open),

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from backend.core import interruption
-from backend.core.interruption import InterruptedWorkError
+from backend.core import cancellation
+from backend.core.cancellation import InterruptedWorkError
 from backend.errors import BadInputError, LabelStudioError, ModelUnavailableError, NotFoundError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
@@ -80,7 +80,7 @@ class Prefetch:
             if opened is None:
                 return
             try:
-                with interruption.interruptible(self._is_closed.is_set):
+                with cancellation.interruptible(self._is_closed.is_set):
                     self._look_ahead(*opened)
             except InterruptedWorkError:
                 continue

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.core.explanation import LabelTrace, ProposalTrace, Trace
 from backend.core.types import Image, Mask
 from backend.projects.picture_text import drawable
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backend.core.kinship import LONE_COHESION, KindFrame, cohesion, kinship
 from backend.core.matching import MINIMUM_MASS, ReferenceBank
+from backend.core.object_similarity import LONE_COHESION, KindFrame, cohesion, kinship
 
 
 def patches(count: int = 40, dims: int = 12, seed: int = 0) -> torch.Tensor:

@@ -17,8 +17,8 @@ from backend.core.matching import (
     match_prototype,
     match_softmatcher,
 )
+from backend.core.optimal_transport import match_sinkhorn
 from backend.core.random_features import match_random_features
-from backend.core.transport import match_sinkhorn
 from backend.core.types import MatcherName, Reference
 from backend.errors import BadInputError
 

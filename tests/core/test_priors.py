@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backend.core.priors import map_peak, recentre_map
+from backend.core.score_map import map_peak, recentre_map
 
 
 def test_peak_is_the_mean_of_the_highest_percent() -> None:

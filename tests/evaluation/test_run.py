@@ -14,7 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from backend.cli.evaluate import evaluate as evaluate_command
-from backend.core.kinship import KindFrame
+from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import evaluate

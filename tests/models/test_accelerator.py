@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.core import interruption
-from backend.core.interruption import InterruptedWorkError, interruptible, uninterrupted
+from backend.core import cancellation
+from backend.core.cancellation import InterruptedWorkError, interruptible, uninterrupted
 from backend.errors import ConfigurationError
 from backend.models.accelerator import (
     Answer,
@@ -206,16 +206,16 @@ def test_unwanted_work_ends_between_blocks() -> None:
 def test_conditions_nest_and_end_with_their_block() -> None:
     with interruptible(lambda: False):
         with interruptible(lambda: True), pytest.raises(InterruptedWorkError):
-            interruption.check()
-        interruption.check()
+            cancellation.check()
+        cancellation.check()
     with interruptible(lambda: True):
         with uninterrupted():
-            interruption.check()
+            cancellation.check()
         with pytest.raises(InterruptedWorkError):
-            interruption.check()
+            cancellation.check()
     with interruptible(lambda: True), interruptible(lambda: False), pytest.raises(InterruptedWorkError):
-        interruption.check()
-    interruption.check()
+        cancellation.check()
+    cancellation.check()
 
 
 def test_threads_of_a_call() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from backend.core.marked_objects import MarkedObject
+from backend.core.self_similarity import LEAST_TRUST, scribble_affinity, scribble_doubt
 from backend.core.types import ScoredMask, Scribble
-from backend.models.affinity import LEAST_TRUST, scribble_affinity, scribble_doubt
 
 FEATURES = np.zeros((4, 6, 2), np.float16)
 FEATURES[..., 0] = 1

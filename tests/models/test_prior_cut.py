@@ -3,7 +3,7 @@
 import numpy as np
 
 from backend.core.masks import iou
-from backend.core.priors import recentre_map
+from backend.core.score_map import recentre_map
 from backend.models.prior_cut import cut_from_prior
 
 

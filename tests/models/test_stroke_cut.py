@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from backend.core.masks import iou
+from backend.core.self_similarity import stroke_posterior
 from backend.core.types import Scribble
-from backend.models.affinity import stroke_posterior
 from backend.models.stroke_cut import cut_from_strokes
 
 HEIGHT, WIDTH = 64, 96

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from backend.core import interruption
-from backend.core.interruption import InterruptedWorkError, interruptible
+from backend.core import cancellation
+from backend.core.cancellation import InterruptedWorkError, interruptible
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
 from backend.projects.gate import ModelGate
@@ -85,7 +85,7 @@ def test_running_prefetch_gives_way_to_a_click() -> None:
             with gate.turn(is_prefetch=True):
                 started.set()
                 for _ in range(1000):
-                    interruption.check()
+                    cancellation.check()
                     time.sleep(0.005)
         except InterruptedWorkError:
             outcome.append("interrupted")

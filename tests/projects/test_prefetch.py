@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.core import interruption
+from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
 from backend.projects import Projects
 from tests.fakes import LABEL_CONFIG, Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
@@ -25,7 +25,7 @@ class SlowSoftmatcher(ColourSoftmatcher):
 
     def encode(self, image: Image) -> EncodedImage:
         for _ in range(20):
-            interruption.check()
+            cancellation.check()
             time.sleep(self.step_s)
         self.finished += 1
         return super().encode(image)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image as PillowImage
 
-from backend.core.trace import LabelTrace, ProposalTrace, Trace
+from backend.core.explanation import LabelTrace, ProposalTrace, Trace
 from backend.projects.picture_text import drawable
 from backend.projects.trace_picture import draw_traces
 
