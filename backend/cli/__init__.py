@@ -136,10 +136,10 @@ def explain(
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
 ) -> None:
     """Draw why the masks of a task are as they are: score maps, points, proposals kept and dropped."""
+    from backend.drawing.text import numbered_labels
     from backend.exports.sinks import disk_errors_told
     from backend.labelstudio.label_config import parse_label_config
     from backend.projects import open_projects
-    from backend.projects.picture_text import numbered_labels
     from backend.settings import load_settings
 
     projects = open_projects(load_settings())

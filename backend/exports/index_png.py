@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
+from backend.drawing.text import is_drawable
 from backend.errors import BadInputError
 from backend.exports.options import ExportOptions
 from backend.exports.records import ImageRecord
 from backend.exports.sinks import Sink
-from backend.projects.picture_text import is_drawable
 
 MOST_LABELS = 255
 NOTHING = "(nothing)"

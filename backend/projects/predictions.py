@@ -16,6 +16,7 @@ from backend.core import cancellation
 from backend.core.cancellation import InterruptedWorkError
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
+from backend.drawing.explanation import draw_traces
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
@@ -30,7 +31,6 @@ from backend.projects.models import Models
 from backend.projects.options import background_labels_of, match_options
 from backend.projects.prefetch import Prefetch
 from backend.projects.together import Predicted, Steps, TaskPrediction, Together
-from backend.projects.trace_picture import draw_traces
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 

@@ -11,12 +11,12 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from backend.drawing.text import numbered_labels
 from backend.errors import BadInputError, NotFoundError, QueueUnavailableError, SoftmatcherError
 from backend.jobs import JobQueue
 from backend.json_body import read_json_object
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects
-from backend.projects.picture_text import numbered_labels
 from backend.projects.pictures import colour_of
 from backend.store import ProjectRecord
 from backend.store.records import PropagationFilter, PropagationRecord, ReferenceSummary

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from backend.core.explanation import LabelTrace, ProposalTrace, Trace
-from backend.projects.picture_text import drawable
-from backend.projects.trace_picture import draw_traces
+from backend.drawing.explanation import draw_traces
+from backend.drawing.text import drawable
 
 LABELS = ("\u00c4 label", "\u91d1\u5c5e", "\u6728\u6750", "coin")
 IMAGE = np.full((90, 120, 3), 128, np.uint8)

@@ -13,7 +13,7 @@ from PIL import ImageDraw, ImageFont
 
 from backend.core.explanation import LabelTrace, ProposalTrace, Trace
 from backend.core.types import Image, Mask
-from backend.projects.picture_text import drawable
+from backend.drawing.text import drawable
 
 _PANEL_PX = 308
 _THUMBNAIL_PX = 180

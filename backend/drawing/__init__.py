@@ -1,0 +1,1 @@
+"""Pictures for people: overlays, thumbnails' colours, explanations, text."""
