@@ -15,9 +15,9 @@ import numpy as np
 from backend.core.calibration import Evidence, expected_iou, presence
 from backend.core.masks import iou, mask_to_size
 from backend.core.types import Reference
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.evaluation.datasets import draw_absent_target, draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.metrics import area_under_roc, calibration_error
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 
 def collect(directory: Path, out: Path, seeds: list[int], targets: int, shots: int) -> None:

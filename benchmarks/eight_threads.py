@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from backend.cli.bench.timing import KeepingSoftmatcher
+from backend.engine.softmatcher import Softmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import SelectionOptions
 from backend.models.vit_encoder import TimmEncoder, VitOptions
-from backend.pipeline import Softmatcher
 from backend.projects import Projects
 from backend.projects.gate import Rank, _Waiter
 from backend.projects.models import Models

@@ -21,9 +21,9 @@ from torch import Tensor
 from backend.core.grid import mask_coverage
 from backend.core.matching import balanced_mass, gather_references, match_posterior
 from backend.core.types import Reference
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.evaluation.datasets import find_classes, read_image, read_mask
 from backend.evaluation.matching_quality import soft_iou
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 BANKS = (3072, 1024)
 ROWS_AT_ONCE = 16384

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from skimage import data
 
+from backend.engine.softmatcher import load_softmatcher
 from backend.evaluation.run import StageClock
-from backend.pipeline import load_softmatcher
 
 
 def main() -> None:

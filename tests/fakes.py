@@ -20,6 +20,7 @@ from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
 from backend.core.references import Doubt
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.engine.softmatcher import MatchOptions, PreparedImage
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
@@ -29,7 +30,6 @@ from backend.errors import (
 )
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
-from backend.pipeline import MatchOptions, PreparedImage
 from backend.projects import Projects
 from backend.projects.models import Models
 from backend.service import create_app
@@ -62,7 +62,7 @@ def png(image: Image) -> bytes:
 
 
 class ColourSoftmatcher:
-    """Objects are areas of one colour: the same interface as `backend.pipeline.Softmatcher`, in microseconds."""
+    """Objects are areas of one colour: the same interface as `backend.engine.softmatcher.Softmatcher`, in microseconds."""
 
     signature = "colours-1"
     good_batch = 1

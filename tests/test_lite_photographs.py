@@ -9,7 +9,7 @@ from skimage import data, filters, segmentation
 
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Scribble
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 
 ROWS, COLUMNS = 2, 3
 

@@ -6,8 +6,8 @@ import pytest
 from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
+from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.models.segmenter import LiteSegmenter
-from backend.pipeline import MatchOptions, Softmatcher
 from tests.test_pipeline import ColourEncoder, describe, scene
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from backend.core.types import Mask
+from backend.engine.proposals import PartsPlan, judge_parts
 from backend.models.segmenter import MaskCandidate
-from backend.recipes import PartsPlan, judge_parts
 
 HW = (10, 12)
 

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from backend.engine.softmatcher import MatchOptions
     from backend.evaluation.run import EvaluationResult
-    from backend.pipeline import MatchOptions
 
 
 def evaluate(
@@ -120,7 +120,7 @@ def evaluate(
 def _variants(matchers: str, recipes: str, min_score: float) -> "dict[str, MatchOptions]":
     from backend.core.matchers import MATCHERS
     from backend.core.types import RecipeName
-    from backend.pipeline import MatchOptions
+    from backend.engine.softmatcher import MatchOptions
 
     found = {}
     for matcher in _names(matchers, tuple(MATCHERS), "matchers"):

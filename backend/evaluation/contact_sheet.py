@@ -9,9 +9,9 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from backend.core.types import Image, Mask
+from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import EvaluationResult, TargetScore
-from backend.pipeline import MatchOptions, Softmatcher
 
 _TILE_PX, _GAP_PX, _CAPTION_PX, _COLUMNS = 220, 10, 22, 2
 _TRUTH, _FOUND = (30, 200, 60), (230, 40, 40)

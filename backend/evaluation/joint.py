@@ -10,10 +10,10 @@ from pathlib import Path
 from backend.core.masks import iou
 from backend.core.matching import ReferenceBank
 from backend.core.types import LabelMask, Mask
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.datasets import ImageClass, draw_episode, find_classes, read_mask
 from backend.evaluation.run import ClassImages, OnProgress
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 EXCLUSIVE_SETS = {
     "fss_mini": "one object class fills each photograph",

@@ -13,9 +13,9 @@ from backend.core.grid import mask_coverage
 from backend.core.matchers import MATCHERS
 from backend.core.matching import match_posterior
 from backend.core.types import MatcherName
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.metrics import area_under_roc
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 _THRESHOLDS = torch.arange(0.05, 1.0, 0.05)
 

@@ -13,6 +13,7 @@ import torch
 
 from backend.core.masks import iou
 from backend.core.types import EncodedImage, Reference
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.evaluation.datasets import (
     ImageClass,
     draw_absent_target,
@@ -22,7 +23,6 @@ from backend.evaluation.datasets import (
     read_mask,
 )
 from backend.evaluation.metrics import area_under_roc, calibration_error
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 GOOD_IOU = 0.5
 OnProgress = Callable[[str, int, int], None]

@@ -18,6 +18,7 @@ import torch
 from backend.core.masks import iou
 from backend.core.references import Doubt
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
+from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.datasets import (
     ImageClass,
@@ -36,7 +37,6 @@ from backend.evaluation.markings import (
     simulated_strokes,
 )
 from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
-from backend.pipeline import MatchOptions, Softmatcher, load_softmatcher
 
 MARKINGS = ("points", "strokes", "points_corrected", "strokes_corrected", "one_object")
 """What is marked instead of the whole mask, see `markings`; corrected: by a user who sees the mask found, up to three

@@ -11,12 +11,12 @@ from typing import Any
 
 from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
+from backend.engine.softmatcher import PreparedImage
 from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import ImageFetcher, Validators
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
-from backend.pipeline import PreparedImage
 from backend.projects.models import Models
 
 _KNOWN_AT_MOST = 1024

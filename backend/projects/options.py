@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.core.types import MatcherName, OverlapName, RecipeName
+from backend.engine.softmatcher import MatchOptions
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
-from backend.pipeline import MatchOptions
 from backend.settings import Settings
 from backend.store import ProjectRecord
 

@@ -17,6 +17,7 @@ from backend.core.cancellation import InterruptedWorkError
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.drawing.explanation import draw_traces
+from backend.engine.softmatcher import SegmentationPlan
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
@@ -24,7 +25,6 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.marks import group_annotation
 from backend.metrics import Metrics
-from backend.pipeline import SegmentationPlan
 from backend.projects.connection import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImage, TaskImages
 from backend.projects.models import Models

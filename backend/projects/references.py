@@ -14,6 +14,7 @@ from rq.timeouts import BaseTimeoutException
 from backend.core.marked_objects import MarkedObject
 from backend.core.references import Doubt
 from backend.core.types import EncodedImage, Mask, Scribble
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import (
     BadInputError,
     LabelStudioError,
@@ -28,7 +29,6 @@ from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.labelstudio.marks import LabelMarks, group_annotation
 from backend.metrics import Metrics
-from backend.pipeline import Softmatcher
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImage, TaskImages, versions_from_json, versions_to_json
 from backend.projects.models import Models

@@ -13,10 +13,10 @@ import requests
 from backend.cli.demo.coins import COIN
 from backend.cli.demo.label_studio_server import brush, intersection_over_union, mask_of_regions
 from backend.core.types import Image, Mask, Scribble
+from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.models import weights_catalogue
 from backend.models.profiles import ModelSource
 from backend.models.weights_store import WeightsStore
-from backend.pipeline import Softmatcher, load_softmatcher
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, centre_of, coin_mask, point_on, wait_until
 from tests.models.official_files import catalogue_of, random_official_files

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from backend.cli import app
 from backend.core.matchers import MATCHERS
+from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.bench_matching import (
     ASSIGNMENT,
     PAIRWISE,
@@ -23,7 +24,6 @@ from backend.evaluation.bench_matching import (
 from backend.evaluation.matching_quality import measure_quality, soft_iou
 from backend.evaluation.plot import Chart, draw_charts
 from backend.models.segmenter import LiteSegmenter
-from backend.pipeline import Softmatcher
 from tests.test_pipeline import ColourEncoder, scene
 
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from backend.cli.evaluate import evaluate as evaluate_command
 from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
+from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import evaluate
 from backend.models.segmenter import LiteSegmenter
-from backend.pipeline import Softmatcher, load_softmatcher
 
 
 class ColourEncoder:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from backend.cli import app
 from backend.core.masks import painted_masks
 from backend.core.types import LabelMask, Scribble
+from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.markdown import variants_to_markdown
@@ -20,7 +21,6 @@ from backend.evaluation.markings import corrected, largest_object, marks_all, si
 from backend.evaluation.run import evaluate
 from backend.evaluation.variants import evaluate_variants
 from backend.models.segmenter import LiteSegmenter
-from backend.pipeline import MatchOptions, Softmatcher
 from tests.test_pipeline import ColourEncoder, scene
 
 VARIANTS = {"posterior": MatchOptions(), "prototype": MatchOptions(matcher="prototype")}

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from backend.core.types import Scribble
+from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.models.accelerator import OnDevice, choose_device
 from backend.models.sam_prompts import SamPrompt
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions, select_by_prior
 from backend.models.vit_encoder import TimmEncoder, VitOptions
-from backend.pipeline import MatchOptions, Softmatcher
 from tests.models.small_sam import small_sam
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -9,12 +9,12 @@ from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
 from backend.cli import app
+from backend.engine.softmatcher import load_softmatcher
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.metrics import Metrics
 from backend.models import weights_catalogue
 from backend.models.profiles import ModelSource, load_profile, missing_weights
 from backend.models.weights_store import WeightsStore
-from backend.pipeline import load_softmatcher
 from backend.projects.models import Models
 from backend.settings import load_settings
 from tests.models.official_files import catalogue_of, random_official_files

@@ -18,6 +18,7 @@ import yaml
 from torch import nn
 
 from backend.core.types import Scribble
+from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.feature_cache import FeatureCache
 from backend.models import sam2_networks
@@ -28,7 +29,6 @@ from backend.models.sam_prompts import SamPrompt
 from backend.models.sam_segmenter import SamOptions
 from backend.models.sam_selection import KEEP_EVERYTHING
 from backend.models.segmenter import BatchSegmenter, Prompt
-from backend.pipeline import MatchOptions, Softmatcher
 from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2
 from tests.test_pipeline import ColourEncoder, scene

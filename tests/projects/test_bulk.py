@@ -15,9 +15,9 @@ import pytest
 
 from backend import jobs
 from backend.core.types import EncodedImage, LabelMask
+from backend.engine.softmatcher import PreparedImage
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
-from backend.pipeline import PreparedImage
 from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.images import TaskImages
 from tests.fakes import (

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
-from backend.pipeline import Softmatcher
 from backend.projects.models import ModelGate, Models
 from backend.settings import load_settings
 from tests.fakes import ColourSoftmatcher

@@ -18,12 +18,12 @@ from backend.cli.bench.bulk import BulkWork, bench_bulk
 from backend.cli.bench.in_process_service import MOST_PIXELS, photograph, service, square
 from backend.cli.bench.tables import bulk_table, draw, require_matplotlib, table
 from backend.cli.bench.timing import PARTS, Bench, Times
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask
 from backend.models.accelerator import choose_device, good_threads, set_threads
 from backend.models.profiles import missing_weights
-from backend.pipeline import Softmatcher
 from backend.settings import Settings
 
 

@@ -51,12 +51,12 @@ from backend.core.types import (
     ScoredMask,
     Scribble,
 )
+from backend.engine.proposals import PartsPlan, judge_parts, plan_parts
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.accelerator import Constants
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
-from backend.recipes import PartsPlan, judge_parts, plan_parts
 
 logger = logging.getLogger(__name__)
 

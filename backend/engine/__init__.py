@@ -1,0 +1,1 @@
+"""The paper's figure: from scribbles to reference masks, from references to masks on other images."""
