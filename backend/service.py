@@ -35,7 +35,7 @@ from backend.errors import (
     StoreUnavailableError,
 )
 from backend.events import EventReceiver
-from backend.jobs import JobQueue
+from backend.jobs.tasks import JobQueue
 from backend.json_body import read_json_object
 from backend.metrics import Metrics
 from backend.projects import Projects

@@ -26,8 +26,8 @@ from service import region
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.demo.label_studio_server import LabelStudio
+from backend.jobs.worker import NICENESS
 from backend.settings import LANES
-from backend.worker import NICENESS
 
 _WITH_KEY_POINTS = 150
 """Tasks of the propagation beside which key points are asked for."""

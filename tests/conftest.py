@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend import jobs
+from backend.jobs import tasks
 from tests import postgres
 from tests.fakes import Backend, FakeLabelStudio, make_backend
 
@@ -73,7 +73,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture
 def backend(tmp_path: Path) -> Iterator[Backend]:
     made = make_backend(tmp_path / "data", FakeLabelStudio())
-    jobs.use_projects(made.projects, made.queue)  # type: ignore[arg-type]
+    tasks.use_projects(made.projects, made.queue)  # type: ignore[arg-type]
     yield made
-    jobs.use_projects(None)
+    tasks.use_projects(None)
     made.projects.close()

@@ -14,7 +14,6 @@ import torch
 from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
-from backend import jobs
 from backend.core.explanation import LabelTrace, Trace
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
@@ -28,6 +27,7 @@ from backend.errors import (
     QueueUnavailableError,
     TooLargeError,
 )
+from backend.jobs import tasks
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
 from backend.projects import Projects

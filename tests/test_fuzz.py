@@ -17,7 +17,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis.core.result import Ok
 from sqlalchemy import make_url
 
-from backend import jobs
+from backend.jobs import tasks
 from tests import fuzzing
 from tests.fakes import Backend, FakeLabelStudio, make_backend
 
@@ -47,12 +47,12 @@ class Backends:
         if self._backend is None or self._asked > FRESH_AFTER:
             self.close()
             self._backend, self._asked = fuzzing.scene(self._make), 0
-            jobs.use_projects(self._backend.projects, self._backend.queue)  # type: ignore[arg-type]
+            tasks.use_projects(self._backend.projects, self._backend.queue)  # type: ignore[arg-type]
         self._backend.queue.jobs.clear()
         return self._backend
 
     def close(self) -> None:
-        jobs.use_projects(None)
+        tasks.use_projects(None)
         if self._backend is not None:
             self._backend.projects.close()
 
@@ -114,7 +114,7 @@ def test_annotations_of_any_content_do_not_break_a_worker(backends: Backends, re
         backend = backends.next()
         backend.label_studio.annotate(10, 1, result)
         with fuzzing.no_hang():
-            jobs.take_in_annotation(backend.label_studio.key, 10)
+            tasks.take_in_annotation(backend.label_studio.key, 10)
 
     run()
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from backend import jobs
 from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import LabelStudioError, QueueUnavailableError
+from backend.jobs import tasks
 from backend.settings import shared_settings
 from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
@@ -123,7 +123,7 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
 
     monkeypatch.setattr(backend.label_studio, "project", refuse)
     name, (key,) = backend.queue.jobs.pop()
-    assert jobs.reconcile(key) == {"failed": "token refused: set LABEL_STUDIO_API_KEY"}
+    assert tasks.reconcile(key) == {"failed": "token refused: set LABEL_STUDIO_API_KEY"}
     project = backend.projects.store.project(key)
     assert project
     assert project.needs_reconcile

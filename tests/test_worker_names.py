@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from backend.worker_names import has_ended, own_name
+from backend.jobs.worker_identity import has_ended, own_name
 
 
 def test_own_process_lives() -> None:

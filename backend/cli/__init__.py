@@ -71,8 +71,8 @@ def work(
     burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
 ) -> None:
     """Run a worker: takes annotations in, predicts what the service handed on."""
+    from backend.jobs.worker import run_worker
     from backend.settings import load_settings
-    from backend.worker import run_worker
 
     settings = load_settings()
     _start_logging(settings)

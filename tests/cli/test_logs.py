@@ -51,7 +51,7 @@ def test_each_request_and_each_job_has_one_line_with_ids_and_milliseconds(
     (request,) = [one for one in caplog.records if one.name == "backend.service"]
     assert request.getMessage().startswith(f"request={answer.headers['X-Request-Id']} POST /webhook status=201 ")
     assert {"request", "method", "route", "status", "action", "ms"} <= request.figures.keys()  # type: ignore[attr-defined]
-    (job,) = [one for one in caplog.records if one.name == "backend.jobs"]
+    (job,) = [one for one in caplog.records if one.name == "backend.jobs.tasks"]
     assert {"job", "id", "project", "ms", "annotation", "outcome"} <= job.figures.keys()  # type: ignore[attr-defined]
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from backend import jobs
 from backend.cli.process.gunicorn_worker import PatientThreadWorker
 from backend.errors import BadInputError, DecodingUnavailableError
+from backend.jobs import tasks
 from backend.labelstudio import image_decoding
 from backend.labelstudio.image_decoding import allow_decoding, decode_file, decode_image, stop_decoding
 from tests.labelstudio.bombs import progressive_jpeg_with_scans, tiff_with_a_huge_tile
@@ -157,9 +157,9 @@ def test_a_process_that_is_to_end_ends_what_it_decodes(long_jpeg: bytes) -> None
 
 
 def test_worker_and_service_end_their_decoding_at_sigterm() -> None:
-    jobs.ask_to_stop()
+    tasks.ask_to_stop()
     assert image_decoding._children._ending is not None
-    jobs.use_projects(None)
+    tasks.use_projects(None)
     assert image_decoding._children._ending is None
     worker = object.__new__(PatientThreadWorker)
     worker.alive = False  # nothing else is to be done

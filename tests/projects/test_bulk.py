@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend import jobs
 from backend.core.types import EncodedImage, LabelMask
 from backend.engine.softmatcher import PreparedImage
+from backend.jobs import tasks
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.bulk import Batch, BulkPredictions
@@ -65,7 +65,7 @@ def bulk_of(
     mask[5:30, 5:30] = True
     label_studio.annotate(1, 1, [mask_to_region(mask, brush=brush, label="Cat", score=1.0)])
     backend = make_backend(tmp_path / "data", label_studio)
-    jobs.use_projects(backend.projects)
+    tasks.use_projects(backend.projects)
     try:
         backend.projects.store.save_project(label_studio.key, label_config=LABEL_CONFIG)
         backend.projects.references.take_in(label_studio.key, 1)
@@ -77,7 +77,7 @@ def bulk_of(
         bulk = BulkPredictions(backend.projects.metrics, connections, images, backend.projects.predictions)  # type: ignore[arg-type]
         yield backend, label_studio, bulk, Batch(project, config, version, known, list(range(2, 9)))
     finally:
-        jobs.use_projects(None)
+        tasks.use_projects(None)
         backend.projects.close()
 
 

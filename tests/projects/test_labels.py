@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backend import jobs
+from backend.jobs import tasks
 from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
@@ -27,9 +27,9 @@ ONE_BRUSH = """<View><Image name="image" value="$image"/>
 @pytest.fixture
 def backend(tmp_path: Path) -> Iterator[Backend]:
     made = make_backend(tmp_path / "data", FakeLabelStudio(label_config=TWO_BRUSHES))
-    jobs.use_projects(made.projects, made.queue)  # type: ignore[arg-type]
+    tasks.use_projects(made.projects, made.queue)  # type: ignore[arg-type]
     yield made
-    jobs.use_projects(None)
+    tasks.use_projects(None)
     made.projects.close()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from backend import jobs
+from backend.jobs import tasks
 from backend.labelstudio.rle import encode_mask
 from backend.store import tables
 from tests.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
@@ -84,7 +84,7 @@ def test_start_training_gives_what_a_fresh_reading_gives(
     before = made_of(annotated)
     assert before
     later = make_backend(tmp_path / "data", annotated.label_studio, **settings)
-    jobs.use_projects(later.projects, later.queue)  # type: ignore[arg-type]
+    tasks.use_projects(later.projects, later.queue)  # type: ignore[arg-type]
     connect(later, label_config=config, **params)
 
     page = later.client.get("/projects/1").text

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from backend import jobs
 from backend.core.types import Image
+from backend.jobs import tasks
 from backend.store.records import PropagationFilter
 from tests.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
@@ -35,9 +35,9 @@ class InBatches(ColourSoftmatcher):
 def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     monkeypatch.setattr("tests.fakes.ColourSoftmatcher", request.param)
     backend = make_backend(tmp_path / "data", FakeLabelStudio(label_config=ONE_BRUSH))
-    jobs.use_projects(backend.projects, backend.queue)  # type: ignore[arg-type]
+    tasks.use_projects(backend.projects, backend.queue)  # type: ignore[arg-type]
     yield backend
-    jobs.use_projects(None)
+    tasks.use_projects(None)
     backend.projects.close()
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from backend.access import webhook_authorization
 from backend.cli.doctor.checks import Check, FindingError, look, surroundings
 from backend.errors import SoftmatcherError
-from backend.jobs import JobQueue
+from backend.jobs.tasks import JobQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects import Projects, open_projects

@@ -15,7 +15,7 @@ from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs import (
+from backend.jobs.tasks import (
     BEAT_S,
     DIFFERENCES_FIELD,
     LEASE_S,
@@ -31,10 +31,10 @@ from backend.jobs import (
     use_projects,
     wait_to_stop,
 )
+from backend.jobs.worker_identity import own_name
 from backend.models.accelerator import choose_device
 from backend.projects import open_projects
 from backend.settings import LANES, Settings, differing, with_shared
-from backend.worker_names import own_name
 
 logger = logging.getLogger(__name__)
 

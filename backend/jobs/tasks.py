@@ -25,11 +25,11 @@ from backend.errors import (
     QueueUnavailableError,
     SoftmatcherError,
 )
+from backend.jobs.worker_identity import has_ended
 from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
 from backend.projects import Projects
 from backend.projects.propagation_work import LANE
 from backend.settings import LANES
-from backend.worker_names import has_ended
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Jobs: the queue, the functions that workers run, the workers."""
