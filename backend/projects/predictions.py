@@ -23,7 +23,7 @@ from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
-from backend.labelstudio.marks import group_annotation
+from backend.labelstudio.label_prompts import group_annotation
 from backend.metrics import Metrics
 from backend.projects.connection import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImage, TaskImages

@@ -27,7 +27,7 @@ from backend.errors import (
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
-from backend.labelstudio.marks import LabelMarks, group_annotation
+from backend.labelstudio.label_prompts import LabelMarks, group_annotation
 from backend.metrics import Metrics
 from backend.projects.connection import Connections
 from backend.projects.images import TaskImage, TaskImages, versions_from_json, versions_to_json

@@ -14,7 +14,7 @@ from backend.exports.importing import ImportReport, import_masks
 from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.image_decoding import decode_image
-from backend.labelstudio.marks import group_annotation
+from backend.labelstudio.label_prompts import group_annotation
 from tests.exports.scene import MASKS, box, brush, export, files, fill, opened, picture
 from tests.fakes import Backend, FakeLabelStudio, make_backend
 

@@ -7,7 +7,7 @@ import pytest
 
 from backend.labelstudio.codec import Region, new_region_id, read_regions
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.marks import group_annotation, is_finished_mask, regions_to_scribble
+from backend.labelstudio.label_prompts import group_annotation, is_finished_mask, regions_to_scribble
 
 from . import recorded
 

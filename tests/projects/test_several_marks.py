@@ -13,7 +13,7 @@ from backend.cli.demo.coins import SampleTask, sample_tasks
 from backend.core.types import Mask
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.labelstudio.codec import Region, RegionKind
-from backend.labelstudio.marks import group_annotation
+from backend.labelstudio.label_prompts import group_annotation
 from backend.projects.references import reference_mask
 
 KINDS = ("click", "stroke", "painted", "box", "accepted")
