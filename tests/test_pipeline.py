@@ -18,7 +18,7 @@ from backend.core.object_similarity import KindFrame
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.engine.softmatcher import MatchOptions, Proposal, Softmatcher, compete, load_softmatcher, scale_scribble
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.segmenter import LiteSegmenter, SegmenterInput
+from backend.models.segmenters import LiteSegmenter, SegmenterInput
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
 

@@ -7,7 +7,7 @@ from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
 from backend.engine.softmatcher import MatchOptions, Softmatcher
-from backend.models.segmenter import LiteSegmenter
+from backend.models.segmenters import LiteSegmenter
 from tests.test_pipeline import ColourEncoder, describe, scene
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from backend.core.types import Mask
 from backend.engine.proposals import PartsPlan, judge_parts
-from backend.models.segmenter import MaskCandidate
+from backend.models.segmenters import MaskCandidate
 
 HW = (10, 12)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from backend.core.explanation import ProposalTrace
 from backend.core.prompts import cluster_points, sample_points
 from backend.core.types import Mask, RecipeName, Scribble
-from backend.models.segmenter import MaskCandidate, Prompt
+from backend.models.segmenters import MaskCandidate, Prompt
 
 PAPER_MINIMUM_SCORE = 0.5
 """Predicted IoU below which the paper's recipe drops a proposal. The paper filters, but gives no number."""

@@ -56,7 +56,7 @@ from backend.errors import BadInputError, ConfigurationError
 from backend.models.accelerator import Constants
 from backend.models.encoder import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.segmenter import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
+from backend.models.segmenters import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from backend.models.sam2_segmenter import Sam2Segmenter
 from backend.models.sam_networks import SAM_MODELS, build_sam
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions
-from backend.models.segmenter import LiteSegmenter, Segmenter
+from backend.models.segmenters import LiteSegmenter, Segmenter
 from backend.models.vit_encoder import TimmEncoder, VitOptions
 from backend.models.weights import weights_sha256
 from backend.models.weights_catalogue import PROFILE_WEIGHTS, known_weights

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backend.core.types import Arrays, Image
 from backend.models.sam_decoding import Embedding, PointTokens, mask_input
 from backend.models.sam_segmenter import SamNetworks, SamSegmenter
-from backend.models.segmenter import SegmenterInput, require_rgb
+from backend.models.segmenters import SegmenterInput, require_rgb
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of SAM 2's input, for pixels in [0, 1]."""

@@ -29,7 +29,7 @@ from backend.models.sam_prompts import (
     uncovered_points,
 )
 from backend.models.sam_selection import SelectionOptions, refusals, select_by_prior
-from backend.models.segmenter import MaskCandidate, Prompt, SegmenterInput, require_rgb
+from backend.models.segmenters import MaskCandidate, Prompt, SegmenterInput, require_rgb
 
 T = TypeVar("T")
 _BYTES_A_CELL = 9_000

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from backend.core.types import Image, Mask, Scribble
-from backend.models.segmenter import Prompt, Segmenter
+from backend.models.segmenters import Prompt, Segmenter
 
 
 def small_sam(seed: int = 0, *, image_px: int = 128) -> nn.Module:

@@ -28,7 +28,7 @@ from backend.models.sam2_segmenter import Sam2Segmenter
 from backend.models.sam_prompts import SamPrompt
 from backend.models.sam_segmenter import SamOptions
 from backend.models.sam_selection import KEEP_EVERYTHING
-from backend.models.segmenter import BatchSegmenter, Prompt
+from backend.models.segmenters import BatchSegmenter, Prompt
 from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2
 from tests.test_pipeline import ColourEncoder, scene

@@ -23,7 +23,7 @@ from backend.models.sam_prompts import (
 )
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import SelectionOptions, refusals, select_by_prior
-from backend.models.segmenter import Prompt
+from backend.models.segmenters import Prompt
 from tests.models.small_sam import mixed_up, small_sam
 
 HEIGHT, WIDTH = 60, 96

@@ -5,7 +5,7 @@ import pytest
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError
-from backend.models.segmenter import LiteSegmenter, Prompt
+from backend.models.segmenters import LiteSegmenter, Prompt
 
 
 def two_squares() -> tuple[np.ndarray, np.ndarray]:
