@@ -32,7 +32,7 @@ from backend.jobs.tasks import (
     wait_to_stop,
 )
 from backend.jobs.worker_identity import own_name
-from backend.models.accelerator import choose_device
+from backend.models.device.on_device import choose_device
 from backend.projects import open_projects
 from backend.settings import LANES, Settings, differing, with_shared
 

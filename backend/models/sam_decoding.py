@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.models.accelerator import OnDevice
+from backend.models.device.on_device import OnDevice
 from backend.models.sam_mask_decoder import MaskDecoder
 from backend.models.sam_prompts import SamPrompt
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
-from backend.models.accelerator import Constants, OnDevice, make_interruptible
+from backend.models.device.on_device import Constants, OnDevice, make_interruptible
 from backend.models.sam_attention import fuse_attention
 from backend.models.sam_decoding import Embedding, Images, SamDecoder, forward_of
 from backend.models.sam_prompts import (

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.accelerator import Constants, OnDevice, make_interruptible
 from backend.models.checkpoints import read_state_dict
+from backend.models.device.on_device import Constants, OnDevice, make_interruptible
 from backend.models.weights import weights_sha256
 
 _KEPT_BASES = 16

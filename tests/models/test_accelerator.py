@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from backend.core import cancellation
 from backend.core.cancellation import InterruptedWorkError, interruptible, uninterrupted
 from backend.errors import ConfigurationError
-from backend.models.accelerator import (
+from backend.models.device.on_device import (
     Answer,
     OnDevice,
     Transfers,

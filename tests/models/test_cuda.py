@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backend.core.types import Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher
-from backend.models.accelerator import OnDevice, choose_device
+from backend.models.device.on_device import OnDevice, choose_device
 from backend.models.sam_prompts import SamPrompt
 from backend.models.sam_segmenter import SamOptions, SamSegmenter
 from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions, select_by_prior

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backend.models.accelerator import OnDevice
+from backend.models.device.on_device import OnDevice
 from backend.models.sam2_segmenter import Sam2Segmenter
 from backend.models.sam_networks import build_sam
 from backend.models.sam_prompts import SamPrompt

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backend.core import cancellation
 from backend.errors import ConfigurationError
-from backend.models.recorded_passes import Pass, RecordedPasses
+from backend.models.device.cuda_graphs import Pass, RecordedPasses
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Where tensors live and run: placement, transfers, CUDA graphs."""
