@@ -54,7 +54,7 @@ from backend.core.types import (
 from backend.engine.proposals import PartsPlan, judge_parts, plan_parts
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.device.on_device import Constants
-from backend.models.encoder import BatchEncoder, Encoder
+from backend.models.encoders.efficientnet_lite import BatchEncoder, Encoder
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.segmenters import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models.encoder import EfficientNetLiteEncoder
+from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder
 from backend.models.weights import efficientnet_lite2_weights, weights_sha256
 
 

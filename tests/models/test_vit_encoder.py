@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.vit_encoder import TimmEncoder, VitOptions, positional_basis
+from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions, positional_basis
 
 DINOV2, DINOV2_REGISTERS, DINOV3 = (
     "vit_small_patch14_dinov2",
