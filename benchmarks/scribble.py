@@ -43,7 +43,7 @@ if str(ROOT) not in sys.path:
 from backend.core.self_similarity import scribble_affinity  # noqa: E402
 from backend.core.types import Image, Mask, ScoredMask, Scribble  # noqa: E402
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder  # noqa: E402
-from backend.models.scribble_cut import cut_from_scribble  # noqa: E402
+from backend.models.graph_cut.scribble_cut import cut_from_scribble  # noqa: E402
 
 KINDS = ("point", "point+negative", "three points", "box", "stroke")
 

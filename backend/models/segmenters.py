@@ -11,9 +11,9 @@ from torch import Tensor
 
 from backend.core.types import Arrays, Image, Mask, ScoredMask, Scribble
 from backend.errors import BadInputError
-from backend.models.prior_cut import cut_from_prior
-from backend.models.scribble_cut import cut_from_scribble
-from backend.models.stroke_cut import cut_from_strokes
+from backend.models.graph_cut.prior_cut import cut_from_prior
+from backend.models.graph_cut.scribble_cut import cut_from_scribble
+from backend.models.graph_cut.stroke_cut import cut_from_strokes
 
 DISTINCT_SCORE, AGREED_SCORE, AGREED_SHARE = 0.9, 0.75, 0.93
 """Strokes take superpixels' mask from the first expected IoU on, and from the second where it holds this share of the

@@ -4,7 +4,7 @@ import numpy as np
 
 from backend.core.masks import iou
 from backend.core.score_map import recentre_map
-from backend.models.prior_cut import cut_from_prior
+from backend.models.graph_cut.prior_cut import cut_from_prior
 
 
 def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

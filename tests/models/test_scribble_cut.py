@@ -16,7 +16,7 @@ from skimage.segmentation import watershed
 
 from backend.core.types import Image, Mask, Scribble
 from backend.errors import BadInputError
-from backend.models.scribble_cut import cut_from_scribble
+from backend.models.graph_cut.scribble_cut import cut_from_scribble
 
 TILES = [(row, column) for row in range(2) for column in range(3)]
 

@@ -6,7 +6,7 @@ import pytest
 from backend.core.masks import iou
 from backend.core.self_similarity import stroke_posterior
 from backend.core.types import Scribble
-from backend.models.stroke_cut import cut_from_strokes
+from backend.models.graph_cut.stroke_cut import cut_from_strokes
 
 HEIGHT, WIDTH = 64, 96
 

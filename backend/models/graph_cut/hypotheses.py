@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 
 from backend.core.types import Scribble
-from backend.models.objectness import Scene
-from backend.models.superpixels import Flags, FloatImage, Floats, Ints, Superpixels, components, diffuse
+from backend.models.graph_cut.objectness import Scene
+from backend.models.graph_cut.superpixels import Flags, FloatImage, Floats, Ints, Superpixels, components, diffuse
 
 
 def seed_hypotheses(scene: Scene, seeds: Ints, scribble: Scribble) -> Flags:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backend.models.superpixels import Flags, FloatImage, Floats, Ints, Superpixels, keep_seeded_parts
+from backend.models.graph_cut.superpixels import Flags, FloatImage, Floats, Ints, Superpixels, keep_seeded_parts
 
 
 @dataclass(frozen=True, eq=False)

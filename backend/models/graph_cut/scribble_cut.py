@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from backend.core.types import Image, Mask, ScoredMask, Scribble
 from backend.errors import BadInputError
-from backend.models.object_hypotheses import box_hypotheses, seed_hypotheses, share_in_box
-from backend.models.objectness import Scene, choose
-from backend.models.superpixels import Ints, Superpixels, colour_kernel, edge_strength, find_superpixels, merge_levels
+from backend.models.graph_cut.hypotheses import box_hypotheses, seed_hypotheses, share_in_box
+from backend.models.graph_cut.objectness import Scene, choose
+from backend.models.graph_cut.superpixels import (
+    Ints,
+    Superpixels,
+    colour_kernel,
+    edge_strength,
+    find_superpixels,
+    merge_levels,
+)
 
 HIERARCHIES = ((0.25, 1.0), (0.5, 2.0))
 """(area_power, edge_weight) of each merge hierarchy: the first joins by likeness, the second rather by size."""

@@ -1,0 +1,1 @@
+"""The segmenter of the profile `lite`: superpixels and graph cuts on colour and the score map."""
