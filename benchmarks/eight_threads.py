@@ -30,8 +30,8 @@ from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
-from backend.models.sam_segmenter import SamOptions, SamSegmenter
-from backend.models.sam_selection import SelectionOptions
+from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.selection import SelectionOptions
 from backend.projects import Projects
 from backend.projects.gate import Rank, _Waiter
 from backend.projects.models import Models

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.models.sam_networks import build_sam
-from backend.models.sam_prompts import SamPrompt
-from backend.models.sam_segmenter import SamOptions, SamSegmenter
+from backend.models.sam.networks import build_sam
+from backend.models.sam.prompts import SamPrompt
+from backend.models.sam.segmenter import SamOptions, SamSegmenter
 
 PROMPTS = (1, 2, 5, 8)
 AT_ONCE = 2

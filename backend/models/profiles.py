@@ -8,11 +8,11 @@ import torch
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder, Encoder
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
-from backend.models.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
-from backend.models.sam2_segmenter import Sam2Segmenter
-from backend.models.sam_networks import SAM_MODELS, build_sam
-from backend.models.sam_segmenter import SamOptions, SamSegmenter
-from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions
+from backend.models.sam.networks import SAM_MODELS, build_sam
+from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
+from backend.models.sam.sam2_segmenter import Sam2Segmenter
+from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.selection import KEEP_EVERYTHING, SelectionOptions
 from backend.models.segmenters import LiteSegmenter, Segmenter
 from backend.models.weights import weights_sha256
 from backend.models.weights_catalogue import PROFILE_WEIGHTS, known_weights

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 
-from backend.models.sam_networks import build_sam
+from backend.models.sam.networks import build_sam
 from backend.models.weights_catalogue import KNOWN_WEIGHTS, KnownWeights
 
 _SEED = 8

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from backend.models.sam2_networks import Sam2Sizes, assemble_sam2
+from backend.models.sam.sam2_networks import Sam2Sizes, assemble_sam2
 
 SMALL = Sam2Sizes(
     embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), global_att_blocks=(3,),

@@ -16,9 +16,9 @@ from backend.core.types import Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.models.device.on_device import OnDevice, choose_device
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
-from backend.models.sam_prompts import SamPrompt
-from backend.models.sam_segmenter import SamOptions, SamSegmenter
-from backend.models.sam_selection import KEEP_EVERYTHING, SelectionOptions, select_by_prior
+from backend.models.sam.prompts import SamPrompt
+from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.selection import KEEP_EVERYTHING, SelectionOptions, select_by_prior
 from tests.models.small_sam import small_sam
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

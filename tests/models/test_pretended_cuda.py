@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend.models.device.on_device import OnDevice
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
-from backend.models.sam2_segmenter import Sam2Segmenter
-from backend.models.sam_networks import build_sam
-from backend.models.sam_prompts import SamPrompt
-from backend.models.sam_segmenter import SamOptions, SamSegmenter
-from backend.models.sam_selection import KEEP_EVERYTHING, select_by_prior
+from backend.models.sam.networks import build_sam
+from backend.models.sam.prompts import SamPrompt
+from backend.models.sam.sam2_segmenter import Sam2Segmenter
+from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.selection import KEEP_EVERYTHING, select_by_prior
 from tests.models.small_sam import small_sam
 from tests.models.small_sam2 import small_sam2
 

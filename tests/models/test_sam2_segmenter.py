@@ -21,13 +21,13 @@ from backend.core.types import Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.feature_cache import FeatureCache
-from backend.models import sam2_networks
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.sam2_networks import SAM2_MODELS, assemble_sam2, build_sam2, load_sam2_weights
-from backend.models.sam2_segmenter import Sam2Segmenter
-from backend.models.sam_prompts import SamPrompt
-from backend.models.sam_segmenter import SamOptions
-from backend.models.sam_selection import KEEP_EVERYTHING
+from backend.models.sam import sam2_networks
+from backend.models.sam.prompts import SamPrompt
+from backend.models.sam.sam2_networks import SAM2_MODELS, assemble_sam2, build_sam2, load_sam2_weights
+from backend.models.sam.sam2_segmenter import Sam2Segmenter
+from backend.models.sam.segmenter import SamOptions
+from backend.models.sam.selection import KEEP_EVERYTHING
 from backend.models.segmenters import BatchSegmenter, Prompt
 from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
-from backend.models.sam_attention import RelativeAttention
+from backend.models.sam.attention import RelativeAttention
 
 
 @pytest.mark.parametrize(("grid", "heads"), [((14, 14), 2), ((8, 5), 3)])

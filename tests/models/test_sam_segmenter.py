@@ -12,17 +12,17 @@ import torch
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models import sam_networks
-from backend.models.sam_networks import build_sam, load_sam_weights
-from backend.models.sam_prompts import (
+from backend.models.sam import networks
+from backend.models.sam.networks import build_sam, load_sam_weights
+from backend.models.sam.prompts import (
     SamPrompt,
     points_by_object,
     prior_to_logits,
     scribble_to_prompts,
     uncovered_points,
 )
-from backend.models.sam_segmenter import SamOptions, SamSegmenter
-from backend.models.sam_selection import SelectionOptions, refusals, select_by_prior
+from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.selection import SelectionOptions, refusals, select_by_prior
 from backend.models.segmenters import Prompt
 from tests.models.small_sam import mixed_up, small_sam
 
@@ -519,6 +519,6 @@ def test_missing_package_and_unknown_model_say_what_to_do(monkeypatch: pytest.Mo
     def fail() -> None:
         raise ImportError("No module named 'segment_anything'")
 
-    monkeypatch.setattr(sam_networks, "_import_segment_anything", fail)
+    monkeypatch.setattr(networks, "_import_segment_anything", fail)
     with pytest.raises(ModelUnavailableError, match="pip install"):
         build_sam("sam_vit_b", None)

@@ -24,7 +24,7 @@ from backend.cli import app
 from backend.errors import BadInputError
 from backend.models.checkpoints import read_state_dict
 from backend.models.profiles import ModelSource, load_profile
-from backend.models.sam_networks import build_sam
+from backend.models.sam.networks import build_sam
 from backend.models.weights_files import known_layout, reason_not_weights
 from backend.models.weights_store import WeightsStore
 from tests import fuzzing

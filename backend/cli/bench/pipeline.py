@@ -124,8 +124,8 @@ def _segment(engine: Softmatcher, encoded: Any, reference: Any, times: Times) ->
 
 def _prompt_figures(bench: Bench, embedding: Mapping[str, NDArray[np.generic]], repeats: int) -> dict[str, float]:
     """Milliseconds a prompt, alone and in a batch of eight."""
-    from backend.models.sam_prompts import SamPrompt
-    from backend.models.sam_segmenter import SamSegmenter
+    from backend.models.sam.prompts import SamPrompt
+    from backend.models.sam.segmenter import SamSegmenter
 
     if not isinstance(bench.segmenter, SamSegmenter):
         return {}

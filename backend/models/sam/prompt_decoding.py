@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backend.models.device.on_device import OnDevice
-from backend.models.sam_mask_decoder import MaskDecoder
-from backend.models.sam_prompts import SamPrompt
+from backend.models.sam.mask_decoder import MaskDecoder
+from backend.models.sam.prompts import SamPrompt
 
 NO_POINT, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
 """Labels beside those of points: of the end of a list of points, and of a box's corners."""

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
-from backend.models.sam_decoding import Embedding, PointTokens, mask_input
-from backend.models.sam_segmenter import SamNetworks, SamSegmenter
+from backend.models.sam.prompt_decoding import Embedding, PointTokens, mask_input
+from backend.models.sam.segmenter import SamNetworks, SamSegmenter
 from backend.models.segmenters import SegmenterInput, require_rgb
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ from torch import nn
 
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.models.checkpoints import read_state_dict
-from backend.models.sam_networks import randomise_empty_parameters
+from backend.models.sam.networks import randomise_empty_parameters
 
 SAM2_PACKAGE = "sam2==1.1.0"
 IMAGE_PARTS = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_embed")

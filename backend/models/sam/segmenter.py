@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
 from backend.models.device.on_device import Constants, OnDevice, make_interruptible
-from backend.models.sam_attention import fuse_attention
-from backend.models.sam_decoding import Embedding, Images, SamDecoder, forward_of
-from backend.models.sam_prompts import (
+from backend.models.sam.attention import fuse_attention
+from backend.models.sam.prompt_decoding import Embedding, Images, SamDecoder, forward_of
+from backend.models.sam.prompts import (
     SamPrompt,
     logits_hw,
     points_by_object,
@@ -28,7 +28,7 @@ from backend.models.sam_prompts import (
     scribble_to_prompts,
     uncovered_points,
 )
-from backend.models.sam_selection import SelectionOptions, refusals, select_by_prior
+from backend.models.sam.selection import SelectionOptions, refusals, select_by_prior
 from backend.models.segmenters import MaskCandidate, Prompt, SegmenterInput, require_rgb
 
 T = TypeVar("T")

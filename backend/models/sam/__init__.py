@@ -1,0 +1,1 @@
+"""SAM, MobileSAM and SAM 2 as segmenters."""
