@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
-from backend.models.weights_catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, known_weights, weights_of
-from backend.models.weights_download import fetch_weights
-from backend.models.weights_store import StoredWeights, WeightsStore, stored_as_dict
+from backend.models.weights.catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, known_weights, weights_of
+from backend.models.weights.download import fetch_weights
+from backend.models.weights.store import StoredWeights, WeightsStore, stored_as_dict
 from backend.settings import Settings
 
 _PIPED_WIDTH = 120

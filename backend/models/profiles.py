@@ -14,9 +14,9 @@ from backend.models.sam.sam2_segmenter import Sam2Segmenter
 from backend.models.sam.segmenter import SamOptions, SamSegmenter
 from backend.models.sam.selection import KEEP_EVERYTHING, SelectionOptions
 from backend.models.segmenters import LiteSegmenter, Segmenter
-from backend.models.weights import weights_sha256
-from backend.models.weights_catalogue import PROFILE_WEIGHTS, known_weights
-from backend.models.weights_store import StoredWeights, WeightsStore
+from backend.models.weights.catalogue import PROFILE_WEIGHTS, known_weights
+from backend.models.weights.digest import weights_sha256
+from backend.models.weights.store import StoredWeights, WeightsStore
 
 PROFILES = ("lite", *PROFILE_WEIGHTS)
 

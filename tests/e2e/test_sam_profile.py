@@ -14,9 +14,9 @@ from backend.cli.demo.coins import COIN
 from backend.cli.demo.label_studio_server import brush, intersection_over_union, mask_of_regions
 from backend.core.types import Image, Mask, Scribble
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
-from backend.models import weights_catalogue
 from backend.models.profiles import ModelSource
-from backend.models.weights_store import WeightsStore
+from backend.models.weights.digest import catalogue
+from backend.models.weights.store import WeightsStore
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, centre_of, coin_mask, point_on, wait_until
 from tests.models.official_files import catalogue_of, random_official_files
@@ -28,7 +28,7 @@ IMAGE, SIZE_HW = SAMPLES[MARKED].image, SAMPLES[MARKED].size_hw
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     paths = random_official_files(tmp_path)
-    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", catalogue_of(paths))
+    monkeypatch.setattr(catalogue, "KNOWN_WEIGHTS", catalogue_of(paths))
     folder = tmp_path / "weights"
     for path in paths.values():
         WeightsStore(folder).add(path, name=None, source=path.as_uri())

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from backend.models.sam.networks import build_sam
-from backend.models.weights_catalogue import KNOWN_WEIGHTS, KnownWeights
+from backend.models.weights.catalogue import KNOWN_WEIGHTS, KnownWeights
 
 _SEED = 8
 """One with which masks are neither empty nor everything."""

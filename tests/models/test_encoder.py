@@ -8,7 +8,7 @@ import torch
 
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder
-from backend.models.weights import efficientnet_lite2_weights, weights_sha256
+from backend.models.weights.digest import efficientnet_lite2_weights, weights_sha256
 
 
 @pytest.fixture(scope="module")

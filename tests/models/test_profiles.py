@@ -12,9 +12,9 @@ from backend.cli import app
 from backend.engine.softmatcher import load_softmatcher
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.metrics import Metrics
-from backend.models import weights_catalogue
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.weights_store import WeightsStore
+from backend.models.weights.digest import catalogue
+from backend.models.weights.store import WeightsStore
 from backend.projects.models import Models
 from backend.settings import load_settings
 from tests.models.official_files import catalogue_of, random_official_files
@@ -34,7 +34,7 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
     assert "dinov2_vits14_pretrain.pth" in refused.stderr  # random weights are not the official ones
 
     known_files = catalogue_of(paths)
-    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", known_files)
+    monkeypatch.setattr(catalogue, "KNOWN_WEIGHTS", known_files)
 
     settings = load_settings()
     models = Models(settings, Metrics())
@@ -65,7 +65,7 @@ def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, m
     blob.unlink()
     blob.write_bytes(content)
     assert run(app, ["weights", "verify"]).exit_code == 1
-    from backend.models.weights import weights_sha256
+    from backend.models.weights.digest import weights_sha256
 
     weights_sha256.cache_clear()  # as in the next process
     with pytest.raises(ModelUnavailableError, match=r"mobile_sam are damaged.*weights fetch mobile_sam"):

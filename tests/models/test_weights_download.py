@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models.weights_catalogue import KnownWeights
-from backend.models.weights_download import FetchOptions, fetch_weights
-from backend.models.weights_store import WeightsStore
+from backend.models.weights.catalogue import KnownWeights
+from backend.models.weights.download import FetchOptions, fetch_weights
+from backend.models.weights.store import WeightsStore
 from tests.models.weights_server import WeightsServer, serve_weights
 
 CONTENT = bytes(range(256)) * 4000

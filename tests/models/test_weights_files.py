@@ -22,11 +22,11 @@ from typer.testing import CliRunner, Result
 
 from backend.cli import app
 from backend.errors import BadInputError
-from backend.models.checkpoints import read_state_dict
 from backend.models.profiles import ModelSource, load_profile
 from backend.models.sam.networks import build_sam
-from backend.models.weights_files import known_layout, reason_not_weights
-from backend.models.weights_store import WeightsStore
+from backend.models.weights.files import known_layout, reason_not_weights
+from backend.models.weights.state_dict import read_state_dict
+from backend.models.weights.store import WeightsStore
 from tests import fuzzing
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 375042383\n"  # noqa: E501

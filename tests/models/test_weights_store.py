@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models import weights_catalogue
-from backend.models.weights_catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, KnownWeights, known_weights, weights_of
-from backend.models.weights_store import WeightsStore
+from backend.models.weights.catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, KnownWeights, known_weights, weights_of
+from backend.models.weights.digest import catalogue
+from backend.models.weights.store import WeightsStore
 
 CONTENT = safetensors.torch.save({"a": torch.arange(2000.0), "b": torch.ones(3, 4)})
 OTHER = safetensors.torch.save({"a": torch.zeros(7)})
@@ -62,7 +62,7 @@ def test_official_file_is_known_by_its_content(
     store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = KnownWeights("some_sam", "some.pth", None, len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), None, "MIT")
-    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", (known,))
+    monkeypatch.setattr(catalogue, "KNOWN_WEIGHTS", (known,))
     stored = store.add(_file(tmp_path, "renamed.bin"), name=None, source="here")
     assert (stored.name, stored.checked, stored.file_name) == ("some_sam", "catalogue", "some.pth")
     assert store.find("some_sam") == stored
@@ -91,7 +91,7 @@ def test_digits_in_the_name_vouch_where_nothing_else_does(
 ) -> None:
     md5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
     known = KnownWeights("named", f"named_{md5[:6]}.pth", None, None, None, md5[:6], "MIT")
-    monkeypatch.setattr(weights_catalogue, "KNOWN_WEIGHTS", (known,))
+    monkeypatch.setattr(catalogue, "KNOWN_WEIGHTS", (known,))
     with pytest.raises(BadInputError, match=f"does not begin with {md5[:6]}"):
         store.add(_file(tmp_path, "x.pth", CONTENT + b"!"), name="named", source="here")
     stored = store.add(_file(tmp_path, "x.pth"), name="named", source="here")

@@ -16,7 +16,7 @@ from torch import Tensor
 from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models.weights import efficientnet_lite2_weights, weights_sha256
+from backend.models.weights.digest import efficientnet_lite2_weights, weights_sha256
 
 
 class Encoder(Protocol):

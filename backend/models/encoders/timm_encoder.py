@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from backend.core.object_similarity import KindFrame
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.checkpoints import read_state_dict
 from backend.models.device.on_device import Constants, OnDevice, make_interruptible
-from backend.models.weights import weights_sha256
+from backend.models.weights.digest import weights_sha256
+from backend.models.weights.state_dict import read_state_dict
 
 _KEPT_BASES = 16
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from backend.errors import ConfigurationError, ModelUnavailableError
-from backend.models.checkpoints import read_state_dict
+from backend.models.weights.state_dict import read_state_dict
 
 SAM_MODELS = ("mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 

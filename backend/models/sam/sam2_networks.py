@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from backend.errors import ConfigurationError, ModelUnavailableError
-from backend.models.checkpoints import read_state_dict
 from backend.models.sam.networks import randomise_empty_parameters
+from backend.models.weights.state_dict import read_state_dict
 
 SAM2_PACKAGE = "sam2==1.1.0"
 IMAGE_PARTS = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_embed")

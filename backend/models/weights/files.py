@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models.checkpoints import read_state_dict
+from backend.models.weights.state_dict import read_state_dict
 
 _POINTER = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"

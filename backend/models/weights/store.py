@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models import weights_catalogue
-from backend.models.weights_catalogue import KnownWeights
+from backend.models.weights.catalogue import KnownWeights
+from backend.models.weights.digest import catalogue
 
 _CHUNK_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -137,7 +137,7 @@ class WeightsStore:
         found = {name: stored for name in names if (stored := self.find(name)) is not None}
         missing = [name for name in names if name not in found]
         if missing:
-            offered = [name for name in missing if weights_catalogue.known_weights(name) is not None]
+            offered = [name for name in missing if catalogue.known_weights(name) is not None]
             commands = [f"`python -m backend weights fetch {profile or ' '.join(offered)}`"] if offered else []
             commands += [
                 f"`python -m backend weights import PATH --as {name}`" for name in missing if name not in offered
@@ -161,10 +161,10 @@ class WeightsStore:
             return f"cannot be read: {error}"
         if found.sha256 != stored.sha256:
             return f"its sha256 is {found.sha256}, not {stored.sha256}: fetch or import it again"
-        known = weights_catalogue.known_weights(stored.name)
+        known = catalogue.known_weights(stored.name)
         if known is not None and known.sha256 == found.sha256:
             return None
-        from backend.models.weights_files import reason_not_weights
+        from backend.models.weights.files import reason_not_weights
 
         try:
             reason = reason_not_weights(stored.path)
@@ -188,7 +188,7 @@ class WeightsStore:
         Raises:
             BadInputError: not the file that the catalogue means, or nothing says whose weights these are.
         """
-        from backend.models.weights_files import known_layout, require_weights  # PyTorch, which listing does without
+        from backend.models.weights.files import known_layout, require_weights  # PyTorch, which listing does without
 
         try:
             found = Digests.of(path)
@@ -197,9 +197,9 @@ class WeightsStore:
         except OSError as error:
             raise BadInputError(f"weights must be a file that can be read, got {path} ({error})") from error
         if known is None and name is None:
-            known = _known_by_content(found) or weights_catalogue.known_weights(path.name)
+            known = _known_by_content(found) or catalogue.known_weights(path.name)
         elif known is None:
-            known = weights_catalogue.known_weights(str(name))
+            known = catalogue.known_weights(str(name))
         is_official = known is not None and known.sha256 == found.sha256
         if known is None and name is None:
             require_weights(path)
@@ -268,7 +268,7 @@ def _safe(name: str) -> str:
 
 
 def _known_by_content(found: Digests) -> KnownWeights | None:
-    return next((known for known in weights_catalogue.KNOWN_WEIGHTS if known.sha256 == found.sha256), None)
+    return next((known for known in catalogue.KNOWN_WEIGHTS if known.sha256 == found.sha256), None)
 
 
 def _place(path: Path, blob: Path, *, keep: bool) -> None:

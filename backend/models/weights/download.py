@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from backend.errors import BadInputError, ModelUnavailableError
-from backend.models.weights_catalogue import KnownWeights
-from backend.models.weights_store import StoredWeights, WeightsStore
+from backend.models.weights.catalogue import KnownWeights
+from backend.models.weights.store import StoredWeights, WeightsStore
 from backend.own_http import Session, proxy_advice
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Weights files: catalogue, download, checks, store, reading."""
