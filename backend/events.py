@@ -10,7 +10,7 @@ from typing import Any
 
 from backend.errors import BadInputError, ForbiddenError, NotFoundError, QueueUnavailableError
 from backend.jobs.tasks import JobQueue
-from backend.projects import Projects
+from backend.projects.composition import Projects
 from backend.store.records import PropagationFilter
 
 logger = logging.getLogger(__name__)

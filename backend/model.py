@@ -11,7 +11,7 @@ from typing import Any
 from label_studio_ml.model import LabelStudioMLBase
 
 from backend.errors import BadInputError
-from backend.projects import Projects, key_of_project, open_projects
+from backend.projects.composition import Projects, key_of_project, open_projects
 from backend.settings import load_settings
 
 _lock = threading.Lock()

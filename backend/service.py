@@ -38,7 +38,7 @@ from backend.events import EventReceiver
 from backend.jobs.tasks import JobQueue
 from backend.json_body import read_json_object
 from backend.metrics import Metrics
-from backend.projects import Projects
+from backend.projects.composition import Projects
 from backend.web import create_pages
 
 logger = logging.getLogger(__name__)

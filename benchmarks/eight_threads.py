@@ -32,9 +32,9 @@ from backend.metrics import Metrics
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.sam.segmenter import SamOptions, SamSegmenter
 from backend.models.sam.selection import SelectionOptions
-from backend.projects import Projects
-from backend.projects.gate import Rank, _Waiter
-from backend.projects.models import Models
+from backend.projects.composition import Projects
+from backend.projects.model_host import Models
+from backend.projects.model_scheduler import Rank, _Waiter
 from backend.service import create_app
 from backend.settings import load_settings
 from backend.store import Store

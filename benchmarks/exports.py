@@ -122,7 +122,7 @@ def _export(url: str, folder: str, format_: str, stop_after: int | None, results
     from backend.exports.exporter import export_to_folder
     from backend.exports.options import options_from_texts
     from backend.exports.reading import open_project
-    from backend.projects import open_projects
+    from backend.projects.composition import open_projects
     from backend.settings import load_settings
 
     settings = load_settings(label_studio_url=url, label_studio_api_key="benchmark", data_dir=f"{folder}/data")

@@ -99,7 +99,7 @@ def measure_plan(count: int) -> Json:
 
 
 def _plan(url: str, data_dir: str, results: Any) -> None:
-    from backend.projects import open_projects
+    from backend.projects.composition import open_projects
     from backend.settings import load_settings
     from backend.store.records import PropagationFilter
 

@@ -26,8 +26,8 @@ from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.models.profiles import ModelSource, load_profile
-from backend.projects import Projects
-from backend.projects.models import Models
+from backend.projects.composition import Projects
+from backend.projects.model_host import Models
 from backend.settings import load_settings
 from backend.store import Store
 from backend.store.records import PropagationFilter

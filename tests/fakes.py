@@ -30,8 +30,8 @@ from backend.errors import (
 from backend.jobs import tasks
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
-from backend.projects import Projects
-from backend.projects.models import Models
+from backend.projects.composition import Projects
+from backend.projects.model_host import Models
 from backend.service import create_app
 from backend.settings import Settings, load_settings
 from backend.store import Store

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from backend.errors import LabelStudioUnavailableError, ModelUnavailableError, NotFoundError
 from backend.labelstudio.codec import is_own_region_id
 from backend.labelstudio.rle import decode_mask, encode_mask
-from backend.projects import key_of_project, open_projects
+from backend.projects.composition import key_of_project, open_projects
 from backend.projects.references import References
 from backend.service import client_is_gone, create_app
 from backend.settings import load_settings

@@ -139,7 +139,7 @@ def explain(
     from backend.drawing.text import numbered_labels
     from backend.exports.sinks import disk_errors_told
     from backend.labelstudio.label_config import parse_label_config
-    from backend.projects import open_projects
+    from backend.projects.composition import open_projects
     from backend.settings import load_settings
 
     projects = open_projects(load_settings())
@@ -205,7 +205,7 @@ def forget(
 ) -> None:
     """Delete what this backend keeps of a project: references, propagations, settings, token."""
     from backend.errors import NotFoundError
-    from backend.projects import open_projects
+    from backend.projects.composition import open_projects
     from backend.settings import load_settings
 
     projects = open_projects(load_settings())

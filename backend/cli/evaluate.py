@@ -54,7 +54,7 @@ def evaluate(
     """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
     from backend.evaluation.markdown import variants_to_markdown
     from backend.evaluation.variants import VariantsResult, evaluate_variants
-    from backend.projects.models import load_configured
+    from backend.projects.model_host import load_configured
     from backend.settings import load_settings
 
     if labels is not None and not joint:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from backend.exports.importing import ImportReport
     from backend.exports.options import ExportOptions
     from backend.exports.reading import ExportedProject
-    from backend.projects import Projects
+    from backend.projects.composition import Projects
     from backend.settings import Settings
 
 _THREADS = 8
@@ -62,7 +62,7 @@ def export(
 @contextmanager
 def opened_projects(settings: "Settings") -> "Iterator[Projects]":
     """The backend's store and connections, closed at the end."""
-    from backend.projects import open_projects
+    from backend.projects.composition import open_projects
 
     projects = open_projects(settings)
     try:

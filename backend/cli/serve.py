@@ -52,7 +52,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
         # In gunicorn's worker process: its parent needs no PyTorch, and threads would not survive the fork.
         _share_memory()
         from backend.jobs.tasks import JobQueue
-        from backend.projects import open_projects
+        from backend.projects.composition import open_projects
         from backend.service import create_app
         from backend.upkeep import Upkeep
 

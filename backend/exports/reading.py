@@ -21,7 +21,7 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import Region, read_regions
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
-from backend.projects import Projects, key_of_project
+from backend.projects.composition import Projects, key_of_project
 from backend.projects.options import background_labels_of
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from backend.jobs.tasks import (
 )
 from backend.jobs.worker_identity import own_name
 from backend.models.device.on_device import choose_device
-from backend.projects import open_projects
+from backend.projects.composition import open_projects
 from backend.settings import LANES, Settings, differing, with_shared
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImages, versions_to_json
 from backend.projects.predictions import OWN_VERSIONS, KnownReferences, Predictions
 from backend.projects.together import Predicted, TaskPrediction

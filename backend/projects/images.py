@@ -17,7 +17,7 @@ from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import ImageFetcher, Validators
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
-from backend.projects.models import Models
+from backend.projects.model_host import Models
 
 _KNOWN_AT_MOST = 1024
 

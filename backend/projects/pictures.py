@@ -15,7 +15,7 @@ from backend.core.types import Image, Mask
 from backend.errors import NotFoundError
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.predictions import OWN_VERSIONS
 from backend.store import ProjectRecord, Store

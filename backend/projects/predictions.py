@@ -25,9 +25,9 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.label_prompts import group_annotation
 from backend.metrics import Metrics
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImage, TaskImages
-from backend.projects.models import Models
+from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of, match_options
 from backend.projects.prefetch import Prefetch
 from backend.projects.together import Predicted, Steps, TaskPrediction, Together

@@ -12,7 +12,7 @@ from backend.core.cancellation import InterruptedWorkError
 from backend.errors import BadInputError, LabelStudioError, ModelUnavailableError, NotFoundError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from backend.errors import (
     StoreUnavailableError,
 )
 from backend.labelstudio.label_config import parse_label_config
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.predictions import Predictions
 from backend.projects.propagation_pauses import is_paused, pause
 from backend.projects.references import References

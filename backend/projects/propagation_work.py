@@ -15,7 +15,7 @@ from backend.errors import NotFoundError, SoftmatcherError, StoreUnavailableErro
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.projects.bulk import Batch, BulkPredictions
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, versions_from_json
 from backend.projects.predictions import Predictions
 from backend.projects.propagation_pauses import is_paused, pause

@@ -10,9 +10,9 @@ from scipy import ndimage
 from backend.core.types import Mask
 from backend.errors import SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
-from backend.projects.models import Models
+from backend.projects.model_host import Models
 from backend.projects.options import is_complete, match_options
 from backend.projects.predictions import Predictions
 from backend.settings import Settings

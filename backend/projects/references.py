@@ -29,9 +29,9 @@ from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.labelstudio.label_prompts import LabelMarks, group_annotation
 from backend.metrics import Metrics
-from backend.projects.connection import Connections
+from backend.projects.connections import Connections
 from backend.projects.images import TaskImage, TaskImages, versions_from_json, versions_to_json
-from backend.projects.models import Models
+from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of, is_complete, reading_digest
 from backend.projects.project_key import key_of_project
 from backend.settings import Settings

@@ -14,7 +14,7 @@ from backend.errors import BadInputError, LabelStudioError, NotFoundError, Softm
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
 from backend.projects.images import ImageVersion, ReadImage, TaskImages
-from backend.projects.models import Models
+from backend.projects.model_host import Models
 
 logger = logging.getLogger(__name__)
 

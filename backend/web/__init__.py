@@ -16,7 +16,7 @@ from backend.errors import BadInputError, NotFoundError, QueueUnavailableError, 
 from backend.jobs.tasks import JobQueue
 from backend.json_body import read_json_object
 from backend.labelstudio.label_config import parse_label_config
-from backend.projects import Projects
+from backend.projects.composition import Projects
 from backend.projects.pictures import colour_of
 from backend.store import ProjectRecord
 from backend.store.records import PropagationFilter, PropagationRecord, ReferenceSummary

@@ -14,7 +14,7 @@ from backend.errors import ConflictError, SoftmatcherError
 from backend.exports.exporter import archive_name, export_to_zip
 from backend.exports.options import ExportOptions, options_from_texts
 from backend.exports.reading import ExportedProject, open_project
-from backend.projects import Projects
+from backend.projects.composition import Projects
 from backend.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from backend.cli import app
 from backend.errors import LabelStudioUnavailableError
-from backend.projects import Projects
+from backend.projects.composition import Projects
 from backend.settings import Settings
 from tests.exports.scene import box, brush, fill
 from tests.fakes import Backend

@@ -22,7 +22,7 @@ from backend.cli.demo.label_studio_server import (
 )
 from backend.cli.process.supervisor import ProcessGroup
 from backend.core.types import Mask
-from backend.projects import key_of_project
+from backend.projects.composition import key_of_project
 
 SAMPLES = {sample.name: sample for sample in sample_tasks()}
 HOSTS_NETWORK = "10.77.31.0/24"

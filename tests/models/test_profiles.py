@@ -15,7 +15,7 @@ from backend.metrics import Metrics
 from backend.models.profiles import ModelSource, load_profile, missing_weights
 from backend.models.weights.digest import catalogue
 from backend.models.weights.store import WeightsStore
-from backend.projects.models import Models
+from backend.projects.model_host import Models
 from backend.settings import load_settings
 from tests.models.official_files import catalogue_of, random_official_files
 from tests.test_pipeline import scene

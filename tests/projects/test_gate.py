@@ -10,7 +10,7 @@ from backend.core import cancellation
 from backend.core.cancellation import InterruptedWorkError, interruptible
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
-from backend.projects.gate import ModelGate
+from backend.projects.model_scheduler import ModelGate
 
 
 class _Held:

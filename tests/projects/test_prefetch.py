@@ -11,7 +11,7 @@ import pytest
 
 from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
-from backend.projects import Projects
+from backend.projects.composition import Projects
 from tests.fakes import LABEL_CONFIG, Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
 

@@ -22,8 +22,8 @@ from backend.labelstudio.images import FetchedFile, Validators
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.own_http import Session
-from backend.projects import Projects
-from backend.projects.models import Models
+from backend.projects.composition import Projects
+from backend.projects.model_host import Models
 from backend.projects.predictions import KnownReferences
 from backend.service import create_app
 from backend.settings import load_settings

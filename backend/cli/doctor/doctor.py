@@ -12,7 +12,7 @@ from backend.errors import SoftmatcherError
 from backend.jobs.tasks import JobQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
-from backend.projects import Projects, open_projects
+from backend.projects.composition import Projects, open_projects
 from backend.projects.options import background_labels_of
 from backend.settings import Settings
 from backend.store import ProjectRecord

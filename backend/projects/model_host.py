@@ -14,7 +14,7 @@ from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
 from backend.models.device.on_device import choose_device, good_threads, set_threads
 from backend.models.profiles import ModelSource
-from backend.projects.gate import ModelGate
+from backend.projects.model_scheduler import ModelGate
 from backend.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,244 @@
+"""The use cases of a Label Studio project; `open_projects` is where everything is put together."""
+
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend.errors import BadInputError, NotFoundError
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.images import ImageFetcher
+from backend.labelstudio.label_config import parse_label_config
+from backend.metrics import Metrics
+from backend.projects.bulk import BulkPredictions
+from backend.projects.connections import Connections
+from backend.projects.images import TaskImages
+from backend.projects.model_host import Models
+from backend.projects.options import read_extra_params, told_on_setup
+from backend.projects.pictures import Pictures
+from backend.projects.predictions import Predictions
+from backend.projects.prefetch import Prefetch
+from backend.projects.project_key import key_of_project
+from backend.projects.propagation_plans import PropagationPlans
+from backend.projects.propagation_work import PropagationWork
+from backend.projects.propagations import Propagations
+from backend.projects.quality import Quality
+from backend.projects.references import References
+from backend.settings import Settings
+from backend.store import ProjectRecord, Store
+
+logger = logging.getLogger(__name__)
+
+_SIGNATURE_WAIT_S = 2.0
+"""/setup has 3 s: a service that just started answers that it is still loading before Label Studio gives up."""
+
+
+class Projects:
+    """All projects of one backend. Threads share it; what lasts is in the store.
+
+    Attributes:
+        references: takes annotations in.
+        predictions: answers with masks.
+        propagations: predicts whole projects through the workers.
+        quality: estimates how good predictions are.
+        pictures: draws small pictures for the project's page.
+        models: loaded in the background.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, metrics: Metrics, models: Models, connections: Connections
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.metrics = metrics
+        self.models = models
+        self._connections = connections
+        images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
+        self.references = References(settings, store, metrics, models, connections, images)
+        self._prefetch = Prefetch(
+            connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.gate.is_wanted
+        )
+        self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
+        bulk = BulkPredictions(metrics, connections, images, self.predictions)
+        self.propagation_plans = PropagationPlans(store, connections, self.references, self.predictions)
+        self.propagation_work = PropagationWork(store, metrics, connections, self.predictions, bulk)
+        self.propagations = Propagations(settings, store, connections, self.predictions, self.propagation_plans)
+        self.quality = Quality(settings, store, models, connections, images, self.predictions)
+        self.pictures = Pictures(store, connections, images)
+        self._connected: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def setup(
+        self,
+        project_key: str,
+        *,
+        label_config: str,
+        extra_params: object,
+        hostname: object,
+        access_token: str | None,
+        backend_url: str,
+    ) -> str:
+        """A project connects, or Label Studio asks for its version: remember it, return its model_version.
+
+        Raises:
+            BadInputError: label config or extra params cannot be used; the message says what to change.
+            ModelUnavailableError: the models are not loaded yet, or cannot be.
+        """
+        parse_label_config(label_config)
+        told = told_on_setup(read_extra_params(extra_params), hostname)
+        known = self.store.project(project_key)
+        is_known = known is not None and (known.label_config, known.settings) == (label_config, told)
+        if not is_known or (access_token and known and known.setup_token != access_token):
+            self.store.save_project(
+                project_key,
+                label_config=label_config,
+                settings=told,
+                setup_token=access_token,
+                needs_reconcile=True if known is None or known.label_config != label_config else None,
+            )
+        with self._lock:
+            self._connected[project_key] = backend_url
+        return self.predictions.model_version(project_key, wait_s=_SIGNATURE_WAIT_S)
+
+    def versions(self) -> list[str]:
+        """The current model_version of every project, without repetition."""
+        return sorted({self.predictions.model_version(project.key, wait_s=0.5) for project in self.store.projects()})
+
+    def hinted_project(self, project: object) -> tuple[str, bool]:
+        """Read what a webhook says of a project: its key, and whether it differs from what is known.
+
+        Nothing is remembered: whoever can send a webhook can name any project. Label Studio is asked, in a job.
+
+        Raises:
+            BadInputError: no project with an id and a time of creation.
+        """
+        if not isinstance(project, Mapping):
+            raise BadInputError(f'expected "project": an object, got {type(project).__name__}')
+        project_key = key_of_project(project)
+        known = self.store.project(project_key)
+        if known is None:
+            return project_key, True
+        return project_key, (project.get("label_config"), project.get("title")) != (known.label_config, known.title)
+
+    def forget_gone(self, project_key: str) -> bool:
+        """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
+
+        Nothing is deleted where several projects are known and all are gone: then the address more likely leads to
+        another Label Studio.
+
+        Returns:
+            Whether it was deleted.
+
+        Raises:
+            LabelStudioUnavailableError, LabelStudioError, ConfigurationError: Label Studio cannot be asked.
+        """
+        try:
+            self.references.look_at_project(project_key)
+        except NotFoundError:
+            project = self.store.project(project_key)
+        else:
+            return False
+        if project is None or project.gone_since is None:
+            return False
+        all_projects = self.store.projects()
+        is_old = self.store.now() - project.gone_since >= 86400 * self.settings.gone_project_days
+        are_all_gone = len(all_projects) > 1 and all(each.gone_since is not None for each in all_projects)
+        if not is_old or are_all_gone:
+            return False
+        logger.warning(
+            "project=%s is deleted: gone from Label Studio for %d days", project_key, self.settings.gone_project_days
+        )
+        self.store.drop_project(project_key)
+        return True
+
+    def note_project(self, project: object) -> str:
+        """Remember a project as Label Studio shows it; returns its key.
+
+        Raises:
+            BadInputError: no project with an id and a time of creation.
+        """
+        if not isinstance(project, Mapping):
+            raise BadInputError(f'expected "project": an object, got {type(project).__name__}')
+        project_key = key_of_project(project)
+        label_config, title = project.get("label_config"), project.get("title")
+        known = self.store.project(project_key)
+        label_config = label_config if isinstance(label_config, str) else None
+        title = title if isinstance(title, str) else None
+        if known is None or (label_config, title) != (known.label_config, known.title):
+            # With another label config an annotation may mean more, or less, than it did.
+            is_other = known is None or (label_config or known.label_config) != known.label_config
+            self.store.save_project(
+                project_key, title=title, label_config=label_config, needs_reconcile=is_other or None
+            )
+        return project_key
+
+    def project_key(self, project: object, tasks: Sequence[Mapping[str, Any]]) -> str:
+        """The key of the project a /predict is about.
+
+        Raises:
+            BadInputError: neither the request nor its tasks name a project that is known.
+        """
+        if isinstance(project, str) and re.fullmatch(r"\d+\.\d+", project):
+            return project
+        named = project if project is not None else (tasks[0].get("project") if tasks else None)
+        if isinstance(named, int | str) and re.fullmatch("[0-9]{1,18}", str(named)):
+            known = self.store.project_by_id(int(named))
+            if known is not None:
+                return known.key
+        raise BadInputError(
+            f'expected "project": "<id>.<unix time of creation>" or the id of a connected project, got {project!r}'
+        )
+
+    def count_references(self) -> dict[str, int]:
+        """References by project id, for /metrics."""
+        return {key.split(".")[0]: count for key, count in self.store.count_references().items()}
+
+    def client_for(self, project_key: str) -> LabelStudioClient:
+        """The API client for a project.
+
+        Raises:
+            ConfigurationError: there is no token.
+        """
+        return self._connections.client(project_key)
+
+    def fetcher_for(self, project_key: str) -> ImageFetcher:
+        """The image fetcher for a project.
+
+        Raises:
+            ConfigurationError: there is no token.
+        """
+        return self._connections.fetcher(project_key)
+
+    def connected_urls(self) -> list[tuple[str, str]]:
+        """Projects that called /setup since the start, and the address at which they reached this backend."""
+        with self._lock:
+            return list(self._connected.items())
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._prefetch.close()
+        self._connections.close()
+        self.store.close()
+
+
+def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: int = 1) -> Projects:
+    """The composition root: opens the store (makes its tables) and wires everything; models load later.
+
+    Args:
+        settings: of this process.
+        calls_at_a_time: model calls that share the processor's cores.
+        processes: that share them.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: the store cannot be opened.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = Store(settings.store_url)
+    store.create_tables()
+    metrics = Metrics()
+    models = Models(settings, metrics, calls_at_a_time=calls_at_a_time, processes=processes)
+    return Projects(settings, store, metrics, models, Connections(settings, store))
+
+
+__all__ = ["ProjectRecord", "Projects", "key_of_project", "open_projects"]
