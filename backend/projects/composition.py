@@ -11,14 +11,14 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
-from backend.projects.bulk import BulkPredictions
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import read_extra_params, told_on_setup
 from backend.projects.pictures import Pictures
-from backend.projects.predictions import Predictions
-from backend.projects.prefetch import Prefetch
+from backend.projects.prediction.bulk_writer import BulkPredictions
+from backend.projects.prediction.predictor import Predictions
+from backend.projects.prediction.prefetch import Prefetch
 from backend.projects.project_key import key_of_project
 from backend.projects.propagation_plans import PropagationPlans
 from backend.projects.propagation_work import PropagationWork

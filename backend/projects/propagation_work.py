@@ -14,10 +14,10 @@ from typing import Final, Literal
 from backend.errors import NotFoundError, SoftmatcherError, StoreUnavailableError
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
-from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, versions_from_json
-from backend.projects.predictions import Predictions
+from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
+from backend.projects.prediction.predictor import Predictions
 from backend.projects.propagation_pauses import is_paused, pause
 from backend.projects.propagation_plans import project_of
 from backend.store import Store

@@ -14,7 +14,7 @@ from typing import Any
 from backend.errors import BadInputError
 from backend.metrics import PropagationFigures
 from backend.projects.connections import Connections
-from backend.projects.predictions import Predictions
+from backend.projects.prediction.predictor import Predictions
 from backend.projects.propagation_pauses import is_paused
 from backend.projects.propagation_plans import PropagationPlans, check_filter, project_of
 from backend.settings import Settings

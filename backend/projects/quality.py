@@ -14,7 +14,7 @@ from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import is_complete, match_options
-from backend.projects.predictions import Predictions
+from backend.projects.prediction.predictor import Predictions
 from backend.settings import Settings
 from backend.store import Store, StoredReference
 

@@ -18,8 +18,8 @@ from backend.engine.softmatcher import PreparedImage
 from backend.jobs import tasks
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
-from backend.projects.bulk import Batch, BulkPredictions
 from backend.projects.images import TaskImages
+from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
 from tests.fakes import (
     LABEL_CONFIG,
     Backend,

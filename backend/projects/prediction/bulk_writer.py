@@ -24,8 +24,8 @@ from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImages, versions_to_json
-from backend.projects.predictions import OWN_VERSIONS, KnownReferences, Predictions
-from backend.projects.together import Predicted, TaskPrediction
+from backend.projects.prediction.batch_pipeline import Predicted, TaskPrediction
+from backend.projects.prediction.predictor import OWN_VERSIONS, KnownReferences, Predictions
 from backend.store import ProjectRecord
 from backend.store.records import TaskOutcome
 

@@ -29,8 +29,8 @@ from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of, match_options
-from backend.projects.prefetch import Prefetch
-from backend.projects.together import Predicted, Steps, TaskPrediction, Together
+from backend.projects.prediction.batch_pipeline import Predicted, Steps, TaskPrediction, Together
+from backend.projects.prediction.prefetch import Prefetch
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
