@@ -9,7 +9,7 @@ from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs.tasks import JobQueue
 from backend.projects.composition import Projects
-from backend.projects.propagation_pauses import is_paused
+from backend.projects.propagation.backoff import is_paused
 from backend.settings import shared_settings
 from backend.store.records import PropagationFilter
 

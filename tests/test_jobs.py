@@ -23,7 +23,7 @@ from backend.jobs.tasks import QUEUES, JobQueue
 from backend.jobs.tasks import worker as worker_module
 from backend.jobs.worker import LEASE_S, HeartbeatWorker
 from backend.jobs.worker_identity import own_name
-from backend.projects.propagation_work import Worked
+from backend.projects.propagation.work import Worked
 from backend.settings import load_settings, shared_settings
 from backend.store.records import PropagationFilter
 from tests.fakes import Backend, draw, png

@@ -28,7 +28,7 @@ from backend.errors import (
 from backend.jobs.worker_identity import has_ended
 from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
 from backend.projects.composition import Projects
-from backend.projects.propagation_work import LANE
+from backend.projects.propagation.work import LANE
 from backend.settings import LANES
 
 logger = logging.getLogger(__name__)

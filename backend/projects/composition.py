@@ -20,9 +20,9 @@ from backend.projects.prediction.bulk_writer import BulkPredictions
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
 from backend.projects.project_key import key_of_project
-from backend.projects.propagation_plans import PropagationPlans
-from backend.projects.propagation_work import PropagationWork
-from backend.projects.propagations import Propagations
+from backend.projects.propagation.planning import PropagationPlans
+from backend.projects.propagation.propagations import Propagations
+from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality import Quality
 from backend.projects.references import References
 from backend.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 from rq.timeouts import JobTimeoutException
 
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError, NotFoundError
-from backend.projects.propagation_work import Worked
+from backend.projects.propagation.work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
 from backend.upkeep import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, draw, png

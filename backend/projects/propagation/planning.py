@@ -16,7 +16,7 @@ from backend.errors import (
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.prediction.predictor import Predictions
-from backend.projects.propagation_pauses import is_paused, pause
+from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.references import References
 from backend.store import ProjectRecord, Store
 from backend.store.records import PropagationFilter, PropagationRecord

@@ -18,8 +18,8 @@ from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, versions_from_json
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
 from backend.projects.prediction.predictor import Predictions
-from backend.projects.propagation_pauses import is_paused, pause
-from backend.projects.propagation_plans import project_of
+from backend.projects.propagation.backoff import is_paused, pause
+from backend.projects.propagation.planning import project_of
 from backend.store import Store
 from backend.store.records import PropagationRecord, TaskOutcome
 

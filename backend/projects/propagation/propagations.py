@@ -15,8 +15,8 @@ from backend.errors import BadInputError
 from backend.metrics import PropagationFigures
 from backend.projects.connections import Connections
 from backend.projects.prediction.predictor import Predictions
-from backend.projects.propagation_pauses import is_paused
-from backend.projects.propagation_plans import PropagationPlans, check_filter, project_of
+from backend.projects.propagation.backoff import is_paused
+from backend.projects.propagation.planning import PropagationPlans, check_filter, project_of
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.records import FailureGroup, PropagationCounts, PropagationFilter, PropagationRecord

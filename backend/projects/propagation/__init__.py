@@ -1,0 +1,1 @@
+"""Propagations: a whole project predicted in the background."""
