@@ -35,9 +35,9 @@ from backend.models.sam.selection import SelectionOptions
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.projects.model_scheduler import Rank, _Waiter
-from backend.service import create_app
 from backend.settings import load_settings
 from backend.store import Store
+from backend.web.app import create_app
 from tests.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, PatientQueue, png
 from tests.models.small_sam import small_sam
 

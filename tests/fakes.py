@@ -32,9 +32,9 @@ from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
-from backend.service import create_app
 from backend.settings import Settings, load_settings
 from backend.store import Store
+from backend.web.app import create_app
 
 LABEL_CONFIG = """<View>
   <Image name="image" value="$image"/>

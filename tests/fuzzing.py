@@ -16,7 +16,7 @@ from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from backend.access import WEBHOOK_PATH
+from backend.web.access import WEBHOOK_PATH
 from tests.fakes import Backend, FakeLabelStudio, draw, png
 
 Json = Any

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from backend.access import (
+from backend.errors import ConfigurationError, StoreUnavailableError
+from backend.settings import load_settings
+from backend.web.access import (
     MOST_BODY_BYTES,
     PasswordTries,
     former_webhook_authorization,
     webhook_authorization,
 )
-from backend.errors import ConfigurationError, StoreUnavailableError
-from backend.json_body import MOST_CONTAINERS
-from backend.settings import load_settings
+from backend.web.json_body import MOST_CONTAINERS
 from tests.fakes import Backend, FakeLabelStudio, make_backend
 
 AUTH = {"basic_auth_user": "ls", "basic_auth_pass": "secret"}
@@ -205,7 +205,7 @@ def test_wrong_passwords_are_slowed_and_the_right_one_works_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("backend.access.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("backend.web.pages.access.time.monotonic", lambda: now[0])
     backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
     statuses = [backend.client.get("/health", headers=_basic("ls", f"guess{n}")).status_code for n in range(30)]
     assert statuses == [401] * 10 + [429] * 20

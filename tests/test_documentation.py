@@ -12,8 +12,8 @@ import typer
 from backend.cli import app
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics, PropagationFigures
-from backend.service import create_app
 from backend.settings import Settings, environment_name
+from backend.web.app import create_app
 from tests.fakes import Backend
 
 ROOT = Path(__file__).parents[1]

@@ -19,10 +19,10 @@ from backend.labelstudio.codec import is_own_region_id
 from backend.labelstudio.rle import decode_mask, encode_mask
 from backend.projects.composition import key_of_project, open_projects
 from backend.projects.references import References
-from backend.service import client_is_gone, create_app
 from backend.settings import load_settings
 from backend.store import tables
 from backend.store.records import PropagationFilter
+from backend.web.app import client_is_gone, create_app
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))

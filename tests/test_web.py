@@ -97,7 +97,7 @@ def test_unknown_projects_and_propagations_are_not_found(ready: Backend) -> None
 
 
 def test_start_without_a_queue_is_made_up_for(ready: Backend) -> None:
-    from backend.upkeep import Upkeep
+    from backend.web.maintenance import Upkeep
 
     ready.queue.is_down = True
     assert ready.client.post(BASE, json={}).status_code == 202

@@ -10,11 +10,11 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger as GunicornLogger
 
-from backend.access import is_loopback
 from backend.cli.process.gunicorn_worker import PatientThreadWorker
 from backend.cli.process.logs import start_logging
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.settings import Settings, shared_settings
+from backend.web.access import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class _Service(BaseApplication):  # type: ignore[misc]
         _share_memory()
         from backend.jobs.tasks import JobQueue
         from backend.projects.composition import open_projects
-        from backend.service import create_app
-        from backend.upkeep import Upkeep
+        from backend.web.app import create_app
+        from backend.web.maintenance import Upkeep
 
         settings = self._settings
         assert settings.redis_url is not None

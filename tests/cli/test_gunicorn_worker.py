@@ -19,7 +19,7 @@ _SERVER = """
     import sys
     from flask import Flask, jsonify, request
     from gunicorn.app.base import BaseApplication
-    from backend.access import guard
+    from backend.web.access import guard
     from backend.cli.process import gunicorn_worker
     from backend.errors import BadInputError, ModelUnavailableError
     from backend.settings import load_settings

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from backend.access import former_webhook_authorization
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.label_studio_env import protection_but
@@ -13,6 +12,7 @@ from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGrou
 from backend.core.types import Image
 from backend.errors import ConfigurationError, LabelStudioError
 from backend.settings import load_settings
+from backend.web.access import former_webhook_authorization
 from tests.e2e.scene import HOSTS_NETWORK, MARKED, SAMPLES, TARGETS, Backend, Project, own_environment
 
 

@@ -10,7 +10,7 @@ from rq.timeouts import JobTimeoutException
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError, NotFoundError
 from backend.projects.propagation.work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
-from backend.upkeep import Upkeep
+from backend.web.maintenance import Upkeep
 from tests.fakes import LABEL_CONFIG, Backend, draw, png
 
 RED_BOX = (10, 10, 30, 30)

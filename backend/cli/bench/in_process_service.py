@@ -25,9 +25,9 @@ from backend.own_http import Session
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.projects.prediction.predictor import KnownReferences
-from backend.service import create_app
 from backend.settings import load_settings
 from backend.store import Store
+from backend.web.app import create_app
 
 _LABEL_CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="Thing"/></BrushLabels>

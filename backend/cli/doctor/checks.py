@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import requests
 
-from backend.access import is_loopback
 from backend.cli.health import HealthError, ask_service, own_address
 from backend.errors import SoftmatcherError
 from backend.labelstudio.transport import is_public
 from backend.settings import Settings
+from backend.web.access import is_loopback
 
 logger = logging.getLogger(__name__)
 

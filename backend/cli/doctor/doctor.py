@@ -6,7 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from backend.access import webhook_authorization
 from backend.cli.doctor.checks import Check, FindingError, look, surroundings
 from backend.errors import SoftmatcherError
 from backend.jobs.tasks import JobQueue
@@ -16,6 +15,7 @@ from backend.projects.composition import Projects, open_projects
 from backend.projects.options import background_labels_of
 from backend.settings import Settings
 from backend.store import ProjectRecord
+from backend.web.access import webhook_authorization
 
 _EXAMPLES = 3
 

@@ -18,7 +18,6 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import __version__
-from backend.access import MOST_BODY_BYTES, PREDICT_PATH, WEBHOOK_PATH, guard
 from backend.core.cancellation import InterruptedWorkError, interruptible
 from backend.errors import (
     BadInputError,
@@ -34,12 +33,13 @@ from backend.errors import (
     SoftmatcherError,
     StoreUnavailableError,
 )
-from backend.events import EventReceiver
 from backend.jobs.tasks import JobQueue
-from backend.json_body import read_json_object
 from backend.metrics import Metrics
 from backend.projects.composition import Projects
-from backend.web import create_pages
+from backend.web.access import MOST_BODY_BYTES, PREDICT_PATH, WEBHOOK_PATH, guard
+from backend.web.json_body import read_json_object
+from backend.web.pages import create_pages
+from backend.web.webhooks import EventReceiver
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ _STATUS: dict[type[SoftmatcherError], int] = {
     StoreUnavailableError: 503,
     OutputError: 507,
 }
-_OPENAPI = Path(__file__).parent / "web" / "openapi.json"
+_OPENAPI = Path(__file__).parent / "openapi.json"
 _RETRY_AFTER_S = 5
 _PREDICTING_SHARE = 0.75
 """Of the threads: as many requests may predict or wait for the models at a time. The others stay free for /health,

@@ -5,13 +5,13 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from backend.access import former_webhook_authorization, webhook_authorization
 from backend.errors import QueueUnavailableError, SoftmatcherError
 from backend.jobs.tasks import JobQueue
 from backend.projects.composition import Projects
 from backend.projects.propagation.backoff import is_paused
 from backend.settings import shared_settings
 from backend.store.records import PropagationFilter
+from backend.web.access import former_webhook_authorization, webhook_authorization
 
 logger = logging.getLogger(__name__)
 
