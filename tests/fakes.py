@@ -62,7 +62,7 @@ def png(image: Image) -> bytes:
 
 
 class ColourSoftmatcher:
-    """Objects are areas of one colour: the same interface as `backend.engine.softmatcher.Softmatcher`, in microseconds."""
+    """Objects are areas of one colour: the interface of `backend.engine.softmatcher.Softmatcher`, in microseconds."""
 
     signature = "colours-1"
     good_batch = 1
@@ -472,7 +472,7 @@ class Backend:
         count = 0
         while self.queue.jobs:
             name, args = self.queue.jobs.pop(0)
-            getattr(jobs, name)(*args)
+            getattr(tasks, name)(*args)
             count += 1
         return count
 

@@ -24,7 +24,7 @@ from backend.evaluation.bench_matching import (
 from backend.evaluation.matching_quality import measure_quality, soft_iou
 from backend.evaluation.plot import Chart, draw_charts
 from backend.models.segmenters import LiteSegmenter
-from tests.test_pipeline import ColourEncoder, scene
+from tests.engine.test_softmatcher import ColourEncoder, scene
 
 
 def _row(matcher: str, patches: int, seconds: float) -> MatchingRow:

@@ -21,7 +21,7 @@ from backend.evaluation.markings import corrected, largest_object, marks_all, si
 from backend.evaluation.run import evaluate
 from backend.evaluation.variants import evaluate_variants
 from backend.models.segmenters import LiteSegmenter
-from tests.test_pipeline import ColourEncoder, scene
+from tests.engine.test_softmatcher import ColourEncoder, scene
 
 VARIANTS = {"posterior": MatchOptions(), "prototype": MatchOptions(matcher="prototype")}
 

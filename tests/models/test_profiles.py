@@ -17,8 +17,8 @@ from backend.models.weights.digest import catalogue
 from backend.models.weights.store import WeightsStore
 from backend.projects.model_host import Models
 from backend.settings import load_settings
+from tests.engine.test_softmatcher import scene
 from tests.models.official_files import catalogue_of, random_official_files
-from tests.test_pipeline import scene
 
 
 def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

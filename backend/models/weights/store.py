@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backend.errors import BadInputError, ModelUnavailableError
+from backend.models.weights import catalogue
 from backend.models.weights.catalogue import KnownWeights
-from backend.models.weights.digest import catalogue
 
 _CHUNK_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -102,7 +102,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
 
 
@@ -693,7 +693,7 @@ class TestAtOnce:
 
     def test_processes_write_side_by_side(self, store: Store, url: str) -> None:
         code = (
-            "import sys; from tests.test_store import *\n"
+            "import sys; from tests.store.test_store import *\n"
             "store = Store(sys.argv[1]); first = int(sys.argv[2])\n"
             "for number in range(first, first + 15):\n"
             "    store.replace_references(annotation(number), [new_reference(number)])\n"
@@ -706,7 +706,7 @@ class TestAtOnce:
 
     def test_a_killed_writer_leaves_whole_annotations(self, store: Store, url: str) -> None:
         code = (
-            "import sys, itertools; from tests.test_store import *\n"
+            "import sys, itertools; from tests.store.test_store import *\n"
             "store = Store(sys.argv[1])\n"
             "for number in itertools.count():\n"
             "    store.replace_references(annotation(), [new_reference(3 * number + part) for part in range(3)])\n"

@@ -59,7 +59,7 @@ def test_nothing_prints(tmp_path: Path) -> None:
     """What is not logged has no level, no time, and no place in JSON lines; commands talk to people through typer."""
     printers = [
         path.name
-        for path in (Path(__file__).parents[2] / "backend").rglob("*.py")
+        for path in (Path(__file__).parents[3] / "backend").rglob("*.py")
         if "cli" not in path.parts and "evaluation" not in path.parts and " print(" in path.read_text()
     ]
     assert printers == []

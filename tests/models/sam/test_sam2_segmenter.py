@@ -29,9 +29,9 @@ from backend.models.sam.sam2_segmenter import Sam2Segmenter
 from backend.models.sam.segmenter import SamOptions
 from backend.models.sam.selection import KEEP_EVERYTHING
 from backend.models.segmenters import BatchSegmenter, Prompt
+from tests.engine.test_softmatcher import ColourEncoder, scene
 from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2
-from tests.test_pipeline import ColourEncoder, scene
 
 needs_sam2 = pytest.mark.skipif(
     importlib.util.find_spec("sam2") is None, reason="the package sam2 is not installed: make install"
@@ -302,7 +302,7 @@ def test_without_the_package_one_command_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_command_installs_what_the_extra_names() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"]["sam2"] == [sam2_networks.SAM2_PACKAGE]
 
 

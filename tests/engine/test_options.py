@@ -8,7 +8,7 @@ from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
 from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.models.segmenters import LiteSegmenter
-from tests.test_pipeline import ColourEncoder, describe, scene
+from tests.engine.test_softmatcher import ColourEncoder, describe, scene
 
 
 @pytest.fixture

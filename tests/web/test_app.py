@@ -25,7 +25,7 @@ from backend.store.records import PropagationFilter
 from backend.web.app import client_is_gone, create_app
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png
 
-PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
+PAYLOADS = sorted((Path(__file__).parents[1] / "payloads").glob("*.json"))
 RED_BOX = (10, 10, 30, 30)
 
 

@@ -14,7 +14,7 @@ from backend.store import Store, tables
 from backend.store.propagation_tasks import MAX_ATTEMPTS, PropagationTaskStore
 from backend.store.propagations import PropagationStore
 from backend.store.records import PropagationFilter, TaskOutcome
-from tests.test_store import KEY, OTHER_KEY, store, url  # noqa: F401
+from tests.store.test_store import KEY, OTHER_KEY, store, url  # noqa: F401
 
 ALL = PropagationFilter()
 

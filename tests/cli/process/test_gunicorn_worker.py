@@ -53,7 +53,7 @@ POST = b"POST /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500000\r\n"
 def port() -> Iterator[int]:
     number = free_port()
     command = [sys.executable, "-c", textwrap.dedent(_SERVER), str(number)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as process:
         for _ in range(300):
             try:
                 _connect(number).close()

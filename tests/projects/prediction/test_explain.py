@@ -6,7 +6,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from tests.fakes import Backend, draw, png
-from tests.test_service import _setup, _with_red_reference
+from tests.web.test_app import _setup, _with_red_reference
 
 
 def test_a_task_is_explained(backend: Backend) -> None:
