@@ -20,7 +20,7 @@ from backend.cli.process.supervisor import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.jobs.tasks import QUEUES, JobQueue
-from backend.jobs.tasks import worker as worker_module
+from backend.jobs import worker as worker_module
 from backend.jobs.worker import LEASE_S, HeartbeatWorker
 from backend.jobs.worker_identity import own_name
 from backend.projects.propagation.work import Worked
@@ -179,7 +179,7 @@ def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_wa
     """Its tasks were taken back again and again, and given up after four times, though it predicted them."""
     queue, key, identifier = propagation
     monkeypatch.setattr(tasks, "LEASE_S", 0)
-    monkeypatch.setattr("backend.jobs.tasks.worker.BEAT_S", 0.05)
+    monkeypatch.setattr("backend.jobs.worker.BEAT_S", 0.05)
     seen: list[bool] = []
 
     def run(propagation_id: int, claim: str, **_: object) -> Worked:
