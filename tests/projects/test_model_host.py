@@ -85,7 +85,7 @@ def test_model_that_cannot_load_says_why_and_never_crashes_the_process(tmp_path:
 
 
 def test_whoever_watches_the_state_sees_weights_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.projects.composition.model_host._TRY_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr("backend.projects.model_host._TRY_AGAIN_AFTER_S", 0.0)
     weights = tmp_path / "weights"
 
     def load(profile: str, on_stage: object) -> Softmatcher:
@@ -128,7 +128,7 @@ def test_threads_are_set_for_where_the_models_are(
     expected: int,
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr("backend.projects.composition.model_host.set_threads", told.append)
+    monkeypatch.setattr("backend.projects.model_host.set_threads", told.append)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     loaded = ColourSoftmatcher()
     loaded.device = torch.device(device)

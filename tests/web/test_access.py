@@ -205,7 +205,7 @@ def test_wrong_passwords_are_slowed_and_the_right_one_works_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("backend.web.pages.access.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("backend.web.access.time.monotonic", lambda: now[0])
     backend = make_backend(tmp_path, FakeLabelStudio(), **AUTH)
     statuses = [backend.client.get("/health", headers=_basic("ls", f"guess{n}")).status_code for n in range(30)]
     assert statuses == [401] * 10 + [429] * 20

@@ -82,7 +82,7 @@ def test_what_was_announced_and_not_taken_in_is_queued_again(tmp_path: Path, mon
     upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
     upkeep.take_in_pending()
     assert backend.queue.jobs == [], "its job may just be running"
-    monkeypatch.setattr("backend.web.pages.maintenance._PENDING_AGAIN_S", 0.0)
+    monkeypatch.setattr("backend.web.maintenance._PENDING_AGAIN_S", 0.0)
     Upkeep(backend.projects, backend.queue).take_in_pending()  # type: ignore[arg-type]
     assert backend.queue.jobs == [("take_in_annotation", ("1.2", 7))]
 
@@ -129,7 +129,7 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
     assert project.needs_reconcile
     upkeep.reconcile_due()
     assert backend.queue.jobs == [], "not at once"
-    monkeypatch.setattr("backend.web.pages.maintenance.time.monotonic", lambda: 10.0**9)
+    monkeypatch.setattr("backend.web.maintenance.time.monotonic", lambda: 10.0**9)
     upkeep.reconcile_due()
     assert backend.queue.jobs == [(name, (key,))]
 
