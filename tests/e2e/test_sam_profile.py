@@ -15,7 +15,7 @@ from backend.cli.demo.label_studio_server import brush, intersection_over_union,
 from backend.core.types import Image, Mask, Scribble
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.models.profiles import ModelSource
-from backend.models.weights.digest import catalogue
+from backend.models.weights import catalogue
 from backend.models.weights.store import WeightsStore
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, centre_of, coin_mask, point_on, wait_until

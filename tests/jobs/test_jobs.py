@@ -19,8 +19,8 @@ from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.process.supervisor import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
-from backend.jobs.tasks import QUEUES, JobQueue
 from backend.jobs import worker as worker_module
+from backend.jobs.tasks import QUEUES, JobQueue
 from backend.jobs.worker import LEASE_S, HeartbeatWorker
 from backend.jobs.worker_identity import own_name
 from backend.projects.propagation.work import Worked

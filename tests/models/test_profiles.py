@@ -13,7 +13,7 @@ from backend.engine.softmatcher import load_softmatcher
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.metrics import Metrics
 from backend.models.profiles import ModelSource, load_profile, missing_weights
-from backend.models.weights.digest import catalogue
+from backend.models.weights import catalogue
 from backend.models.weights.store import WeightsStore
 from backend.projects.model_host import Models
 from backend.settings import load_settings

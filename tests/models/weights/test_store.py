@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
+from backend.models.weights import catalogue
 from backend.models.weights.catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, KnownWeights, known_weights, weights_of
-from backend.models.weights.digest import catalogue
 from backend.models.weights.store import WeightsStore
 
 CONTENT = safetensors.torch.save({"a": torch.arange(2000.0), "b": torch.ones(3, 4)})
