@@ -51,7 +51,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
     def load(self) -> Flask:
         # In gunicorn's worker process: its parent needs no PyTorch, and threads would not survive the fork.
         _share_memory()
-        from backend.jobs.tasks import JobQueue
+        from backend.jobs.queue import JobQueue
         from backend.projects.composition import open_projects
         from backend.web.app import create_app
         from backend.web.maintenance import Upkeep

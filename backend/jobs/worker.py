@@ -15,19 +15,21 @@ from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs.tasks import (
+from backend.jobs.queue import (
     BEAT_S,
     DIFFERENCES_FIELD,
     LEASE_S,
     QUEUES,
     JobQueue,
-    ask_to_stop,
     claim_key,
+    score_by_own_clock,
+    told_settings,
+)
+from backend.jobs.tasks import (
+    ask_to_stop,
     is_stopping,
     leave_for_maintenance,
-    score_by_own_clock,
     share_figures,
-    told_settings,
     use_projects,
     wait_to_stop,
 )

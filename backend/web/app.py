@@ -33,7 +33,7 @@ from backend.errors import (
     SoftmatcherError,
     StoreUnavailableError,
 )
-from backend.jobs.tasks import JobQueue
+from backend.jobs.queue import JobQueue
 from backend.metrics import Metrics
 from backend.projects.composition import Projects
 from backend.web.access import MOST_BODY_BYTES, PREDICT_PATH, WEBHOOK_PATH, guard

@@ -6,7 +6,7 @@ import time
 from urllib.parse import urlsplit
 
 from backend.errors import QueueUnavailableError, SoftmatcherError
-from backend.jobs.tasks import JobQueue
+from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
 from backend.projects.propagation.backoff import is_paused
 from backend.settings import shared_settings

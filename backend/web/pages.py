@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from backend.drawing.text import numbered_labels
 from backend.errors import BadInputError, NotFoundError, QueueUnavailableError, SoftmatcherError
-from backend.jobs.tasks import JobQueue
+from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
 from backend.projects.pictures import colour_of

@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from backend.errors import BadInputError, ForbiddenError, NotFoundError, QueueUnavailableError
-from backend.jobs.tasks import JobQueue
+from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
 from backend.store.records import PropagationFilter
 

@@ -14,13 +14,14 @@ from rq import executions as rq_executions
 from rq import registry as rq_registry
 from rq.serializers import JSONSerializer
 
+from backend import jobs
 from backend.cli.doctor.doctor import _queue as check_queue
 from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.process.supervisor import EmbeddedValkey, ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.jobs import worker as worker_module
-from backend.jobs.tasks import QUEUES, JobQueue
+from backend.jobs.queue import PLANS, PROPAGATIONS, QUEUES, REFERENCES, JobQueue
 from backend.jobs.worker import LEASE_S, HeartbeatWorker
 from backend.jobs.worker_identity import own_name
 from backend.projects.propagation.work import Worked
@@ -56,9 +57,9 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
     key = backend.projects.note_project(backend.label_studio.project(1))
     queue = JobQueue(redis_url)
     queue.take_in_annotation(key, 10)
-    assert queue.waiting() == {tasks.REFERENCES: 1, tasks.PLANS: 0, tasks.PROPAGATIONS: 0}
+    assert queue.waiting() == {REFERENCES: 1, PLANS: 0, PROPAGATIONS: 0}
     _work(redis_url)
-    assert queue.waiting() == {tasks.REFERENCES: 0, tasks.PLANS: 0, tasks.PROPAGATIONS: 0}
+    assert queue.waiting() == {REFERENCES: 0, PLANS: 0, PROPAGATIONS: 0}
     assert backend.projects.count_references() == {"1": 1}
 
 
@@ -71,14 +72,14 @@ def test_the_queue_holds_each_annotation_once_however_often_it_is_announced(back
     assert {queue.take_in_annotation(key, 10) for _ in range(20)} == {first}
     assert queue.take_in_annotation(key, 11) != first
     assert queue.reconcile(key) == queue.reconcile(key)
-    assert queue.waiting()[tasks.REFERENCES] == 3
+    assert queue.waiting()[REFERENCES] == 3
     backend.label_studio.annotate(10, 1, [POINT])
     _work(redis_url)
     assert backend.projects.count_references() == {"1": 1}, "the job saw the annotation as it was when the job ran"
     assert queue.take_in_annotation(key, 10) != first, "none waits any more"
-    queue.connection.delete(Queue(tasks.REFERENCES, connection=queue.connection).key)
+    queue.connection.delete(Queue(REFERENCES, connection=queue.connection).key)
     queue.take_in_annotation(key, 10)
-    assert queue.waiting()[tasks.REFERENCES] == 1, "a job that got lost is no reason to wait for it"
+    assert queue.waiting()[REFERENCES] == 1, "a job that got lost is no reason to wait for it"
 
 
 def test_health_of_a_worker_is_told_by_its_heartbeats(redis_url: str) -> None:
@@ -157,9 +158,9 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(
     propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, key, identifier = propagation
-    monkeypatch.setattr(tasks, "LEASE_S", 0)
+    monkeypatch.setattr("backend.jobs.queue.LEASE_S", 0)
     job_id = queue.propagate(key, identifier)
-    rq_queue = Queue(tasks.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
+    rq_queue = Queue(PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
     worker.register_birth()
     assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "the job was not begun"
@@ -178,7 +179,7 @@ def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_wa
 ) -> None:
     """Its tasks were taken back again and again, and given up after four times, though it predicted them."""
     queue, key, identifier = propagation
-    monkeypatch.setattr(tasks, "LEASE_S", 0)
+    monkeypatch.setattr("backend.jobs.queue.LEASE_S", 0)
     monkeypatch.setattr("backend.jobs.worker.BEAT_S", 0.05)
     seen: list[bool] = []
 
@@ -193,7 +194,7 @@ def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_wa
 
     monkeypatch.setattr(backend.projects.propagation_work, "run", run)
     job_id = queue.propagate(key, identifier)
-    rq_queue = Queue(tasks.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
+    rq_queue = Queue(PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
     worker.work(burst=True)
     assert seen == [True, False]
@@ -246,7 +247,7 @@ def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
     counts = backend.projects.store.propagation_tasks.counts(identifier)
     assert 0 < outcome["finished"] < 10
     assert (counts.pending, counts.running) == (10 - outcome["finished"], 0)
-    assert queue.waiting()[tasks.PROPAGATIONS] == 1, "another worker, or the next one, goes on"
+    assert queue.waiting()[PROPAGATIONS] == 1, "another worker, or the next one, goes on"
 
 
 def test_job_without_a_worker_says_how_to_start_one() -> None:
@@ -291,7 +292,7 @@ def test_worker_whose_clock_is_another_neither_looks_dead_nor_takes_others_for_d
     propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
     queue, key, identifier = propagation
-    monkeypatch.setattr(tasks, "LEASE_S", 0)  # the queue was not started a moment ago
+    monkeypatch.setattr("backend.jobs.queue.LEASE_S", 0)  # the queue was not started a moment ago
     job_id = queue.propagate(key, identifier)
     rq_queues = [Queue(name, connection=queue.connection, serializer=JSONSerializer) for name in QUEUES]
     rq_queue = rq_queues[-1]
@@ -326,14 +327,14 @@ def test_jobs_of_workers_that_could_not_reach_the_queue_are_not_given_to_others_
 ) -> None:
     queue, key, identifier = propagation
     queue.propagate(key, identifier)
-    rq_queue = Queue(tasks.PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
+    rq_queue = Queue(PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
     worker.register_birth()
     popped = rq_queue.fetch_job(rq_queue.pop_job_id())
     execution = worker.prepare_execution(popped)
     worker.prepare_job_execution(popped)
     queue.connection.delete(execution.key)
-    queue.connection.zadd(f"rq:wip:{tasks.PROPAGATIONS}", {execution.composite_key: 1})
+    queue.connection.zadd(f"rq:wip:{PROPAGATIONS}", {execution.composite_key: 1})
     worker.clean_registries()
     assert rq_queue.job_ids == [], "the queue came back a moment ago"
 
@@ -360,7 +361,7 @@ def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
             if not seen:
                 queue.connection.flushall()
                 seen["lost"] = queue.count_workers()
-                monkeypatch.setattr(tasks, "LEASE_S", 0)  # the queue runs for longer than a lease
+                monkeypatch.setattr("backend.jobs.queue.LEASE_S", 0)  # the queue runs for longer than a lease
                 for _ in range(500):
                     seen["again"] = queue.count_workers(), are_claims_alive()
                     if all(seen["again"]):
@@ -376,7 +377,7 @@ def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
     assert seen["job"] == 0, "the job that runs is not queued a second time"
     assert backend.projects.store.propagations.get(identifier).state == "done"
     assert sorted(item["task"] for item in backend.label_studio.imported) == list(range(1, 11))
-    assert queue.connection.zcard(f"rq:wip:{tasks.PROPAGATIONS}") == 0, "nothing is listed after its end"
+    assert queue.connection.zcard(f"rq:wip:{PROPAGATIONS}") == 0, "nothing is listed after its end"
 
 
 def test_idle_worker_is_visible_again_after_the_queue_lost_its_data(redis_url: str) -> None:
@@ -453,7 +454,7 @@ def test_job_that_cannot_be_noted_as_begun_is_made_up_for(backend: Backend, redi
     queue = JobQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
     queue.reconcile(key)
-    rq_queue = Queue(tasks.REFERENCES, connection=queue.connection, serializer=JSONSerializer)
+    rq_queue = Queue(REFERENCES, connection=queue.connection, serializer=JSONSerializer)
     job = rq_queue.fetch_job(rq_queue.pop_job_id())
     worker = _a_worker(queue)
     worker.register_birth()
@@ -463,3 +464,19 @@ def test_job_that_cannot_be_noted_as_begun_is_made_up_for(backend: Backend, redi
     project = backend.projects.store.project(key)
     assert project is not None
     assert project.needs_reconcile
+
+
+def test_jobs_queued_by_the_release_before_still_run(backend: Backend, redis_url: str) -> None:
+    backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
+    backend.label_studio.annotate(10, 1, [POINT])
+    key = backend.projects.note_project(backend.label_studio.project(1))
+    queue = JobQueue(redis_url)
+    tasks.use_projects(backend.projects, queue)
+    former = Queue(REFERENCES, connection=queue.connection, serializer=JSONSerializer)
+    former.enqueue_call("backend.jobs.take_in_annotation", args=(key, 10))
+    _work(redis_url)
+    assert backend.projects.count_references() == {"1": 1}
+    for name in ("reconcile", "refresh_project", "plan_propagation", "propagate", "tidy_propagation"):
+        assert callable(getattr(jobs, name))
+    with pytest.raises(AttributeError, match="no attribute 'anything_else'"):
+        _ = jobs.anything_else

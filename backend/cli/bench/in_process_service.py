@@ -16,7 +16,7 @@ from werkzeug.serving import make_server
 
 from backend.cli.bench.timing import Bench
 from backend.core.types import Image, Mask
-from backend.jobs.tasks import JobQueue
+from backend.jobs.queue import JobQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.labelstudio.label_config import parse_label_config

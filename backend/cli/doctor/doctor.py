@@ -8,7 +8,7 @@ from rich.table import Table
 
 from backend.cli.doctor.checks import Check, FindingError, look, surroundings
 from backend.errors import SoftmatcherError
-from backend.jobs.tasks import JobQueue
+from backend.jobs.queue import JobQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects, open_projects
