@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from backend.cli.demo_run import LabelResult, ProjectResult, results_table
-from backend.cli.sample_projects import SampleProject
+from backend.cli.demo.sample_projects import SampleProject
+from backend.cli.demo.scenario import LabelResult, ProjectResult, results_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
