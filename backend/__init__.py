@@ -1,3 +1,3 @@
 """Softmatcher for Label Studio: one scribble becomes brush masks on the other tasks."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
