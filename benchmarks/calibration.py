@@ -3,7 +3,7 @@
     python benchmarks/calibration.py collect DIR rows.json [--seeds 0,1] [--targets 4] [--shots 1]
     python benchmarks/calibration.py fit rows.json
 
-`fit` prints the coefficients that `core/scoring.py` holds, and their figures on sets that took no part in the fit.
+`fit` prints the coefficients that `core/calibration.py` holds, and their figures on sets that took no part in the fit.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def fit(path: Path) -> None:
     score = _held_out(x, reached, sets, equal)
     print("IoU weights (constant, inside, support, agreement)", _logistic(x, reached, equal).round(2))
     now = np.array([expected_iou(one) for one in evidence])
-    for name, values in (("fitted on the other sets", score), ("core/scoring.py", now)):
+    for name, values in (("fitted on the other sets", score), ("core/calibration.py", now)):
         auroc = area_under_roc(list(values[present]), list(reached[present] > 0.5))
         error = calibration_error(list(values[present]), list(reached[present]))
         print(f"  {name}: AUROC {auroc:.3f} calibration error {error:.3f}")
@@ -81,7 +81,7 @@ def fit(path: Path) -> None:
     chance = _held_out(x, equal, sets, loss)
     print("presence weights (constant, kinship, cohesion, inside, agreement)", _logistic(x, equal, loss).round(2))
     now = np.array([presence(one) for one in evidence])
-    for name, values in (("fitted on the other sets", chance), ("core/scoring.py", now)):
+    for name, values in (("fitted on the other sets", chance), ("core/calibration.py", now)):
         print(f"  {name}: AUROC {area_under_roc(list(values), list(present)):.3f}")
         for limit in (0.3, 0.4, 0.5, 0.6, 0.7):
             kept = np.where(values >= limit, reached, 0.0)
