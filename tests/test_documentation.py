@@ -1,5 +1,6 @@
 """What the documentation names exists: links, commands and their flags, settings, figures of /metrics, routes."""
 
+import configparser
 import re
 import tomllib
 from collections.abc import Iterator
@@ -205,6 +206,24 @@ def test_routes_exist(page: Path, backend: Backend) -> None:
     for method, path in re.findall(r"`(GET|POST|DELETE) (/[\w/.]+)", page.read_text()):
         if "..." not in path:
             assert urls.test(re.sub(r"/[NM](?=[/.]|$)", "/1", path), method), f"{page.name}: {method} {path}"
+
+
+def test_the_picture_of_the_rooms_is_the_import_contract() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    layers = contract["importlinter:contract:layers"]["layers"].split("\n")
+    expected = [[name.strip() for name in layer.split("|")] for layer in layers if layer.strip()]
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (picture,) = re.findall(r"^## Rooms\n.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    drawn = [[part.split()[0].rstrip("/") for part in line.split("|")] for line in picture.splitlines()]
+    assert drawn == expected
+
+
+def test_files_of_the_code_that_pages_name_exist() -> None:
+    for page in PAGES:
+        if page.name != "CHANGELOG.md":  # of releases that had them
+            for name in re.findall(r"`((?:backend|tests|benchmarks|docker)/[\w./-]*)`", page.read_text()):
+                assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def test_every_package_is_among_the_dependencies_with_its_licence() -> None:
