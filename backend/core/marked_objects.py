@@ -13,15 +13,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.types import Mask, ScoredMask, Scribble
+from backend.core.strokes import (
+    MOST_STROKES,
+    connected_pieces,
+    crop_to_stroke,
+    mask_to_stroke,
+    paint_strokes,
+    stroke_mask,
+)
+from backend.core.types import Mask, ScoredMask, Scribble, Stroke
 
-MOST_MARKS = 48
+MOST_MARKS = MOST_STROKES
 """A scribble of more marks is cut as one object: each mark alone costs a cut, 0.1 s on a processor."""
 COVERED_SHARE = 0.5
 """A mark lies on an object that covers this share of it."""
 SURER_TOGETHER = 0.2
 """Marks on several objects are cut as one where the objects are expected to be this much worse than the one, and it
 holds `COVERED_SHARE` of each: on cracks and other faint things a mark alone finds next to nothing."""
+SURE = 0.8
+"""Objects with this mean expected IoU are not joined, whatever touches: nothing could be `SURER_TOGETHER`."""
 SURER_GROUP = 0.25
 """The same for the points of one object, where the segmenter's points add up (`Segmenter.points_add_up`)."""
 
@@ -48,17 +58,17 @@ class _Mark:
     Attributes:
         points_xy: (N, 2) float32, px.
         boxes_xyxy: (0 or 1, 4) float32, px.
-        pieces: numbers of its strokes among the connected pieces of all strokes.
+        strokes: of a box any number, else one or none.
     """
 
     points_xy: NDArray[np.float32]
     boxes_xyxy: NDArray[np.float32]
-    pieces: tuple[int, ...]
+    strokes: tuple[Stroke, ...]
 
     @property
     def is_point(self) -> bool:
         """Return whether there is neither box nor stroke."""
-        return not self.pieces and not len(self.boxes_xyxy)
+        return not self.strokes and not len(self.boxes_xyxy)
 
 
 def find_marked_objects(cut: Cut, scribble: Scribble, *, points_add_up: bool) -> list[MarkedObject]:
@@ -77,11 +87,10 @@ def find_marked_objects(cut: Cut, scribble: Scribble, *, points_add_up: bool) ->
 
 
 class _Marks:
-    """The positive marks of a scribble; strokes are kept as one map of numbered pieces, not as a mask each."""
+    """The positive marks of a scribble, in an order that does not depend on that of the regions."""
 
     def __init__(self, scribble: Scribble) -> None:
-        self._scribble = scribble
-        self._pieces, self._piece_px = _number_pieces(scribble.positive_strokes)
+        self._scribble = _in_order(scribble)
         self._marks = self._split()
 
     def objects(self, cut: Cut, *, points_add_up: bool) -> list[MarkedObject]:
@@ -102,14 +111,14 @@ class _Marks:
             # A part that a first mask left out lies beside it. Sure masks are objects of their own: coins may touch.
             merged = tuple(sorted(number for group in touching for number in group))
             parts = [part for part in map(found_of.get, touching) if part is not None]
-            if _mean_score(parts) >= 1 - SURER_TOGETHER:
+            if _mean_score(parts) >= SURE:
                 continue
             whole = cut_group(merged)
-            if whole is not None and _holds(whole, parts):
+            if whole is not None and whole.score >= _mean_score(parts) and _holds(whole, parts):
                 found_of = {group: found for group, found in found_of.items() if group not in touching}
                 found_of[merged] = whole
         objects = [found for found in found_of.values() if found is not None]
-        if len(found_of) > 1 and _mean_score(objects) < 1 - SURER_TOGETHER:  # else nothing can be so much surer
+        if len(found_of) > 1 and _mean_score(objects) < 1 - SURER_TOGETHER:
             as_one = cut_group(everything)
             if as_one is not None and _is_better(as_one, objects):
                 return [MarkedObject(self._scribble, as_one)]
@@ -117,20 +126,20 @@ class _Marks:
 
     def _split(self) -> list[_Mark]:
         points = list(np.asarray(self._scribble.positive_xy, np.float32))
-        pieces = list(range(1, len(self._piece_px)))
+        pieces = _stroke_pieces(self._scribble)
         marks: list[_Mark] = []
         for box in self._scribble.boxes_xyxy:
-            inside = np.bincount(self._within(self._pieces, box).ravel(), minlength=len(self._piece_px))
-            own = tuple(piece for piece in pieces if inside[piece] > COVERED_SHARE * self._piece_px[piece])
+            own = tuple(piece for piece in pieces if _px_in_box(piece, box) > COVERED_SHARE * piece.area_px)
             pieces = [piece for piece in pieces if piece not in own]
             is_own = [bool((point >= box[:2]).all() and (point <= box[2:]).all()) for point in points]
             marks.append(_Mark(_chosen(points, is_own), box[None], own))
             points = [point for point, own_point in zip(points, is_own, strict=True) if not own_point]
         no_box = np.zeros((0, 4), np.float32)
-        under = [self._piece_at(point) for point in points]
-        marks += [_Mark(_chosen(points, [at == piece for at in under]), no_box, (piece,)) for piece in pieces]
-        alone = [point for point, at in zip(points, under, strict=True) if at not in pieces]
-        return marks + [_Mark(point[None], no_box, ()) for point in alone]
+        for piece in pieces:
+            is_own = [self._is_on(piece, point) for point in points]
+            marks.append(_Mark(_chosen(points, is_own), no_box, (piece,)))
+            points = [point for point, own_point in zip(points, is_own, strict=True) if not own_point]
+        return marks + [_Mark(point[None], no_box, ()) for point in points]
 
     def _group(self, singles: Sequence[ScoredMask | None]) -> list[tuple[int, ...]]:
         """The numbers of the marks that are on one object, object by object."""
@@ -138,20 +147,19 @@ class _Marks:
         for first, found in enumerate(singles):
             if found is None:
                 continue
-            under = self._pieces[found.mask] if self._has_strokes else self._pieces
-            on_piece = np.bincount(under.ravel(), minlength=len(self._piece_px))
             for second, mark in enumerate(self._marks):
-                if owner[first] != owner[second] and self._covers(found.mask, on_piece, mark):
+                if owner[first] != owner[second] and self._covers(found.mask, mark):
                     lower, upper = sorted((owner[first], owner[second]))
                     owner = [lower if one == upper else one for one in owner]
         return [tuple(number for number, one in enumerate(owner) if one == group) for group in dict.fromkeys(owner)]
 
-    def _covers(self, mask: Mask, on_piece: NDArray[np.int64], mark: _Mark) -> bool:
+    def _covers(self, mask: Mask, mark: _Mark) -> bool:
         if len(mark.boxes_xyxy):
-            within = self._within(mask, mark.boxes_xyxy[0])
+            within = _within(mask, mark.boxes_xyxy[0])
             return bool(within.size) and bool(within.mean() >= COVERED_SHARE)
-        if mark.pieces:
-            return bool(on_piece[mark.pieces[0]] >= COVERED_SHARE * self._piece_px[mark.pieces[0]])
+        for stroke in mark.strokes:
+            covered = np.count_nonzero(crop_to_stroke(mask, stroke) & stroke_mask(stroke))
+            return covered >= COVERED_SHARE * stroke.area_px
         x, y = self._pixel(mark.points_xy[0])
         return bool(mask[y, x])
 
@@ -171,27 +179,20 @@ class _Marks:
 
     def _scribble_of(self, numbers: Sequence[int]) -> Scribble:
         marks = [self._marks[number] for number in numbers]
-        pieces = [piece for mark in marks for piece in mark.pieces]
+        strokes = [stroke for mark in marks for stroke in mark.strokes]
         return replace(
             self._scribble,
             positive_xy=np.concatenate([mark.points_xy for mark in marks]),
             boxes_xyxy=np.concatenate([mark.boxes_xyxy for mark in marks]),
-            positive_strokes=np.isin(self._pieces, pieces) if pieces else None,
+            positive_strokes=paint_strokes(strokes, self._scribble.size_hw) if strokes else None,
+            strokes_apart=(),
         )
 
-    @property
-    def _has_strokes(self) -> bool:
-        return len(self._piece_px) > 1
-
-    def _within(self, array: NDArray[np.generic], box: NDArray[np.float32]) -> NDArray[np.generic]:
-        left, top, right, bottom = (max(0, round(float(side))) for side in box)
-        return array[top:bottom, left:right]
-
-    def _piece_at(self, point_xy: NDArray[np.float32]) -> int:
-        if not self._has_strokes:
-            return 0
+    def _is_on(self, stroke: Stroke, point_xy: NDArray[np.float32]) -> bool:
         x, y = self._pixel(point_xy)
-        return int(self._pieces[y, x])
+        row, column = y - stroke.top, x - stroke.left
+        is_near = 0 <= row < stroke.size_hw[0] and 0 <= column < stroke.size_hw[1]
+        return is_near and bool(stroke_mask(stroke)[row, column])
 
     def _pixel(self, point_xy: NDArray[np.float32]) -> tuple[int, int]:
         height, width = self._scribble.size_hw
@@ -229,18 +230,38 @@ def _mean_score(objects: Sequence[ScoredMask]) -> float:
     return sum(one.score for one in objects) / len(objects) if objects else 0.0
 
 
-def _number_pieces(strokes: Mask | None) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Number the connected pieces of strokes from 1; more than `MOST_MARKS` of them count as one.
+def _stroke_pieces(scribble: Scribble) -> list[Stroke]:
+    """Return the connected pieces of each region's strokes; regions stay apart where they touch.
 
-    Returns:
-        (H, W) int32: 0 off the strokes, (0, 0) without any; and the pixels of each number.
+    Where they are too many, pieces count across regions, and if these are too many, all strokes as one.
     """
-    if strokes is None or not strokes.any():
-        return np.zeros((0, 0), np.int32), np.zeros(1, np.int64)
-    count, pieces = cv2.connectedComponents(strokes.astype(np.uint8), connectivity=8)
-    if count > MOST_MARKS + 1:
-        pieces, count = strokes.astype(np.int32), 2
-    return np.asarray(pieces, np.int32), np.bincount(pieces.ravel(), minlength=count)
+    whole = None if scribble.positive_strokes is None else mask_to_stroke(scribble.positive_strokes)
+    if whole is None:
+        return []
+    pieces = [piece for stroke in scribble.strokes_apart for piece in connected_pieces(stroke)]
+    if not 0 < len(pieces) <= MOST_MARKS:
+        pieces = connected_pieces(whole)
+    return sorted(pieces, key=lambda one: (one.top, one.left, one.size_hw, one.area_px, one.bits.tobytes()))
+
+
+def _px_in_box(stroke: Stroke, box_xyxy: NDArray[np.float32]) -> int:
+    return int(np.count_nonzero(_within(stroke_mask(stroke), box_xyxy - np.tile([stroke.left, stroke.top], 2))))
+
+
+def _within(mask: Mask, box_xyxy: NDArray[np.floating]) -> Mask:
+    left, top, right, bottom = (max(0, round(float(side))) for side in box_xyxy)
+    return mask[top:bottom, left:right]
+
+
+def _in_order(scribble: Scribble) -> Scribble:
+    """Return the scribble with its points and boxes sorted; itself if they are."""
+    unordered = {
+        name: rows[order]
+        for name in ("positive_xy", "negative_xy", "boxes_xyxy")
+        if len(rows := getattr(scribble, name)) > 1
+        and not np.array_equal(order := np.lexsort(rows.T[::-1]), np.arange(len(rows)))
+    }
+    return replace(scribble, **unordered) if unordered else scribble
 
 
 def _chosen(points: Sequence[NDArray[np.float32]], is_chosen: Sequence[bool]) -> NDArray[np.float32]:

@@ -33,6 +33,25 @@ def _no_boxes() -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, eq=False)
+class Stroke:
+    """What one region paints, cropped to its bounding box; `strokes` has what makes and reads it.
+
+    Attributes:
+        left: of the box, px.
+        top: likewise.
+        size_hw: of the box.
+        area_px: pixels that are painted, at least one.
+        bits: (ceil(h * w / 8),) uint8: the mask in the box, packed by rows.
+    """
+
+    left: int
+    top: int
+    size_hw: tuple[int, int]
+    area_px: int
+    bits: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
 class Scribble:
     """What a user drew for one label on one image.
 
@@ -43,6 +62,8 @@ class Scribble:
         boxes_xyxy: (B, 4) float32, px: boxes around one object each.
         positive_strokes: (H, W) bool or None: pixels painted on the object.
         negative_strokes: (H, W) bool or None: pixels painted off the object.
+        strokes_apart: the positive strokes region by region, which may overlap; () if that is not known. They say which
+            strokes are marks of their own; segmenters take `positive_strokes`.
     """
 
     size_hw: tuple[int, int]
@@ -51,6 +72,7 @@ class Scribble:
     boxes_xyxy: NDArray[np.float32] = field(default_factory=_no_boxes)
     positive_strokes: Mask | None = None
     negative_strokes: Mask | None = None
+    strokes_apart: tuple[Stroke, ...] = ()
 
     @property
     def is_empty(self) -> bool:

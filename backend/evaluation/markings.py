@@ -27,7 +27,7 @@ def simulated_points(mask: Mask, *, seed: int) -> Scribble:
         mask: (H, W) bool, not empty.
     """
     points: list[tuple[float, float]] = []
-    for piece in _largest_pieces(mask):
+    for piece in largest_pieces(mask):
         distance = _distance(piece)
         points.append(_thickest(distance))
         points += _drawn(distance, POINTS_AN_OBJECT - 1, seed)
@@ -41,7 +41,7 @@ def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
         mask: (H, W) bool, not empty.
     """
     strokes = np.zeros(mask.shape, np.uint8)
-    for piece in _largest_pieces(mask):
+    for piece in largest_pieces(mask):
         distance = _distance(piece)
         path = [_thickest(distance), *_drawn(distance, 2, seed)]
         corners = np.array(sorted(path), np.int32).reshape(-1, 1, 2)
@@ -53,7 +53,7 @@ def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
 
 def marks_all(mask: Mask) -> bool:
     """Are the objects that `simulated_points` and `simulated_strokes` mark all that there are, but for crumbs?"""
-    pieces = _largest_pieces(mask)
+    pieces = largest_pieces(mask)
     return sum(int(piece.sum()) for piece in pieces) >= 0.9 * int(mask.sum())
 
 
@@ -72,7 +72,7 @@ def corrected(scribble: Scribble, found: Mask, mask: Mask) -> Scribble | None:
     Returns:
         None where nothing is worth it.
     """
-    marked = np.logical_or.reduce(_largest_pieces(mask))
+    marked = np.logical_or.reduce(largest_pieces(mask))
     errors = {True: _distance(marked & ~found), False: _distance(found & ~mask)}
     is_missing = float(errors[True].max()) >= float(errors[False].max())
     distance = errors[is_missing]
@@ -95,10 +95,10 @@ def corrected(scribble: Scribble, found: Mask, mask: Mask) -> Scribble | None:
 
 def largest_object(mask: Mask) -> Mask:
     """The largest piece of a mask: what is marked if one object of several is."""
-    return _largest_pieces(mask)[0]
+    return largest_pieces(mask)[0]
 
 
-def _largest_pieces(mask: Mask) -> list[Mask]:
+def largest_pieces(mask: Mask) -> list[Mask]:
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     order = sorted(range(1, count), key=lambda index: -int(stats[index, cv2.CC_STAT_AREA]))
     # Crumbs beside an object are not what a user marks.

@@ -14,7 +14,8 @@ from uuid import uuid4
 import cv2
 import numpy as np
 
-from backend.core.types import Mask
+from backend.core.strokes import StrokesApart
+from backend.core.types import Mask, Stroke
 from backend.errors import BadInputError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.label_config import BrushControl, LabelConfig
@@ -64,6 +65,7 @@ class Region:
         point_xy: px.
         box_xyxy: px, within the image; of a rotated rectangle the box around its corners.
         mask: (H, W) bool.
+        strokes_apart: what each of the regions painted that are joined in this one; () if it is one, or they are many.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Region:
     point_xy: tuple[float, float] | None = None
     box_xyxy: tuple[float, float, float, float] | None = None
     mask: Mask | None = None
+    strokes_apart: tuple[Stroke, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +171,12 @@ def read_regions(
         budget: of the annotation; a new one if None. What is beyond it is left out, as a problem.
         joins_masks: join the masks of brush regions that mean the same (label, control, image, sign, and whether they
             were predicted) while they are decoded: a thousand masks take the memory of one. The region of the first
-            stands for all of them.
+            stands for all of them, and has their strokes apart (`StrokesApart`).
     """
     sizes = dict(sizes_hw or {})
     budget = budget or ReadingBudget()
     regions: list[Region] = []
-    joined: dict[tuple[object, ...], int] = {}
+    joined: dict[tuple[object, ...], _Joined] = {}
     problems: list[str] = []
     passed_over: dict[str, None] = {}
     for number, raw in enumerate(result):
@@ -194,24 +197,35 @@ def read_regions(
             _join(regions, joined, read)
         else:
             regions.extend(read)
+    for one in joined.values():
+        regions[one.at] = replace(regions[one.at], strokes_apart=one.apart.strokes)
     return RegionsRead(tuple(regions), tuple(problems), tuple(passed_over))
 
 
-def _join(regions: list[Region], joined: dict[tuple[object, ...], int], read: Sequence[Region]) -> None:
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """Where the region is that stands for several, and what each of them painted."""
+
+    at: int
+    apart: StrokesApart
+
+
+def _join(regions: list[Region], joined: dict[tuple[object, ...], _Joined], read: Sequence[Region]) -> None:
     for region in read:
         if region.mask is None:
             regions.append(region)
             continue
         is_ours = region.origin in PREDICTED_ORIGINS, is_own_region_id(region.id)
         key = (region.label, region.from_name, region.to_name, region.is_positive, *is_ours)
-        at = joined.setdefault(key, len(regions))
-        if at == len(regions):
+        first = joined.setdefault(key, _Joined(len(regions), StrokesApart()))
+        first.apart.add(region.mask)
+        if first.at == len(regions):
             # Regions of several labels share one mask: each label goes on with its own.
             regions.append(region if len(read) == 1 else replace(region, mask=region.mask.copy()))
             continue
-        first = regions[at].mask
-        assert first is not None  # only brush regions are joined
-        first |= region.mask
+        mask = regions[first.at].mask
+        assert mask is not None  # only brush regions are joined
+        mask |= region.mask
 
 
 def _read_region(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backend.core.types import Mask, Scribble
+from backend.core.strokes import StrokesApart
+from backend.core.types import Mask, Scribble, Stroke
 from backend.labelstudio.codec import PREDICTED_ORIGINS, Region, is_own_region_id
 
 
@@ -80,15 +81,15 @@ def regions_to_scribble(
         for sign in (True, False)
     }
     boxes = [region.box_xyxy for region, positive in marks if positive and region.box_xyxy is not None]
+    painted = [region for region, positive in marks if positive and region.mask is not None]
     return Scribble(
         size_hw=size_hw,
         positive_xy=np.array(points[True], np.float32).reshape(-1, 2),
         negative_xy=np.array(points[False], np.float32).reshape(-1, 2),
         boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
-        positive_strokes=_union(
-            size_hw, [region for region, positive in marks if positive and region.mask is not None]
-        ),
+        positive_strokes=_union(size_hw, painted),
         negative_strokes=_union(size_hw, [region for region, positive in marks if not positive]),
+        strokes_apart=_apart(painted),
     )
 
 
@@ -129,6 +130,18 @@ def group_annotation(
         ids = tuple(region.id for region in positive)
         marks.append(LabelMarks(label, to_name, size_hw, masks, scribble, scribble.negative_strokes, ids))
     return tuple(marks)
+
+
+def _apart(painted: Sequence[Region]) -> tuple[Stroke, ...]:
+    """Return what each region painted by itself; joined regions that have it not apart count as one."""
+    apart = StrokesApart()
+    for region in painted:
+        assert region.mask is not None  # of brushes only
+        if region.strokes_apart:
+            apart.extend(region.strokes_apart)
+        else:
+            apart.add(region.mask)
+    return apart.strokes
 
 
 def _union(size_hw: tuple[int, int], regions: Sequence[Region]) -> Mask | None:

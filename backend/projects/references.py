@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -462,14 +463,7 @@ def _without_points_in(scribble: Scribble, mask: Mask) -> Scribble:
     height, width = mask.shape
     columns, rows = (scribble.positive_xy[:, axis].astype(int) for axis in (0, 1))
     is_new = ~mask[rows.clip(0, height - 1), columns.clip(0, width - 1)]
-    return Scribble(
-        scribble.size_hw,
-        scribble.positive_xy[is_new],
-        scribble.negative_xy,
-        scribble.boxes_xyxy,
-        scribble.positive_strokes,
-        scribble.negative_strokes,
-    )
+    return replace(scribble, positive_xy=scribble.positive_xy[is_new])
 
 
 def _is_current(record: AnnotationRecord, annotation: Mapping[str, Any], made_with: tuple[str, str]) -> bool:

@@ -1,6 +1,7 @@
 """Which marks are on one object: with a drawn world in which the mask of a mark is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from backend.core.marked_objects import MOST_MARKS, MarkedObject, find_marked_objects
 from backend.core.masks import painted_masks
+from backend.core.strokes import mask_to_stroke
 from backend.core.types import Mask, ScoredMask, Scribble
 
 SIZE_HW = (60, 100)
@@ -104,7 +106,7 @@ def test_one_mark_is_cut_as_it_is(kind: str) -> None:
 def test_what_lies_in_a_box_or_on_a_stroke_is_no_mark_of_its_own() -> None:
     world = DrawnWorld()
     box, stroke = MARKS["box"], MARKS["stroke"]
-    scribble = Scribble(SIZE_HW, points((20, 30), (15, 29)), points((99, 0)), box.boxes_xyxy, stroke.positive_strokes)
+    scribble = Scribble(SIZE_HW, points((15, 29), (20, 30)), points((99, 0)), box.boxes_xyxy, stroke.positive_strokes)
     assert len(find(world, scribble)) == 1
     assert [one is scribble for one in world.asked] == [True]
     world = DrawnWorld()
@@ -151,7 +153,8 @@ def test_points_of_one_object_add_up_where_the_segmenter_says_so() -> None:
 def test_more_marks_than_the_most_are_cut_as_one() -> None:
     world = DrawnWorld()
     rng = np.random.default_rng(0)
-    many = Scribble(SIZE_HW, (rng.random((MOST_MARKS + 1, 2)) * (100, 60)).astype(np.float32))
+    xy = (rng.random((MOST_MARKS + 1, 2)) * (100, 60)).astype(np.float32)
+    many = Scribble(SIZE_HW, xy[np.argsort(xy[:, 0])])
     find(world, many)
     assert [one is many for one in world.asked] == [True]
     dots = np.zeros(SIZE_HW, bool)
@@ -177,4 +180,52 @@ def test_a_part_beside_the_first_mask_is_of_the_same_object() -> None:
     whole = DISCS[0] & (_X < 20)
     assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2
     whole, score = DISCS[0], 0.9
+    assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2
+
+
+def test_strokes_that_touch_are_marks_of_their_own_if_two_regions_painted_them() -> None:
+    left, right = strokes((14, 28, 36, 31)), strokes((34, 29, 56, 32))
+    apart = tuple(stroke for one in (left, right) if (stroke := mask_to_stroke(one)) is not None)
+    both = Scribble(SIZE_HW, positive_strokes=left | right, strokes_apart=apart)
+    found = masks_of(find(DrawnWorld(), both))
+    assert [np.array_equal(mask, disc) for mask, disc in zip(found, DISCS[:2], strict=True)] == [True, True]
+    # As one stroke they mark one object, and on one object two regions do too.
+    assert len(find(DrawnWorld(), replace(both, strokes_apart=()))) == 1
+    one, other = strokes((14, 28, 22, 31)), strokes((20, 24, 24, 34))
+    apart = tuple(stroke for each in (one, other) if (stroke := mask_to_stroke(each)) is not None)
+    assert len(find(DrawnWorld(), Scribble(SIZE_HW, positive_strokes=one | other, strokes_apart=apart))) == 1
+
+
+def test_pieces_of_one_region_are_marks_of_their_own() -> None:
+    both = strokes((14, 28, 26, 31), (74, 28, 86, 31))
+    stroke = mask_to_stroke(both)
+    assert stroke is not None
+    assert len(find(DrawnWorld(), Scribble(SIZE_HW, positive_strokes=both, strokes_apart=(stroke,)))) == 2
+
+
+def test_the_order_of_marks_changes_no_cut() -> None:
+    def asked(order: Sequence[int]) -> list[tuple[list[list[float]], bytes]]:
+        world = DrawnWorld()
+        drawn = [strokes((14, 28, 36, 31)), strokes((34, 29, 56, 32)), strokes((70, 20, 90, 40))]
+        apart = [mask_to_stroke(one) for one in drawn]
+        chosen = tuple(stroke for number in order if (stroke := apart[number]) is not None)
+        xy = points((20, 30), (80, 31), (50, 22))[list(order)]
+        find(world, Scribble(SIZE_HW, xy, xy, positive_strokes=np.logical_or.reduce(drawn), strokes_apart=chosen))
+        return [
+            (one.positive_xy.tolist(), b"" if one.positive_strokes is None else one.positive_strokes.tobytes())
+            for one in world.asked
+        ]
+
+    assert asked([0, 1, 2]) == asked([2, 0, 1]) == asked([1, 2, 0])
+
+
+def test_touching_masks_are_joined_only_if_that_is_no_worse() -> None:
+    def cut(scribble: Scribble) -> ScoredMask:
+        left, right = DISCS[0] & (_X < 20), DISCS[0] & (_X >= 20)
+        marked, _ = painted_masks(scribble)
+        if (marked & left).any() and (marked & right).any():
+            return ScoredMask(DISCS[0], 0.55)
+        return ScoredMask(left if (marked & left).any() else right, 0.6)
+
+    parts = Scribble(SIZE_HW, points((14, 30)), positive_strokes=strokes((24, 24, 28, 34)))
     assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2

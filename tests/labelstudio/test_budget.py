@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.core import strokes as strokes_module
+from backend.core.strokes import paint_strokes
 from backend.errors import BadInputError
 from backend.labelstudio import budget as budget_module
 from backend.labelstudio.budget import ReadingBudget
@@ -108,6 +110,26 @@ def test_joined_masks_are_the_union_and_kinds_stay_apart() -> None:
     assert [region.origin for region in read.regions] == ["manual", "prediction"]
     assert np.array_equal(read.regions[0].mask, masks[0] | masks[1])
     assert np.array_equal(read.regions[1].mask, masks[2])
+    apart = [paint_strokes([stroke], SIZE_HW) for stroke in read.regions[0].strokes_apart]
+    assert [np.array_equal(one, mask) for one, mask in zip(apart, masks[:2], strict=True)] == [True, True]
+
+
+def test_strokes_are_kept_apart_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.zeros(SIZE_HW, bool)
+    mask[5:10, 5:60] = True
+    region = _brush(rle=encode_mask(mask))
+    for bound, value in (("MOST_STROKES", 4), ("MOST_STROKE_PX", 5 * 55 * 4)):
+        with monkeypatch.context() as patched:
+            patched.setattr(strokes_module, bound, value)
+            counts = [
+                len(
+                    read_regions([region] * count, CONFIG, {"image": SIZE_HW}, joins_masks=True)
+                    .regions[0]
+                    .strokes_apart
+                )
+                for count in (1, 4, 5, 6)
+            ]
+        assert counts == [1, 4, 0, 0]
 
 
 def test_key_points_beyond_the_budget_are_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from backend.core.strokes import paint_strokes
 from backend.labelstudio.codec import Region, new_region_id, read_regions
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.label_prompts import group_annotation, is_finished_mask, regions_to_scribble
@@ -39,6 +40,17 @@ def test_points_boxes_and_strokes_make_one_scribble() -> None:
     assert scribble.positive_strokes is not None
     assert np.flatnonzero(scribble.positive_strokes.any(axis=1)).tolist() == [0, 1, 5]
     assert scribble.negative_strokes is None
+
+
+def test_strokes_of_regions_stay_apart_joined_or_not() -> None:
+    joined = replace(painted(slice(0, 4)), strokes_apart=regions_to_scribble(
+        [painted(slice(0, 2)), painted(slice(1, 4))], SIZE
+    ).strokes_apart)  # fmt: skip
+    scribble = regions_to_scribble([joined, painted(slice(5, 6)), painted(slice(7, 8), is_positive=False)], SIZE)
+
+    assert [(one.top, one.size_hw[0]) for one in scribble.strokes_apart] == [(0, 2), (1, 3), (5, 1)]
+    assert scribble.positive_strokes is not None
+    assert np.array_equal(paint_strokes(scribble.strokes_apart, SIZE), scribble.positive_strokes)
 
 
 def test_no_regions_make_an_empty_scribble() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backend.cli.demo.coins import SampleTask, sample_tasks
-from backend.core.types import Mask
+from backend.core.types import EncodedImage, Mask
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.labelstudio.codec import Region, RegionKind
 from backend.labelstudio.label_prompts import group_annotation
@@ -28,6 +28,11 @@ def engine() -> Softmatcher:
 @functools.cache
 def tiles() -> list[SampleTask]:
     return sample_tasks()
+
+
+@functools.cache
+def encoded(number: int) -> EncodedImage:
+    return engine().encode(tiles()[number].image)
 
 
 def coins_of(tile: SampleTask) -> list[Mask]:
@@ -53,37 +58,97 @@ def mark(coin: Mask, kind: str, number: int) -> Region:
         corners = float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
         return replace(region, box_xyxy=corners)
     if kind == "stroke":
-        half = int(depth.max() * 0.7)
-        drawn = cv2.line(np.zeros(size_hw, np.uint8), (x - half, y), (x + half, y), 1, 5)
-        return replace(region, mask=(drawn > 0) & coin)
+        return replace(region, mask=stroke(coin))
     return replace(region, mask=coin)
 
 
-def covered(tile: SampleTask, coins: Sequence[Mask], kinds: Sequence[str]) -> list[float]:
-    regions = [mark(coin, kind, number) for number, (coin, kind) in enumerate(zip(coins, kinds, strict=True))]
+def stroke(coin: Mask, *, length: float = 0.7, width_px: int = 5, turn: float = 0.0) -> Mask:
+    """A straight stroke through the middle of a coin, as long as this share of its thickness."""
+    depth = cv2.distanceTransform(np.pad(coin, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = (int(one) for one in np.unravel_index(int(depth.argmax()), depth.shape))
+    along = length * float(depth.max()) * np.array([np.cos(turn), np.sin(turn)])
+    ends = [tuple(round(one) for one in (x, y) + sign * along) for sign in (-1, 1)]
+    return (cv2.line(np.zeros(coin.shape, np.uint8), ends[0], ends[1], 1, width_px) > 0) & coin
+
+
+def covered(number: int, coins: Sequence[Mask], regions: Sequence[Region]) -> list[float]:
     (marks,) = group_annotation(regions)
-    found, _ = reference_mask(engine(), engine().encode(tile.image), marks)
+    found, _ = reference_mask(engine(), encoded(number), marks)
     assert found is not None
-    off_coins = found & (tile.objects == 0)
+    off_coins = found & (tiles()[number].objects == 0)
     assert off_coins.sum() < 0.25 * sum(int(coin.sum()) for coin in coins)
     return [float(found[coin].mean()) for coin in coins]
+
+
+def marks_of(coins: Sequence[Mask], kinds: Sequence[str]) -> list[Region]:
+    return [mark(coin, kind, number) for number, (coin, kind) in enumerate(zip(coins, kinds, strict=True))]
 
 
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("kinds", [*itertools.combinations_with_replacement(KINDS, 2)], ids="-".join)
 def test_two_marks_of_any_kinds_cover_a_coin_each(kinds: tuple[str, str], number: int) -> None:
-    tile = tiles()[number]
-    coins = coins_of(tile)[:2]
-    assert min(covered(tile, coins, kinds)) >= LEAST_COVERED
+    coins = coins_of(tiles()[number])
+    for pair in (coins[:2], [coins[-1], coins[0]]):
+        assert min(covered(number, pair, marks_of(pair, kinds))) >= LEAST_COVERED
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_five_coins_are_marked_at_once(kind: str) -> None:
-    tile = next(tile for tile in tiles() if len(coins_of(tile)) >= 5)
-    coins = coins_of(tile)[:5]
+    number = next(number for number, tile in enumerate(tiles()) if len(coins_of(tile)) >= 5)
+    coins = coins_of(tiles()[number])[:5]
     turned = KINDS[KINDS.index(kind) :] + KINDS[: KINDS.index(kind)]
     for kinds in ([kind] * 5, turned):
-        for coin, each, share in zip(coins, kinds, covered(tile, coins, kinds), strict=True):
-            # One coin is cut off by the edge; alone, too, a stroke gets two thirds of it.
-            least = LEAST_COVERED if each != "stroke" else min(LEAST_COVERED, *covered(tile, [coin], [each]))
-            assert share >= least
+        assert min(covered(number, coins, marks_of(coins, kinds))) >= LEAST_COVERED
+
+
+@pytest.mark.parametrize("width_px", [2, 4, 7])
+@pytest.mark.parametrize("turn", [0.0, 0.6, 2.2])
+def test_a_stroke_covers_the_coin_that_the_edge_cuts_off(turn: float, width_px: int) -> None:
+    cut_off = coins_of(tiles()[5])[-1]
+    assert cut_off[:, 0].any()
+    for length in (0.35, 0.85):
+        drawn = replace(mark(cut_off, "stroke", 0), mask=stroke(cut_off, length=length, width_px=width_px, turn=turn))
+        assert min(covered(5, [cut_off], [drawn])) >= LEAST_COVERED
+
+
+def nearest_coins(number: int) -> list[Mask]:
+    def gap_px(pair: tuple[Mask, Mask]) -> float:
+        return float(cv2.distanceTransform((~pair[0]).astype(np.uint8), cv2.DIST_L2, 5)[pair[1]].min())
+
+    return list(min(itertools.combinations(coins_of(tiles()[number]), 2), key=gap_px))
+
+
+def touching_strokes(one: Mask, other: Mask) -> list[Region]:
+    """A stroke from the middle of each coin to the middle between them: their ends overlap there."""
+    to_one, to_other = (cv2.distanceTransform((~coin).astype(np.uint8), cv2.DIST_L2, 5) for coin in (one, other))
+    y, x = (int(axis) for axis in np.unravel_index(int((np.maximum(to_one, to_other)).argmin()), one.shape))
+    drawn = []
+    for number, coin in enumerate((one, other)):
+        middle = tuple(round(float(axis.mean())) for axis in np.nonzero(coin)[::-1])
+        line = cv2.line(np.zeros(coin.shape, np.uint8), middle, (x, y), 1, 5) > 0
+        drawn.append(replace(mark(coin, "stroke", number), mask=line))
+    return drawn
+
+
+# On the sixth tile, of which the edge cuts off a coin, a third of that coin's stroke would be beside it.
+@pytest.mark.parametrize("number", range(5))
+def test_strokes_of_two_regions_that_touch_are_on_two_coins(number: int) -> None:
+    coins = nearest_coins(number)
+    drawn = touching_strokes(*coins)
+    joined = drawn[0].mask | drawn[1].mask
+    assert cv2.connectedComponents(joined.astype(np.uint8), connectivity=8)[0] == 2, "the ends touch"
+    assert min(covered(number, coins, drawn)) >= LEAST_COVERED
+
+
+def test_the_order_of_the_regions_changes_nothing() -> None:
+    number = next(number for number, tile in enumerate(tiles()) if len(coins_of(tile)) >= 4)
+    coins = nearest_coins(number)
+    coins += [coin for coin in coins_of(tiles()[number]) if not any(coin is near for near in coins)][:2]
+    regions = [*touching_strokes(*coins[:2]), *marks_of(coins[2:], ["click", "box"]), mark(coins[0], "click", 9)]
+    masks = []
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 1, 0, 3]):
+        (marks,) = group_annotation([regions[index] for index in order])
+        fresh = replace(encoded(number), size_hw=encoded(number).size_hw)  # nothing is remembered of it
+        masks.append(reference_mask(engine(), fresh, marks)[0])
+    assert masks[0] is not None
+    assert all(np.array_equal(masks[0], mask) for mask in masks[1:])

@@ -52,6 +52,7 @@ FEATURES = (
     "box_iou",
     "box_fill",
     "box_fill_squared",
+    "mirrored_compactness",
 )
 
 
@@ -70,19 +71,27 @@ class Judgement:
 
 # fmt: off
 ONE_POINT = Judgement(
-    np.array([6.0, -2, 0.5, 3, 2.5, -3, -0.4, 0, -0.4, 14, -1, -3, 1.5, 0, 0, 0, 4.5, -5, 0, 0, 0]), (1.0, 0.02, -0.48)
+    np.array([6.0, -2, 0.5, 3, 2.5, -3, -0.4, 0, -0.4, 14, -1, -3, 1.5, 0, 0, 0, 4.5, -5, 0, 0, 0, 0]),
+    (1.0, 0.02, -0.48),
 )
 MANY_MARKS = Judgement(
-    np.array([6.0, -2, 0.4, 2, 9, -3, -0.2, -0.2, -0.2, 13, 5, -4, 1, 0, 0, 1.5, 3.5, -2.5, 0, 0, 0]),
+    np.array([6.0, -2, 0.4, 2, 9, -3, -0.2, -0.2, -0.2, 13, 5, -4, 1, 0, 0, 1.5, 3.5, -2.5, 0, 0, 0, 0]),
+    (0.83, 0.02, -0.29),
+)
+# Strokes at the image's border are rather on what it cuts off: it is no outline, and to touch it is no fault.
+STROKES = Judgement(
+    np.array([6.0, -2, 0.4, 2, 0, 0, -0.2, -0.2, -0.2, 13, 5, -4, 1, 0, 0, 1.5, 3.5, -2.5, 0, 0, 0, 9]),
     (0.83, 0.02, -0.29),
 )
 BOX = Judgement(
-    np.array([7.0, 0, 0.8, 2, 4, 0, 0, 0, -0.2, 15, 0, 0, 0, 0, 0, 0, 0, 0, 6.5, 0.5, -4]), (0.25, 0.04, -0.48)
+    np.array([7.0, 0, 0.8, 2, 4, 0, 0, 0, -0.2, 15, 0, 0, 0, 0, 0, 0, 0, 0, 6.5, 0.5, -4, 0]), (0.25, 0.04, -0.48)
 )
 # fmt: on
 
 
-def choose(scene: Scene, hypotheses: Flags, seeds: Ints, box: Floats | None) -> tuple[Flags, float] | None:
+def choose(
+    scene: Scene, hypotheses: Flags, seeds: Ints, box: Floats | None, *, has_strokes: bool = False
+) -> tuple[Flags, float] | None:
     """The hypothesis with the highest expected IoU with the others, and its own expected IoU."""
     found = tidy(scene, hypotheses, seeds)
     if not len(found):
@@ -90,7 +99,8 @@ def choose(scene: Scene, hypotheses: Flags, seeds: Ints, box: Floats | None) -> 
     area = found @ scene.pixels.area_px
     common = (found * scene.pixels.area_px) @ found.T.astype(np.float64)
     overlap = common / (area[:, None] + area[None] - common)
-    judgement = BOX if box is not None else ONE_POINT if len(seeds) == 1 else MANY_MARKS
+    of_many = STROKES if has_strokes else MANY_MARKS
+    judgement = BOX if box is not None else ONE_POINT if len(seeds) == 1 else of_many
     quality = features(scene, found, overlap, seeds, box) @ judgement.weights
     odds = np.exp(quality - quality.max())
     best = int((overlap @ odds).argmax())
@@ -182,9 +192,28 @@ def features(scene: Scene, found: Flags, overlap: Floats, seeds: Ints, box: Floa
             box_iou,
             box_fill,
             box_fill**2,
+            _mirrored_compactness(area, 0.8 * length, touch, sides),
         ],
         axis=1,
     )
+
+
+def _mirrored_compactness(area_px: Floats, length_px: Floats, touch_px: Floats, sides: Ints) -> Floats:
+    """Return how round regions are, (k,) in [0, 1]: 1 for a disc, and for half a disc at the image's border.
+
+    The border is no outline of what it cuts off. A region at one side, or in one corner, is judged with its mirror
+    image beyond it if that is the rounder one.
+
+    Args:
+        area_px: (k,).
+        length_px: (k,): of the outline within the image.
+        touch_px: (k,): of the border that is in the region.
+        sides: (k,): of the image that it touches.
+    """
+    as_seen = area_px / (length_px + touch_px) ** 2
+    mirrored = area_px / (length_px**2 * 2.0**sides)
+    best = np.where((sides == 1) | (sides == 2), np.maximum(as_seen, mirrored), as_seen)
+    return np.asarray(np.sqrt(np.minimum(1, 4 * np.pi * best)), np.float64)
 
 
 def _dilate(pixels: Superpixels, masks: Flags) -> Flags:

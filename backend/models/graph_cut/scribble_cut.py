@@ -62,7 +62,9 @@ def cut_from_scribble(
             scores.append(found[1])
     outside_boxes = seeds[~chosen[seeds]]
     if len(outside_boxes):
-        found = choose(scene, seed_hypotheses(scene, outside_boxes, scribble), outside_boxes, None)
+        has_strokes = scribble.positive_strokes is not None and bool(scribble.positive_strokes.any())
+        hypotheses = seed_hypotheses(scene, outside_boxes, scribble)
+        found = choose(scene, hypotheses, outside_boxes, None, has_strokes=has_strokes)
         if found is not None:
             chosen |= found[0]
             scores.append(found[1])
