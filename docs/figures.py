@@ -90,7 +90,7 @@ class Figure:
 
     def differs_from(self, measured: float) -> bool:
         """Return whether the page is off by more than the spread, apart from rounding."""
-        return abs(float(self.shown) - measured) > self.spread + 0.5 * 10**-self.decimals
+        return abs(float(self.shown) - measured) > self.spread + 0.5 * 10.0 ** (-self.decimals)
 
 
 def figures_in(page: Path) -> list[Figure]:

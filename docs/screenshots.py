@@ -1,17 +1,17 @@
-"""Make the README's pictures anew: a labeler at work on the demo's steel parts, in a real Label Studio, in Chromium.
+"""Make the pictures of README and tour again: a labeler at work on the demo's steel parts, in a real Label Studio.
 
     .venv/bin/python docs/screenshots.py [DATA_FOLDER]
 
 Needs what `make install` installs, and Chromium (`CHROMIUM=PATH` if it is not at /usr/bin/chromium). Starts Label
-Studio, queue, service and worker, and ends them; in a data folder that has a Label Studio already it starts sooner.
-Writes PNGs of at most 300 kB to docs/images.
+Studio, queue, service and worker, and ends them; with a data folder that already has a Label Studio it starts sooner.
+Writes PNGs of up to 300 kB to docs/images.
 """
 
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 class logged_in:  # noqa: N801  # reads as what it gives
-    """A browser page that is logged in."""
+    """Give a browser page that is logged in."""
 
     def __init__(self, label_studio: LabelStudio) -> None:
         self._url = label_studio.url
@@ -107,7 +107,7 @@ class logged_in:  # noqa: N801  # reads as what it gives
 
 
 def work_on_steel(page: Page, label_studio: LabelStudio, service_url: str) -> None:
-    """From the first click to the predicted project."""
+    """Take the pictures from the first click to the predicted project."""
     steel: SampleProject = sample_projects()[2]
     samples = {task.name: task for task in steel.tasks}
     project = label_studio.create_project("Steel parts", steel.label_config)
@@ -162,7 +162,7 @@ def work_on_steel(page: Page, label_studio: LabelStudio, service_url: str) -> No
 
 
 def work_in_garage(page: Page, label_studio: LabelStudio, service_url: str) -> None:
-    """Strokes on one photograph, the mask on the other one: the image alone."""
+    """Take a picture of strokes on one photograph, and one of the mask on the other; of the image alone."""
     garage: SampleProject = sample_projects()[1]
     project = label_studio.create_project("Garage", garage.label_config)
     chosen = {task.name: task.image for task in garage.tasks[:2]}
@@ -182,7 +182,7 @@ def work_in_garage(page: Page, label_studio: LabelStudio, service_url: str) -> N
 
 
 def show_columns(label_studio: LabelStudio, project: int) -> None:
-    """A tab of the data manager with what matters here."""
+    """Hide the columns of the data manager that do not matter here, and order it by score."""
     views = label_studio.call("GET", f"/api/dm/views/?project={project}")
     hidden = [f"tasks:{name}" for name in HIDDEN_COLUMNS]
     for view in views:
@@ -192,7 +192,7 @@ def show_columns(label_studio: LabelStudio, project: int) -> None:
 
 
 def settle(page: Page) -> None:
-    """Let masks be painted and tool tips go."""
+    """Wait until masks are painted and tool tips are gone."""
     page.mouse.move(VIEWPORT["width"] - 40, 20)
     time.sleep(2)
 
@@ -207,7 +207,7 @@ def open_task(page: Page, address: str) -> None:
 
 
 def ask_for_mask(page: Page, sample: SampleTask) -> Locator:
-    """Smart key-point tool, label, click; once more if the busy page missed one of them. The button that accepts."""
+    """Click with the smart key-point tool, again if the page missed it; return the button that accepts the mask."""
     accept = page.get_by_test_id("bottombar-accept-suggestions-button")
     for _ in range(5):
         page.locator(".lsf-tool_smart").first.hover()
@@ -223,7 +223,7 @@ def ask_for_mask(page: Page, sample: SampleTask) -> Locator:
 
 
 def on_screen(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int]) -> tuple[float, float]:
-    """Where a point of the image, px, is in the window."""
+    """Return where a point of the image, px, is in the window."""
     width, height = page.evaluate(
         "() => { const image = Htx.annotationStore.selected.names.get('image');"
         " return [image.stageWidth, image.stageHeight]; }"
@@ -234,7 +234,7 @@ def on_screen(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int
 
 
 def drag_over(page: Page, sample: SampleTask, label: str, index: int) -> None:
-    """One brush stroke along the middle of a long object."""
+    """Paint one brush stroke along the middle of a long object."""
     numbers = np.unique(sample.objects[sample.masks[label]])
     rows, columns = np.nonzero(sample.objects == numbers[index])
     points = np.stack([columns, rows], axis=1).astype(float)
@@ -255,7 +255,7 @@ def middle_of(sample: SampleTask, label: str, index: int) -> tuple[float, float]
 
 
 def kinds(page: Page) -> list[str]:
-    """Types of the regions on the screen."""
+    """Return the types of the regions on the screen."""
     found: list[str] = page.evaluate("() => Htx.annotationStore.selected.serializeAnnotation().map(each => each.type)")
     return found
 
@@ -269,13 +269,13 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
 
 
 def shoot(
-    page: Page, name: str, *, whole: bool = False, clip: dict[str, float] | None = None, width: int | None = None
+    page: Page, name: str, *, whole: bool = False, clip: Mapping[str, float] | None = None, width: int | None = None
 ) -> None:
     save(page.screenshot(full_page=whole, clip=clip), name, width=width)  # type: ignore[arg-type]
 
 
 def save(png: bytes, name: str, *, width: int | None = None, height: int | None = None) -> None:
-    """Scaled to a width, cut to a height; with a palette, which one photograph on a page with few colours does with."""
+    """Save a PNG scaled to a width and cut to a height, with a palette: enough for one photograph and few colours."""
     picture = PillowImage.open(BytesIO(png)).convert("RGB")
     if height is not None:
         picture = picture.crop((0, 0, picture.width, min(height, picture.height)))
