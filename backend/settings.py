@@ -31,7 +31,7 @@ _LOCAL: dict[str, JsonValue] = {"is_shared": False}
 
 
 class Settings(BaseSettings):
-    """Built once by `load_settings`, frozen, passed down. Field descriptions are the README's settings table."""
+    """Built once by `load_settings`, frozen, passed down. docs/settings.md lists all fields."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -344,7 +344,7 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
         if variable in variables or not variable.startswith(PREFIX) or variable.startswith(_OF_THE_TESTS):
             continue
         alike = difflib.get_close_matches(variable.removeprefix(PREFIX), known, n=1)
-        advice = f"did you mean {known[alike[0]]}?" if alike else "README lists all settings"
+        advice = f"did you mean {known[alike[0]]}?" if alike else "docs/settings.md lists all settings"
         lines.append(f"{name} is set, but there is no such setting, so it changes nothing: {advice}")
     return lines
 

@@ -63,7 +63,7 @@ def test_a_file_that_is_no_text_is_one_line_and_no_traceback(folder: Path) -> No
         ("SOFTMATCHER_BACKGROUND_LABEL", "did you mean SOFTMATCHER_BACKGROUND_LABELS?"),
         ("SOFTMATCHER_REDIS_URL", "did you mean REDIS_URL?"),
         ("SOFTMATCHER_LABEL_STUDIO_URL", "did you mean LABEL_STUDIO_URL?"),
-        ("SOFTMATCHER_XYZ", "README lists all settings"),
+        ("SOFTMATCHER_XYZ", "docs/settings.md lists all settings"),
     ],
 )
 def test_a_variable_that_is_no_setting_is_named_with_the_nearest(name: str, said: str) -> None:
