@@ -14,6 +14,7 @@ import torch
 from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
+from backend.core import cancellation
 from backend.core.explanation import LabelTrace, Trace
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
@@ -82,6 +83,7 @@ class ColourSoftmatcher:
         return [self.encode(one.image) for one in prepared if one.image is not None]
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        cancellation.check()
         image = np.asarray(encoded.embedding["image"])
         mask = np.zeros(image.shape[:2], bool)
         for x, y in scribble.positive_xy.astype(int):

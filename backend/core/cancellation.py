@@ -5,8 +5,11 @@ condition belongs to the calling thread, so nothing has to be passed through the
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from backend.errors import BadInputError
 
 _calling = threading.local()
 
@@ -35,6 +38,27 @@ def check() -> None:
     is_unwanted = getattr(_calling, "is_unwanted", None)
     if is_unwanted is not None and is_unwanted():
         raise InterruptedWorkError("nobody waits for this any more")
+
+
+@contextmanager
+def time_limit(until: float, message: str, *, clock: Callable[[], float] = time.thread_time) -> Iterator[None]:
+    """While the block runs, `check` raises from a time on.
+
+    Args:
+        until: what the clock shows then.
+        message: for whoever gave the work.
+        clock: of seconds; by default this thread's processor time, so that a busy machine makes nothing too long.
+
+    Raises:
+        BadInputError: with the message, from `check`.
+        InterruptedWorkError: an enclosing block's condition is true.
+    """
+    try:
+        with interruptible(lambda: clock() >= until):
+            yield
+    except InterruptedWorkError as error:
+        check()
+        raise BadInputError(message) from error
 
 
 @contextmanager

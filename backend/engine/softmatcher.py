@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backend.core import cancellation
 from backend.core.calibration import Evidence, expected_iou, presence, weigh_mask
 from backend.core.cut_memory import CutMemory
 from backend.core.explanation import LabelTrace, ProposalTrace, Trace
@@ -290,6 +291,7 @@ class Softmatcher:
 
         Raises:
             BadInputError: image and scribble differ in size, or the image was encoded by other models.
+            InterruptedWorkError: see `cancellation.check`; asked before each cut.
         """
         self._require_own(encoded)
         if scribble.size_hw != encoded.size_hw:
@@ -306,6 +308,7 @@ class Softmatcher:
         return self._cuts.get_or_cut(encoded, scribble, partial(self._cut, encoded, scribble))
 
     def _cut(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        cancellation.check()
         working_hw = self._segmenter.working_hw(encoded.embedding)
         resized = scale_scribble(scribble, working_hw)
         with self._stage("affinity"):

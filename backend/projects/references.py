@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from rq.timeouts import BaseTimeoutException
 
+from backend.core.cancellation import time_limit
 from backend.core.marked_objects import MarkedObject
 from backend.core.references import Doubt
 from backend.core.types import EncodedImage, Mask, Scribble
@@ -44,6 +46,12 @@ Outcome = Literal["references", "none", "removed", "superseded", "failed"]
 
 _FINISHED_IOU = 0.8
 """A manual brush that agrees this well with the segmenter's mask was painted as a mask, not as a scribble."""
+MOST_CUTTING_S = 60.0
+"""Processor time for all marks of an annotation: 48 marks take 6 s, a thousand boxes 50 s."""
+_TOO_MANY_MARKS = (
+    f"the marks of an annotation must be cut within {MOST_CUTTING_S:g} s of processor time, these are not: they gave "
+    "no reference; mark fewer objects, or paint whole masks with a brush for masks"
+)
 _MODEL_WAIT_S = 120.0
 _MOST_PROBLEMS = 20
 _LONGEST_PROBLEM = 1000
@@ -362,9 +370,10 @@ class References:
             )
         marked = group_annotation(read.regions, background_labels_of(config, self._settings), self._settings.mask_tags)
         references = []
+        cut_until = time.thread_time() + MOST_CUTTING_S
         for to_name, image in images.items():
             marks = [mark for mark in marked if mark.to_name == to_name]
-            references += self._describe_image(softmatcher, project, to_name, image, marks, problems)
+            references += self._describe_image(softmatcher, project, to_name, image, marks, problems, cut_until)
         return references
 
     def _describe_image(
@@ -375,12 +384,17 @@ class References:
         image: TaskImage,
         marks: Sequence[LabelMarks],
         problems: list[str],
+        cut_until: float,
     ) -> list[NewReference]:
         masks: dict[str, Mask] = {}
         doubts: dict[str, Doubt | None] = {}
         for mark in marks:
-            with self._models.gate.turn(is_interactive=False):
-                mask, doubts[mark.label] = reference_mask(softmatcher, image.encoded, mark)
+            try:
+                with self._models.gate.turn(is_interactive=False), time_limit(cut_until, _TOO_MANY_MARKS):
+                    mask, doubts[mark.label] = reference_mask(softmatcher, image.encoded, mark)
+            except BadInputError as error:
+                problems.append(f"label {mark.label!r}: {error}")
+                continue
             if mask is None or not mask.any():
                 problems.append(f"label {mark.label!r}: no object was found at the scribble; draw more of it")
                 continue

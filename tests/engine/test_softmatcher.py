@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.core.cancellation import time_limit
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
 from backend.core.object_similarity import KindFrame
@@ -185,6 +186,17 @@ def test_key_point_becomes_the_disc_under_it(engine: Softmatcher) -> None:
     found = engine.mask_from_scribble(engine.encode(image), scribble)
     assert found is not None
     assert iou(found.mask, masks["red"]) > 0.9
+
+
+def test_a_limit_of_time_ends_between_two_cuts(engine: Softmatcher) -> None:
+    image, _ = scene(red=(70, 80, 40), blue=(160, 40, 20))
+    encoded = engine.encode(image)
+    marks = Scribble((160, 200), np.array([[70, 80], [160, 40]], np.float32))
+    clock = iter(range(10))
+    with pytest.raises(BadInputError, match="too long"), time_limit(1, "too long", clock=lambda: next(clock)):
+        engine.objects_from_scribble(encoded, marks)
+    assert next(clock) == 2, "asked once before each of two cuts"
+    assert len(engine.objects_from_scribble(encoded, marks)) == 2
 
 
 def test_a_scribble_without_anything_positive_has_no_mask(engine: Softmatcher) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from backend.jobs import tasks
+from backend.projects import references
+from backend.projects.prediction import predictor
 from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
@@ -105,6 +107,33 @@ def test_a_polygon_is_a_reference_and_one_of_another_label_is_told(backend: Back
     (record,) = [one for one in backend.projects.store.annotations(key) if one.annotation_id == 11]
     assert record.problem is not None
     assert "nothing in it is read: polygonlabels of polygon" in record.problem
+
+
+def test_marks_that_take_too_long_are_their_annotations_problem(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = take_in(backend, point("on_defect", "Other", 20, 20))
+    backend.label_studio.annotate(11, 1, [point("on_material", "Coin", 50, 10)])
+    monkeypatch.setattr(references, "MOST_CUTTING_S", 0.0)
+    assert backend.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "failed": 1}
+    store = backend.projects.store
+    (problem,) = [one.problem for one in store.annotations(key) if one.annotation_id == 11]
+    assert "'Coin'" in str(problem)
+    assert "must be cut within 60 s" in str(problem)
+    assert [one.label for one in store.list_references(key)] == ["Other (defect)"]
+    monkeypatch.undo()
+    assert backend.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "references": 1}
+    assert sorted(one.label for one in store.list_references(key)) == ["Coin", "Other (defect)"]
+
+
+def test_a_click_whose_marks_take_too_long_is_told(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "INTERACTIVE_CUTTING_S", 0.0)
+    config = backend.label_studio.label_config
+    context = {"result": [point("on_material", "Other", 50, 10)]}
+    body = {"tasks": [add(backend, 3, red=ELSEWHERE)], "project": backend.label_studio.key, "label_config": config}
+    answer = backend.client.post("/predict", json={**body, "params": {"context": context}})
+    assert answer.status_code == 422
+    assert "must be cut within 30 s" in answer.text
 
 
 def test_configs_that_cannot_work_are_refused_when_they_connect(backend: Backend) -> None:

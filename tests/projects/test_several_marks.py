@@ -130,14 +130,16 @@ def touching_strokes(one: Mask, other: Mask) -> list[Region]:
     return drawn
 
 
-# On the sixth tile, of which the edge cuts off a coin, a third of that coin's stroke would be beside it.
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_strokes_of_two_regions_that_touch_are_on_two_coins(number: int) -> None:
     coins = nearest_coins(number)
     drawn = touching_strokes(*coins)
     joined = drawn[0].mask | drawn[1].mask
     assert cv2.connectedComponents(joined.astype(np.uint8), connectivity=8)[0] == 2, "the ends touch"
-    assert min(covered(number, coins, drawn)) >= LEAST_COVERED
+    # A third of the stroke on the coin that the sixth tile's edge cuts off is beside it.
+    is_whole = [not coin[:, 0].any() for coin in coins]
+    shares = covered(number, coins, drawn)
+    assert min(share for share, whole in zip(shares, is_whole, strict=True) if whole) >= LEAST_COVERED
 
 
 def test_the_order_of_the_regions_changes_nothing() -> None:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.core import cancellation
 from backend.core.types import Image, Mask, ScoredMask, Scribble
 from backend.errors import BadInputError
 from backend.models.graph_cut.hypotheses import box_hypotheses, seed_hypotheses, share_in_box
@@ -44,6 +45,7 @@ def cut_from_scribble(
 
     Raises:
         BadInputError: shapes or types do not fit.
+        InterruptedWorkError: see `cancellation.check`; asked for each box.
     """
     _require_fit(image, scribble, affinity)
     if scribble.is_empty:
@@ -55,6 +57,7 @@ def cut_from_scribble(
     chosen = np.zeros(len(scene.pixels.area_px), bool)
     scores = []
     for box in np.asarray(scribble.boxes_xyxy, np.float64):
+        cancellation.check()
         inside = seeds[share_in_box(scene, box)[seeds] > 0]
         found = choose(scene, box_hypotheses(scene, box, inside), inside, box)
         if found is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from backend import __version__
 from backend.core import cancellation
-from backend.core.cancellation import InterruptedWorkError
+from backend.core.cancellation import InterruptedWorkError, time_limit
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
 from backend.drawing.explanation import draw_traces
@@ -44,6 +44,12 @@ Json = dict[str, Any]
 _INTERACTIVE_WAIT_S = 30.0
 _INTERACTIVE_READ_S = 5.0
 """For all marks of a click and its drafts: a labeler waits."""
+INTERACTIVE_CUTTING_S = 30.0
+"""Processor time for the same."""
+_TOO_MANY_MARKS = (
+    f"the marks of a click and its drafts must be cut within {INTERACTIVE_CUTTING_S:g} s of processor time, these are "
+    "not; submit what is marked, and mark the next objects in another annotation"
+)
 _BATCH_WAIT_S = 60.0
 _PENDING_POLL_S = 0.03
 _KEPT_PROJECTS = 4
@@ -352,13 +358,17 @@ class Predictions:
             )
         for problem in read.problems:
             logger.warning("project=%s task=%s: %s", project_key, task.get("id"), problem)
+        cut_until = time.thread_time() + INTERACTIVE_CUTTING_S
         marked = [*read.regions, *_from_drafts(task, config, sizes_hw, read.regions, budget)]
         regions: list[Json] = []
         for mark in group_annotation(marked, background_labels_of(config, self._settings), self._settings.mask_tags):
             brush = config.brush_for(mark.to_name, mark.label)
             if mark.scribble.is_empty or mark.to_name not in images:
                 continue
-            with self._models.gate.turn(is_interactive=True):
+            with (
+                self._models.gate.turn(is_interactive=True),
+                time_limit(cut_until, _TOO_MANY_MARKS),
+            ):
                 found = softmatcher.mask_from_scribble(images[mark.to_name].encoded, mark.scribble)
             if found is not None:
                 with self._metrics.stage("rle"):

@@ -14,8 +14,10 @@ from skimage import data
 from skimage.filters import sobel
 from skimage.segmentation import watershed
 
+from backend.core.cancellation import time_limit
 from backend.core.types import Image, Mask, Scribble
 from backend.errors import BadInputError
+from backend.models.graph_cut.objectness import _mirrored_compactness
 from backend.models.graph_cut.scribble_cut import cut_from_scribble
 
 TILES = [(row, column) for row in range(2) for column in range(3)]
@@ -59,6 +61,27 @@ def test_points_on_two_discs_give_their_union(discs: tuple[Image, list[Mask]], e
     found = cut_from_scribble(image, replace(empty, positive_xy=xy((42, 44), (112, 38))))
     assert found is not None
     assert iou(found.mask, masks[0] | masks[1]) > 0.9
+
+
+def test_a_limit_of_time_ends_between_two_boxes(discs: tuple[Image, list[Mask]], empty: Scribble) -> None:
+    image, _ = discs
+    boxes = np.tile(np.array([[14, 15, 66, 65]], np.float32), (1000, 1))
+    clock = iter(range(1001))
+    with pytest.raises(BadInputError, match="too long"), time_limit(2, "too long", clock=lambda: next(clock)):
+        cut_from_scribble(image, replace(empty, boxes_xyxy=boxes))
+    assert next(clock) == 3
+
+
+def test_a_mirrored_half_disc_is_as_round_as_a_disc() -> None:
+    radius = 20.0
+    area = np.pi * radius**2 / np.array([1, 2, 4, 1])
+    length = 2 * np.pi * radius / np.array([1, 2, 4, 1])
+    touch = np.array([0, 2 * radius, 2 * radius, 0])
+    roundness = _mirrored_compactness(area, length, touch, np.array([0, 1, 2, 0]))
+    assert np.allclose(roundness, 1)
+    # A strip along the border is not round, nor is what touches all sides.
+    strip = _mirrored_compactness(np.array([100.0]), np.array([102.0]), np.array([102.0]), np.array([1]))
+    assert strip[0] < 0.3
 
 
 def test_a_box_cuts_what_is_in_it_and_two_boxes_their_union(discs: tuple[Image, list[Mask]], empty: Scribble) -> None:
