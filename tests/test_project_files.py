@@ -51,7 +51,7 @@ def test_the_version_is_in_one_place_and_has_its_changes() -> None:
 
 def test_pythons_are_the_same_everywhere() -> None:
     classified = {each.rpartition(" ")[2] for each in PROJECT["classifiers"] if ":: Python :: 3." in each}
-    (job,) = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"].values()
+    job = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["test"]
     assert set(job["strategy"]["matrix"]["python"]) == classified
     assert "${{ matrix.python }}" in job["container"]
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
@@ -63,9 +63,11 @@ def test_the_workflow_runs_what_ci_runs() -> None:
     # YAML 1.1 reads the key `on` as true.
     assert {"push", "pull_request"} <= set(workflow[True])
     assert workflow["permissions"] == {"contents": "read"}
-    (job,) = workflow["jobs"].values()
-    assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
+    runs = {name: [step.get("run", "") for step in job["steps"]] for name, job in workflow["jobs"].items()}
+    assert "bash .ci/run" in runs["test"]
     assert (ROOT / ".ci" / "run").is_file()
+    for target in re.findall(r"\bmake (\w+)", str(runs)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.stem)
