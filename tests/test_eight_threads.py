@@ -1,8 +1,11 @@
 """The two-minute load of benchmarks/eight_threads.py, for some seconds."""
 
+import pytest
+
 from benchmarks.eight_threads import run
 
 
+@pytest.mark.slow
 def test_mixed_requests_get_their_own_answers_and_clicks_never_wait_for_batches() -> None:
     report = run(6.0)
     assert report.wrong == []

@@ -434,6 +434,7 @@ class TestDamage:
 
 
 class TestAtOnce:
+    @pytest.mark.slow
     def test_processes_share_a_folder_within_its_bound(self, tmp_path: Path) -> None:
         code = (
             "import sys, random; from pathlib import Path; from tests.test_feature_cache import *\n"

@@ -80,6 +80,7 @@ def _own_schema(url: str, number: int) -> str:
     return make_url(url).update_query_dict({"options": f"-csearch_path=fuzz_{number}"}).render_as_string(False)
 
 
+@pytest.mark.slow
 def test_changed_recorded_requests(backends: Backends, request: pytest.FixtureRequest) -> None:
     share = 0.45 if "sqlite" in request.node.name else 0.15
 
@@ -95,6 +96,7 @@ def test_changed_recorded_requests(backends: Backends, request: pytest.FixtureRe
     run()
 
 
+@pytest.mark.slow
 def test_annotations_of_any_content_do_not_break_a_worker(backends: Backends, request: pytest.FixtureRequest) -> None:
     results = [
         one["body"]["annotation"]["result"]
@@ -119,6 +121,7 @@ def test_annotations_of_any_content_do_not_break_a_worker(backends: Backends, re
     run()
 
 
+@pytest.mark.slow
 def test_requests_that_the_description_allows_and_forbids(tmp_path: Path) -> None:
     backends = Backends(lambda label_studio: make_backend(tmp_path, label_studio))
     backend = backends.next()

@@ -44,6 +44,7 @@ def largest_coin(mask: Mask) -> Mask:
 
 
 @pytest.mark.parametrize("marked_tile", [0, 3])
+@pytest.mark.slow
 def test_one_coin_marked_finds_the_coins_of_all_other_tiles(marked_tile: int) -> None:
     tiles, truths = coin_tiles()
     encoded = engine().encode(tiles[marked_tile])
@@ -67,6 +68,7 @@ def test_a_short_stroke_on_a_coin_gives_the_whole_coin() -> None:
     assert iou(found.mask, coin) > 0.9
 
 
+@pytest.mark.slow
 def test_coins_are_not_found_on_other_photographs() -> None:
     tiles, truths = coin_tiles()
     reference = engine().describe(tiles[0], engine().encode(tiles[0]), largest_coin(truths[0]))

@@ -18,6 +18,7 @@ ODD = ('A & "B" <C>', "it's", "Füße, 錆", "]]>", "&amp;", "a\u200db", "x=1/2"
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=20))
+@pytest.mark.slow
 def test_any_labels_are_read_back_or_refused(labels: list[str]) -> None:
     try:
         config = parse_label_config(make_label_config(*labels))

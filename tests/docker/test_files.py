@@ -112,6 +112,7 @@ def test_ports_are_those_of_the_image() -> None:
     assert "backend" in COMPOSE["services"]["backend-gpu"]["networks"]["front"]["aliases"]
 
 
+@pytest.mark.slow
 def test_every_command_exists() -> None:
     """Of the image, the compose file and the page: `python -m backend COMMAND` or with its options."""
     texts = [DOC, (ROOT / "docker-compose.yml").read_text(), (ROOT / "docker" / "Dockerfile").read_text()]

@@ -16,7 +16,7 @@ from backend.cli.process.supervisor import ProcessGroup, free_port, valkey_progr
 
 ROOT = Path(__file__).parents[2]
 NOT_ALLOWED = 77
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PASSWORD = "between-the-containers"
 
 

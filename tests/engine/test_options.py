@@ -61,6 +61,7 @@ def test_instances_give_one_mask_an_object(engine: Softmatcher) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["prior", "paper"])
+@pytest.mark.slow
 def test_a_trace_tells_what_segment_does(engine: Softmatcher, recipe: str) -> None:
     image, masks = scene(red=(60, 80, 40), blue=(150, 80, 30))
     target = engine.encode(scene(red=(130, 70, 35))[0])

@@ -96,6 +96,7 @@ def test_quality_on_drawn_images(tmp_path: Path) -> None:
     assert found[0].posterior_error == 0 < found[1].posterior_error < 0.1
 
 
+@pytest.mark.slow
 def test_command_writes_json_and_plot(tmp_path: Path) -> None:
     figures, plot = tmp_path / "a" / "b.json", tmp_path / "c" / "d.png"
     threads = torch.get_num_threads()

@@ -39,6 +39,7 @@ def test_the_folder_above_is_as_good(root: Path) -> None:
     assert [one.name for one in find_classes(root.parent)] == ["fewshot_data/ab_wheel", "fewshot_data/zebra"]
 
 
+@pytest.mark.slow
 def test_the_whole_data_set_has_its_240_test_classes(tmp_path: Path) -> None:
     names = [f"class_{index:03d}" for index in range(1000)]
     for name in names:

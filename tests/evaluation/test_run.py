@@ -92,6 +92,7 @@ def test_command_rejects_seeds_that_are_no_numbers(directory: Path) -> None:
 
 
 @pytest.mark.datasets
+@pytest.mark.slow
 def test_easy_real_classes_keep_their_quality(datasets: Path) -> None:
     """A regression guard: four classes of photographs, one reference each; the whole run is `evaluate`'s."""
     wanted = {"fss_mini/basketball", "via_objects/fire_truck", "davis_video/blackswan", "nuclei/fluorescence"}

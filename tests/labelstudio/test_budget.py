@@ -84,6 +84,7 @@ def test_points_and_regions_are_counted() -> None:
         spent.spend(regions=1)
 
 
+@pytest.mark.slow
 def test_many_masks_take_the_memory_of_few() -> None:
     """A thousand full masks of one label took 11 GB."""
     mask = np.zeros((1000, 1000), bool)

@@ -192,6 +192,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("kind", HUGE)
+@pytest.mark.slow
 def test_a_megabyte_of_label_config_is_read_or_refused_at_once(kind: str) -> None:
     tracemalloc.start()
     began = time.process_time()
@@ -236,6 +237,7 @@ def _rle(choose: random.Random, size_hw: tuple[int, int]) -> list[Any]:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.slow
 def test_any_run_lengths_are_a_mask_of_their_image_or_a_problem() -> None:
     outcomes: Counter[str] = Counter()
     tracemalloc.start()

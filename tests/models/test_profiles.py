@@ -21,6 +21,7 @@ from tests.engine.test_softmatcher import scene
 from tests.models.official_files import catalogue_of, random_official_files
 
 
+@pytest.mark.slow
 def test_mobile_from_official_layouts_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()

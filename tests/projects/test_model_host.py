@@ -152,6 +152,7 @@ def test_waiting_for_models_ends(tmp_path: Path) -> None:
     forever.set()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_while_its_models_load_ends_well(tmp_path: Path) -> None:
     program = """
 import sys

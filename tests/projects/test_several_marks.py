@@ -86,6 +86,7 @@ def marks_of(coins: Sequence[Mask], kinds: Sequence[str]) -> list[Region]:
 
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("kinds", [*itertools.combinations_with_replacement(KINDS, 2)], ids="-".join)
+@pytest.mark.slow
 def test_two_marks_of_any_kinds_cover_a_coin_each(kinds: tuple[str, str], number: int) -> None:
     coins = coins_of(tiles()[number])
     for pair in (coins[:2], [coins[-1], coins[0]]):
@@ -93,6 +94,7 @@ def test_two_marks_of_any_kinds_cover_a_coin_each(kinds: tuple[str, str], number
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_five_coins_are_marked_at_once(kind: str) -> None:
     number = next(number for number, tile in enumerate(tiles()) if len(coins_of(tile)) >= 5)
     coins = coins_of(tiles()[number])[:5]

@@ -535,6 +535,7 @@ class TestOpening:
                 values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
         assert values == ["wal", 1, 15000, 16384]
 
+    @pytest.mark.slow
     def test_processes_that_start_at_once_make_the_tables_once(self, url: str) -> None:
         code = (
             "import sys, time; from backend.store import Store; s = Store(sys.argv[1]);"
@@ -691,6 +692,7 @@ class TestAtOnce:
         reader.join()
         assert sizes == {3}
 
+    @pytest.mark.slow
     def test_processes_write_side_by_side(self, store: Store, url: str) -> None:
         code = (
             "import sys; from tests.store.test_store import *\n"

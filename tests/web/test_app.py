@@ -309,6 +309,7 @@ FORGED: list[dict[str, Any]] = [
     [{}, {"created_at": "2036-01-01T00:00:00+00:00"}, {"label_config": "<View/>", "title": "forged"}],
     ids=["as it is", "later", "other config"],
 )
+@pytest.mark.slow
 def test_a_forged_webhook_destroys_nothing(backend: Backend, body: dict[str, Any], claim: dict[str, Any]) -> None:
     """What it claims is looked up in Label Studio, where everything is as it was."""
     _setup(backend)

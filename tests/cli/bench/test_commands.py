@@ -14,6 +14,7 @@ from backend.errors import ConfigurationError
 RUNS = ("click cold", "click warm", "predict cold", "predict warm")
 
 
+@pytest.mark.slow
 def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path))
@@ -43,6 +44,7 @@ def test_every_part_is_timed_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     assert "click: cold / warm" in done.output
 
 
+@pytest.mark.slow
 def test_workers_are_timed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path))
     figures_path = tmp_path / "bench.json"
@@ -58,6 +60,7 @@ def test_workers_are_timed_side_by_side(tmp_path: Path, monkeypatch: pytest.Monk
     assert "2 workers" in done.output
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_begin_ends_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTMATCHER_DATA_DIR", str(tmp_path))
     work = BulkWork("huge", torch.device("cpu"), tmp_path, [b""], images=2, workers=2, threads=1)

@@ -22,6 +22,7 @@ def task_of(project: SampleProject) -> SampleTask:
     return next(task for task in project.tasks if task.name == project.marked)
 
 
+@pytest.mark.slow
 def test_the_backend_reads_every_label_config(projects: dict[str, SampleProject]) -> None:
     for project in projects.values():
         assert parse_label_config(project.label_config).labels == project.labels
@@ -86,6 +87,7 @@ def test_three_photographs_have_no_motorcycle() -> None:
     assert [task.name for task in garage_tasks() if not task.masks[MOTORCYCLE].any()] == ["cup", "cat", "rocket"]
 
 
+@pytest.mark.slow
 def test_surfaces_are_the_same_every_time() -> None:
     first, second = surface_tasks(), surface_tasks()
     assert all(np.array_equal(one.image, other.image) for one, other in zip(first, second, strict=True))

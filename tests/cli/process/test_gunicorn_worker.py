@@ -127,6 +127,7 @@ def test_a_large_body_that_is_refused_still_gets_its_answer(port: int) -> None:
         assert _rest(client).startswith(b"HTTP/1.1 401")
 
 
+@pytest.mark.slow
 def test_a_slow_body_behind_the_password_ends_and_leaves_threads(port: int) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(_connect(port)) for _ in range(4 * THREADS)]

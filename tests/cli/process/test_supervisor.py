@@ -135,6 +135,7 @@ def test_a_killed_process_is_among_the_ended_and_can_be_restarted(processes: Pro
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.slow
 def test_no_orphans_when_the_parent_is_told_to_end(tmp_path: Path, how: signal.Signals) -> None:
     script = f"""
 import sys, time

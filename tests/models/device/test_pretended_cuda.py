@@ -158,6 +158,7 @@ def test_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> None:
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.slow
 def test_image_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> None:
     segmenter = SEGMENTERS[name]()
     images = [segmenter.prepare(image) for image in (_image(), _image(96, 60), _image())]
@@ -174,6 +175,7 @@ def test_image_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> N
 
 @pytest.mark.parametrize("is_multimask", [True, False])
 @pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.slow
 def test_decoders_run_where_they_lie(name: str, is_multimask: bool, mode: FakeTensorMode) -> None:
     segmenter = SEGMENTERS[name]()
     embeddings = [segmenter.embed(_image()), segmenter.embed(_image(96, 60))]

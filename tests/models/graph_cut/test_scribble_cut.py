@@ -248,6 +248,7 @@ def coin_scribble(mask: Mask, kind: str, rng: np.random.Generator) -> Scribble:
 
 
 @pytest.mark.parametrize("kind", ["point", "stroke", "box"])
+@pytest.mark.slow
 def test_each_coin_is_cut_from_one_scribble(kind: str) -> None:
     rng = np.random.default_rng(7)
     tiles = coin_tiles()

@@ -144,6 +144,7 @@ def _official(name: str) -> nn.Module:
 
 
 @needs_sam2
+@pytest.mark.slow
 def test_a_file_of_the_official_layout_gives_the_official_network(tmp_path: Path) -> None:
     """SAM 2.1 tiny at full size: built from its configuration, saved as Meta saves it, read by us."""
     official, path, image = _official("sam2.1_hiera_tiny"), tmp_path / "sam2.1_hiera_tiny.pt", _image()
@@ -264,6 +265,7 @@ def test_half_precision_embeddings_change_masks_hardly() -> None:
 
 
 @needs_sam2
+@pytest.mark.slow
 def test_threads_never_see_each_others_image() -> None:
     images = [
         _image(seed, height, width) for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])
@@ -272,6 +274,7 @@ def test_threads_never_see_each_others_image() -> None:
 
 
 @needs_sam2
+@pytest.mark.slow
 def test_the_profile_joins_dinov2_with_sam_2(tmp_path: Path) -> None:
     assert missing_weights("sam2", tmp_path) == ["vit_base_patch14_dinov2", "sam2.1_hiera_base_plus"]
     with pytest.raises(ModelUnavailableError, match="weights fetch sam2"):
@@ -306,6 +309,7 @@ def test_the_command_installs_what_the_extra_names() -> None:
     assert project["optional-dependencies"]["sam2"] == [sam2_networks.SAM2_PACKAGE]
 
 
+@pytest.mark.slow
 def test_nothing_imports_the_package_before_it_is_asked_for() -> None:
     code = "import sys, backend.pipeline, backend.cli, backend.projects.models; print('sam2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -143,6 +143,7 @@ def test_verify_does_not_pass_what_an_earlier_release_took_in(tmp_path: Path, ch
     assert "resnet18: holds no weights, it is a pointer of Git LFS" in done.output.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_checkpoint_goes_by_its_own_name(tmp_path: Path) -> None:
     """Also under the file name of the official one, as training scripts leave it; and it can be used."""
     sam = build_sam("mobile_sam", None, seed=3)
