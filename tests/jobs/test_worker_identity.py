@@ -11,12 +11,13 @@ def test_own_process_lives() -> None:
 
 
 def test_ended_process_is_seen_even_before_its_parent_looks() -> None:
-    program = "from backend.worker_names import own_name; print(own_name(), flush=True); input()"
+    program = "from backend.jobs.worker_identity import own_name; print(own_name(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with child:
         assert child.stdin is not None
         assert child.stdout is not None
         name = child.stdout.readline().strip()
+        assert name
         assert not has_ended(name)
         child.kill()
         # The output's end comes with the process' end; the process is a zombie until it is waited for.

@@ -31,7 +31,7 @@ def test_what_the_second_terminal_names_itself_stays(tmp_path: Path) -> None:
 def test_a_killed_up_is_not_taken_for_a_running_one(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from backend.cli.running_up import announced; from backend.settings import load_settings\n"
+        "from backend.cli.process.running_up import announced; from backend.settings import load_settings\n"
         "with announced(load_settings(data_dir=sys.argv[1]), port=4321, own_redis_url='unix:///q'):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

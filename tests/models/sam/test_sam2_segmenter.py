@@ -311,6 +311,8 @@ def test_the_command_installs_what_the_extra_names() -> None:
 
 @pytest.mark.slow
 def test_nothing_imports_the_package_before_it_is_asked_for() -> None:
-    code = "import sys, backend.pipeline, backend.cli, backend.projects.models; print('sam2' in sys.modules)"
+    code = (
+        "import sys, backend.engine.softmatcher, backend.cli, backend.projects.model_host; print('sam2' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
