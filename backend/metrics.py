@@ -27,7 +27,7 @@ _STAGES = "stage_seconds"
 
 
 @dataclass(frozen=True)
-class PropagationFigures:
+class PropagationCounters:
     """What the store says of the propagations that have something to do.
 
     Attributes:
@@ -73,11 +73,11 @@ class Metrics:
             "softmatcher_stage_seconds", "Time of one stage of a prediction.", ["stage"], buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
-        self.gate_seconds = Histogram(
+        self.scheduler_seconds = Histogram(
             "softmatcher_model_wait_seconds", "Time a call waited for its turn on the models.", ["kind"],
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
-        self.gate_waiting = Gauge(
+        self.scheduler_waiting = Gauge(
             "softmatcher_model_waiting", "Calls that wait for their turn on the models.", registry=self.registry
         )
         self.predictions_running = Gauge(
@@ -141,7 +141,7 @@ class Metrics:
         queue: Callable[[], dict[str, int]],
         workers: Callable[[], int | None],
         shared: Callable[[], dict[str, float]],
-        propagations: Callable[[], PropagationFigures],
+        propagations: Callable[[], PropagationCounters],
     ) -> None:
         """Name the owners of the figures that are read on demand.
 
@@ -189,7 +189,7 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Ga
     return family
 
 
-def _read_propagations(figures: PropagationFigures) -> Iterator[Metric]:
+def _read_propagations(figures: PropagationCounters) -> Iterator[Metric]:
     yield _gauges("softmatcher_propagations", "Propagations that have something to do.", "state", figures.running)
     yield _gauges("softmatcher_propagation_tasks", "Their tasks.", "state", figures.tasks)
     yield GaugeMetricFamily(

@@ -57,7 +57,7 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
         project_key = projects.note_project(body["project"])
         annotation = body.get("annotation")
         if isinstance(annotation, Mapping) and isinstance(annotation.get("id"), int):
-            return {"outcome": projects.references.take_in(project_key, annotation["id"])}
+            return {"outcome": projects.references.ingest(project_key, annotation["id"])}
         return projects.references.reconcile(project_key)
 
     @staticmethod

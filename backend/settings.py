@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, JsonValue, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.core.types import MatcherName, OverlapName, RecipeName
+from backend.core.types import MatcherName, OverlapName, PromptingStrategy
 from backend.errors import ConfigurationError
 
-LANES = 2
+CONCURRENT_BATCHES = 2
 """Batches that a worker has in hand at a time: one at the models while another is read or written, or both."""
 
 
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         "`sinkhorn`, `hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
         '`{"matcher": ...}` go before it.',
     )
-    recipe: RecipeName = Field(
+    recipe: PromptingStrategy = Field(
         "prior",
         json_schema_extra=_SHARED,
         description="How masks are made of the score map: `prior`, or the `paper`'s own. A project's extra params "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.core.calibration import Evidence, expected_iou, presence
+from backend.core.calibration import MaskFeatures, expected_iou, presence
 from backend.core.masks import iou, mask_to_size
 from backend.core.types import Reference
 from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
@@ -52,14 +52,14 @@ def _describe(engine: Softmatcher, path: Path) -> Reference:
 def fit(path: Path) -> None:
     """Logistic regressions: the IoU as a soft label over present objects, presence over all."""
     rows = [row for row in json.loads(path.read_text()) if row["area"] > 0]
-    evidence = [Evidence(**{name: row[name] for name in Evidence.__dataclass_fields__}) for row in rows]
+    evidence = [MaskFeatures(**{name: row[name] for name in MaskFeatures.__dataclass_fields__}) for row in rows]
     reached = np.array([row["iou"] for row in rows])
     present = np.array([row["present"] for row in rows])
     sets = np.array([row["set"] for row in rows])
     classes = np.array([row["class"] for row in rows])
     ones = np.ones(len(rows))
-    kinship = np.array([one.kinship for one in evidence])
-    cohesion = np.array([one.cohesion for one in evidence])
+    object_similarity = np.array([one.object_similarity for one in evidence])
+    intra_reference_similarity = np.array([one.intra_reference_similarity for one in evidence])
     inside = np.array([_logit(one.inside) for one in evidence])
     support = np.array([one.support for one in evidence])
     agreement = np.array([one.agreement for one in evidence])
@@ -74,7 +74,7 @@ def fit(path: Path) -> None:
         error = calibration_error(list(values[present]), list(reached[present]))
         print(f"  {name}: AUROC {auroc:.3f} calibration error {error:.3f}")
 
-    x = np.stack([ones, kinship, cohesion, inside, agreement], axis=1)
+    x = np.stack([ones, object_similarity, intra_reference_similarity, inside, agreement], axis=1)
     # What is lost with a mask is its IoU; both sides weigh the same in all.
     loss = np.where(present, np.clip(reached, 0.02, 1.0), 1.0)
     loss /= np.where(present, loss[present].sum(), loss[~present].sum()) * 2 / len(rows)

@@ -34,7 +34,7 @@ from backend.models.sam.segmenter import SamOptions, SamSegmenter
 from backend.models.sam.selection import SelectionOptions
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
-from backend.projects.model_scheduler import Rank, _Waiter
+from backend.projects.model_scheduler import Priority, _Waiter
 from backend.settings import load_settings
 from backend.store import Store
 from backend.web.app import create_app
@@ -92,21 +92,21 @@ class _Watch(list[_Waiter]):
         self._came: dict[int, float] = {}
         self._held_s: list[float] = [0.0]
         self.calls: list[tuple[bool, float, float]] = []
-        self._turn = models.gate.turn
-        models.gate._waiters = self
-        models.gate.turn = self.turn  # type: ignore[method-assign]
+        self._turn = models.scheduler.slot
+        models.scheduler._waiters = self
+        models.scheduler.slot = self.slot  # type: ignore[method-assign]
 
     def append(self, waiter: _Waiter) -> None:
         self._came[waiter.number] = time.perf_counter()
         super().append(waiter)
 
     def remove(self, waiter: _Waiter) -> None:
-        is_interactive = waiter.place[0] == Rank.INTERACTIVE
+        is_interactive = waiter.place[0] == Priority.INTERACTIVE
         super().remove(waiter)
         self.calls.append((is_interactive, self._came.pop(waiter.number), time.perf_counter()))
 
     @contextmanager
-    def turn(self, **kind: Any) -> Iterator[None]:
+    def slot(self, **kind: Any) -> Iterator[None]:
         with self._turn(**kind):
             began = time.perf_counter()
             try:
@@ -161,7 +161,7 @@ class _Load:
         region = mask_to_region(mask, brush=brush, label="Cat", score=1.0)
         self.label_studio.annotate(1, 1, [region])
         self.projects.store.save_project(self.label_studio.key, label_config=LABEL_CONFIG)
-        self.projects.references.take_in(self.label_studio.key, 1)
+        self.projects.references.ingest(self.label_studio.key, 1)
         del self.label_studio.tasks[1]
 
     def ask(self, numbers: Sequence[int], *, is_click: bool = False) -> list[Any]:

@@ -37,7 +37,7 @@ def measure(directory: Path, sets: list[str], count: int, targets: int, seed: in
     held, used = images[:targets], images[targets : targets + count]
     references = [_describe(engine, path) for path in used]
     banks = {size: engine.gather(references, MatchOptions(bank_patches=size)) for size in BANKS}
-    scales = {"temperature": engine.temperature, "strange_similarity": engine.strange_similarity}
+    scales = {"temperature": engine.temperature, "similarity_floor": engine.similarity_floor}
     figures: dict[str, list[tuple[float, float, float, float]]] = {}
     everything = gather_references(references, engine.signature)
     foreground, background = balanced_mass(everything.foreground), balanced_mass(everything.background)
@@ -80,14 +80,14 @@ def _describe(engine: Softmatcher, path: Path) -> Reference:
 
 
 def _posterior(
-    features: Tensor, masses: Tensor, target: Tensor, *, temperature: float, strange_similarity: float
+    features: Tensor, masses: Tensor, target: Tensor, *, temperature: float, similarity_floor: float
 ) -> Tensor:
     """`match_posterior` in parts: the whole matrix would be gigabytes. Cosines are at most 1, so 1 is the offset."""
     sums = torch.zeros(2, len(target))
     for start in range(0, len(features), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         sums += masses[:, rows] @ ((features[rows] @ target.T - 1.0) / temperature).exp_()
-    rest = float(np.exp((strange_similarity - 1.0) / temperature))
+    rest = float(np.exp((similarity_floor - 1.0) / temperature))
     return sums[0] / (sums.sum(dim=0) + rest)
 
 

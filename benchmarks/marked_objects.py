@@ -46,7 +46,7 @@ NEIGHBOURS_PX = 0.1
 GRID = {
     "COVERED_SHARE": (0.3, 0.7),
     "SURER_TOGETHER": (0.1, 0.3, 0.4),
-    "SURER_GROUP": (0.15, 0.35),
+    "SURER_CLUSTER": (0.15, 0.35),
 }
 
 

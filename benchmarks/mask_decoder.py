@@ -67,10 +67,10 @@ def measure(model: str, repeats: int, seed: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"model": model, "seed": seed, "threads": torch.get_num_threads(), "prompts": {}}
     for count in PROMPTS:
         taken: dict[str, list[float]] = {"ours": [], "package": []}
-        for turn in range(repeats + 2):  # the first two of each warm up
+        for slot in range(repeats + 2):  # the first two of each warm up
             for name, call in (("ours", ours), ("package", theirs)):
                 milliseconds = _timed(call, count) / count
-                if turn > 1:
+                if slot > 1:
                     taken[name].append(milliseconds)
         apart = float((ours(count) - theirs(count)).abs().max())
         figures["prompts"][count] = {

@@ -27,7 +27,7 @@ from service import region
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.demo.label_studio_server import LabelStudio
 from backend.jobs.worker import NICENESS
-from backend.settings import LANES
+from backend.settings import CONCURRENT_BATCHES
 
 _WITH_KEY_POINTS = 150
 """Tasks of the propagation beside which key points are asked for."""
@@ -42,7 +42,10 @@ def measure_rate(count: int, alone: int) -> Json:
         some = list(files.values())[: min(alone, count)]
         figures: Json = {"tasks": count, "cores": os.cpu_count(), "load": os.getloadavg()[0], "idle_ms": idle}
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
-        figures["alone"] = {lanes: [measure_alone(some, scene, project, lanes)] for lanes in (1, LANES)}
+        figures["alone"] = {
+            concurrent_batches: [measure_alone(some, scene, project, concurrent_batches)]
+            for concurrent_batches in (1, CONCURRENT_BATCHES)
+        }
         for workers, limit, with_key_points in (
             (1, count, False),
             (2, count, False),
@@ -56,8 +59,8 @@ def measure_rate(count: int, alone: int) -> Json:
         for name in scene.workers:
             scene.processes.stop(name)
         scene.workers.clear()
-        for lanes, measured in figures["alone"].items():
-            measured.append(measure_alone(some, scene, project, lanes))
+        for concurrent_batches, measured in figures["alone"].items():
+            measured.append(measure_alone(some, scene, project, concurrent_batches))
     print(table(figures))
     return figures
 
@@ -91,11 +94,11 @@ def measure_propagation(
     }
 
 
-def measure_alone(contents: list[bytes], scene: Scene, project: int, lanes: int) -> Json:
-    figures: Json = in_own_process(_pipeline_alone, contents, scene.folder / "data", project, lanes)
+def measure_alone(contents: list[bytes], scene: Scene, project: int, concurrent_batches: int) -> Json:
+    figures: Json = in_own_process(_pipeline_alone, contents, scene.folder / "data", project, concurrent_batches)
     print(
-        f"pipeline alone, {lanes} image{'s' if lanes > 1 else ''} at a time: {figures['per_s']:.2f} images/s, "
-        f"{figures['cpu_s']:.2f} s of processor an image",
+        f"pipeline alone, {concurrent_batches} image{'s' if concurrent_batches > 1 else ''} at a time: "
+        f"{figures['per_s']:.2f} images/s, {figures['cpu_s']:.2f} s of processor an image",
         flush=True,
     )
     return figures
@@ -115,7 +118,7 @@ def key_points_ms(label_studio: LabelStudio, connection: int, tasks: list[int], 
     return times
 
 
-def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, lanes: int, results: Any) -> None:
+def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, concurrent_batches: int, results: Any) -> None:
     """Images a second: decode, encode, match, segment, run-length encode, with the project's own reference."""
     # As the workers do: on a machine where others compute, too, their share of the cores would else not be the same.
     os.nice(NICENESS)
@@ -126,7 +129,7 @@ def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, lanes: 
     from backend.models.device.on_device import choose_device, good_threads, set_threads
     from backend.store import Store
 
-    set_threads(good_threads(choose_device("cpu"), lanes))
+    set_threads(good_threads(choose_device("cpu"), concurrent_batches))
     softmatcher = load_softmatcher("lite")
     store = Store(f"sqlite:///{data_dir / 'softmatcher.db'}")
     key = next(record.key for record in store.projects() if record.project_id == project)
@@ -140,7 +143,7 @@ def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, lanes: 
         for found in softmatcher.segment(encoded, bank):
             mask_to_region(found.mask, brush=brush, label=found.label, score=found.score)
 
-    with ThreadPoolExecutor(lanes) as pool:
+    with ThreadPoolExecutor(concurrent_batches) as pool:
         list(pool.map(predict, contents[:4]))
         began, cpu_began = time.perf_counter(), time.process_time()
         list(pool.map(predict, contents))
@@ -160,19 +163,24 @@ def _line(one: Json) -> str:
 
 def table(figures: Json) -> str:
     """The table of the documentation."""
-    alone = {lanes: statistics.mean(one["per_s"] for one in measured) for lanes, measured in figures["alone"].items()}
+    alone = {
+        concurrent_batches: statistics.mean(one["per_s"] for one in measured)
+        for concurrent_batches, measured in figures["alone"].items()
+    }
     rest_ms = statistics.median(figures["idle_ms"])
     rows: list[list[object]] = []
-    for lanes, measured in figures["alone"].items():
+    for concurrent_batches, measured in figures["alone"].items():
         both = " and ".join(f"{one['per_s']:.2f}" for one in measured)
-        name = f"pipeline alone, {lanes} image{'s' if lanes > 1 else ''} at a time ({both})"
-        rows.append([name, f"{alone[lanes]:.2f}", "", "", f"{1e6 / alone[lanes] / 3600:.0f} h", ""])
+        name = f"pipeline alone, {concurrent_batches} image{'s' if concurrent_batches > 1 else ''} at a time ({both})"
+        rows.append(
+            [name, f"{alone[concurrent_batches]:.2f}", "", "", f"{1e6 / alone[concurrent_batches] / 3600:.0f} h", ""]
+        )
     for name in ("1 worker", "2 workers", "2 workers, key points"):
         one = figures[name]
         during = one["key_point_ms"]
         wait = f"{statistics.median(during):.0f} ms, {statistics.median(during) / rest_ms:.2f} times" if during else ""
         server = one["cpu_s"]["label-studio"] / one["counts"]["finished"]
-        shares = ", ".join(f"{one['per_s'] / alone[lanes]:.0%}" for lanes in alone)
+        shares = ", ".join(f"{one['per_s'] / alone[concurrent_batches]:.0%}" for concurrent_batches in alone)
         rows.append(
             [name, f"{one['per_s']:.2f}", shares, f"{server:.3f} s", f"{1e6 / one['per_s'] / 3600:.0f} h", wait]
         )

@@ -83,7 +83,7 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
         for name in ("first", "second"):
             if name == "second":
                 _annotate(label_studio, references + 1)
-                projects.references.take_in(key, references + 1)
+                projects.references.ingest(key, references + 1)
             record = projects.propagations.start(key, PropagationFilter(only_unlabeled=False), "bench", supersede=False)
             projects.propagation_plans.plan(record.id)
             stages.clear()

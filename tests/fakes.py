@@ -15,10 +15,10 @@ from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
 from backend.core import cancellation
-from backend.core.explanation import LabelTrace, Trace
+from backend.core.explanation import Explanation, LabelExplanation
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
-from backend.core.references import Doubt
+from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.softmatcher import MatchOptions, PreparedImage
 from backend.errors import (
@@ -66,7 +66,7 @@ class ColourSoftmatcher:
     """Objects are areas of one colour: the interface of `backend.engine.softmatcher.Softmatcher`, in microseconds."""
 
     signature = "colours-1"
-    good_batch = 1
+    preferred_batch_size = 1
     device = torch.device("cpu")
 
     def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
@@ -101,9 +101,9 @@ class ColourSoftmatcher:
         found = self.mask_from_scribble(encoded, scribble)
         return [] if found is None else [MarkedObject(scribble, found)]
 
-    def doubt(
+    def uncertainty(
         self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, finished: Mask | None = None
-    ) -> Doubt | None:
+    ) -> MaskUncertainty | None:
         return None
 
     def describe(
@@ -114,7 +114,7 @@ class ColourSoftmatcher:
         *,
         outside: Mask | None = None,
         is_complete: bool = False,
-        doubt: Doubt | None = None,
+        uncertainty: MaskUncertainty | None = None,
     ) -> Reference:
         colours = np.unique(image[mask], axis=0).astype(np.float16)
         ones = np.ones(len(colours), np.float16)
@@ -156,17 +156,17 @@ class ColourSoftmatcher:
         encoded: EncodedImage,
         references: Mapping[str, ReferenceBank],
         options: MatchOptions | None = None,
-    ) -> Trace:
+    ) -> Explanation:
         image = np.asarray(encoded.embedding["image"])
         blank = np.zeros(image.shape[:2], np.float32)
         found = {one.label: one for one in self.segment(encoded, references, options)}
         labels = tuple(
-            LabelTrace(label, blank, (), found[label].mask, 0.8, True, "Seen.")
+            LabelExplanation(label, blank, (), found[label].mask, 0.8, True, "Seen.")
             if label in found
-            else LabelTrace(label, blank, (), blank > 0, 0.0, False, "Not seen.")
+            else LabelExplanation(label, blank, (), blank > 0, 0.0, False, "Not seen.")
             for label in references
         )
-        return Trace("colours", "prior", labels)
+        return Explanation("colours", "prior", labels)
 
 
 @dataclass
@@ -409,8 +409,8 @@ class PatientQueue:
         self.jobs.append((name, args))
         return f"job-{len(self.jobs)}"
 
-    def take_in_annotation(self, project_key: str, annotation_id: int) -> str:
-        return self._add("take_in_annotation", project_key, annotation_id)
+    def ingest_annotation(self, project_key: str, annotation_id: int) -> str:
+        return self._add("ingest_annotation", project_key, annotation_id)
 
     def reconcile(self, project_key: str) -> str:
         return self._add("reconcile", project_key)
@@ -442,11 +442,11 @@ class PatientQueue:
         self._add(*job)
         return True
 
-    def tell_settings(self, told: Mapping[str, Any]) -> None:
-        self._add("tell_settings", dict(told))
+    def publish_settings(self, told: Mapping[str, Any]) -> None:
+        self._add("publish_settings", dict(told))
         self.told = self.jobs.pop()[1][0]
 
-    def is_claim_alive(self, claim: str) -> bool:
+    def is_lease_alive(self, claim: str) -> bool:
         return claim in self.live_claims
 
     def has_references_waiting(self) -> bool:
@@ -490,7 +490,7 @@ def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object
     models.get(10)
     app = create_app(projects, queue)  # type: ignore[arg-type]
     metrics.read_from(
-        references=projects.count_references, cache=models.cache_figures, queue=queue.waiting,
+        references=projects.count_references, cache=models.cache_counters, queue=queue.waiting,
         workers=queue.workers_now, shared=metrics.totals, propagations=projects.propagations.figures,
     )  # fmt: skip
     return Backend(made, label_studio, queue, projects, app.test_client())

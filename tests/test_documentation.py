@@ -12,7 +12,7 @@ import typer
 
 from backend.cli import app
 from backend.labelstudio.label_config import parse_label_config
-from backend.metrics import Metrics, PropagationFigures
+from backend.metrics import Metrics, PropagationCounters
 from backend.settings import Settings, environment_name
 from backend.web.app import create_app
 from tests.fakes import Backend
@@ -187,7 +187,7 @@ def test_figures_of_metrics_exist(page: Path) -> None:
         queue=lambda: {"q": 0},
         workers=lambda: 1,
         shared=dict,
-        propagations=lambda: PropagationFigures({"running": 1}, {"pending": 1}, 0.0),
+        propagations=lambda: PropagationCounters({"running": 1}, {"pending": 1}, 0.0),
     )
     known = re.findall(r"^# TYPE (\S+)", metrics.render().decode(), re.MULTILINE)
     for name in re.findall(r"\bsoftmatcher_[a-z_]+", page.read_text()):

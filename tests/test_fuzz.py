@@ -116,7 +116,7 @@ def test_annotations_of_any_content_do_not_break_a_worker(backends: Backends, re
         backend = backends.next()
         backend.label_studio.annotate(10, 1, result)
         with fuzzing.no_hang():
-            tasks.take_in_annotation(backend.label_studio.key, 10)
+            tasks.ingest_annotation(backend.label_studio.key, 10)
 
     run()
 

@@ -28,7 +28,9 @@ def evaluate(
         typer.Option(help="Take the masks as all there is of a class on their image; off: look-alikes are unknown."),
     ] = True,
     matchers: Annotated[str, typer.Option(help="Names with commas, side by side.")] = "posterior",
-    recipes: Annotated[str, typer.Option(help="`prior`, `paper` or both, side by side.")] = "prior",
+    strategies: Annotated[
+        str, typer.Option("--recipes", help="Prompting strategies: `prior`, `paper` or both, side by side.")
+    ] = "prior",
     positional_ranks: Annotated[
         str,
         typer.Option(
@@ -59,7 +61,7 @@ def evaluate(
 
     if labels is not None and not joint:
         raise typer.BadParameter("--labels goes with --joint")
-    variants = _variants(matchers, recipes, min_score)
+    variants = _variants(matchers, strategies, min_score)
     ranks = _numbers(positional_ranks) if positional_ranks else [load_settings().positional_rank]
     engines = {rank: partial(load_configured, load_settings(positional_rank=rank)) for rank in ranks}
     console = Console(stderr=True)
@@ -69,14 +71,14 @@ def evaluate(
         runs = [
             evaluate_variants(
                 directory,
-                {f"{name}{_of_rank(rank, ranks)}": options for name, options in variants.items()},
+                {f"{name}{_of_positional_rank(rank, ranks)}": options for name, options in variants.items()},
                 profile=profile,
                 shots=shots,
                 seeds=_numbers(seeds),
                 limit=limit,
                 is_complete=complete,
-                with_markings=markings and rank == ranks[0],
-                journal=None if json_file is None else _journal(json_file, _of_rank(rank, ranks)),
+                with_simulated_annotations=markings and rank == ranks[0],
+                journal=None if json_file is None else _journal(json_file, _of_positional_rank(rank, ranks)),
                 on_progress=lambda name, done, total: progress.update(
                     bar, description=name, completed=done, total=total
                 ),
@@ -117,19 +119,19 @@ def evaluate(
         Console().print(f"mIoU, marked by {kind}: {value:.3f}")
 
 
-def _variants(matchers: str, recipes: str, min_score: float) -> "dict[str, MatchOptions]":
+def _variants(matchers: str, strategies: str, min_score: float) -> "dict[str, MatchOptions]":
     from backend.core.matchers import MATCHERS
-    from backend.core.types import RecipeName
+    from backend.core.types import PromptingStrategy
     from backend.engine.softmatcher import MatchOptions
 
     found = {}
     for matcher in _names(matchers, tuple(MATCHERS), "matchers"):
-        for recipe in _names(recipes, get_args(RecipeName), "recipes"):
-            found[f"{matcher} {recipe}"] = MatchOptions(matcher=matcher, recipe=recipe, minimum_score=min_score)  # type: ignore[arg-type]
+        for strategy in _names(strategies, get_args(PromptingStrategy), "recipes"):
+            found[f"{matcher} {strategy}"] = MatchOptions(matcher=matcher, strategy=strategy, minimum_score=min_score)  # type: ignore[arg-type]
     return found
 
 
-def _of_rank(rank: int, ranks: Sequence[int]) -> str:
+def _of_positional_rank(rank: int, ranks: Sequence[int]) -> str:
     return f" rank {rank}" if len(set(ranks)) > 1 else ""
 
 

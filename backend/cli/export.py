@@ -200,7 +200,7 @@ def _import_masks(
             raise
         _tell_import(report, is_dry_run=is_dry_run)
         if with_references and not is_dry_run:
-            report.problems.extend(_take_in(projects, project.key, report.annotations))
+            report.problems.extend(_ingest(projects, project.key, report.annotations))
     return not report.problems
 
 
@@ -214,12 +214,12 @@ def _tell_import(report: "ImportReport", *, is_dry_run: bool) -> None:
         typer.echo(f"  {line}")
 
 
-def _take_in(projects: "Projects", project_key: str, annotations: list[int]) -> list[str]:
+def _ingest(projects: "Projects", project_key: str, annotations: list[int]) -> list[str]:
     """Make references of annotations here and now; what did not become any."""
     failed: list[str] = []
     with progress_bar(len(annotations), "references") as on_annotation:
         for annotation in annotations:
-            outcome = projects.references.take_in(project_key, annotation)
+            outcome = projects.references.ingest(project_key, annotation)
             if outcome not in ("references", "none"):
                 failed.append(f"annotation {annotation}: {outcome}")
             on_annotation()

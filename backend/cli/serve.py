@@ -54,7 +54,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
         from backend.jobs.queue import JobQueue
         from backend.projects.composition import open_projects
         from backend.web.app import create_app
-        from backend.web.maintenance import Upkeep
+        from backend.web.maintenance import Maintenance
 
         settings = self._settings
         assert settings.redis_url is not None
@@ -63,17 +63,17 @@ class _Service(BaseApplication):  # type: ignore[misc]
         queue = JobQueue(settings.redis_url)
         projects.metrics.read_from(
             references=projects.count_references,
-            cache=projects.models.cache_figures,
+            cache=projects.models.cache_counters,
             queue=queue.waiting,
             workers=queue.workers_now,
             shared=queue.figures,
             propagations=projects.propagations.figures,
         )
         try:
-            queue.tell_settings(shared_settings(settings))
+            queue.publish_settings(shared_settings(settings))
         except QueueUnavailableError as error:
             logger.warning("workers elsewhere are not told of these settings: %s", error)
-        Upkeep(projects, queue).start()
+        Maintenance(projects, queue).start()
         return create_app(projects, queue)
 
 

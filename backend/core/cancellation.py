@@ -1,6 +1,6 @@
 """Work that nobody waits for any more ends early.
 
-A caller says when its work is no longer wanted (`interruptible`); what works for long asks now and then (`check`). The
+A caller says when its work is no longer wanted (`cancellable`); what works for long asks now and then (`check`). The
 condition belongs to the calling thread, so nothing has to be passed through the layers in between.
 """
 
@@ -14,12 +14,12 @@ from backend.errors import BadInputError
 _calling = threading.local()
 
 
-class InterruptedWorkError(Exception):
+class CancelledWorkError(Exception):
     """The work in hand is not wanted any more. No fault of anyone: whoever set the condition catches it."""
 
 
 @contextmanager
-def interruptible(is_unwanted: Callable[[], bool]) -> Iterator[None]:
+def cancellable(is_unwanted: Callable[[], bool]) -> Iterator[None]:
     """While the block runs, `check` raises as soon as `is_unwanted` (or an enclosing block's condition) is true."""
     outer = getattr(_calling, "is_unwanted", None)
     _calling.is_unwanted = is_unwanted if outer is None else lambda: outer() or is_unwanted()
@@ -33,11 +33,11 @@ def check() -> None:
     """End here if this thread's work is not wanted any more; costs a microsecond where nothing was said.
 
     Raises:
-        InterruptedWorkError: it is not.
+        CancelledWorkError: it is not.
     """
     is_unwanted = getattr(_calling, "is_unwanted", None)
     if is_unwanted is not None and is_unwanted():
-        raise InterruptedWorkError("nobody waits for this any more")
+        raise CancelledWorkError("nobody waits for this any more")
 
 
 @contextmanager
@@ -51,18 +51,18 @@ def time_limit(until: float, message: str, *, clock: Callable[[], float] = time.
 
     Raises:
         BadInputError: with the message, from `check`.
-        InterruptedWorkError: an enclosing block's condition is true.
+        CancelledWorkError: an enclosing block's condition is true.
     """
     try:
-        with interruptible(lambda: clock() >= until):
+        with cancellable(lambda: clock() >= until):
             yield
-    except InterruptedWorkError as error:
+    except CancelledWorkError as error:
         check()
         raise BadInputError(message) from error
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def shield() -> Iterator[None]:
     """While the block runs, `check` says nothing: for what must be done as a whole."""
     outer = getattr(_calling, "is_unwanted", None)
     _calling.is_unwanted = None

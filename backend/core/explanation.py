@@ -9,7 +9,7 @@ from backend.core.types import Mask
 
 
 @dataclass(frozen=True, eq=False)
-class ProposalTrace:
+class ClusterMask:
     """What became of one cluster of points. All in the segmenter's working frame of (h, w) px.
 
     Attributes:
@@ -28,7 +28,7 @@ class ProposalTrace:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelTrace:
+class LabelExplanation:
     """What became of one label, in the segmenter's working frame.
 
     Attributes:
@@ -43,7 +43,7 @@ class LabelTrace:
 
     label: str
     score_map: NDArray[np.float32]
-    proposals: tuple[ProposalTrace, ...]
+    proposals: tuple[ClusterMask, ...]
     mask: Mask
     score: float
     is_kept: bool
@@ -51,14 +51,14 @@ class LabelTrace:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Explanation:
     """A whole segmentation.
 
     Attributes:
-        matcher, recipe: what made it.
+        matcher, strategy: what made it.
         labels: in the order of the references.
     """
 
     matcher: str
-    recipe: str
-    labels: tuple[LabelTrace, ...]
+    strategy: str
+    labels: tuple[LabelExplanation, ...]

@@ -30,7 +30,7 @@ COVERED_SHARE = 0.5
 SURER_TOGETHER = 0.2
 """Marks on several objects are cut as one where the objects are expected to be this much worse than the one, and it
 holds `COVERED_SHARE` of each: on cracks and other faint things a mark alone finds next to nothing."""
-SURER_GROUP = 0.25
+SURER_CLUSTER = 0.25
 """The same for the points of one object, where the segmenter's points add up (`Segmenter.points_add_up`).
 
 Source of the three: benchmarks/marked_objects.py; other values change the mean IoU by 0.006 at most.
@@ -169,7 +169,7 @@ class _Marks:
         """The union of the points' own masks, but where all points together are much surer of theirs."""
         found = [one for one in alone if one is not None]
         mean = sum(one.score for one in found) / len(alone)
-        if not found or (together is not None and mean < together.score - SURER_GROUP):
+        if not found or (together is not None and mean < together.score - SURER_CLUSTER):
             return together
         # Measured: the union agrees better with what was meant than what all points together give, at that one's score.
         score = mean if together is None else max(mean, together.score)

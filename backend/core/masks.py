@@ -23,13 +23,13 @@ def painted_masks(scribble: Scribble) -> tuple[Mask, Mask]:
     return masks[0], masks[1]
 
 
-def clean_mask(mask: Mask, *, speck_px: float, hole_px: float) -> Mask:
-    """Drop pieces smaller than `speck_px` pixels and fill holes smaller than `hole_px` pixels.
+def clean_mask(mask: Mask, *, small_component_px: float, hole_px: float) -> Mask:
+    """Drop pieces smaller than `small_component_px` pixels and fill holes smaller than `hole_px` pixels.
 
     Args:
         mask: (h, w) bool.
     """
-    return ~_without_small_pieces(~_without_small_pieces(mask, speck_px), hole_px)
+    return ~_without_small_pieces(~_without_small_pieces(mask, small_component_px), hole_px)
 
 
 def _without_small_pieces(mask: Mask, minimum_px: float) -> Mask:

@@ -73,7 +73,7 @@ class Matcher(Protocol):
     """From a label's references and a target's patches to its score map. Values in, values out: no state."""
 
     def __call__(
-        self, bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+        self, bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
     ) -> ScoreMap:
         """Match `bank` to `target`, (T, D) float32 of unit length; both scales are the encoder's."""
         ...
@@ -131,7 +131,7 @@ def mean_objects(references: Sequence[Reference]) -> Tensor:
 
 
 def match_posterior(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> ScoreMap:
     """The foreground posterior, balanced.
 
@@ -148,7 +148,7 @@ def match_posterior(
         bank: R patches of the references.
         target: (T, D) float32 of unit length.
         temperature: tau > 0.
-        strange_similarity: s0 in [-1, 1].
+        similarity_floor: s0 in [-1, 1].
 
     Raises:
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
@@ -157,7 +157,7 @@ def match_posterior(
     # One matrix of this size, passed over as seldom as possible: it is what a match takes its time for.
     logits = bank.features @ (target / temperature).T
     # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
-    strange = strange_similarity / temperature
+    strange = similarity_floor / temperature
     highest = logits.amax(dim=0, keepdim=True).clamp_min(strange)
     weights = logits.sub_(highest).exp_()
     sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
@@ -167,7 +167,7 @@ def match_posterior(
 
 
 def match_posteriors(
-    banks: Sequence[ReferenceBank], target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+    banks: Sequence[ReferenceBank], target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> list[ScoreMap]:
     """The foreground posterior of several labels, each of which knows the others' objects as its background.
 
@@ -180,14 +180,14 @@ def match_posteriors(
 
     Args:
         banks: of the labels, at least one.
-        target, temperature, strange_similarity: as `match_posterior`.
+        target, temperature, similarity_floor: as `match_posterior`.
 
     Raises:
         BadInputError: as `match_posterior`.
     """
     if len(banks) == 1:
-        return [match_posterior(banks[0], target, temperature=temperature, strange_similarity=strange_similarity)]
-    strange = strange_similarity / temperature
+        return [match_posterior(banks[0], target, temperature=temperature, similarity_floor=similarity_floor)]
+    strange = similarity_floor / temperature
     sums, highest = [], []
     for bank in banks:
         require_matchable(bank, target, temperature)
@@ -238,7 +238,7 @@ def with_others_as_background(banks: Sequence[ReferenceBank]) -> list[ReferenceB
 
 
 def match_softmatcher(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> ScoreMap:
     """The paper's exact score in closed form.
 
@@ -250,7 +250,7 @@ def match_softmatcher(
         posterior[t] = sigmoid(2 (<m, g_t> - theta) / min(tau, 1)),     theta halfway between the means of <m, f_r>
                                                                         over foreground and over background patches
 
-    Negatives enter through theta alone: the paper's score knows none. `strange_similarity` has no say.
+    Negatives enter through theta alone: the paper's score knows none. `similarity_floor` has no say.
 
     Args, Raises: as `match_posterior`.
     """
@@ -265,14 +265,14 @@ def match_softmatcher(
 
 
 def match_prototype(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> ScoreMap:
     """PerSAM's mean feature, and one of the background beside it.
 
         posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
 
     p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit
-    length. Unknown patches are in neither. Without background the posterior is 1 everywhere. `strange_similarity` has
+    length. Unknown patches are in neither. Without background the posterior is 1 everywhere. `similarity_floor` has
     no say.
 
     Args, Raises: as `match_posterior`.

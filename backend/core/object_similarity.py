@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class KindFrame:
+class ObjectFeatureSpace:
     """Where an encoder's features tell the kind of an object.
 
     Attributes:
@@ -25,7 +25,7 @@ class KindFrame:
     typical: Tensor = field(default_factory=lambda: torch.zeros(1))
 
 
-LONE_COHESION = 0.42
+LONE_INTRA_REFERENCE_SIMILARITY = 0.42
 """What one reference, which has nothing to be like, is taken to have: fitted as `scoring.PRESENCE_WEIGHTS` are."""
 
 
@@ -33,7 +33,7 @@ SAME_OBJECT = 0.98
 """Two references more alike than this show one object once more: an image annotated by two people."""
 
 
-def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) -> float:
+def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, frame: ObjectFeatureSpace) -> float:
     """How alike in kind what was found is to the most alike of the references' objects.
 
         max_n cos(o_n - c, m - c),     m = sum_t w[t] g_t / sum_t w[t],   c what is typical
@@ -55,22 +55,22 @@ def kinship(objects: Tensor, target: Tensor, weights: Tensor, frame: KindFrame) 
     return float((F.normalize(known, dim=1) @ F.normalize(found, dim=0)).max().clamp(-1.0, 1.0))
 
 
-def cohesion(objects: Tensor, frame: KindFrame) -> float:
+def intra_reference_similarity(objects: Tensor, frame: ObjectFeatureSpace) -> float:
     """How alike in kind the references' objects are among themselves: what may be asked of a target.
 
         mean_n max_k cos(o_n - c, o_k - c)      over k that show another object than n does (`SAME_OBJECT`)
 
     Args:
-        objects, frame: as for `kinship`.
+        objects, frame: as for `object_similarity`.
 
     Returns:
-        a cosine in [-1, 1]; `LONE_COHESION` for a single object, however often it was given.
+        a cosine in [-1, 1]; `LONE_INTRA_REFERENCE_SIMILARITY` for a single object, however often it was given.
     """
     known = F.normalize(objects[:, frame.channels] - frame.typical, dim=1)
     likeness = known @ known.T
     others = likeness < SAME_OBJECT
     has_others = others.any(dim=1)
     if not bool(has_others.any()):
-        return LONE_COHESION
+        return LONE_INTRA_REFERENCE_SIMILARITY
     closest = likeness.masked_fill(~others, -1.0).amax(dim=1)
     return float(closest[has_others].mean().clamp(-1.0, 1.0))

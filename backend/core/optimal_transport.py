@@ -27,7 +27,7 @@ def match_sinkhorn(
     /,
     *,
     temperature: float,
-    strange_similarity: float = -1.0,
+    similarity_floor: float = -1.0,
     regularisation: float = REGULARISATION,
 ) -> ScoreMap:
     """Prices of the entropic transport of the references to the target.
@@ -44,7 +44,7 @@ def match_sinkhorn(
         posterior[t] = sigmoid((v-[t] - v[t]) / tau + log(F / B) / 2),     F, B: the masses of foreground and background
 
     (the balance of `match_posterior`). Without background it is 1 everywhere. Unknown patches send nothing. Several
-    references share one a. `strange_similarity` has no say.
+    references share one a. `similarity_floor` has no say.
 
     Args:
         bank, target, temperature: as for `match_posterior`.
@@ -92,7 +92,7 @@ def _prices(features: Tensor, mass: Tensor, target: Tensor, regularisation: floa
 
 
 def match_hungarian(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, strange_similarity: float = -1.0
+    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> ScoreMap:
     """Matcher's forward and reverse assignment.
 

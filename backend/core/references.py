@@ -17,22 +17,24 @@ BACKGROUND_QUANTILE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Doubt:
+class MaskUncertainty:
     """What the mask of a scribble leaves open, as nobody looked at it and said that it is right.
 
     Attributes:
-        trust: in [0, 1]: how much the mask counts; the rest is left to `likely`. (H, W) float32 where some of the
-            objects are doubted more than others.
-        likely: (H, W) float32 in [0, 1]: how likely each pixel shows what was marked, whatever the mask says.
+        confidence: in [0, 1]: how much the mask counts; `soft_mask` has the rest. (H, W) float32 if some of the objects
+            are less certain than others.
+        soft_mask: (H, W) float32 in [0, 1]: how likely each pixel shows what was marked, whatever the mask says.
     """
 
-    trust: float | NDArray[np.float32]
-    likely: NDArray[np.float32]
+    confidence: float | NDArray[np.float32]
+    soft_mask: NDArray[np.float32]
 
-    def seen_in(self, window: tuple[slice, slice]) -> "Doubt":
+    def seen_in(self, window: tuple[slice, slice]) -> "MaskUncertainty":
         """Return the doubt of a view of the image."""
-        trust = self.trust if isinstance(self.trust, float) else np.ascontiguousarray(self.trust[window])
-        return Doubt(trust, np.ascontiguousarray(self.likely[window]))
+        confidence = (
+            self.confidence if isinstance(self.confidence, float) else np.ascontiguousarray(self.confidence[window])
+        )
+        return MaskUncertainty(confidence, np.ascontiguousarray(self.soft_mask[window]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +44,11 @@ class ReferenceView:
     image: Image
     mask: Mask
     outside: Mask | None
-    doubt: Doubt | None
+    uncertainty: MaskUncertainty | None
 
 
 def reference_views(
-    image: Image, mask: Mask, outside: Mask | None, doubt: Doubt | None = None
+    image: Image, mask: Mask, outside: Mask | None, uncertainty: MaskUncertainty | None = None
 ) -> Iterator[ReferenceView]:
     """The image as it is, mirrored, and zoomed to the object.
 
@@ -54,7 +56,7 @@ def reference_views(
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool, not empty.
         outside: (H, W) bool or None.
-        doubt: of the mask, or None.
+        uncertainty: of the mask, or None.
     """
     whole = slice(None)
     for window in ((whole, whole), (whole, slice(None, None, -1)), _zoom_window(mask)):
@@ -62,24 +64,26 @@ def reference_views(
             np.ascontiguousarray(image[window]),
             np.ascontiguousarray(mask[window]),
             None if outside is None else np.ascontiguousarray(outside[window]),
-            None if doubt is None else doubt.seen_in(window),
+            None if uncertainty is None else uncertainty.seen_in(window),
         )
 
 
-def weigh_doubt(inside: Tensor, known: Tensor, likely: Tensor, trust: float | Tensor) -> tuple[Tensor, Tensor]:
-    """What is known of patches by a mask that counts for `trust` only, the rest being as likely says.
+def blend_uncertainty(
+    inside: Tensor, known: Tensor, soft_mask: Tensor, confidence: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is known of patches by a mask that counts for `confidence` only, the rest being as likely says.
 
     Args:
         inside, known: (R,) float32 in [0, 1], as the mask has it.
-        likely: (R,) float32 in [0, 1], of `Doubt`.
-        trust: in [0, 1]; (R,) float32, or one for all patches.
+        soft_mask: (R,) float32 in [0, 1], of `MaskUncertainty`.
+        confidence: in [0, 1]; (R,) float32, or one for all patches.
 
     Returns:
         inside and known, (R,) float32 in [0, 1]; their foreground `inside * known` and background
         `(1 - inside) * known` are the means of both opinions.
     """
-    foreground = trust * inside * known + (1 - trust) * likely
-    known = trust * known + (1 - trust)
+    foreground = confidence * inside * known + (1 - confidence) * soft_mask
+    known = confidence * known + (1 - confidence)
     return foreground / known.clamp_min(torch.finfo(torch.float32).tiny), known
 
 
@@ -93,7 +97,7 @@ def _zoom_window(mask: Mask) -> tuple[slice, slice]:
     return rows, columns
 
 
-def unknown_look_alikes(features: Tensor, inside: Tensor, outside: Tensor | None, *, temperature: float) -> Tensor:
+def ambiguous_patch_weights(features: Tensor, inside: Tensor, outside: Tensor | None, *, temperature: float) -> Tensor:
     """How much is known of each patch of a view when nobody said that the mask is all there is.
 
     A patch outside the mask may belong to another, unmarked object of the label. Which ones look so is asked of the

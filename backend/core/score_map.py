@@ -27,15 +27,15 @@ def map_peak(score_map: Tensor) -> float:
     return float(flat.topk(count).values.mean())
 
 
-def own_threshold(peak: float) -> float:
+def adaptive_threshold(peak: float) -> float:
     """Where the line between object and background runs in a score map with this `map_peak`, in [0, 1]."""
     return min(RELATIVE_THRESHOLD * peak, HIGHEST_THRESHOLD)
 
 
-def recentre_map(score_map: Tensor, peak: float) -> Tensor:
+def recentre_log_odds(score_map: Tensor, peak: float) -> Tensor:
     """A score map shifted in log-odds so that its own threshold becomes 0.5.
 
-        prior = sigmoid(logit(q) - logit(own_threshold(peak)))
+        prior = sigmoid(logit(q) - logit(adaptive_threshold(peak)))
 
     One threshold for all images is wrong: an object that looks unlike its reference has low odds all over, but still
     higher ones than its surroundings. The best threshold of an image grows with the map's peak (rank correlation 0.67
@@ -48,5 +48,5 @@ def recentre_map(score_map: Tensor, peak: float) -> Tensor:
     Returns:
         float32 in [0, 1], same shape.
     """
-    threshold = torch.tensor(own_threshold(peak))
+    threshold = torch.tensor(adaptive_threshold(peak))
     return torch.sigmoid(torch.logit(score_map, _EPSILON) - torch.logit(threshold, _EPSILON))

@@ -12,14 +12,14 @@ from backend.core.grid import map_to_size, mask_coverage
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import painted_masks
 from backend.core.matching import balanced_mass
-from backend.core.references import Doubt
+from backend.core.references import MaskUncertainty
 from backend.core.types import Mask, Scribble
 
 BACKGROUND_SHARE = 0.6
 """Of the patches without a stroke: so many of the least alike are taken for background."""
-DOUBTED_SCORES = (0.6, 0.85)
+UNCERTAIN_SCORES = (0.6, 0.85)
 """A mask of a scribble is trusted from the second on, and least of all up to the first."""
-LEAST_TRUST = {"points": 0.0, "strokes": 0.25}
+LEAST_CONFIDENCE = {"points": 0.0, "strokes": 0.25}
 """What a mask counts for at least: strokes run through most of what they mean. Measured in docs/experiments.md."""
 POINT_SHARE = 0.012
 """Radius of the disc that a point stands for over the longer side of the image."""
@@ -97,13 +97,13 @@ def stroke_posterior(
     return np.asarray(map_to_size(posterior.reshape(rows, columns), scribble.size_hw).numpy(), np.float32)
 
 
-def scribble_doubt(
+def scribble_uncertainty(
     features: NDArray[np.floating],
     objects: Sequence[MarkedObject],
     finished: Mask | None = None,
     *,
     temperature: float = 0.05,
-) -> Doubt | None:
+) -> MaskUncertainty | None:
     """How far what was made of a scribble can be trusted, and what else may have been meant.
 
     The less a mask is expected to agree with what was meant, the more counts the posterior of the image with itself
@@ -119,37 +119,37 @@ def scribble_doubt(
     Returns:
         None where nothing is doubted: good masks, or such that a box bounds.
     """
-    trusts = [_trust(one) for one in objects]
-    least = min(trusts)
+    confidences = [_confidence(one) for one in objects]
+    least = min(confidences)
     if least >= 1:
         return None
     size_hw = objects[0].scribble.size_hw
     positive, negative = np.zeros(size_hw, bool), np.zeros(size_hw, bool)
-    for one, trust in zip(objects, trusts, strict=True):
-        if trust < 1:
+    for one, confidence in zip(objects, confidences, strict=True):
+        if confidence < 1:
             positive |= _with_discs(one.scribble.positive_strokes, one.scribble.positive_xy, size_hw)
         negative |= _with_discs(one.scribble.negative_strokes, one.scribble.negative_xy, size_hw)
     painted = Scribble(size_hw, positive_strokes=positive, negative_strokes=negative)
-    likely = stroke_posterior(features, painted, temperature=temperature)
-    if likely is None:
+    soft_mask = stroke_posterior(features, painted, temperature=temperature)
+    if soft_mask is None:
         return None
-    likely[negative] = 0.0
-    likely[positive] = 1.0
+    soft_mask[negative] = 0.0
+    soft_mask[positive] = 1.0
     if len(objects) == 1 and finished is None:
-        return Doubt(least, likely)
-    trust_of = np.full(size_hw, least, np.float32)
-    for one, trust in sorted(zip(objects, trusts, strict=True), key=itemgetter(1)):
-        trust_of[one.found.mask] = trust
+        return MaskUncertainty(least, soft_mask)
+    confidence_of = np.full(size_hw, least, np.float32)
+    for one, confidence in sorted(zip(objects, confidences, strict=True), key=itemgetter(1)):
+        confidence_of[one.found.mask] = confidence
     if finished is not None:
-        trust_of[finished] = 1.0
-    return Doubt(trust_of, likely)
+        confidence_of[finished] = 1.0
+    return MaskUncertainty(confidence_of, soft_mask)
 
 
-def _trust(one: MarkedObject) -> float:
+def _confidence(one: MarkedObject) -> float:
     if len(one.scribble.boxes_xyxy):
         return 1.0
-    low, high = DOUBTED_SCORES
-    least = LEAST_TRUST["points" if one.scribble.positive_strokes is None else "strokes"]
+    low, high = UNCERTAIN_SCORES
+    least = LEAST_CONFIDENCE["points" if one.scribble.positive_strokes is None else "strokes"]
     return least + (1 - least) * min(max((one.found.score - low) / (high - low), 0.0), 1.0)
 
 

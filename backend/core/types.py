@@ -16,8 +16,8 @@ Mask = NDArray[np.bool_]
 """(H, W) bool."""
 MatcherName = Literal["posterior", "softmatcher", "softmatcher-rff", "sinkhorn", "hungarian", "prototype"]
 """What the setting `matcher` may be; `matchers.MATCHERS` has them."""
-RecipeName = Literal["prior", "paper"]
-"""What the setting `recipe` may be, see `recipes.plan_parts`."""
+PromptingStrategy = Literal["prior", "paper"]
+"""What the setting `recipe` may be, see `recipes.plan_prompts`."""
 OverlapName = Literal["exclusive", "allowed"]
 """What the setting `overlap` may be, see `pipeline.compete`."""
 Arrays = dict[str, NDArray[np.generic]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from backend.core.explanation import LabelTrace, ProposalTrace, Trace
+from backend.core.explanation import ClusterMask, Explanation, LabelExplanation
 from backend.core.types import Image, Mask
 from backend.drawing.text import drawable
 
@@ -24,7 +24,7 @@ _KEPT, _DROPPED, _INK, _POINT = (40, 140, 70), (190, 50, 50), (30, 30, 30), (255
 _WIDTH_PX = _PER_ROW * (_THUMBNAIL_PX + _GAP_PX) + _GAP_PX
 
 
-def draw_traces(images: Sequence[tuple[Image, Trace, str]], labels: Sequence[str]) -> bytes:
+def draw_explanations(images: Sequence[tuple[Image, Explanation, str]], labels: Sequence[str]) -> bytes:
     """Traces of the images of one task as a PNG.
 
     Args:
@@ -43,7 +43,7 @@ def draw_traces(images: Sequence[tuple[Image, Trace, str]], labels: Sequence[str
     return file.getvalue()
 
 
-def _drawable(trace: Trace, labels: Sequence[str]) -> Trace:
+def _drawable(trace: Explanation, labels: Sequence[str]) -> Explanation:
     return replace(
         trace,
         labels=tuple(
@@ -58,9 +58,9 @@ def _drawable(trace: Trace, labels: Sequence[str]) -> Trace:
     )
 
 
-def _image_parts(image: Image, trace: Trace, title: str) -> list[PillowImage.Image]:
+def _image_parts(image: Image, trace: Explanation, title: str) -> list[PillowImage.Image]:
     parts = [
-        _text_block(f"{drawable(title, ())}   matcher {trace.matcher}, recipe {trace.recipe}", _WIDTH_PX, size_px=17)
+        _text_block(f"{drawable(title, ())}   matcher {trace.matcher}, recipe {trace.strategy}", _WIDTH_PX, size_px=17)
     ]
     if not trace.labels:
         parts.append(
@@ -73,7 +73,7 @@ def _image_parts(image: Image, trace: Trace, title: str) -> list[PillowImage.Ima
     return parts
 
 
-def _label_parts(image: Image, label: LabelTrace) -> list[PillowImage.Image]:
+def _label_parts(image: Image, label: LabelExplanation) -> list[PillowImage.Image]:
     verdict = f"{label.label}: {'kept' if label.is_kept else 'dropped'}, expected IoU {label.score:.2f}. {label.reason}"
     parts = [_text_block(verdict, _WIDTH_PX, colour=_KEPT if label.is_kept else _DROPPED, size_px=17)]
     points = [proposal.points_xy for proposal in label.proposals]
@@ -97,7 +97,7 @@ def _label_parts(image: Image, label: LabelTrace) -> list[PillowImage.Image]:
 
 
 def _thumbnail(
-    image: Image, proposal: ProposalTrace, working_hw: tuple[int, ...]
+    image: Image, proposal: ClusterMask, working_hw: tuple[int, ...]
 ) -> tuple[PillowImage.Image, str, tuple[int, int, int]]:
     colour = _KEPT if proposal.is_kept else _DROPPED
     picture = _overlay(image, proposal.mask, _THUMBNAIL_PX, colour)

@@ -8,36 +8,42 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backend.core.explanation import ProposalTrace
+from backend.core.explanation import ClusterMask
 from backend.core.prompts import cluster_points, sample_points
-from backend.core.types import Mask, RecipeName, Scribble
+from backend.core.types import Mask, PromptingStrategy, Scribble
 from backend.models.segmenters import MaskCandidate, Prompt
 
 PAPER_MINIMUM_SCORE = 0.5
 """Predicted IoU below which the paper's recipe drops a proposal. The paper filters, but gives no number."""
-POINTS: dict[RecipeName, int] = {"prior": 256, "paper": 64}
+POINTS: dict[PromptingStrategy, int] = {"prior": 256, "paper": 64}
 """With `prior` points only say which pieces of the score map are meant, so that each object shall have one: measured in
 docs/experiments.md. With `paper` the segmenter is asked with them."""
 
 
 @dataclass(frozen=True, eq=False)
-class PartsPlan:
+class PromptPlan:
     """What a label asks of the segmenter.
 
     Attributes:
-        groups: (P, 2) float32 points (x, y) of each cluster, in the working frame.
-        prompts: one a group.
-        recipe: that the answers are judged by.
+        clusters: (P, 2) float32 points (x, y) of each cluster, in the working frame.
+        prompts: one per cluster.
+        strategy: that the answers are judged by.
     """
 
-    groups: tuple[NDArray[np.float32], ...]
+    clusters: tuple[NDArray[np.float32], ...]
     prompts: tuple[Prompt, ...]
-    recipe: RecipeName
+    strategy: PromptingStrategy
 
 
-def plan_parts(
-    prior: NDArray[np.float32], matching: Tensor, *, recipe: RecipeName, points: int | None, clusters: int, seed: int
-) -> PartsPlan:
+def plan_prompts(
+    prior: NDArray[np.float32],
+    matching: Tensor,
+    *,
+    strategy: PromptingStrategy,
+    points: int | None,
+    cluster_count: int,
+    seed: int,
+) -> PromptPlan:
     """Clusters of points as prompts.
 
     `prior`: the segmenter follows the score map, the points say which pieces of it are meant, and every piece counts.
@@ -47,50 +53,52 @@ def plan_parts(
     Args:
         prior: (h, w) float32 in [0, 1] in the working frame.
         matching: (H_p, W_p) float32: what points are drawn from.
-        recipe: its name.
+        strategy: its name.
         points: how many are drawn; None: `POINTS`.
-        clusters: how many they are joined to.
+        cluster_count: how many they are joined to.
         seed: of the draw.
 
     Source: Frick et al., IJCAI 2024, Section 3, Mask generation.
     """
     height, width = prior.shape
-    drawn = sample_points(matching, count=POINTS[recipe] if points is None else points, seed=seed)
+    drawn = sample_points(matching, count=POINTS[strategy] if points is None else points, seed=seed)
     scale = np.array([width, height], np.float32)
-    groups = tuple(cluster.numpy() * scale for cluster in cluster_points(drawn, count=clusters))
+    clusters = tuple(cluster.numpy() * scale for cluster in cluster_points(drawn, count=cluster_count))
     prompts = tuple(
-        Prompt(Scribble((height, width), positive_xy=group), prior=prior if recipe == "prior" else None)
-        for group in groups
+        Prompt(Scribble((height, width), positive_xy=cluster), prior=prior if strategy == "prior" else None)
+        for cluster in clusters
     )
-    return PartsPlan(groups, prompts, recipe)
+    return PromptPlan(clusters, prompts, strategy)
 
 
-def judge_parts(
-    plan: PartsPlan, candidates: Iterable[MaskCandidate], working_hw: tuple[int, int]
-) -> tuple[ProposalTrace, ...]:
+def select_masks(
+    plan: PromptPlan, candidates: Iterable[MaskCandidate], working_hw: tuple[int, int]
+) -> tuple[ClusterMask, ...]:
     """What the segmenter made of each cluster of points; the kept ones together are the label's mask.
 
     A cluster with points on several objects has a candidate of each: together they are what is proposed, their score
     the mean over its pixels.
     """
-    of_prompt: list[list[MaskCandidate]] = [[] for _ in plan.groups]
+    of_prompt: list[list[MaskCandidate]] = [[] for _ in plan.clusters]
     for candidate in candidates:
         of_prompt[candidate.prompt_index].append(candidate)
     parts = []
-    for group, own in zip(plan.groups, of_prompt, strict=True):
+    for cluster, own in zip(plan.clusters, of_prompt, strict=True):
         found = [one for one in own if one.mask.any()]
         mask: Mask = np.logical_or.reduce([np.zeros(working_hw, bool), *(one.mask for one in found)])
         areas = [np.count_nonzero(one.mask) for one in found]
         score = float(np.average([one.score for one in found], weights=areas)) if found else 0.0
-        refusal = next((one.refusal for one in own if one.refusal), None)
-        is_kept, reason = _judge(plan.recipe, is_empty=not found, score=score, refusal=refusal)
-        parts.append(ProposalTrace(group, mask, score, is_kept, reason))
+        rejection_reason = next((one.rejection_reason for one in own if one.rejection_reason), None)
+        is_kept, reason = _judge(plan.strategy, is_empty=not found, score=score, rejection_reason=rejection_reason)
+        parts.append(ClusterMask(cluster, mask, score, is_kept, reason))
     return tuple(parts)
 
 
-def _judge(recipe: RecipeName, *, is_empty: bool, score: float, refusal: str | None) -> tuple[bool, str]:
+def _judge(
+    strategy: PromptingStrategy, *, is_empty: bool, score: float, rejection_reason: str | None
+) -> tuple[bool, str]:
     if is_empty:
-        return False, f"dropped: {refusal or 'the segmenter found nothing at these points'}"
-    if recipe == "paper" and score < PAPER_MINIMUM_SCORE:
+        return False, f"dropped: {rejection_reason or 'the segmenter found nothing at these points'}"
+    if strategy == "paper" and score < PAPER_MINIMUM_SCORE:
         return False, f"dropped: predicted IoU below {PAPER_MINIMUM_SCORE}"
     return True, "kept"

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core import cancellation
-from backend.core.calibration import Evidence, expected_iou, presence, weigh_mask
+from backend.core.calibration import MaskFeatures, expected_iou, mask_features, presence
 from backend.core.cut_memory import CutMemory
-from backend.core.explanation import LabelTrace, ProposalTrace, Trace
+from backend.core.explanation import ClusterMask, Explanation, LabelExplanation
 from backend.core.grid import map_to_size, mask_coverage, patch_means
 from backend.core.instances import split_instances
 from backend.core.marked_objects import MarkedObject, find_marked_objects
@@ -36,10 +36,10 @@ from backend.core.matching import (
     with_others_as_background,
 )
 from backend.core.memory_bank import build_bank
-from backend.core.object_similarity import KindFrame, cohesion, kinship
-from backend.core.references import Doubt, reference_views, unknown_look_alikes, weigh_doubt
-from backend.core.score_map import map_peak, own_threshold, recentre_map
-from backend.core.self_similarity import scribble_affinity, scribble_doubt, stroke_posterior
+from backend.core.object_similarity import ObjectFeatureSpace, intra_reference_similarity, object_similarity
+from backend.core.references import MaskUncertainty, ambiguous_patch_weights, blend_uncertainty, reference_views
+from backend.core.score_map import adaptive_threshold, map_peak, recentre_log_odds
+from backend.core.self_similarity import scribble_affinity, scribble_uncertainty, stroke_posterior
 from backend.core.types import (
     EncodedImage,
     Image,
@@ -47,12 +47,12 @@ from backend.core.types import (
     Mask,
     MatcherName,
     OverlapName,
-    RecipeName,
+    PromptingStrategy,
     Reference,
     ScoredMask,
     Scribble,
 )
-from backend.engine.proposals import PartsPlan, judge_parts, plan_parts
+from backend.engine.proposals import PromptPlan, plan_prompts, select_masks
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.device.on_device import Constants
 from backend.models.encoders.efficientnet_lite import BatchEncoder, Encoder
@@ -77,13 +77,13 @@ class MatchOptions:
 
     Attributes:
         matcher: a key of `MATCHERS`: `posterior`, the paper's `softmatcher`, ...
-        recipe: how masks are made of the score map: `prior`, or the `paper`'s own.
+        strategy: how masks are made of the score map: `prior`, or the `paper`'s own.
         temperature: softmax scale, above 0; None takes the encoder's own.
         points: sampled from the matching probability, per label; None takes the recipe's own number.
         clusters: of these points, each a prompt of its own.
         seed: of the sampling.
         bank_patches: bound of the patches that a label's references are matched with, see `build_bank`.
-        speck_percent: pieces and holes smaller than this part of the image are cleaned away.
+        small_component_percent: pieces and holes smaller than this part of the image are cleaned away.
         instances: one mask for each object of a label, not one for all of them.
         minimum_presence: nothing is returned where the object is believed to be there with a smaller chance than this.
         minimum_score: nor where the expected IoU is below this.
@@ -91,13 +91,13 @@ class MatchOptions:
     """
 
     matcher: MatcherName = "posterior"
-    recipe: RecipeName = "prior"
+    strategy: PromptingStrategy = "prior"
     temperature: float | None = None
     points: int | None = None
     clusters: int = 8
     seed: int = 0
     bank_patches: int = 2560
-    speck_percent: float = 0.02
+    small_component_percent: float = 0.02
     instances: bool = False
     minimum_presence: float = 0.5
     minimum_score: float = 0.0
@@ -116,23 +116,29 @@ class Proposal:
         mask: (h, w) bool, may be empty.
         posterior: (h, w) float32 in [0, 1].
         prior: (h, w) float32 in [0, 1]: the posterior with this image's threshold at 0.5.
-        kinship: how alike in kind what was found is to the references' objects, a cosine.
-        cohesion: how alike these are among themselves.
+        object_similarity: how alike in kind what was found is to the references' objects, a cosine.
+        intra_reference_similarity: how alike these are among themselves.
         parts: what the mask was made of.
     """
 
     mask: Mask
     posterior: NDArray[np.float32]
     prior: NDArray[np.float32]
-    kinship: float
-    cohesion: float
-    parts: tuple[ProposalTrace, ...]
+    object_similarity: float
+    intra_reference_similarity: float
+    parts: tuple[ClusterMask, ...]
     chance: float | None = None
     """Chance that the object is there, where it was judged beside other labels; None: as its evidence says."""
 
-    def weigh(self) -> Evidence:
+    def weigh(self) -> MaskFeatures:
         """What speaks for the mask."""
-        return weigh_mask(self.mask, self.posterior, self.prior, kinship=self.kinship, cohesion=self.cohesion)
+        return mask_features(
+            self.mask,
+            self.posterior,
+            self.prior,
+            object_similarity=self.object_similarity,
+            intra_reference_similarity=self.intra_reference_similarity,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +149,7 @@ class _ImagePlan:
     pictures: list[NDArray[np.float32]]
     priors: list[NDArray[np.float32]]
     kinds: list[tuple[float, float]]
-    parts: list[PartsPlan]
+    parts: list[PromptPlan]
     asked: list[Any]
     """Each label's call of the segmenter: what `BatchSegmenter.plan` made, or arguments of `decode`."""
 
@@ -211,11 +217,11 @@ class Softmatcher:
         """Where encoder and matching run."""
         self.signature = f"{encoder.signature}+{segmenter.signature}"
         self.temperature = encoder.temperature
-        self.strange_similarity = encoder.strange_similarity
-        self._kind_channels = encoder.kind_frame.channels
-        self._typical = Constants(encoder.kind_frame.typical)
+        self.similarity_floor = encoder.similarity_floor
+        self._object_channels = encoder.object_feature_space.channels
+        self._typical = Constants(encoder.object_feature_space.typical)
         self._cuts = CutMemory()
-        self._cohesions: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
+        self._intra_reference_similarities: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
 
     def encode(self, image: Image) -> EncodedImage:
         """All that later steps need of an image, (H, W, 3) uint8 RGB.
@@ -232,7 +238,7 @@ class Softmatcher:
         )
 
     def encode_many(self, images: Sequence[Image]) -> list[EncodedImage]:
-        """`encode` for several images, which share forward passes where that is quicker (`good_batch`).
+        """`encode` for several images, which share forward passes where that is quicker (`preferred_batch_size`).
 
         Raises:
             BadInputError: one of them is no such image.
@@ -260,8 +266,8 @@ class Softmatcher:
             return [self.encode(one.image) for one in prepared if one.image is not None]
         with self._stage("encode", images=len(inputs)):
             # Both are on their way before one is waited for: the device has always something to do.
-            encoding = encoder.encode_later([one for one, _ in inputs], dtype=torch.float16)
-            embedding = segmenter.embed_later([one for _, one in inputs])
+            encoding = encoder.encode_async([one for one, _ in inputs], dtype=torch.float16)
+            embedding = segmenter.embed_async([one for _, one in inputs])
             features = encoding()
         with self._stage("embed", images=len(inputs)):
             embeddings = embedding()
@@ -271,7 +277,7 @@ class Softmatcher:
         ]
 
     @property
-    def good_batch(self) -> int:
+    def preferred_batch_size(self) -> int:
         """Images that are worth giving `encode_many` at a time; 1 on a CPU."""
         return self._encoder.batch_size if isinstance(self._encoder, BatchEncoder) else 1
 
@@ -291,7 +297,7 @@ class Softmatcher:
 
         Raises:
             BadInputError: image and scribble differ in size, or the image was encoded by other models.
-            InterruptedWorkError: see `cancellation.check`; asked before each cut.
+            CancelledWorkError: see `cancellation.check`; asked before each cut.
         """
         self._require_own(encoded)
         if scribble.size_hw != encoded.size_hw:
@@ -325,9 +331,9 @@ class Softmatcher:
             mask = mask_to_size(best.mask, encoded.size_hw)
         return ScoredMask(mask, best.score) if mask.any() else None
 
-    def doubt(
+    def uncertainty(
         self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, finished: Mask | None = None
-    ) -> Doubt | None:
+    ) -> MaskUncertainty | None:
         """What `objects_from_scribble` left open: for `describe`, if nobody has seen the masks; None if nothing.
 
         Args:
@@ -336,7 +342,7 @@ class Softmatcher:
             finished: (H, W) bool or None: more of the same label, which somebody has seen.
         """
         with self._stage("describe"):
-            return scribble_doubt(encoded.features, objects, finished, temperature=self._encoder.temperature)
+            return scribble_uncertainty(encoded.features, objects, finished, temperature=self._encoder.temperature)
 
     def describe(
         self,
@@ -346,7 +352,7 @@ class Softmatcher:
         *,
         outside: Mask | None = None,
         is_complete: bool = False,
-        doubt: Doubt | None = None,
+        uncertainty: MaskUncertainty | None = None,
     ) -> Reference:
         """The patches of a reference image as one label sees them.
 
@@ -357,7 +363,7 @@ class Softmatcher:
             outside: (H, W) bool or None: pixels that the user said are not the object.
             is_complete: every object of the label on this image is in `mask`, so everything else is background;
                 otherwise patches that look like the object count as unknown.
-            doubt: of a mask that nobody has seen; nor does anybody know then that it is complete.
+            uncertainty: of a mask that nobody has seen; nor does anybody know then that it is complete.
 
         Raises:
             BadInputError: shapes that don't agree, an empty mask.
@@ -374,10 +380,10 @@ class Softmatcher:
         if not mask.any():
             raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
         features, inside, known = [], [], []
-        if doubt is not None and outside is not None:
-            doubt = replace(doubt, likely=np.where(outside, np.float32(0), doubt.likely))
+        if uncertainty is not None and outside is not None:
+            uncertainty = replace(uncertainty, soft_mask=np.where(outside, np.float32(0), uncertainty.soft_mask))
         with self._stage("describe"):
-            for index, view in enumerate(reference_views(image, mask, outside, doubt)):
+            for index, view in enumerate(reference_views(image, mask, outside, uncertainty)):
                 view_features = (
                     torch.from_numpy(encoded.features.astype(np.float32))
                     if index == 0
@@ -387,12 +393,14 @@ class Softmatcher:
                 patches = view_features.flatten(0, 1)
                 coverage = mask_coverage(view.mask, grid_hw).flatten()
                 certain = torch.ones_like(coverage)
-                if not is_complete or doubt is not None:
+                if not is_complete or uncertainty is not None:
                     told = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
-                    certain = unknown_look_alikes(patches, coverage, told, temperature=self._encoder.temperature)
-                if view.doubt is not None:
-                    likely = patch_means(torch.from_numpy(view.doubt.likely), grid_hw).flatten()
-                    coverage, certain = weigh_doubt(coverage, certain, likely, _patch_trust(view.doubt, grid_hw))
+                    certain = ambiguous_patch_weights(patches, coverage, told, temperature=self._encoder.temperature)
+                if view.uncertainty is not None:
+                    soft_mask = patch_means(torch.from_numpy(view.uncertainty.soft_mask), grid_hw).flatten()
+                    coverage, certain = blend_uncertainty(
+                        coverage, certain, soft_mask, _patch_confidence(view.uncertainty, grid_hw)
+                    )
                 features.append(patches)
                 inside.append(coverage)
                 known.append(certain)
@@ -527,7 +535,7 @@ class Softmatcher:
         encoded: EncodedImage,
         references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
-    ) -> Trace:
+    ) -> Explanation:
         """What `segment` goes through with the same arguments, and why each proposal and label is kept or dropped.
 
         Raises: as `segment`.
@@ -536,14 +544,14 @@ class Softmatcher:
         chosen = options or self._options
         labels = [label for label, known in references.items() if isinstance(known, ReferenceBank) or known]
         if not labels or min(encoded.size_hw) < MINIMUM_SIDE_PX:
-            return Trace(chosen.matcher, chosen.recipe, ())
+            return Explanation(chosen.matcher, chosen.strategy, ())
         (propose,) = self._propose_planned([self.plan(encoded, {label: references[label] for label in labels}, chosen)])
         proposals = propose()
-        return Trace(
+        return Explanation(
             chosen.matcher,
-            chosen.recipe,
+            chosen.strategy,
             tuple(
-                _trace_label(label, proposal, claim, chosen)
+                _explain_label(label, proposal, claim, chosen)
                 for label, proposal, claim in zip(labels, proposals, compete(proposals, chosen), strict=True)
             ),
         )
@@ -578,11 +586,11 @@ class Softmatcher:
         with self._stage("prompt"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             pictures = [map_to_size(posterior, working_hw) for posterior in posteriors]
-            priors = [recentre_map(picture, map_peak(picture)).numpy() for picture in pictures]
+            priors = [recentre_log_odds(picture, map_peak(picture)).numpy() for picture in pictures]
             parts = [
-                plan_parts(
+                plan_prompts(
                     prior, matching,
-                    recipe=options.recipe, points=options.points, clusters=options.clusters, seed=options.seed,
+                    strategy=options.strategy, points=options.points, cluster_count=options.clusters, seed=options.seed,
                 )
                 for prior, matching in zip(priors, matchings, strict=True)
             ]  # fmt: skip
@@ -596,9 +604,9 @@ class Softmatcher:
     ) -> list[Proposal]:
         with self._stage("clean-up"):
             parts = [
-                judge_parts(own, found, plan.working_hw) for own, found in zip(plan.parts, candidates, strict=True)
+                select_masks(own, found, plan.working_hw) for own, found in zip(plan.parts, candidates, strict=True)
             ]
-            masks = [_join_parts(label_parts, plan.working_hw, options) for label_parts in parts]
+            masks = [_join_cluster_masks(label_parts, plan.working_hw, options) for label_parts in parts]
         return [
             Proposal(mask, picture, prior, *kind, label_parts)
             for mask, picture, prior, kind, label_parts in zip(
@@ -637,7 +645,7 @@ class Softmatcher:
                 (known if isinstance(known, ReferenceBank) else self.gather(known, options)).to(device)
                 for known in references
             ]
-            scales = {"temperature": temperature, "strange_similarity": self.strange_similarity}
+            scales = {"temperature": temperature, "similarity_floor": self.similarity_floor}
             if matcher is match_posterior:
                 maps = match_posteriors(banks, target, **scales)
             else:
@@ -647,18 +655,21 @@ class Softmatcher:
                 list(torch.stack(own).cpu().reshape(len(maps), *grid))
                 for own in ([one.posterior for one in maps], [one.matching for one in maps])
             )
-            frame = KindFrame(self._kind_channels, *self._typical.on(device))
+            frame = ObjectFeatureSpace(self._object_channels, *self._typical.on(device))
             kinds = [
-                (kinship(bank.objects, target, _likely_patches(posterior), frame), self._cohesion(bank, frame))
+                (
+                    object_similarity(bank.objects, target, _likely_patches(posterior), frame),
+                    self._intra_reference_similarity(bank, frame),
+                )
                 for bank, posterior in zip(banks, posteriors, strict=True)
             ]
         return posteriors, matchings, kinds
 
-    def _cohesion(self, bank: ReferenceBank, frame: KindFrame) -> float:
+    def _intra_reference_similarity(self, bank: ReferenceBank, frame: ObjectFeatureSpace) -> float:
         """Of a bank: the same for all targets."""
-        known = self._cohesions.get(bank)
+        known = self._intra_reference_similarities.get(bank)
         if known is None:
-            known = self._cohesions[bank] = cohesion(bank.objects, frame)
+            known = self._intra_reference_similarities[bank] = intra_reference_similarity(bank.objects, frame)
         return known
 
     def _matching_device(self, options: MatchOptions) -> torch.device:
@@ -681,10 +692,10 @@ class Softmatcher:
                 self._on_stage(name, share_s)
 
 
-def _patch_trust(doubt: Doubt, grid_hw: tuple[int, int]) -> float | Tensor:
-    if isinstance(doubt.trust, float):
-        return doubt.trust
-    return patch_means(torch.from_numpy(doubt.trust), grid_hw).flatten()
+def _patch_confidence(uncertainty: MaskUncertainty, grid_hw: tuple[int, int]) -> float | Tensor:
+    if isinstance(uncertainty.confidence, float):
+        return uncertainty.confidence
+    return patch_means(torch.from_numpy(uncertainty.confidence), grid_hw).flatten()
 
 
 def scale_scribble(scribble: Scribble, size_hw: tuple[int, int]) -> Scribble:
@@ -714,16 +725,16 @@ def _scale_strokes(strokes: Mask | None, size_hw: tuple[int, int]) -> Mask | Non
 
 def _likely_patches(posterior: Tensor) -> Tensor:
     """(T,) float32: 1 above the image's own threshold. The faint rest counts where nothing is above."""
-    return (posterior > own_threshold(map_peak(posterior))).float().flatten() + 1e-6 * posterior.flatten()
+    return (posterior > adaptive_threshold(map_peak(posterior))).float().flatten() + 1e-6 * posterior.flatten()
 
 
-def _join_parts(parts: Sequence[ProposalTrace], working_hw: tuple[int, int], options: MatchOptions) -> Mask:
+def _join_cluster_masks(parts: Sequence[ClusterMask], working_hw: tuple[int, int], options: MatchOptions) -> Mask:
     union = np.zeros(working_hw, bool)
     for part in parts:
         if part.is_kept:
             union |= part.mask
-    speck_px = max(1.0, options.speck_percent / 100 * union.size)
-    return clean_mask(union, speck_px=speck_px, hole_px=speck_px)
+    small_component_px = max(1.0, options.small_component_percent / 100 * union.size)
+    return clean_mask(union, small_component_px=small_component_px, hole_px=small_component_px)
 
 
 @dataclass(frozen=True, eq=False)
@@ -749,12 +760,12 @@ def compete(proposals: Sequence[Proposal], options: MatchOptions) -> list[Claim]
     A label that is not there takes nothing from one that is. Where two masks are mostly the same region, the label with
     the larger chance gets all that they share; elsewhere each pixel goes to the label with the higher posterior.
     """
-    judged = [proposal.weigh() for proposal in proposals]
+    features = [proposal.weigh() for proposal in proposals]
     chances = [
         presence(one) if proposal.chance is None or not proposal.mask.any() else proposal.chance
-        for proposal, one in zip(proposals, judged, strict=True)
+        for proposal, one in zip(proposals, features, strict=True)
     ]
-    scores = [expected_iou(one) for one in judged]
+    scores = [expected_iou(one) for one in features]
     is_there = [
         chance >= options.minimum_presence and score >= options.minimum_score and bool(proposal.mask.any())
         for proposal, chance, score in zip(proposals, chances, scores, strict=True)
@@ -800,7 +811,7 @@ def _is_there(proposal: Proposal, options: MatchOptions) -> bool:
     return presence(evidence) >= options.minimum_presence and expected_iou(evidence) >= options.minimum_score
 
 
-def _trace_label(label: str, proposal: Proposal, claim: Claim, options: MatchOptions) -> LabelTrace:
+def _explain_label(label: str, proposal: Proposal, claim: Claim, options: MatchOptions) -> LabelExplanation:
     chance = f"The object is there with a chance of {claim.presence:.2f}"
     if claim.is_kept:
         reason = f"{chance}, {options.minimum_presence} is asked for."
@@ -814,7 +825,7 @@ def _trace_label(label: str, proposal: Proposal, claim: Claim, options: MatchOpt
         reason = "All its pixels were specks."
     else:
         reason = "No proposal is left: the object seems absent."
-    return LabelTrace(label, proposal.posterior, proposal.parts, claim.mask, claim.score, claim.is_kept, reason)
+    return LabelExplanation(label, proposal.posterior, proposal.parts, claim.mask, claim.score, claim.is_kept, reason)
 
 
 def _nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:

@@ -102,7 +102,7 @@ def measure_quality(
             features = torch.from_numpy(encoded.features.astype(np.float32))
             covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
             patches = features.flatten(0, 1)
-            scales = {"temperature": engine.temperature, "strange_similarity": engine.strange_similarity}
+            scales = {"temperature": engine.temperature, "similarity_floor": engine.similarity_floor}
             exact = match_posterior(gathered[None], patches, **scales).posterior
             for name, most_patches in scores:
                 start = time.perf_counter()

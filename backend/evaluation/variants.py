@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from backend.core.masks import iou
-from backend.core.references import Doubt
+from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
 from backend.errors import BadInputError
@@ -38,7 +38,7 @@ from backend.evaluation.markings import (
 )
 from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
 
-MARKINGS = ("points", "strokes", "points_corrected", "strokes_corrected", "one_object")
+SIMULATED_ANNOTATIONS = ("points", "strokes", "points_corrected", "strokes_corrected", "one_object")
 """What is marked instead of the whole mask, see `markings`; corrected: by a user who sees the mask found, up to three
 times."""
 
@@ -89,7 +89,7 @@ def evaluate_variants(
     seeds: Sequence[int] = (0,),
     limit: int | None = None,
     is_complete: bool = True,
-    with_markings: bool = False,
+    with_simulated_annotations: bool = False,
     journal: Path | None = None,
     on_progress: OnProgress | None = None,
     load: Callable[[str, Callable[[str, float], None]], Softmatcher] = load_softmatcher,
@@ -99,7 +99,8 @@ def evaluate_variants(
     Args:
         directory, profile, shots, seeds, limit, is_complete, on_progress, load: as for `evaluate`.
         variants: name to options, at least one.
-        with_markings: also match from simulated points, strokes and one object of several, with the first variant.
+        with_simulated_annotations: also match from simulated points, strokes and one object of several, with the first
+            variant.
         journal: a file that gets a line for each finished class; classes that it has for the same run are not run
             again. It is removed at the end.
 
@@ -121,12 +122,12 @@ def evaluate_variants(
         "limit": limit,
         "is_complete": is_complete,
         "signature": engine.signature,
-        "markings": with_markings,
+        "markings": with_simulated_annotations,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
-    run = _Run(engine, variants, tuple(seeds), shots, limit, is_complete, with_markings, classes, stages)
+    run = _Run(engine, variants, tuple(seeds), shots, limit, is_complete, with_simulated_annotations, classes, stages)
     finished = _Journal(journal, {**settings, "options": {name: asdict(one) for name, one in variants.items()}})
     for index, one in enumerate(classes):
         if on_progress is not None:
@@ -153,9 +154,9 @@ def evaluate_variants(
         for name, options in variants.items()
     }
     markings: dict[str, float] = {}
-    if with_markings:
+    if with_simulated_annotations:
         markings["mask"] = next(iter(results.values())).miou()
-        for kind in MARKINGS:
+        for kind in SIMULATED_ANNOTATIONS:
             markings[kind] = statistics.fmean(statistics.fmean(line["markings"][kind]) for line in lines)
     finished.remove()
     return VariantsResult(results, markings, finished.resumed)
@@ -190,7 +191,7 @@ class _Run:
     shots: int
     limit: int | None
     is_complete: bool
-    with_markings: bool
+    with_simulated_annotations: bool
     classes: Sequence[ImageClass]
     stages: _Stages
 
@@ -199,7 +200,7 @@ class _Run:
         described: dict[tuple[Path, str], Reference | None] = {}
         scores: dict[str, list[dict[str, object]]] = {name: [] for name in self.variants}
         absent: dict[str, list[bool]] = {name: [] for name in self.variants}
-        markings: dict[str, list[float]] = {kind: [] for kind in MARKINGS}
+        markings: dict[str, list[float]] = {kind: [] for kind in SIMULATED_ANNOTATIONS}
 
         def encoded(path: Path) -> EncodedImage:
             if path not in images:
@@ -229,7 +230,7 @@ class _Run:
                     target = encoded(stranger)
                     with self.stages.of(name):
                         absent[name].append(bool(self.engine.segment(target, bank, options)))
-            for kind in MARKINGS if self.with_markings else ():
+            for kind in SIMULATED_ANNOTATIONS if self.with_simulated_annotations else ():
                 marked = references(episode.references, kind)
                 name, options = next(iter(self.variants.items()))
                 for path in episode.targets:
@@ -245,7 +246,7 @@ class _Run:
         if not mask.any():
             return None
         is_complete = self.is_complete
-        doubt: Doubt | None = None
+        uncertainty: MaskUncertainty | None = None
         if kind == "one_object":
             mask, is_complete = largest_object(mask), False
         elif kind != "mask":
@@ -261,8 +262,8 @@ class _Run:
                 if not objects:
                     return None
                 mask = np.logical_or.reduce([one.found.mask for one in objects])
-                doubt = self.engine.doubt(target, objects)
-        return self.engine.describe(image, target, mask, is_complete=is_complete, doubt=doubt)
+                uncertainty = self.engine.uncertainty(target, objects)
+        return self.engine.describe(image, target, mask, is_complete=is_complete, uncertainty=uncertainty)
 
     def _corrected(self, target: EncodedImage, mask: Mask, scribble: Scribble | None) -> Mask | None:
         """What the engine makes of a simulated scribble and of what a user adds who sees its mask, until it is

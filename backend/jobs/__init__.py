@@ -4,16 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 _FORMER_NAMES = {
-    name: name
-    for name in (
-        "take_in_annotation",
-        "reconcile",
-        "refresh_project",
-        "plan_propagation",
-        "propagate",
-        "tidy_propagation",
-        "estimate_quality",
-    )
+    "take_in_annotation": "ingest_annotation",
+    "reconcile": "reconcile",
+    "refresh_project": "refresh_project",
+    "plan_propagation": "plan_propagation",
+    "propagate": "propagate",
+    "tidy_propagation": "tidy_propagation",
+    "estimate_quality": "estimate_quality",
 }
 """Functions of `tasks` by the names under which release 0.1 queued them here: jobs that wait when it is updated still
 run. To be removed with release 0.3."""

@@ -16,7 +16,7 @@ from backend.errors import (
     QueueUnavailableError,
 )
 from backend.jobs.worker_identity import has_ended
-from backend.projects.propagation.work import LANE
+from backend.projects.propagation.work import BATCH_SEPARATOR
 
 REFERENCES, PLANS, PROPAGATIONS = "softmatcher-references", "softmatcher-plans", "softmatcher-propagations"
 
@@ -53,7 +53,7 @@ DIFFERENCES_FIELD = "softmatcher_differences"
 _EXECUTION_KEYS = "rq:execution:"
 
 
-_CLAIM_KEYS = "softmatcher:claim:"
+_LEASE_KEYS = "softmatcher:claim:"
 
 
 _FIGURES_KEY, _SETTINGS_KEY = "softmatcher:figures", "softmatcher:settings"
@@ -77,16 +77,16 @@ class JobQueue:
         self.connection = Redis.from_url(redis_url, socket_connect_timeout=1.0, socket_timeout=2.0)
         self._queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
 
-    def take_in_annotation(self, project_key: str, annotation_id: int) -> str:
+    def ingest_annotation(self, project_key: str, annotation_id: int) -> str:
         """Returns the job's id: of one that still waits, if there is one, since it will see what is there by then."""
-        return self._enqueue_once(REFERENCES, "take_in_annotation", (project_key, annotation_id), timeout_s=300)
+        return self._enqueue_once(REFERENCES, "ingest_annotation", (project_key, annotation_id), timeout_s=300)
 
     def reconcile(self, project_key: str) -> str:
-        """Returns the job's id, as `take_in_annotation` does."""
+        """Returns the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(REFERENCES, "reconcile", (project_key,), timeout_s=3600)
 
     def refresh_project(self, project_key: str) -> str:
-        """Returns the job's id, as `take_in_annotation` does."""
+        """Returns the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(REFERENCES, "refresh_project", (project_key,), timeout_s=3600)
 
     def plan_propagation(self, project_key: str, propagation_id: int) -> str:
@@ -103,7 +103,7 @@ class JobQueue:
         )  # fmt: skip
 
     def tidy_propagation(self, project_key: str, propagation_id: int) -> str:
-        """Returns the job's id, as `take_in_annotation` does."""
+        """Returns the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(PLANS, "tidy_propagation", (project_key, propagation_id), timeout_s=3600)
 
     def estimate_quality(self, project_key: str) -> str:
@@ -126,21 +126,21 @@ class JobQueue:
             self.propagate(project_key, propagation_id)
         return max(0, missing)
 
-    def is_claim_alive(self, claim: str) -> bool:
+    def is_lease_alive(self, claim: str) -> bool:
         """Whether the worker that a claim names still lives and has that job; yes if Redis cannot tell.
 
         A process of this host that has ended is seen at once. Else heartbeats decide: a worker's key, a job's entry
-        among the started ones and `claim_key` expire without them. The last one alone comes back with the next
+        among the started ones and `lease_key` expire without them. The last one alone comes back with the next
         heartbeat after the queue was emptied.
         """
         worker, _, job = claim.partition(":")
         if has_ended(worker):
             return False
         try:
-            if self.connection.exists(claim_key(worker, job.partition(LANE)[0])):
+            if self.connection.exists(lease_key(worker, job.partition(BATCH_SEPARATOR)[0])):
                 return True
             has_key = self.connection.exists(f"{Worker.redis_worker_namespace_prefix}{worker}")
-            if has_key and job.partition(LANE)[0] in self._started(PROPAGATIONS):
+            if has_key and job.partition(BATCH_SEPARATOR)[0] in self._started(PROPAGATIONS):
                 return True
             # While Redis was away nobody could send heartbeats: those who live get the time to.
             return _uptime_s(self.connection) < LEASE_S
@@ -161,7 +161,7 @@ class JobQueue:
         except RedisError:
             return {}
 
-    def tell_settings(self, told: Mapping[str, Any]) -> None:
+    def publish_settings(self, told: Mapping[str, Any]) -> None:
         """Leave the service's settings for workers.
 
         Raises:
@@ -172,13 +172,13 @@ class JobQueue:
         except RedisError as error:
             raise _unavailable(error) from error
 
-    def told_settings(self) -> dict[str, Any]:
+    def published_settings(self) -> dict[str, Any]:
         """The service's settings; empty if none has told any.
 
         Raises:
             QueueUnavailableError: Redis does not answer.
         """
-        return told_settings(self.connection)
+        return published_settings(self.connection)
 
     def differences(self) -> list[str]:
         """Return the settings that workers found to be others in the service than with them; none if Redis is away."""
@@ -192,7 +192,7 @@ class JobQueue:
             return []
         return [f"{_text(host or b'a worker')}: {one}" for host, found in told if found for one in json.loads(found)]
 
-    def add_figures(self, figures: Mapping[str, float]) -> None:
+    def add_counters(self, figures: Mapping[str, float]) -> None:
         """Add to the sums of all workers; they last as long as the queue's data.
 
         Raises:
@@ -289,12 +289,12 @@ class JobQueue:
         return str(job.id)
 
 
-def claim_key(worker: str, job_id: str) -> str:
+def lease_key(worker: str, job_id: str) -> str:
     """Return the key that is there as long as a worker runs a job."""
-    return f"{_CLAIM_KEYS}{worker}:{job_id}"
+    return f"{_LEASE_KEYS}{worker}:{job_id}"
 
 
-def told_settings(connection: Redis) -> dict[str, Any]:
+def published_settings(connection: Redis) -> dict[str, Any]:
     """Return the service's settings; empty if none has told any.
 
     Raises:

@@ -23,7 +23,7 @@ from backend.errors import (
 from backend.jobs.queue import MOST_JOBS_A_PROPAGATION, TASKS_WORTH_A_JOB, JobQueue
 from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
 from backend.projects.composition import Projects
-from backend.settings import LANES
+from backend.settings import CONCURRENT_BATCHES
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +72,13 @@ def leave_for_maintenance(project_key: str) -> None:
     projects.store.mark_for_reconcile(project_key)
 
 
-def share_figures() -> None:
+def share_counters() -> None:
     """Add what this process counted since the last time to the sums that the service shows; later if Redis is away."""
     projects, queue = _current()
     totals = projects.metrics.totals()
     news = {name: value - _shared.get(name, 0.0) for name, value in totals.items() if value != _shared.get(name, 0.0)}
     if news:
-        queue.add_figures(news)
+        queue.add_counters(news)
         _shared.update(totals)
 
 
@@ -119,12 +119,12 @@ def _log_job(
     )  # fmt: skip
 
 
-def take_in_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
+def ingest_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
     """Make the references of one annotation what Label Studio says now; removes them if it is gone."""
     return _run(
-        "take_in_annotation", project_key,
+        "ingest_annotation", project_key,
         lambda projects: {
-            "annotation": annotation_id, "outcome": projects.references.take_in(project_key, annotation_id)
+            "annotation": annotation_id, "outcome": projects.references.ingest(project_key, annotation_id)
         },
     )  # fmt: skip
 
@@ -173,7 +173,11 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     claim = f"{job.worker_name}:{job.id}" if job is not None else f"inline:{uuid4().hex}"
     try:
         worked = projects.propagation_work.run(
-            propagation_id, claim, is_alive=queue.is_claim_alive, should_stop=must_stop, lanes=LANES
+            propagation_id,
+            claim,
+            is_alive=queue.is_lease_alive,
+            should_stop=must_stop,
+            concurrent_batches=CONCURRENT_BATCHES,
         )
     except NotFoundError as error:
         gone = {"propagation": propagation_id, "gone": str(error)}

@@ -21,22 +21,22 @@ from backend.jobs.queue import (
     LEASE_S,
     QUEUES,
     JobQueue,
-    claim_key,
+    lease_key,
+    published_settings,
     score_by_own_clock,
-    told_settings,
 )
 from backend.jobs.tasks import (
     ask_to_stop,
     is_stopping,
     leave_for_maintenance,
-    share_figures,
+    share_counters,
     use_projects,
     wait_to_stop,
 )
 from backend.jobs.worker_identity import own_name
 from backend.models.device.on_device import choose_device
 from backend.projects.composition import open_projects
-from backend.settings import LANES, Settings, differing, with_shared
+from backend.settings import CONCURRENT_BATCHES, Settings, differing, with_shared
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     def execute_job(self, job: Any, queue: Any) -> None:
         """Run a job, with heartbeats from a thread beside it."""
         with suppress(QueueUnavailableError):
-            self.compare_settings(told_settings(self.connection))
+            self.compare_settings(published_settings(self.connection))
         try:
             execution = self.prepare_execution(job)
             self.heartbeat()
@@ -108,7 +108,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
             leave_for_maintenance(str(job.args[0]))
             raise
         is_over = threading.Event()
-        claim = claim_key(self.name, job.id)
+        claim = lease_key(self.name, job.id)
 
         def say_alive() -> None:
             with suppress(RedisError):
@@ -120,7 +120,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
                 with suppress(RedisError, QueueUnavailableError):
                     self.maintain_heartbeats(job, execution)
                     self.register_job_again(job, execution)
-                    share_figures()
+                    share_counters()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         say_alive()
@@ -135,7 +135,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
                 # The last heartbeat may have come after the job's end.
                 job.started_job_registry.remove_execution(execution)
             with suppress(QueueUnavailableError):
-                share_figures()
+                share_counters()
         self.set_state("idle")
 
     def handle_warm_shutdown_request(self) -> None:
@@ -189,14 +189,14 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     redis_url = settings.redis_url
     jobs = JobQueue(redis_url)
     jobs.ping()
-    told = jobs.told_settings()
+    told = jobs.published_settings()
     settings = _as_the_service(settings, told)
     with suppress(OSError):
         os.nice(NICENESS)
     # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
     # processes that each want all cores get in each other's way. A GPU's memory is for one.
     is_on_cpu = choose_device(settings.device).type == "cpu"
-    calls_at_a_time = LANES if is_on_cpu else 1
+    calls_at_a_time = CONCURRENT_BATCHES if is_on_cpu else 1
     projects = open_projects(settings, calls_at_a_time=calls_at_a_time, processes=settings.local_workers)
     projects.models.start()
     for project in projects.store.projects():

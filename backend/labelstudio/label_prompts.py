@@ -11,7 +11,7 @@ from backend.labelstudio.codec import PREDICTED_ORIGINS, Region, is_own_region_i
 
 
 @dataclass(frozen=True, eq=False)
-class LabelMarks:
+class LabelPrompts:
     """All marks of one label on one image.
 
     Attributes:
@@ -34,7 +34,7 @@ class LabelMarks:
     region_ids: tuple[str, ...]
 
 
-def is_finished_mask(region: Region, mask_tags: Collection[str] = ()) -> bool:
+def is_complete_mask(region: Region, mask_tags: Collection[str] = ()) -> bool:
     """True for a region to be taken as it is: a shape, or a brush region that was predicted, accepted from us, or made
     with a control for masks.
 
@@ -95,7 +95,7 @@ def regions_to_scribble(
 
 def group_annotation(
     regions: Sequence[Region], background_labels: Collection[str] = (), mask_tags: Collection[str] = ()
-) -> tuple[LabelMarks, ...]:
+) -> tuple[LabelPrompts, ...]:
     """The marks of an annotation by image and label.
 
     A brush region is a finished mask if it was predicted (origin "prediction", "prediction-changed"), if its id is ours
@@ -121,14 +121,14 @@ def group_annotation(
         positive = [region for region in own if region.is_positive]
         if not positive:
             continue
-        finished = [region for region in own if is_finished_mask(region, mask_tags)]
+        finished = [region for region in own if is_complete_mask(region, mask_tags)]
         size_hw = positive[0].size_hw
         scribble = regions_to_scribble(
             [region for region in own if region not in finished], size_hw, background=background
         )
         masks = tuple(region.mask for region in finished if region.mask is not None)
         ids = tuple(region.id for region in positive)
-        marks.append(LabelMarks(label, to_name, size_hw, masks, scribble, scribble.negative_strokes, ids))
+        marks.append(LabelPrompts(label, to_name, size_hw, masks, scribble, scribble.negative_strokes, ids))
     return tuple(marks)
 
 

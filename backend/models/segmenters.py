@@ -47,13 +47,13 @@ class MaskCandidate:
         mask: (h, w) bool in the working frame.
         score: what the segmenter itself makes of it, in [0, 1].
         prompt_index: of the prompt that it answers.
-        refusal: why there is no mask: it is empty then, and says so to who asks.
+        rejection_reason: why there is no mask: it is empty then, and says so to who asks.
     """
 
     mask: Mask
     score: float
     prompt_index: int
-    refusal: str = ""
+    rejection_reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +100,10 @@ class BatchSegmenter(Segmenter, Protocol):
     """A segmenter whose images share forward passes."""
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """(H, W, 3) uint8 RGB as `embed_later` takes it; needs no device."""
+        """(H, W, 3) uint8 RGB as `embed_async` takes it; needs no device."""
         ...
 
-    def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+    def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
         """Begin to `embed` several images; gives what waits for them."""
         ...
 

@@ -14,8 +14,8 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
-from backend.projects.options import read_extra_params, told_on_setup
-from backend.projects.pictures import Pictures
+from backend.projects.options import read_extra_params, received_on_setup
+from backend.projects.pictures import Thumbnails
 from backend.projects.prediction.bulk_writer import BulkPredictions
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
@@ -57,7 +57,7 @@ class Projects:
         images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
         self.references = References(settings, store, metrics, models, connections, images)
         self._prefetch = Prefetch(
-            connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.gate.is_wanted
+            connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.scheduler.is_wanted
         )
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
         bulk = BulkPredictions(metrics, connections, images, self.predictions)
@@ -65,7 +65,7 @@ class Projects:
         self.propagation_work = PropagationWork(store, metrics, connections, self.predictions, bulk)
         self.propagations = Propagations(settings, store, connections, self.predictions, self.propagation_plans)
         self.quality = Quality(settings, store, models, connections, images, self.predictions)
-        self.pictures = Pictures(store, connections, images)
+        self.pictures = Thumbnails(store, connections, images)
         self._connected: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -86,7 +86,7 @@ class Projects:
             ModelUnavailableError: the models are not loaded yet, or cannot be.
         """
         parse_label_config(label_config)
-        told = told_on_setup(read_extra_params(extra_params), hostname)
+        told = received_on_setup(read_extra_params(extra_params), hostname)
         known = self.store.project(project_key)
         is_known = known is not None and (known.label_config, known.settings) == (label_config, told)
         if not is_known or (access_token and known and known.setup_token != access_token):

@@ -183,8 +183,8 @@ class TaskImages:
         def encode() -> EncodedImage:
             image = decode()
             # An interactive call may come to wait for this very encoding: then it is as urgent as that.
-            gate = self._models.gate
-            with gate.turn(is_interactive=is_interactive, is_urgent=lambda: self._awaited[sha256] > 0):
+            scheduler = self._models.scheduler
+            with scheduler.slot(is_interactive=is_interactive, is_urgent=lambda: self._awaited[sha256] > 0):
                 return softmatcher.encode(image)
 
         if with_pixels:
@@ -200,7 +200,7 @@ class TaskImages:
             `encoded`, or `known` if it was there or is being encoded.
 
         Raises:
-            InterruptedWorkError: somebody wanted the models.
+            CancelledWorkError: somebody wanted the models.
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had.
             ModelUnavailableError: no models yet.
         """
@@ -212,14 +212,14 @@ class TaskImages:
             return "known"
         image = decode_image(file.content, self._max_pixels)
         # The turn comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
-        with self._models.gate.turn(is_prefetch=True):
+        with self._models.scheduler.slot(is_prefetch=True):
             is_new = cache.encode_if_absent(sha256, lambda: softmatcher.encode(image))
         return "encoded" if is_new else "known"
 
     @property
-    def good_batch(self) -> int:
+    def preferred_batch_size(self) -> int:
         """Images that are worth giving `encode_read` at a time; 1 where it gains nothing."""
-        return max(1, self._models.get(60.0)[0].good_batch)
+        return max(1, self._models.get(60.0)[0].preferred_batch_size)
 
     def read(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> "ReadImage":
         """A task's image, ready for `encode_read`; needs no turn on the models. For threads that run ahead.

@@ -14,7 +14,7 @@ from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
 from backend.models.device.on_device import choose_device, good_threads, set_threads
 from backend.models.profiles import ModelSource
-from backend.projects.model_scheduler import ModelGate
+from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Models:
         self._loaded: tuple[Softmatcher, FeatureCache] | None = None
         self._failure: str | None = None
         self._failed_at = 0.0
-        self.gate = ModelGate(metrics, at_a_time=calls_at_a_time)
+        self.scheduler = ModelScheduler(metrics, at_a_time=calls_at_a_time)
 
     def start(self) -> None:
         """Begin to load; a second call does nothing."""
@@ -127,7 +127,7 @@ class Models:
                 self._ready.clear()
                 self._start_to_load()
 
-    def cache_figures(self) -> dict[str, float]:
+    def cache_counters(self) -> dict[str, float]:
         """For /metrics: hits, misses, evictions, bytes; empty while loading."""
         return asdict(self._loaded[1].stats) if self._loaded else {}
 

@@ -15,7 +15,7 @@ _LOOK_EVERY_S = 0.25
 """How soon a call that waits notices that its client went away."""
 
 
-class Rank(IntEnum):
+class Priority(IntEnum):
     """Who goes first; within a rank, who came first."""
 
     INTERACTIVE = 0
@@ -25,7 +25,7 @@ class Rank(IntEnum):
 
 @dataclass(eq=False)
 class _Waiter:
-    rank: Rank
+    priority: Priority
     number: int
     is_urgent: Callable[[], bool] | None = None
     since: float = field(default_factory=time.perf_counter)
@@ -33,11 +33,11 @@ class _Waiter:
     @property
     def place(self) -> tuple[int, int]:
         if self.is_urgent is not None and self.is_urgent():
-            return Rank.INTERACTIVE, self.number
-        return self.rank, self.number
+            return Priority.INTERACTIVE, self.number
+        return self.priority, self.number
 
 
-class ModelGate:
+class ModelScheduler:
     """One model call at a time; an interactive call goes before every other that waits, a prefetch after all.
 
     The queue is bounded: beyond `most_waiting` calls a further one is refused at once, instead of growing old in it.
@@ -59,10 +59,10 @@ class ModelGate:
     @property
     def is_wanted(self) -> bool:
         """True if a call that a person or a batch waits for is in the queue: a prefetch then gives way."""
-        return any(waiter.rank < Rank.PREFETCH for waiter in self._waiters)
+        return any(waiter.priority < Priority.PREFETCH for waiter in self._waiters)
 
     @contextmanager
-    def turn(
+    def slot(
         self, *, is_interactive: bool = False, is_prefetch: bool = False, is_urgent: Callable[[], bool] | None = None
     ) -> Iterator[None]:
         """Hold the models for one call (tenths of a second), not for a whole request.
@@ -74,13 +74,13 @@ class ModelGate:
 
         Raises:
             ModelUnavailableError: too many calls wait already.
-            InterruptedWorkError: whoever wanted this went away while it waited.
+            CancelledWorkError: whoever wanted this went away while it waited.
         """
-        rank = Rank.INTERACTIVE if is_interactive else Rank.PREFETCH if is_prefetch else Rank.BATCH
-        self._wait(rank, is_urgent)
+        priority = Priority.INTERACTIVE if is_interactive else Priority.PREFETCH if is_prefetch else Priority.BATCH
+        self._wait(priority, is_urgent)
         try:
             if is_prefetch:
-                with cancellation.interruptible(lambda: self.is_wanted):
+                with cancellation.cancellable(lambda: self.is_wanted):
                     yield
             else:
                 yield
@@ -89,16 +89,16 @@ class ModelGate:
                 self._free += 1
                 self._condition.notify_all()
 
-    def _wait(self, rank: Rank, is_urgent: Callable[[], bool] | None) -> None:
+    def _wait(self, priority: Priority, is_urgent: Callable[[], bool] | None) -> None:
         with self._condition:
             if len(self._waiters) >= self._most_waiting:
                 raise ModelUnavailableError(
                     f"the models are busy: {len(self._waiters)} calls wait for them already; try again in some seconds"
                 )
             self._count += 1
-            waiter = _Waiter(rank, self._count, is_urgent)
+            waiter = _Waiter(priority, self._count, is_urgent)
             self._waiters.append(waiter)
-            self._metrics.gate_waiting.set(len(self._waiters))
+            self._metrics.scheduler_waiting.set(len(self._waiters))
             try:
                 while not self._free or min(self._waiters, key=lambda one: one.place) is not waiter:
                     self._condition.wait(_LOOK_EVERY_S)
@@ -107,6 +107,6 @@ class ModelGate:
                 self._free -= 1
             finally:
                 self._waiters.remove(waiter)
-                self._metrics.gate_waiting.set(len(self._waiters))
+                self._metrics.scheduler_waiting.set(len(self._waiters))
                 self._condition.notify_all()
-        self._metrics.gate_seconds.labels(rank.name.lower()).observe(time.perf_counter() - waiter.since)
+        self._metrics.scheduler_seconds.labels(priority.name.lower()).observe(time.perf_counter() - waiter.since)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backend.core.types import MatcherName, OverlapName, RecipeName
+from backend.core.types import MatcherName, OverlapName, PromptingStrategy
 from backend.engine.softmatcher import MatchOptions
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -25,7 +25,7 @@ class ProjectOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     matcher: MatcherName | None = None
-    recipe: RecipeName | None = None
+    recipe: PromptingStrategy | None = None
     instances: bool | None = None
     complete_annotations: bool | None = None
     overlap: OverlapName | None = None
@@ -57,7 +57,7 @@ def read_extra_params(extra_params: Any) -> ProjectOptions:
         ) from None
 
 
-def told_on_setup(options: ProjectOptions, hostname: object) -> dict[str, Any]:
+def received_on_setup(options: ProjectOptions, hostname: object) -> dict[str, Any]:
     """What a project's record keeps of a /setup: its options, and the address that Label Studio gives itself."""
     kept: dict[str, Any] = {"extra_params": options.model_dump(exclude_none=True)}
     return {**kept, "hostname": hostname} if isinstance(hostname, str) and hostname else kept
@@ -79,7 +79,7 @@ def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
     own = _own_options(project)
     return MatchOptions(
         matcher=own.matcher or settings.matcher,
-        recipe=own.recipe or settings.recipe,
+        strategy=own.recipe or settings.recipe,
         instances=settings.instances if own.instances is None else own.instances,
         overlap=own.overlap or settings.overlap,
         minimum_score=settings.min_score if own.min_score is None else own.min_score,

@@ -28,7 +28,7 @@ _COLOURS = ((228, 87, 46), (23, 190, 187), (255, 201, 20), (118, 176, 65), (137,
 _Key = tuple[object, ...]
 
 
-class Pictures:
+class Thumbnails:
     """Draws and remembers the last pictures; few at a time, so that labelers' requests find free threads and cores."""
 
     def __init__(self, store: Store, connections: Connections, images: TaskImages) -> None:

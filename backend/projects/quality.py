@@ -84,7 +84,7 @@ class Quality:
             except SoftmatcherError as error:
                 logger.warning("project=%s reference=%d is not tried: %s", project_key, left_out.id, error)
                 continue
-            with self._models.gate.turn(is_interactive=False):
+            with self._models.scheduler.slot(is_interactive=False):
                 found = softmatcher.segment(
                     image.encoded,
                     {label: [one.reference for one in some if one.reference] for label, some in others.items()},

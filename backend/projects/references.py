@@ -15,7 +15,7 @@ from rq.timeouts import BaseTimeoutException
 
 from backend.core.cancellation import time_limit
 from backend.core.marked_objects import MarkedObject
-from backend.core.references import Doubt
+from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Scribble
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import (
@@ -30,7 +30,7 @@ from backend.errors import (
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
-from backend.labelstudio.label_prompts import LabelMarks, group_annotation
+from backend.labelstudio.label_prompts import LabelPrompts, group_annotation
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImage, TaskImages, versions_from_json, versions_to_json
@@ -85,7 +85,7 @@ class References:
         self._connections = connections
         self._images = images
 
-    def take_in(self, project_key: str, annotation_id: int) -> Outcome:
+    def ingest(self, project_key: str, annotation_id: int) -> Outcome:
         """Make the references of one annotation what Label Studio says now.
 
         Those of an annotation that Label Studio does not have are removed once it was seen to have the project.
@@ -105,7 +105,7 @@ class References:
                 self._store.delete_annotations(project_key, [annotation_id])
                 outcome: Outcome = "removed"
             else:
-                outcome = self._take_in_of_its_project(project_key, annotation)
+                outcome = self._ingest_of_its_project(project_key, annotation)
         except LabelStudioUnavailableError:
             raise  # it stays pending: maintenance queues it again
         except BaseException:
@@ -152,7 +152,7 @@ class References:
                         if len(asked) >= _MOST_ASKED:
                             settle()
                     else:
-                        self._take_in_counted(project, task, annotation, counts)
+                        self._ingest_counted(project, task, annotation, counts)
             while asked:
                 settle()
         # A page that a list lacks may be a proxy's doing: what seems gone is asked for by itself.
@@ -186,7 +186,7 @@ class References:
                 "project=%s annotation=%s: its image was replaced since: it is taken in again",
                 project.key, annotation["id"],
             )  # fmt: skip
-            self._take_in_counted(project, task, annotation, counts)
+            self._ingest_counted(project, task, annotation, counts)
             return
         if isinstance(images, SoftmatcherError):
             if isinstance(images, LabelStudioUnavailableError):
@@ -199,8 +199,8 @@ class References:
             return
         counts["unchanged"] += 1
 
-    def _take_in_counted(self, project: ProjectRecord, task: Json, annotation: Json, counts: dict[str, Any]) -> None:
-        outcome = self._take_in(project, task, annotation)
+    def _ingest_counted(self, project: ProjectRecord, task: Json, annotation: Json, counts: dict[str, Any]) -> None:
+        outcome = self._ingest(project, task, annotation)
         self._metrics.annotations.labels(outcome).inc()
         counts[outcome] = counts.get(outcome, 0) + 1
 
@@ -252,7 +252,7 @@ class References:
             return True
         return False
 
-    def _take_in_of_its_project(self, project_key: str, annotation: Mapping[str, Any]) -> Outcome:
+    def _ingest_of_its_project(self, project_key: str, annotation: Mapping[str, Any]) -> Outcome:
         project_id = int(project_key.split(".")[0])
         if annotation.get("project") not in (None, project_id):
             logger.warning("project=%s annotation=%s is of another project", project_key, annotation.get("id"))
@@ -267,9 +267,9 @@ class References:
             raise LabelStudioUnavailableError(
                 f"Label Studio has the annotation, but does not list its task: {error}"
             ) from error
-        return self._take_in(project, task, annotation, tries_again=True)
+        return self._ingest(project, task, annotation, tries_again=True)
 
-    def _take_in(
+    def _ingest(
         self,
         project: ProjectRecord,
         task: Mapping[str, Any],
@@ -382,16 +382,16 @@ class References:
         project: ProjectRecord,
         to_name: str,
         image: TaskImage,
-        marks: Sequence[LabelMarks],
+        marks: Sequence[LabelPrompts],
         problems: list[str],
         cut_until: float,
     ) -> list[NewReference]:
         masks: dict[str, Mask] = {}
-        doubts: dict[str, Doubt | None] = {}
+        uncertainties: dict[str, MaskUncertainty | None] = {}
         for mark in marks:
             try:
-                with self._models.gate.turn(is_interactive=False), time_limit(cut_until, _TOO_MANY_MARKS):
-                    mask, doubts[mark.label] = reference_mask(softmatcher, image.encoded, mark)
+                with self._models.scheduler.slot(is_interactive=False), time_limit(cut_until, _TOO_MANY_MARKS):
+                    mask, uncertainties[mark.label] = reference_mask(softmatcher, image.encoded, mark)
             except BadInputError as error:
                 problems.append(f"label {mark.label!r}: {error}")
                 continue
@@ -408,18 +408,19 @@ class References:
             others = [other for label, other in masks.items() if label != mark.label]
             known_outside = others if mark.outside is None else [*others, mark.outside]
             outside = np.logical_or.reduce(known_outside) & ~mask if known_outside else None
-            with self._models.gate.turn(is_interactive=False):
+            with self._models.scheduler.slot(is_interactive=False):
                 reference = softmatcher.describe(
                     image.pixels, image.encoded, mask,
-                    outside=outside, is_complete=is_complete(self._settings, project), doubt=doubts[mark.label],
+                    outside=outside, is_complete=is_complete(self._settings, project),
+                    uncertainty=uncertainties[mark.label],
                 )  # fmt: skip
             references.append(NewReference(mark.label, to_name, image.sha256, mask, reference))
         return references
 
 
 def reference_mask(
-    softmatcher: Softmatcher, encoded: EncodedImage, marks: LabelMarks
-) -> tuple[Mask | None, Doubt | None]:
+    softmatcher: Softmatcher, encoded: EncodedImage, marks: LabelPrompts
+) -> tuple[Mask | None, MaskUncertainty | None]:
     """Make the mask of a reference: the finished masks and what the scribbles give, object by object.
 
     Finished masks were seen by whoever submitted them, and strokes that fill an object are its mask; what becomes of
@@ -446,9 +447,9 @@ def reference_mask(
         else:
             finished.append(strokes)
     seen = np.logical_or.reduce(finished) if finished else None
-    doubt = softmatcher.doubt(encoded, unseen, finished=seen) if unseen else None
+    uncertainty = softmatcher.uncertainty(encoded, unseen, finished=seen) if unseen else None
     masks = finished + [one.found.mask for one in unseen]
-    return (np.logical_or.reduce(masks) if masks else None), doubt
+    return (np.logical_or.reduce(masks) if masks else None), uncertainty
 
 
 def _painted_whole(one: MarkedObject) -> Mask | None:

@@ -128,7 +128,7 @@ class PropagationStore:
             propagation_id, _runs.c.state == "planning", state="running", is_planned=True, started_at=self._now()
         )
 
-    def hand_on(self, project_key: str, task_ids: Sequence[int], model_version: str, started_by: str) -> int:
+    def defer(self, project_key: str, task_ids: Sequence[int], model_version: str, started_by: str) -> int:
         """See that tasks get predicted: by the propagation that runs, else by a new one for them.
 
         Tasks that wait already, are being predicted, or have been with this very version are left as they are.
@@ -150,7 +150,7 @@ class PropagationStore:
             else:
                 return made.id
         if not running:
-            return self.hand_on(project_key, task_ids, model_version, started_by)
+            return self.defer(project_key, task_ids, model_version, started_by)
         identifier = running[0].id
         with self._write() as connection:
             known: dict[int, Any] = {}

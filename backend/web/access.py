@@ -94,11 +94,11 @@ def _project_of_secret(settings: Settings, header: str) -> str | None:
 def guard(app: Flask, settings: Settings) -> None:
     """Let every request pass these checks before its route, and every answer get the headers."""
     names = _own_names(settings)
-    tries = PasswordTries()
+    tries = PasswordAttempts()
     receiving = _Receiving(max(2, int(settings.service_threads * _RECEIVING_SHARE)))
 
     @app.before_request
-    def refuse_foreign_names() -> None:
+    def reject_foreign_names() -> None:
         """A page can give its own name our address (DNS rebinding), and then our answers are its own to read.
 
         It cannot know a password, so this matters where none is asked for.
@@ -173,7 +173,7 @@ def guard(app: Flask, settings: Settings) -> None:
         return response
 
 
-class PasswordTries:
+class PasswordAttempts:
     """Counts wrong passwords by address, in bounded memory."""
 
     def __init__(self) -> None:

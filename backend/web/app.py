@@ -18,7 +18,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import __version__
-from backend.core.cancellation import InterruptedWorkError, interruptible
+from backend.core.cancellation import CancelledWorkError, cancellable
 from backend.errors import (
     BadInputError,
     ConfigurationError,
@@ -39,7 +39,7 @@ from backend.projects.composition import Projects
 from backend.web.access import MOST_BODY_BYTES, PREDICT_PATH, WEBHOOK_PATH, guard
 from backend.web.json_body import read_json_object
 from backend.web.pages import create_pages
-from backend.web.webhooks import EventReceiver
+from backend.web.webhooks import WebhookReceiver
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     """The Flask application over one set of projects; owns no state of its own."""
     app = Flask("softmatcher", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
-    events = EventReceiver(projects, queue)
+    events = WebhookReceiver(projects, queue)
     metrics, settings = projects.metrics, projects.settings
     slots = _Slots(max(1, int(settings.service_threads * _PREDICTING_SHARE)), metrics)
 
@@ -147,7 +147,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         context = params.get("context") if isinstance(params, dict) else None
         project_key = projects.project_key(body.get("project"), tasks)
         _note(project=project_key, tasks=len(tasks))
-        with slots.one(), interruptible(lambda: client_is_gone(environ)):
+        with slots.one(), cancellable(lambda: client_is_gone(environ)):
             return answer_prediction(project_key, label_config, tasks, context)
 
     def answer_prediction(
@@ -163,7 +163,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         answer = projects.predictions.predict(project_key, label_config, tasks)
         _note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
         if answer.unfinished:
-            hand_on(project_key, answer.unfinished)
+            defer(project_key, answer.unfinished)
         return {"results": answer.results}
 
     @app.get("/projects/<int:project_id>/tasks/<int:task_id>/explain.png")
@@ -173,8 +173,8 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
             picture = projects.predictions.explain(project_id, task_id)
         return Response(picture, content_type="image/png", headers={"Cache-Control": "no-store"})
 
-    def hand_on(project_key: str, task_ids: Sequence[int]) -> None:
-        propagation_id = projects.propagations.hand_on(project_key, task_ids)
+    def defer(project_key: str, task_ids: Sequence[int]) -> None:
+        propagation_id = projects.propagations.defer(project_key, task_ids)
         try:
             if propagation_id is not None:
                 queue.ensure_propagation_jobs(project_key, propagation_id, len(task_ids))
@@ -194,8 +194,8 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     def answer_http_error(error: HTTPException) -> tuple[Response, int]:
         return jsonify(error=error.description, id=g.get("request_id")), error.code or 500
 
-    @app.errorhandler(InterruptedWorkError)
-    def answer_nobody(error: InterruptedWorkError) -> tuple[Response, int]:
+    @app.errorhandler(CancelledWorkError)
+    def answer_nobody(error: CancelledWorkError) -> tuple[Response, int]:
         _note(client="gone")
         return jsonify(error="the client went away"), _CLIENT_CLOSED_REQUEST
 

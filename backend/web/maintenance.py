@@ -23,7 +23,7 @@ _PENDING_AT_A_TIME = 100
 _LOOK_AGAIN_S = 6 * 3600.0
 
 
-class Upkeep:
+class Maintenance:
     """Queues reconciliations and propagations that are due; gives Label Studio's webhooks the credentials they lack.
 
     Label Studio registers `<backend>/webhook` itself on connecting, but without basic auth, even if the backend has it
@@ -51,9 +51,9 @@ class Upkeep:
         """Do what is due; what fails is logged, and keeps nothing else from being done."""
         failed = set()
         for work in (
-            self.tell_settings,
+            self.publish_settings,
             self.reconcile_due,
-            self.take_in_pending,
+            self.ingest_pending,
             self.propagate_due,
             self.authorize_webhooks,
             self.look_for_gone,
@@ -67,9 +67,9 @@ class Upkeep:
         for reason in sorted(failed):
             logger.warning("upkeep: %s", reason)
 
-    def tell_settings(self) -> None:
+    def publish_settings(self) -> None:
         """Leave the settings for workers, again and again: the queue may lose its data."""
-        self._queue.tell_settings(shared_settings(self._projects.settings))
+        self._queue.publish_settings(shared_settings(self._projects.settings))
 
     def reconcile_due(self) -> None:
         """Queue a reconciliation of each project that is marked, and take the mark off."""
@@ -85,13 +85,13 @@ class Upkeep:
                 # A project whose every reconciliation fails does not fill queue and log.
                 self._reconcile_after[project.key] = time.monotonic() + _RECONCILE_AGAIN_S
 
-    def take_in_pending(self) -> None:
+    def ingest_pending(self) -> None:
         """Queue annotations again that were announced and not taken in: the queue was away, or lost its data."""
         if time.monotonic() < self._pending_after:
             return
         self._pending_after = time.monotonic() + _PENDING_AGAIN_S
         for project_key, annotation_id in self._projects.store.left_pending(_PENDING_AGAIN_S, _PENDING_AT_A_TIME):
-            self._queue.take_in_annotation(project_key, annotation_id)
+            self._queue.ingest_annotation(project_key, annotation_id)
 
     def propagate_due(self) -> None:
         """Start what is to start by itself, and see that everything that is unfinished has jobs.
@@ -111,7 +111,7 @@ class Upkeep:
             if record.state == "planning":
                 queue.ensure_planned(record.project_key, record.id)
                 continue
-            projects.propagation_work.give_back_dead(record.id, queue.is_claim_alive)
+            projects.propagation_work.give_back_dead(record.id, queue.is_lease_alive)
             counts = projects.store.propagation_tasks.counts(record.id)
             if counts.pending or not counts.running:
                 queue.ensure_propagation_jobs(record.project_key, record.id, counts.pending)

@@ -24,7 +24,7 @@ _ONE_BY_ONE = 20
 """More annotations than this in one event are cheaper to look through together."""
 
 
-class EventReceiver:
+class WebhookReceiver:
     """Turns webhook bodies into marks in the store and jobs in the queue."""
 
     def __init__(self, projects: Projects, queue: JobQueue) -> None:
@@ -58,13 +58,13 @@ class EventReceiver:
 
     def _act(self, action: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
         if action in _ANNOTATIONS_CHANGED:
-            return self._take_in(key, _ids(body, "annotation"))
+            return self._ingest(key, _ids(body, "annotation"))
         if action == "ANNOTATIONS_DELETED":
-            return self._take_in(key, _ids(body, "annotations"))
+            return self._ingest(key, _ids(body, "annotations"))
         if action == "TASKS_DELETED":
             tasks = set(_ids(body, "tasks"))
             known = [each.annotation_id for each in self._projects.store.annotations(key) if each.task_id in tasks]
-            return self._take_in(key, known) if known else {"status": "nothing to do"}
+            return self._ingest(key, known) if known else {"status": "nothing to do"}
         if action == "START_TRAINING":
             if self._projects.store.project(key) is None:
                 raise NotFoundError(
@@ -80,7 +80,7 @@ class EventReceiver:
             self._projects.store.mark_for_reconcile(project_key)
             logger.warning("project=%s waits for the queue: %s", project_key, error)
 
-    def _look_through(self, project_key: str) -> dict[str, Any]:
+    def _reconcile(self, project_key: str) -> dict[str, Any]:
         try:
             return {"status": "queued", "jobs": [self._queue.reconcile(project_key)]}
         except QueueUnavailableError as error:
@@ -100,14 +100,14 @@ class EventReceiver:
             logger.warning("project=%s propagation=%d waits for the queue: %s", project_key, record.id, error)
             return answer
 
-    def _take_in(self, project_key: str, annotation_ids: list[int]) -> dict[str, Any]:
+    def _ingest(self, project_key: str, annotation_ids: list[int]) -> dict[str, Any]:
         if len(annotation_ids) > _ONE_BY_ONE:
-            return self._look_through(project_key)
+            return self._reconcile(project_key)
         jobs = []
         try:
             for annotation_id in annotation_ids:
                 self._projects.store.mark_pending(project_key, annotation_id)
-                jobs.append(self._queue.take_in_annotation(project_key, annotation_id))
+                jobs.append(self._queue.ingest_annotation(project_key, annotation_id))
         except QueueUnavailableError as error:
             self._projects.store.mark_for_reconcile(project_key)
             logger.warning("project=%s annotations wait for the queue: %s", project_key, error)

@@ -3,7 +3,7 @@
 import pytest
 
 from backend.core import cancellation
-from backend.core.cancellation import InterruptedWorkError, interruptible, time_limit
+from backend.core.cancellation import CancelledWorkError, cancellable, time_limit
 from backend.errors import BadInputError
 
 
@@ -27,8 +27,8 @@ def test_work_ends_at_its_time_limit_with_its_message() -> None:
 
 def test_work_that_nobody_waits_for_is_not_too_long() -> None:
     with (
-        pytest.raises(InterruptedWorkError),
-        interruptible(lambda: True),
+        pytest.raises(CancelledWorkError),
+        cancellable(lambda: True),
         time_limit(0, "too long", clock=lambda: 1.0),
     ):
         cancellation.check()

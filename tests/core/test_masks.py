@@ -16,14 +16,14 @@ def test_specks_go_and_holes_are_filled() -> None:
     mask[10:30, 10:30] = True
     mask[15:17, 15:17] = False
     mask[2, 2] = True
-    cleaned = clean_mask(mask, speck_px=5, hole_px=5)
+    cleaned = clean_mask(mask, small_component_px=5, hole_px=5)
     assert cleaned[10:30, 10:30].all()
     assert cleaned.sum() == 400
 
 
 @pytest.mark.parametrize("mask", [np.zeros((5, 5), bool), np.ones((5, 5), bool)])
 def test_uniform_masks_stay(mask: np.ndarray) -> None:
-    assert np.array_equal(clean_mask(mask, speck_px=3, hole_px=3), mask)
+    assert np.array_equal(clean_mask(mask, small_component_px=3, hole_px=3), mask)
 
 
 def test_overlaps_go_to_the_higher_prior_and_nothing_is_lost() -> None:

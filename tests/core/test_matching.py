@@ -58,7 +58,7 @@ def test_posterior_equals_its_definition() -> None:
     kernel = torch.exp(features.double() @ target.double().T / 0.1)
     a = (inside.double() @ kernel) / inside.double().sum().sqrt()
     b = ((1 - inside.double()) @ kernel) / (1 - inside.double()).sum().sqrt()
-    found = match_posterior(bank_of(features, inside), target, temperature=0.1, strange_similarity=0.2).posterior
+    found = match_posterior(bank_of(features, inside), target, temperature=0.1, similarity_floor=0.2).posterior
     assert torch.allclose(found.double(), a / (a + b + np.exp(0.2 / 0.1)), rtol=1e-4)
 
 
@@ -128,7 +128,7 @@ def _banks(count: int) -> list[ReferenceBank]:
 def test_labels_know_each_others_objects_as_background(strange: float) -> None:
     """Each as if the others' objects were in its own bank, at one product a label."""
     banks, target = _banks(3), unit(20, seed=9)
-    scales = {"temperature": 0.1, "strange_similarity": strange}
+    scales = {"temperature": 0.1, "similarity_floor": strange}
     together = match_posteriors(banks, target, **scales)
     each = [match_posterior(bank, target, **scales) for bank in with_others_as_background(banks)]
     for one, other in zip(together, each, strict=True):
@@ -158,8 +158,8 @@ def test_anothers_object_lowers_the_posterior_on_it_alone() -> None:
     mine, others = unit(1), unit(1, seed=9)
     banks = [bank_of(feature, torch.ones(1)) for feature in (mine, others)]
     target = torch.cat([mine, others])
-    (own, _) = match_posteriors(banks, target, temperature=0.1, strange_similarity=0.0)
-    alone = match_posterior(banks[0], target, temperature=0.1, strange_similarity=0.0)
+    (own, _) = match_posteriors(banks, target, temperature=0.1, similarity_floor=0.0)
+    alone = match_posterior(banks[0], target, temperature=0.1, similarity_floor=0.0)
     assert float(own.posterior[0]) > 0.9
     assert float(own.posterior[1]) < float(alone.posterior[1]) + 1e-6
 

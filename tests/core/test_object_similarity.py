@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from backend.core.matching import MINIMUM_MASS, ReferenceBank
-from backend.core.object_similarity import LONE_COHESION, KindFrame, cohesion, kinship
+from backend.core.object_similarity import (
+    LONE_INTRA_REFERENCE_SIMILARITY,
+    ObjectFeatureSpace,
+    intra_reference_similarity,
+    object_similarity,
+)
 
 
 def patches(count: int = 40, dims: int = 12, seed: int = 0) -> torch.Tensor:
@@ -15,16 +20,16 @@ def patches(count: int = 40, dims: int = 12, seed: int = 0) -> torch.Tensor:
 def test_an_object_is_its_own_kin_and_the_opposite_is_none() -> None:
     target, weights = patches(), torch.rand(40, generator=torch.Generator().manual_seed(1))
     mean = (weights @ target / weights.sum())[None]
-    assert kinship(mean, target, weights, KindFrame()) == pytest.approx(1.0, abs=1e-5)
-    assert kinship(-mean, target, weights, KindFrame()) == pytest.approx(-1.0, abs=1e-5)
+    assert object_similarity(mean, target, weights, ObjectFeatureSpace()) == pytest.approx(1.0, abs=1e-5)
+    assert object_similarity(-mean, target, weights, ObjectFeatureSpace()) == pytest.approx(-1.0, abs=1e-5)
 
 
 def test_the_most_alike_reference_counts_whatever_the_order() -> None:
     target, weights = patches(), torch.ones(40)
     objects = patches(5, seed=2)
-    alone = [kinship(objects[index : index + 1], target, weights, KindFrame()) for index in range(5)]
-    assert kinship(objects, target, weights, KindFrame()) == pytest.approx(max(alone))
-    assert kinship(objects.flip(0), target, weights, KindFrame()) == pytest.approx(max(alone))
+    alone = [object_similarity(objects[index : index + 1], target, weights, ObjectFeatureSpace()) for index in range(5)]
+    assert object_similarity(objects, target, weights, ObjectFeatureSpace()) == pytest.approx(max(alone))
+    assert object_similarity(objects.flip(0), target, weights, ObjectFeatureSpace()) == pytest.approx(max(alone))
 
 
 def test_what_everything_shares_does_not_make_kin() -> None:
@@ -32,19 +37,21 @@ def test_what_everything_shares_does_not_make_kin() -> None:
     target, objects = F.normalize(patches(seed=3) + shared, dim=1), F.normalize(patches(1, seed=4) + shared, dim=1)
     weights = torch.ones(40)
     typical = F.normalize(patches(2000, seed=5) + shared, dim=1).mean(dim=0)
-    assert kinship(objects, target, weights, KindFrame()) > 0.9
-    assert kinship(objects, target, weights, KindFrame(slice(None), typical)) < 0.8
+    assert object_similarity(objects, target, weights, ObjectFeatureSpace()) > 0.9
+    assert object_similarity(objects, target, weights, ObjectFeatureSpace(slice(None), typical)) < 0.8
 
 
 def test_only_the_frame_s_channels_count() -> None:
     target, weights = patches(), torch.ones(40)
     objects = target.mean(dim=0, keepdim=True).clone()
     objects[:, :4] = 9.0
-    assert kinship(objects, target, weights, KindFrame(slice(4, None), torch.zeros(8))) == pytest.approx(1.0, abs=1e-5)
+    assert object_similarity(
+        objects, target, weights, ObjectFeatureSpace(slice(4, None), torch.zeros(8))
+    ) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_nothing_found_is_no_kin() -> None:
-    assert kinship(patches(1), patches(), torch.zeros(40), KindFrame()) == -1.0
+    assert object_similarity(patches(1), patches(), torch.zeros(40), ObjectFeatureSpace()) == -1.0
 
 
 def test_a_bank_without_objects_of_its_own_has_the_mean_of_all() -> None:
@@ -58,8 +65,12 @@ def test_a_bank_without_objects_of_its_own_has_the_mean_of_all() -> None:
 
 def test_cohesion_is_how_alike_references_are() -> None:
     objects = patches(6, seed=7)
-    assert cohesion(objects[:1], KindFrame()) == LONE_COHESION
-    assert cohesion(objects[:1].repeat(3, 1), KindFrame()) == LONE_COHESION
-    assert cohesion(objects.repeat(2, 1), KindFrame()) == pytest.approx(cohesion(objects, KindFrame()), abs=1e-5)
-    assert cohesion(objects, KindFrame()) == pytest.approx(cohesion(objects.flip(0), KindFrame()), abs=1e-5)
-    assert cohesion(objects, KindFrame()) < 0.9
+    assert intra_reference_similarity(objects[:1], ObjectFeatureSpace()) == LONE_INTRA_REFERENCE_SIMILARITY
+    assert intra_reference_similarity(objects[:1].repeat(3, 1), ObjectFeatureSpace()) == LONE_INTRA_REFERENCE_SIMILARITY
+    assert intra_reference_similarity(objects.repeat(2, 1), ObjectFeatureSpace()) == pytest.approx(
+        intra_reference_similarity(objects, ObjectFeatureSpace()), abs=1e-5
+    )
+    assert intra_reference_similarity(objects, ObjectFeatureSpace()) == pytest.approx(
+        intra_reference_similarity(objects.flip(0), ObjectFeatureSpace()), abs=1e-5
+    )
+    assert intra_reference_similarity(objects, ObjectFeatureSpace()) < 0.9

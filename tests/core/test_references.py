@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from backend.core.references import Doubt, reference_views, unknown_look_alikes, weigh_doubt
+from backend.core.references import MaskUncertainty, ambiguous_patch_weights, blend_uncertainty, reference_views
 
 
 def test_every_view_shows_the_object_under_its_mask() -> None:
@@ -30,36 +30,36 @@ def test_look_alikes_are_unknown_unless_the_user_said_outside() -> None:
     object_patch, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     features = torch.stack([object_patch, object_patch, object_patch, other, other, other])
     inside = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    known = unknown_look_alikes(features, inside, None, temperature=0.05)
+    known = ambiguous_patch_weights(features, inside, None, temperature=0.05)
     assert known.tolist() == [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     told = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    known = unknown_look_alikes(features, inside, told, temperature=0.05)
+    known = ambiguous_patch_weights(features, inside, told, temperature=0.05)
     assert known.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
 
 
 def test_a_mask_of_everything_leaves_nothing_unknown() -> None:
     features = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert unknown_look_alikes(features, torch.ones(9), None, temperature=0.05).tolist() == [1.0] * 9
+    assert ambiguous_patch_weights(features, torch.ones(9), None, temperature=0.05).tolist() == [1.0] * 9
 
 
 def test_what_is_likely_is_seen_in_every_view_as_the_mask_is() -> None:
     mask = np.zeros((60, 90), bool)
     mask[20:30, 50:70] = True
     halves = mask.astype(np.float32) / 2
-    for view in reference_views(np.zeros((60, 90, 3), np.uint8), mask, None, Doubt(halves, halves)):
-        assert view.doubt is not None
-        assert np.array_equal(view.doubt.likely, view.mask / 2)
-        assert np.array_equal(view.doubt.trust, view.mask / 2)
+    for view in reference_views(np.zeros((60, 90, 3), np.uint8), mask, None, MaskUncertainty(halves, halves)):
+        assert view.uncertainty is not None
+        assert np.array_equal(view.uncertainty.soft_mask, view.mask / 2)
+        assert np.array_equal(view.uncertainty.confidence, view.mask / 2)
 
 
 def test_trust_lies_between_the_mask_and_what_is_likely() -> None:
     inside, known = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0])
-    likely = torch.tensor([0.2, 0.6, 0.9])
-    for trust, foreground, background in (
+    soft_mask = torch.tensor([0.2, 0.6, 0.9])
+    for confidence, foreground, background in (
         (1.0, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
         (0.0, [0.2, 0.6, 0.9], [0.8, 0.4, 0.1]),
         (0.5, [0.6, 0.3, 0.45], [0.4, 0.7, 0.05]),
     ):
-        weighed, weighed_known = weigh_doubt(inside, known, likely, trust)
+        weighed, weighed_known = blend_uncertainty(inside, known, soft_mask, confidence)
         assert torch.allclose(weighed * weighed_known, torch.tensor(foreground))
         assert torch.allclose((1 - weighed) * weighed_known, torch.tensor(background))

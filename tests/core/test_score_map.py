@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backend.core.score_map import map_peak, recentre_map
+from backend.core.score_map import map_peak, recentre_log_odds
 
 
 def test_peak_is_the_mean_of_the_highest_percent() -> None:
@@ -34,7 +34,7 @@ def test_peak_of_a_picture_is_that_of_all_its_pixels(kind: str) -> None:
 @pytest.mark.parametrize("peak", [0.05, 0.5, 1.0])
 def test_recentred_map_keeps_order_and_crosses_a_half_below_its_peak(peak: float) -> None:
     score_map = torch.linspace(0, peak, 101)
-    prior = recentre_map(score_map, peak)
+    prior = recentre_log_odds(score_map, peak)
     assert bool((prior.diff() >= 0).all())
     assert bool((prior[score_map > 0.61 * peak] > 0.5).all())
     assert bool((prior[score_map < 0.59 * peak] < 0.5).all())

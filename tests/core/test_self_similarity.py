@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from backend.core.marked_objects import MarkedObject
-from backend.core.self_similarity import LEAST_TRUST, scribble_affinity, scribble_doubt
+from backend.core.self_similarity import LEAST_CONFIDENCE, scribble_affinity, scribble_uncertainty
 from backend.core.types import ScoredMask, Scribble
 
 FEATURES = np.zeros((4, 6, 2), np.float16)
@@ -43,38 +43,39 @@ def test_features_without_contrast_say_nothing() -> None:
 def test_a_doubted_mask_leaves_open_all_that_looks_like_the_mark() -> None:
     found = ScoredMask(np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38))), 0.7)
     positive, negative = np.array([[20, 20]], np.float32), np.array([[28, 12]], np.float32)
-    doubt = scribble_doubt(FEATURES, [MarkedObject(Scribble((40, 60), positive), found)])
-    assert doubt is not None
-    assert 0 < doubt.trust < 1
-    assert doubt.likely[25, 25] > 0.9  # of the same patch feature, outside the mask
-    assert doubt.likely[5, 50] < 0.1
-    told = scribble_doubt(FEATURES, [MarkedObject(Scribble((40, 60), positive, negative), found)])
+    uncertainty = scribble_uncertainty(FEATURES, [MarkedObject(Scribble((40, 60), positive), found)])
+    assert uncertainty is not None
+    assert 0 < uncertainty.confidence < 1
+    assert uncertainty.soft_mask[25, 25] > 0.9  # of the same patch feature, outside the mask
+    assert uncertainty.soft_mask[5, 50] < 0.1
+    told = scribble_uncertainty(FEATURES, [MarkedObject(Scribble((40, 60), positive, negative), found)])
     assert told is not None
-    assert told.likely[20, 20] == 1
-    assert told.likely[12, 28] == 0  # looks alike, but was marked as not the object
+    assert told.soft_mask[20, 20] == 1
+    assert told.soft_mask[12, 28] == 0  # looks alike, but was marked as not the object
 
 
 def test_trust_grows_with_the_score_and_a_stroke_says_more_than_a_point() -> None:
     mask = np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38)))
     point = Scribble((40, 60), np.array([[20, 20]], np.float32))
     stroke = Scribble((40, 60), positive_strokes=mask)
-    trusts = {}
+    confidences = {}
     for name, scribble in (("points", point), ("strokes", stroke)):
-        doubts = [
-            scribble_doubt(FEATURES, [MarkedObject(scribble, ScoredMask(mask, score))]) for score in (0.1, 0.7, 0.8)
+        uncertainties = [
+            scribble_uncertainty(FEATURES, [MarkedObject(scribble, ScoredMask(mask, score))])
+            for score in (0.1, 0.7, 0.8)
         ]
-        trusts[name] = [doubt.trust for doubt in doubts if doubt is not None]
-        assert trusts[name][0] == LEAST_TRUST[name]
-        assert trusts[name] == sorted(set(trusts[name]))
-    assert all(of_stroke > of_point for of_point, of_stroke in zip(*trusts.values(), strict=True))
+        confidences[name] = [uncertainty.confidence for uncertainty in uncertainties if uncertainty is not None]
+        assert confidences[name][0] == LEAST_CONFIDENCE[name]
+        assert confidences[name] == sorted(set(confidences[name]))
+    assert all(of_stroke > of_point for of_point, of_stroke in zip(*confidences.values(), strict=True))
 
 
 def test_a_good_mask_and_one_that_a_box_bounds_are_not_doubted() -> None:
     mask = np.pad(np.ones((4, 4), bool), ((18, 18), (18, 38)))
     point = np.array([[20, 20]], np.float32)
-    assert scribble_doubt(FEATURES, [MarkedObject(Scribble((40, 60), point), ScoredMask(mask, 0.9))]) is None
+    assert scribble_uncertainty(FEATURES, [MarkedObject(Scribble((40, 60), point), ScoredMask(mask, 0.9))]) is None
     box = Scribble((40, 60), point, boxes_xyxy=np.array([[10, 10, 30, 30]], np.float32))
-    assert scribble_doubt(FEATURES, [MarkedObject(box, ScoredMask(mask, 0.1))]) is None
+    assert scribble_uncertainty(FEATURES, [MarkedObject(box, ScoredMask(mask, 0.1))]) is None
 
 
 def test_each_object_is_trusted_by_its_own_score() -> None:
@@ -85,17 +86,17 @@ def test_each_object_is_trusted_by_its_own_score() -> None:
     points = [Scribble((40, 60), np.array([[10 + 20 * number, 15]], np.float32)) for number in range(2)]
     found = [ScoredMask(masks[0], 0.9), ScoredMask(masks[1], 0.7), ScoredMask(masks[2], 0.1)]
     objects = [MarkedObject(one, mask) for one, mask in zip([*points, box], found, strict=True)]
-    doubt = scribble_doubt(FEATURES, objects)
-    assert doubt is not None
-    assert isinstance(doubt.trust, np.ndarray)
-    sure, unsure, boxed = (doubt.trust[mask] for mask in masks)
+    uncertainty = scribble_uncertainty(FEATURES, objects)
+    assert uncertainty is not None
+    assert isinstance(uncertainty.confidence, np.ndarray)
+    sure, unsure, boxed = (uncertainty.confidence[mask] for mask in masks)
     assert (sure == 1).all()
     assert (boxed == 1).all()
     assert np.unique(unsure).tolist() == pytest.approx([0.4])
-    assert doubt.trust[0, 0] == pytest.approx(0.4)
-    assert doubt.likely[15, 30] == 1  # what was marked holds
-    seen = scribble_doubt(FEATURES, objects[1:2], finished=masks[0])
+    assert uncertainty.confidence[0, 0] == pytest.approx(0.4)
+    assert uncertainty.soft_mask[15, 30] == 1  # what was marked holds
+    seen = scribble_uncertainty(FEATURES, objects[1:2], finished=masks[0])
     assert seen is not None
-    assert isinstance(seen.trust, np.ndarray)
-    assert (seen.trust[masks[0]] == 1).all()
-    assert scribble_doubt(FEATURES, [objects[0], objects[2]]) is None
+    assert isinstance(seen.confidence, np.ndarray)
+    assert (seen.confidence[masks[0]] == 1).all()
+    assert scribble_uncertainty(FEATURES, [objects[0], objects[2]]) is None

@@ -6,23 +6,23 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image as PillowImage
 
-from backend.core.explanation import LabelTrace, ProposalTrace, Trace
-from backend.drawing.explanation import draw_traces
+from backend.core.explanation import ClusterMask, Explanation, LabelExplanation
+from backend.drawing.explanation import draw_explanations
 from backend.drawing.text import drawable
 
 LABELS = ("\u00c4 label", "\u91d1\u5c5e", "\u6728\u6750", "coin")
 IMAGE = np.full((90, 120, 3), 128, np.uint8)
 
 
-def _label(is_kept: bool, proposals: int = 7) -> LabelTrace:
+def _label(is_kept: bool, proposals: int = 7) -> LabelExplanation:
     mask = np.zeros((60, 80), bool)
     mask[10:30, 20:50] = is_kept
     score_map = np.linspace(0, 1, 60 * 80, dtype=np.float32).reshape(60, 80)
     points = np.array([[20.0, 20.0], [79.0, 59.0]], np.float32)
     parts = tuple(
-        ProposalTrace(points, mask, 0.5, is_kept, "kept" if is_kept else "dropped: why") for _ in range(proposals)
+        ClusterMask(points, mask, 0.5, is_kept, "kept" if is_kept else "dropped: why") for _ in range(proposals)
     )
-    return LabelTrace("Ä label", score_map, parts, mask, 0.7, is_kept, "A reason that is long " * 12)
+    return LabelExplanation("Ä label", score_map, parts, mask, 0.7, is_kept, "A reason that is long " * 12)
 
 
 def _size(content: bytes) -> tuple[int, int]:
@@ -33,8 +33,10 @@ def _size(content: bytes) -> tuple[int, int]:
 
 
 def test_kept_and_dropped_labels_are_drawn() -> None:
-    one = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True),)), "task 1")], LABELS))
-    two = _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(True), _label(False))), "task 1")], LABELS))
+    one = _size(draw_explanations([(IMAGE, Explanation("posterior", "prior", (_label(True),)), "task 1")], LABELS))
+    two = _size(
+        draw_explanations([(IMAGE, Explanation("posterior", "prior", (_label(True), _label(False))), "task 1")], LABELS)
+    )
     assert one[0] == two[0]
     assert two[1] > 1.8 * one[1] - 60
 
@@ -42,7 +44,9 @@ def test_kept_and_dropped_labels_are_drawn() -> None:
 def test_colours_tell_kept_from_dropped() -> None:
     kept, dropped = (
         np.asarray(
-            PillowImage.open(io.BytesIO(draw_traces([(IMAGE, Trace("m", "r", (_label(is_kept),)), "t")], LABELS)))
+            PillowImage.open(
+                io.BytesIO(draw_explanations([(IMAGE, Explanation("m", "r", (_label(is_kept),)), "t")], LABELS))
+            )
         )
         for is_kept in (True, False)
     )
@@ -50,16 +54,20 @@ def test_colours_tell_kept_from_dropped() -> None:
 
 
 def test_nothing_to_tell_is_told() -> None:
-    assert _size(draw_traces([(IMAGE, Trace("posterior", "prior", ()), "task 1")], LABELS))[1] < 120
+    assert _size(draw_explanations([(IMAGE, Explanation("posterior", "prior", ()), "task 1")], LABELS))[1] < 120
     assert (
-        _size(draw_traces([(IMAGE, Trace("posterior", "prior", (_label(False, proposals=0),)), "task 1")], LABELS))[1]
+        _size(
+            draw_explanations(
+                [(IMAGE, Explanation("posterior", "prior", (_label(False, proposals=0),)), "task 1")], LABELS
+            )
+        )[1]
         > 300
     )
 
 
 def _drawn(label: str) -> bytes:
     traced = replace(_label(True), label=label, reason=f"more like {label}")
-    return draw_traces([(IMAGE, Trace("m", "r", (traced,)), "task 1")], LABELS)
+    return draw_explanations([(IMAGE, Explanation("m", "r", (traced,)), "task 1")], LABELS)
 
 
 def test_a_label_whose_letters_the_font_does_not_have_goes_by_its_number() -> None:

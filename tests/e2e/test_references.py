@@ -76,9 +76,9 @@ def test_deleting_the_task_removes_its_reference(small_project: Project) -> None
 def test_a_skipped_or_empty_annotation_leaves_no_reference(
     small_project: Project, regions: list[Json], is_skipped: bool
 ) -> None:
-    seen = small_project.backend.log().count("job=take_in_annotation")
+    seen = small_project.backend.log().count("job=ingest_annotation")
     small_project.annotate(MARKED, *regions, was_cancelled=is_skipped)
-    wait_until(lambda: small_project.backend.log().count("job=take_in_annotation") > seen, "annotation looked at")
+    wait_until(lambda: small_project.backend.log().count("job=ingest_annotation") > seen, "annotation looked at")
     assert small_project.references() == 0
 
 

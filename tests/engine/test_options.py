@@ -40,7 +40,7 @@ def test_the_papers_recipe_finds_the_object(engine: Softmatcher) -> None:
     image, masks = scene(red=(70, 80, 40))
     target, truth = scene(red=(130, 70, 35))
     references = {"Cat": [describe(engine, image, masks["red"])]}
-    options = MatchOptions(matcher="softmatcher", recipe="paper", minimum_presence=0.0)
+    options = MatchOptions(matcher="softmatcher", strategy="paper", minimum_presence=0.0)
     found = engine.segment(engine.encode(target), references, options)
     assert iou(found[0].mask, truth["red"]) > 0.8
 
@@ -60,9 +60,9 @@ def test_instances_give_one_mask_an_object(engine: Softmatcher) -> None:
     assert apart[1].mask[90, 150]
 
 
-@pytest.mark.parametrize("recipe", ["prior", "paper"])
+@pytest.mark.parametrize("strategy", ["prior", "paper"])
 @pytest.mark.slow
-def test_a_trace_tells_what_segment_does(engine: Softmatcher, recipe: str) -> None:
+def test_a_trace_tells_what_segment_does(engine: Softmatcher, strategy: str) -> None:
     image, masks = scene(red=(60, 80, 40), blue=(150, 80, 30))
     target = engine.encode(scene(red=(130, 70, 35))[0])
     references = {
@@ -70,7 +70,7 @@ def test_a_trace_tells_what_segment_does(engine: Softmatcher, recipe: str) -> No
         "Dog": [describe(engine, image, masks["blue"])],
         "None": [],
     }
-    options = MatchOptions(recipe=recipe)  # type: ignore[arg-type]
+    options = MatchOptions(strategy=strategy)  # type: ignore[arg-type]
     trace = engine.explain(target, references, options)
     found = {one.label: one for one in engine.segment(target, references, options)}
     assert [one.label for one in trace.labels] == ["Cat", "Dog"]

@@ -3,14 +3,14 @@
 import numpy as np
 
 from backend.core.types import Mask
-from backend.engine.proposals import PartsPlan, judge_parts
+from backend.engine.proposals import PromptPlan, select_masks
 from backend.models.segmenters import MaskCandidate
 
 HW = (10, 12)
 
 
-def _plan(count: int) -> PartsPlan:
-    return PartsPlan(tuple(np.zeros((1, 2), np.float32) for _ in range(count)), (), "prior")
+def _plan(count: int) -> PromptPlan:
+    return PromptPlan(tuple(np.zeros((1, 2), np.float32) for _ in range(count)), (), "prior")
 
 
 def _columns(start: int, stop: int) -> Mask:
@@ -27,7 +27,7 @@ def test_points_on_several_objects_keep_all_of_them() -> None:
         MaskCandidate(np.zeros(HW, bool), 0.0, 0, "too small"),
         MaskCandidate(_columns(9, 12), 0.4, 1),
     ]
-    first, second = judge_parts(_plan(2), candidates, HW)
+    first, second = select_masks(_plan(2), candidates, HW)
     np.testing.assert_array_equal(first.mask, _columns(0, 3) | _columns(6, 7))
     assert first.is_kept
     assert np.isclose(first.score, (3 * 0.9 + 0.5) / 4)
@@ -36,7 +36,7 @@ def test_points_on_several_objects_keep_all_of_them() -> None:
 
 
 def test_points_without_a_mask_tell_the_segmenters_reason() -> None:
-    refused, silent = judge_parts(_plan(2), [MaskCandidate(np.zeros(HW, bool), 0.0, 0, "SAM's masks are empty")], HW)
+    refused, silent = select_masks(_plan(2), [MaskCandidate(np.zeros(HW, bool), 0.0, 0, "SAM's masks are empty")], HW)
     assert (refused.is_kept, refused.reason) == (False, "dropped: SAM's masks are empty")
     assert (silent.is_kept, silent.reason) == (False, "dropped: the segmenter found nothing at these points")
     assert refused.mask.shape == silent.mask.shape == HW

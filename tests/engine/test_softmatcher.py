@@ -15,7 +15,7 @@ from torch import Tensor
 from backend.core.cancellation import time_limit
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
-from backend.core.object_similarity import KindFrame
+from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.engine.softmatcher import MatchOptions, Proposal, Softmatcher, compete, load_softmatcher, scale_scribble
 from backend.errors import BadInputError, ConfigurationError
@@ -29,8 +29,8 @@ class ColourEncoder:
 
     signature = "colours"
     temperature = 0.05
-    strange_similarity = 0.3
-    kind_frame = KindFrame()
+    similarity_floor = 0.3
+    object_feature_space = ObjectFeatureSpace()
 
     def encode(self, image: Image) -> Tensor:
         rows, columns = (max(1, side // 8) for side in image.shape[:2])
@@ -141,12 +141,12 @@ def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(eng
     left = masks["red"] & (np.arange(200) < 100)
     part = left & (np.arange(160)[:, None] < 70)  # the upper part of one of two
     scribble = Scribble((160, 200), np.array([[50, 60]], np.float32))
-    doubt = engine.doubt(encoded, [MarkedObject(scribble, ScoredMask(part, 0.3))])
-    assert doubt is not None
-    reference = engine.describe(image, encoded, part, doubt=doubt, is_complete=True)
+    uncertainty = engine.uncertainty(encoded, [MarkedObject(scribble, ScoredMask(part, 0.3))])
+    assert uncertainty is not None
+    reference = engine.describe(image, encoded, part, uncertainty=uncertainty, is_complete=True)
     assert iou(engine.segment(encoded, {"Cat": [reference]})[0].mask, masks["red"]) > 0.9
     right = masks["red"] & ~left
-    told = engine.describe(image, encoded, part, outside=right, doubt=doubt)
+    told = engine.describe(image, encoded, part, outside=right, uncertainty=uncertainty)
     assert float(told.inside[told.known > 0].sum()) < float(reference.inside[reference.known > 0].sum())
 
 
@@ -385,7 +385,7 @@ def test_images_that_share_a_pass_share_its_time() -> None:
         def prepare(self, image: Image) -> torch.Tensor:
             return torch.from_numpy(image)
 
-        def encode_later(
+        def encode_async(
             self, prepared: Sequence[torch.Tensor], *, dtype: torch.dtype = torch.float32
         ) -> Callable[[], list[torch.Tensor]]:
             time.sleep(0.02)
@@ -395,7 +395,7 @@ def test_images_that_share_a_pass_share_its_time() -> None:
         def prepare(self, image: Image) -> SegmenterInput:
             return SegmenterInput(torch.from_numpy(image), image.shape[:2])
 
-        def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Any]]:
+        def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Any]]:
             return lambda: [self.embed(one.pixels.numpy()) for one in prepared]
 
         def plan(self, embedding: Any, prompts: Any) -> Any:

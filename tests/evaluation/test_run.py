@@ -14,7 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from backend.cli.evaluate import evaluate as evaluate_command
-from backend.core.object_similarity import KindFrame
+from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
@@ -25,8 +25,8 @@ from backend.models.segmenters import LiteSegmenter
 class ColourEncoder:
     signature = "colours"
     temperature = 0.05
-    strange_similarity = 0.3
-    kind_frame = KindFrame()
+    similarity_floor = 0.3
+    object_feature_space = ObjectFeatureSpace()
 
     def encode(self, image: Image) -> Tensor:
         small = cv2.resize(image, (16, 12), interpolation=cv2.INTER_AREA).astype(np.float32)

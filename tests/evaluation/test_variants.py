@@ -81,7 +81,7 @@ def test_a_variant_has_the_timings_of_its_own_images_and_no_others(drawn: Path) 
 
 
 def test_markings_cost_little_on_discs(drawn: Path) -> None:
-    run = evaluate_variants(drawn, VARIANTS, with_markings=True, limit=1, load=_load)
+    run = evaluate_variants(drawn, VARIANTS, with_simulated_annotations=True, limit=1, load=_load)
     assert set(run.markings) == {"mask", "points", "strokes", "points_corrected", "strokes_corrected", "one_object"}
     assert run.to_json()["scribble_loss"] == pytest.approx(
         run.markings["mask"] - (run.markings["points"] + run.markings["strokes"]) / 2

@@ -70,7 +70,7 @@ def test_both_takes_predictions_where_no_annotation_has_masks(filled: Backend, t
 def test_references_of_this_backend_are_named(filled: Backend, tmp_path: Path) -> None:
     projects, key = filled.projects, filled.label_studio.key
     projects.note_project(filled.label_studio.project(1))
-    projects.references.take_in(key, 11)
+    projects.references.ingest(key, 11)
     made = {one.label: one.id for one in projects.store.list_references(key)}
     version = projects.predictions.model_version(key)
     filled.label_studio.tasks[6]["predictions"][0]["model_version"] = version

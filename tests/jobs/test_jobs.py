@@ -56,7 +56,7 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
     backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
     queue = JobQueue(redis_url)
-    queue.take_in_annotation(key, 10)
+    queue.ingest_annotation(key, 10)
     assert queue.waiting() == {REFERENCES: 1, PLANS: 0, PROPAGATIONS: 0}
     _work(redis_url)
     assert queue.waiting() == {REFERENCES: 0, PLANS: 0, PROPAGATIONS: 0}
@@ -68,17 +68,17 @@ def test_the_queue_holds_each_annotation_once_however_often_it_is_announced(back
     key = backend.projects.note_project(backend.label_studio.project(1))
     queue = JobQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
-    first = queue.take_in_annotation(key, 10)
-    assert {queue.take_in_annotation(key, 10) for _ in range(20)} == {first}
-    assert queue.take_in_annotation(key, 11) != first
+    first = queue.ingest_annotation(key, 10)
+    assert {queue.ingest_annotation(key, 10) for _ in range(20)} == {first}
+    assert queue.ingest_annotation(key, 11) != first
     assert queue.reconcile(key) == queue.reconcile(key)
     assert queue.waiting()[REFERENCES] == 3
     backend.label_studio.annotate(10, 1, [POINT])
     _work(redis_url)
     assert backend.projects.count_references() == {"1": 1}, "the job saw the annotation as it was when the job ran"
-    assert queue.take_in_annotation(key, 10) != first, "none waits any more"
+    assert queue.ingest_annotation(key, 10) != first, "none waits any more"
     queue.connection.delete(Queue(REFERENCES, connection=queue.connection).key)
-    queue.take_in_annotation(key, 10)
+    queue.ingest_annotation(key, 10)
     assert queue.waiting()[REFERENCES] == 1, "a job that got lost is no reason to wait for it"
 
 
@@ -163,15 +163,15 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(
     rq_queue = Queue(PROPAGATIONS, connection=queue.connection, serializer=JSONSerializer)
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
     worker.register_birth()
-    assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "the job was not begun"
+    assert not queue.is_lease_alive(f"{worker.name}:{job_id}"), "the job was not begun"
     job = rq_queue.fetch_job(job_id)
     worker.prepare_execution(job)
     worker.heartbeat()
-    assert queue.is_claim_alive(f"{worker.name}:{job_id}")
-    assert queue.is_claim_alive(f"{worker.name}:{job_id}#2"), "its second lane"
+    assert queue.is_lease_alive(f"{worker.name}:{job_id}")
+    assert queue.is_lease_alive(f"{worker.name}:{job_id}#2"), "its second lane"
     assert 0 < queue.connection.ttl(worker.key) <= LEASE_S
     queue.connection.delete(worker.key)
-    assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "its heartbeats ended"
+    assert not queue.is_lease_alive(f"{worker.name}:{job_id}"), "its heartbeats ended"
 
 
 def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_was_emptied(
@@ -186,10 +186,10 @@ def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_wa
     def run(propagation_id: int, claim: str, **_: object) -> Worked:
         queue.connection.flushall()
         deadline = time.monotonic() + 20
-        while not queue.is_claim_alive(f"{claim}#1") and time.monotonic() < deadline:
+        while not queue.is_lease_alive(f"{claim}#1") and time.monotonic() < deadline:
             time.sleep(0.01)
-        seen.append(queue.is_claim_alive(f"{claim}#1"))
-        seen.append(queue.is_claim_alive(f"{claim}-another#1"))
+        seen.append(queue.is_lease_alive(f"{claim}#1"))
+        seen.append(queue.is_lease_alive(f"{claim}-another#1"))
         return Worked(0, "nothing")
 
     monkeypatch.setattr(backend.projects.propagation_work, "run", run)
@@ -198,18 +198,18 @@ def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_wa
     worker = HeartbeatWorker([rq_queue], connection=queue.connection, serializer=JSONSerializer)
     worker.work(burst=True)
     assert seen == [True, False]
-    assert not queue.is_claim_alive(f"{worker.name}:{job_id}"), "the job has ended"
+    assert not queue.is_lease_alive(f"{worker.name}:{job_id}"), "the job has ended"
 
 
 def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[JobQueue, str, int]) -> None:
     queue, _, _ = propagation
-    assert queue.is_claim_alive("worker-elsewhere:job"), "it could not send heartbeats while the queue was away"
+    assert queue.is_lease_alive("worker-elsewhere:job"), "it could not send heartbeats while the queue was away"
     host, pid, started = own_name().split(".")
-    assert not queue.is_claim_alive(f"{host}.{pid}.{int(started) - 1}:job"), "a process of this host is seen to be gone"
+    assert not queue.is_lease_alive(f"{host}.{pid}.{int(started) - 1}:job"), "a process of this host is seen to be gone"
 
 
 def test_claims_count_as_alive_while_redis_is_away() -> None:
-    assert JobQueue("redis://127.0.0.1:1/0").is_claim_alive("worker:job")
+    assert JobQueue("redis://127.0.0.1:1/0").is_lease_alive("worker:job")
 
 
 def test_annotation_that_waits_interrupts_a_propagation(
@@ -217,7 +217,7 @@ def test_annotation_that_waits_interrupts_a_propagation(
 ) -> None:
     queue, key, identifier = propagation
     backend.projects.propagation_plans.plan(identifier)
-    queue.take_in_annotation(key, 10)
+    queue.ingest_annotation(key, 10)
     before = tasks._QUEUE_ASKED_S
     tasks._QUEUE_ASKED_S = 0.0
     try:
@@ -253,7 +253,7 @@ def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
 def test_job_without_a_worker_says_how_to_start_one() -> None:
     tasks.use_projects(None)
     with pytest.raises(ConfigurationError, match="backend work"):
-        tasks.take_in_annotation("1.1", 1)
+        tasks.ingest_annotation("1.1", 1)
 
 
 def test_queue_that_does_not_answer_is_a_clear_error() -> None:
@@ -272,13 +272,13 @@ def test_figures_of_all_workers_are_summed(redis_url: str, backend: Backend) -> 
     metrics.tasks.labels("found").inc(3)
     metrics.failures.labels("image_missing").inc()
     metrics.on_stage("encode", 0.25)
-    tasks.share_figures()
+    tasks.share_counters()
     metrics.tasks.labels("found").inc()
-    tasks.share_figures()
-    tasks.share_figures()
+    tasks.share_counters()
+    tasks.share_counters()
     # Another worker, counting from nothing.
     tasks.use_projects(backend.projects, queue)
-    tasks.share_figures()
+    tasks.share_counters()
     tasks.use_projects(None)
     assert queue.figures() == {
         "tasks/found": 8, "failed_tasks/image_missing": 2, "stage_seconds_sum/encode": 0.5,
@@ -311,13 +311,13 @@ def test_worker_whose_clock_is_another_neither_looks_dead_nor_takes_others_for_d
         execution = there.prepare_execution(popped)
         there.prepare_job_execution(popped)
         there.maintain_heartbeats(popped, execution)
-    assert queue.is_claim_alive(f"{there.name}:{job_id}")
+    assert queue.is_lease_alive(f"{there.name}:{job_id}")
     assert queue.ensure_propagation_jobs(key, identifier, 5) == 0, "it runs already"
     here.clean_registries()
     assert rq_queue.job_ids == [], "it was not queued a second time"
     assert rq_queue.fetch_job(job_id).get_status() == "started"
     queue.connection.delete(execution.key)
-    assert not queue.is_claim_alive(f"{there.name}:{job_id}"), "its heartbeats ended"
+    assert not queue.is_lease_alive(f"{there.name}:{job_id}"), "its heartbeats ended"
     here.clean_registries()
     assert rq_queue.job_ids == [job_id], "so another worker gets it"
 
@@ -354,7 +354,7 @@ def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
     worker, fetch, seen, one_at_a_time = _a_worker(queue), backend.label_studio.fetch, {}, threading.Lock()
 
     def are_claims_alive() -> bool:
-        return all(map(queue.is_claim_alive, backend.projects.store.propagation_tasks.claims(identifier)))
+        return all(map(queue.is_lease_alive, backend.projects.store.propagation_tasks.claims(identifier)))
 
     def lose_the_queue(url: str, task_id: int | None) -> bytes:
         with one_at_a_time:
@@ -398,16 +398,16 @@ def test_service_that_starts_again_with_another_matcher_is_noticed_by_its_worker
     queue, key, _ = propagation
     worker = _a_worker(queue)
     worker.settings = load_settings()
-    queue.tell_settings(shared_settings(worker.settings))
+    queue.publish_settings(shared_settings(worker.settings))
     queue.reconcile(key)
     worker.work(burst=True, logging_level="ERROR")
     assert queue.differences() == []
-    queue.tell_settings(shared_settings(load_settings(matcher="prototype")))
+    queue.publish_settings(shared_settings(load_settings(matcher="prototype")))
     worker = _a_worker(queue)
     worker.settings = load_settings()
     worker.register_birth()
     for _ in range(2):
-        worker.compare_settings(queue.told_settings())
+        worker.compare_settings(queue.published_settings())
     worker.heartbeat()
     said = "SOFTMATCHER_MATCHER is 'posterior' here and 'prototype' in the service"
     assert [said in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
@@ -419,7 +419,7 @@ def test_service_that_starts_again_with_another_matcher_is_noticed_by_its_worker
 
 def test_each_job_compares_the_settings(propagation: tuple[JobQueue, str, int]) -> None:
     queue, key, _ = propagation
-    queue.tell_settings(shared_settings(load_settings(matcher="prototype")))
+    queue.publish_settings(shared_settings(load_settings(matcher="prototype")))
     queue.reconcile(key)
     worker = _a_worker(queue)
     worker.settings = load_settings()
@@ -439,7 +439,7 @@ def test_worker_comes_back_from_a_queue_at_its_memory_limit_and_nothing_is_lost(
     queue.reconcile(key)
     queue.connection.config_set("maxmemory", 1)
     with pytest.raises(QueueUnavailableError, match="memory limit"):
-        queue.take_in_annotation(key, 10)
+        queue.ingest_annotation(key, 10)
     queues = [Queue(name, connection=queue.connection, serializer=JSONSerializer) for name in QUEUES]
     for _ in range(2):
         worker_module.work_once(queues, queue.connection, backend.settings, {}, is_burst=False)

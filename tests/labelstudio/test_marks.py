@@ -8,7 +8,7 @@ import pytest
 from backend.core.strokes import paint_strokes
 from backend.labelstudio.codec import Region, new_region_id, read_regions
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.label_prompts import group_annotation, is_finished_mask, regions_to_scribble
+from backend.labelstudio.label_prompts import group_annotation, is_complete_mask, regions_to_scribble
 
 from . import recorded
 
@@ -85,7 +85,7 @@ def test_regions_of_another_size_are_refused() -> None:
     ],
 )
 def test_what_counts_as_a_finished_mask(region: Region, finished: bool) -> None:
-    assert is_finished_mask(region, {"masks"}) is finished
+    assert is_complete_mask(region, {"masks"}) is finished
 
 
 def test_an_annotation_is_grouped_by_label_in_the_order_of_its_regions() -> None:

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 from backend.core.types import Mask
 from backend.labelstudio.codec import RegionsRead, read_regions
 from backend.labelstudio.label_config import parse_label_config
-from backend.labelstudio.label_prompts import group_annotation, is_finished_mask
+from backend.labelstudio.label_prompts import group_annotation, is_complete_mask
 
 SIZE_HW = (40, 60)
 _Y, _X = np.mgrid[:40, :60] + 0.5
@@ -45,7 +45,7 @@ def mask_of(raw: dict[str, Any]) -> Mask:
     found = read(raw)
     assert found.problems == ()
     (only,) = found.regions
-    assert is_finished_mask(only)
+    assert is_complete_mask(only)
     assert only.mask is not None
     return only.mask
 

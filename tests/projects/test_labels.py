@@ -57,7 +57,7 @@ def polygon(label: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def take_in(backend: Backend, *marks: dict[str, Any]) -> str:
+def ingest(backend: Backend, *marks: dict[str, Any]) -> str:
     add(backend, 1, red=BOX, blue=ELSEWHERE)
     backend.label_studio.annotate(10, 1, list(marks))
     key = backend.projects.note_project(backend.label_studio.project(1))
@@ -75,7 +75,7 @@ def regions_of(backend: Backend, task: dict[str, Any], **more: Any) -> list[tupl
 
 
 def test_a_label_of_two_brushes_comes_back_in_the_one_it_was_marked_in(backend: Backend) -> None:
-    key = take_in(backend, point("on_defect", "Other", 20, 20))
+    key = ingest(backend, point("on_defect", "Other", 20, 20))
     assert [one.label for one in backend.projects.store.list_references(key)] == ["Other (defect)"]
     assert regions_of(backend, add(backend, 2, red=ELSEWHERE)) == [("defect", "Other")]
     context = {"result": [point("on_material", "Other", 50, 10)]}
@@ -83,7 +83,7 @@ def test_a_label_of_two_brushes_comes_back_in_the_one_it_was_marked_in(backend: 
 
 
 def test_the_same_name_in_two_brushes_is_two_labels(backend: Backend) -> None:
-    key = take_in(backend, point("on_defect", "Other", 20, 20), point("on_material", "Other", 50, 10))
+    key = ingest(backend, point("on_defect", "Other", 20, 20), point("on_material", "Other", 50, 10))
     labels = [one.label for one in backend.projects.store.list_references(key)]
     assert sorted(labels) == ["Other (defect)", "Other (material)"]
     both = add(backend, 2, red=ELSEWHERE, blue=BOX)
@@ -92,13 +92,13 @@ def test_the_same_name_in_two_brushes_is_two_labels(backend: Backend) -> None:
 
 def test_a_background_label_of_the_prompts_alone_is_no_reference(backend: Backend) -> None:
     backend.label_studio.label_config = ONE_BRUSH
-    key = take_in(backend, point("point", "Coin", 20, 20), point("point", "Background", 50, 10))
+    key = ingest(backend, point("point", "Coin", 20, 20), point("point", "Background", 50, 10))
     assert [one.label for one in backend.projects.store.list_references(key)] == ["Coin"]
 
 
 def test_a_polygon_is_a_reference_and_one_of_another_label_is_told(backend: Backend) -> None:
     backend.label_studio.label_config = ONE_BRUSH
-    key = take_in(backend, polygon("Coin"))
+    key = ingest(backend, polygon("Coin"))
     softmatcher, _ = backend.projects.models.get(5)
     (reference,) = backend.projects.store.references(key, labels=["Coin"], signature=softmatcher.signature)
     assert reference.mask.sum() == 400
@@ -112,7 +112,7 @@ def test_a_polygon_is_a_reference_and_one_of_another_label_is_told(backend: Back
 def test_marks_that_take_too_long_are_their_annotations_problem(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = take_in(backend, point("on_defect", "Other", 20, 20))
+    key = ingest(backend, point("on_defect", "Other", 20, 20))
     backend.label_studio.annotate(11, 1, [point("on_material", "Coin", 50, 10)])
     monkeypatch.setattr(references, "MOST_CUTTING_S", 0.0)
     assert backend.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "failed": 1}

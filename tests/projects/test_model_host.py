@@ -12,22 +12,22 @@ import torch
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
-from backend.projects.model_host import ModelGate, Models
+from backend.projects.model_host import Models, ModelScheduler
 from backend.settings import load_settings
 from tests.fakes import ColourSoftmatcher
 
 
 def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
-    gate, order = ModelGate(Metrics()), list[str]()
+    scheduler, order = ModelScheduler(Metrics()), list[str]()
     is_held, may_end = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with gate.turn(is_interactive=False):
+        with scheduler.slot(is_interactive=False):
             is_held.set()
             may_end.wait(5)
 
     def call(name: str, *, is_interactive: bool) -> None:
-        with gate.turn(is_interactive=is_interactive):
+        with scheduler.slot(is_interactive=is_interactive):
             order.append(name)
 
     holder = threading.Thread(target=hold)
@@ -46,12 +46,12 @@ def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
 
 
 def test_one_call_at_a_time() -> None:
-    gate, inside, most = ModelGate(Metrics()), 0, 0
+    scheduler, inside, most = ModelScheduler(Metrics()), 0, 0
 
     def call(is_interactive: bool) -> None:
         nonlocal inside, most
         for _ in range(20):
-            with gate.turn(is_interactive=is_interactive):
+            with scheduler.slot(is_interactive=is_interactive):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.001)
@@ -66,10 +66,10 @@ def test_one_call_at_a_time() -> None:
 
 
 def test_a_failed_call_frees_the_models() -> None:
-    gate = ModelGate(Metrics())
-    with pytest.raises(RuntimeError), gate.turn(is_interactive=True):
+    scheduler = ModelScheduler(Metrics())
+    with pytest.raises(RuntimeError), scheduler.slot(is_interactive=True):
         raise RuntimeError
-    with gate.turn(is_interactive=False):
+    with scheduler.slot(is_interactive=False):
         pass
 
 
@@ -112,7 +112,7 @@ def test_whoever_watches_the_state_sees_weights_that_came(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "lanes", "processes", "expected"),
+    ("device", "asked", "concurrent_batches", "processes", "expected"),
     [
         ("cpu", 0, 1, 1, 0), ("cpu", 3, 1, 1, 3), ("cpu", 0, 2, 1, 8), ("cpu", 0, 2, 2, 4), ("cpu", 0, 2, 20, 1),
         ("cpu", 3, 2, 2, 3), ("cuda:0", 0, 1, 1, 1), ("cuda:0", 3, 1, 1, 3), ("cuda:0", 0, 1, 3, 1),
@@ -123,7 +123,7 @@ def test_threads_are_set_for_where_the_models_are(
     monkeypatch: pytest.MonkeyPatch,
     device: str,
     asked: int,
-    lanes: int,
+    concurrent_batches: int,
     processes: int,
     expected: int,
 ) -> None:
@@ -137,7 +137,7 @@ def test_threads_are_set_for_where_the_models_are(
         settings,
         Metrics(),
         load=lambda profile, on_stage: loaded,  # type: ignore[arg-type,return-value]
-        calls_at_a_time=lanes,
+        calls_at_a_time=concurrent_batches,
         processes=processes,
     )
     models.get(5)

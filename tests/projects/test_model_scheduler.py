@@ -7,20 +7,20 @@ from collections.abc import Callable
 import pytest
 
 from backend.core import cancellation
-from backend.core.cancellation import InterruptedWorkError, interruptible
+from backend.core.cancellation import CancelledWorkError, cancellable
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
-from backend.projects.model_scheduler import ModelGate
+from backend.projects.model_scheduler import ModelScheduler
 
 
 class _Held:
     """A gate that a batch call holds until `release`."""
 
-    def __init__(self, gate: ModelGate) -> None:
+    def __init__(self, scheduler: ModelScheduler) -> None:
         self._may_end, is_held = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with gate.turn():
+            with scheduler.slot():
                 is_held.set()
                 self._may_end.wait(10)
 
@@ -41,11 +41,11 @@ def _start(call: Callable[[], None]) -> threading.Thread:
 
 
 def test_prefetch_goes_after_everything_and_equals_in_their_order() -> None:
-    gate, order = ModelGate(Metrics()), list[str]()
-    held = _Held(gate)
+    scheduler, order = ModelScheduler(Metrics()), list[str]()
+    held = _Held(scheduler)
 
     def call(name: str, **kind: bool) -> None:
-        with gate.turn(**kind):
+        with scheduler.slot(**kind):
             order.append(name)
 
     threads = [
@@ -62,11 +62,11 @@ def test_prefetch_goes_after_everything_and_equals_in_their_order() -> None:
 
 
 def test_batch_call_that_an_interactive_one_depends_on_is_as_urgent() -> None:
-    gate, order = ModelGate(Metrics()), list[str]()
-    held, is_awaited = _Held(gate), threading.Event()
+    scheduler, order = ModelScheduler(Metrics()), list[str]()
+    held, is_awaited = _Held(scheduler), threading.Event()
 
     def call(name: str, is_urgent: Callable[[], bool] | None = None) -> None:
-        with gate.turn(is_urgent=is_urgent):
+        with scheduler.slot(is_urgent=is_urgent):
             order.append(name)
 
     threads = [_start(lambda: call("batch")), _start(lambda: call("awaited", is_awaited.is_set))]
@@ -78,54 +78,54 @@ def test_batch_call_that_an_interactive_one_depends_on_is_as_urgent() -> None:
 
 
 def test_running_prefetch_gives_way_to_a_click() -> None:
-    gate, started, outcome = ModelGate(Metrics()), threading.Event(), list[str]()
+    scheduler, started, outcome = ModelScheduler(Metrics()), threading.Event(), list[str]()
 
     def look_ahead() -> None:
         try:
-            with gate.turn(is_prefetch=True):
+            with scheduler.slot(is_prefetch=True):
                 started.set()
                 for _ in range(1000):
                     cancellation.check()
                     time.sleep(0.005)
-        except InterruptedWorkError:
+        except CancelledWorkError:
             outcome.append("interrupted")
 
     thread = _start(look_ahead)
     assert started.wait(5)
-    with gate.turn(is_interactive=True):
+    with scheduler.slot(is_interactive=True):
         pass
     thread.join(5)
     assert outcome == ["interrupted"]
 
 
 def test_a_full_queue_refuses_at_once() -> None:
-    gate = ModelGate(Metrics(), most_waiting=2)
-    held = _Held(gate)
+    scheduler = ModelScheduler(Metrics(), most_waiting=2)
+    held = _Held(scheduler)
 
     def call() -> None:
-        with gate.turn():
+        with scheduler.slot():
             pass
 
     threads = [_start(call), _start(call)]
-    with pytest.raises(ModelUnavailableError, match="2 calls wait"), gate.turn(is_interactive=True):
+    with pytest.raises(ModelUnavailableError, match="2 calls wait"), scheduler.slot(is_interactive=True):
         pass
     held.release()
     for thread in threads:
         thread.join(5)
-    with gate.turn():
+    with scheduler.slot():
         pass
 
 
 def test_a_client_that_went_away_leaves_the_queue() -> None:
     metrics = Metrics()
-    gate, is_gone, outcome = ModelGate(metrics), threading.Event(), list[str]()
-    held = _Held(gate)
+    scheduler, is_gone, outcome = ModelScheduler(metrics), threading.Event(), list[str]()
+    held = _Held(scheduler)
 
     def call() -> None:
         try:
-            with interruptible(is_gone.is_set), gate.turn(is_interactive=True):
+            with cancellable(is_gone.is_set), scheduler.slot(is_interactive=True):
                 outcome.append("ran")
-        except InterruptedWorkError:
+        except CancelledWorkError:
             outcome.append("left")
 
     thread = _start(call)
@@ -135,18 +135,18 @@ def test_a_client_that_went_away_leaves_the_queue() -> None:
     assert outcome == ["left"]
     assert b"softmatcher_model_waiting 0.0" in metrics.render()
     held.release()
-    with gate.turn():
+    with scheduler.slot():
         pass
     assert b'softmatcher_model_wait_seconds_count{kind="batch"} 2.0' in metrics.render()
 
 
 def test_several_calls_at_a_time_where_that_is_more_answers_a_second() -> None:
-    gate = ModelGate(Metrics(), at_a_time=2)
-    first, second = _Held(gate), _Held(gate)
+    scheduler = ModelScheduler(Metrics(), at_a_time=2)
+    first, second = _Held(scheduler), _Held(scheduler)
     is_in = threading.Event()
 
     def call() -> None:
-        with gate.turn():
+        with scheduler.slot():
             is_in.set()
 
     third = _start(call)

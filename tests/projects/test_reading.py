@@ -186,7 +186,7 @@ def test_an_annotation_announced_while_its_image_host_is_down_is_tried_again(ann
     connect(annotated, label_config=WITH_BACKGROUND)
     annotated.projects.store.save_project(key, needs_reconcile=False)
     annotated.label_studio.away.add("/data/upload/1/1.png")
-    assert annotated.projects.references.take_in(key, 10) == "failed"
+    assert annotated.projects.references.ingest(key, 10) == "failed"
     project = annotated.projects.store.project(key)
     assert project
     assert project.needs_reconcile

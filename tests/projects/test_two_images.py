@@ -28,7 +28,7 @@ class OneByOne(ColourSoftmatcher):
 class InBatches(ColourSoftmatcher):
     """As on a GPU."""
 
-    good_batch = 3
+    preferred_batch_size = 3
 
 
 @pytest.fixture(params=[OneByOne, InBatches])
@@ -137,7 +137,7 @@ def test_references_of_one_image_stand_where_the_other_is_gone(pair: Backend) ->
     key = mark_left(pair)
     add(pair, 2, draw(red=RED_BOX), None)
     pair.label_studio.annotate(11, 2, [point("left", 20, 20), point("right", 50, 10)])
-    assert pair.projects.references.take_in(key, 11) == "references"
+    assert pair.projects.references.ingest(key, 11) == "references"
     stored = pair.projects.store.reference_masks(key)
     assert [(one.annotation_id, one.image_tag) for one in stored if one.annotation_id == 11] == [(11, "left")]
     problem = next(one.problem for one in pair.projects.store.annotations(key) if one.annotation_id == 11)

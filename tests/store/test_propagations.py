@@ -145,7 +145,7 @@ def test_finish_is_for_one_and_only_when_nothing_is_left(
     assert not propagations.try_finish(identifier)
     tasks.finish(identifier, "a:1", [TaskOutcome(1, "done")])
     assert [propagations.try_finish(identifier) for _ in range(2)] == [True, False]
-    assert propagations.hand_on(KEY, [2], "v", "test") == identifier
+    assert propagations.defer(KEY, [2], "v", "test") == identifier
     assert not propagations.complete(identifier), "a task came in between"
     assert propagations.get(identifier).state == "running"
 

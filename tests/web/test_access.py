@@ -9,7 +9,7 @@ from backend.errors import ConfigurationError, StoreUnavailableError
 from backend.settings import load_settings
 from backend.web.access import (
     MOST_BODY_BYTES,
-    PasswordTries,
+    PasswordAttempts,
     former_webhook_authorization,
     webhook_authorization,
 )
@@ -222,7 +222,7 @@ def test_wrong_passwords_are_slowed_and_the_right_one_works_again(
 
 
 def test_tries_are_counted_by_address_in_bounded_memory() -> None:
-    tries = PasswordTries()
+    tries = PasswordAttempts()
     for _ in range(20):
         tries.add_wrong("192.0.2.1")
     assert tries.wait_s("192.0.2.1") > 0

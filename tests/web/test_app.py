@@ -197,7 +197,7 @@ def test_a_batch_that_gets_no_turn_on_the_models_is_handed_on_within_its_budget(
     _with_red_reference(backend)
     tasks = [backend.label_studio.add_task(number, png(draw(red=RED_BOX))) for number in range(2, 5)]
     hurried = make_backend(tmp_path / "data", backend.label_studio, predict_budget_s=0.3)
-    with hurried.projects.models.gate.turn(is_interactive=True):
+    with hurried.projects.models.scheduler.slot(is_interactive=True):
         answer = _predict(hurried, tasks)
     assert answer.json["results"] == [[]] * 3
     (handed_on,) = hurried.projects.store.propagations.active()
@@ -365,7 +365,7 @@ def test_what_goes_wrong_with_the_machine_takes_no_reference_away(
     with monkeypatch.context() as patched:
         patched.setattr(References, "_describe", failing)
         with suppress(ModelUnavailableError):
-            backend.projects.references.take_in(backend.label_studio.key, 10)
+            backend.projects.references.ingest(backend.label_studio.key, 10)
     assert backend.projects.count_references() == {"1": 1}
     backend.projects.references.reconcile(backend.label_studio.key)
     (record,) = backend.projects.store.annotations(backend.label_studio.key)
@@ -409,7 +409,7 @@ def test_an_annotation_of_a_project_that_is_not_answered_for_keeps_its_reference
     del backend.label_studio.annotations[10]
     backend.label_studio.has_project = False
     with pytest.raises(NotFoundError):
-        backend.projects.references.take_in(backend.label_studio.key, 10)
+        backend.projects.references.ingest(backend.label_studio.key, 10)
     assert backend.projects.count_references() == {"1": 1}
 
 

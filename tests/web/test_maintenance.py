@@ -8,7 +8,7 @@ from backend.errors import LabelStudioError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.settings import shared_settings
 from backend.web.access import former_webhook_authorization, webhook_authorization
-from backend.web.maintenance import Upkeep
+from backend.web.maintenance import Maintenance
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
 
 URL = "http://127.0.0.1:9090"
@@ -27,7 +27,7 @@ def _connect(backend: Backend) -> None:
 
 def test_new_project_is_looked_through_once(backend: Backend) -> None:
     _connect(backend)
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     upkeep.reconcile_due()
     upkeep.reconcile_due()
     assert backend.queue.jobs == [("reconcile", (backend.label_studio.key,))]
@@ -35,7 +35,7 @@ def test_new_project_is_looked_through_once(backend: Backend) -> None:
 
 def test_reconciliation_stays_due_while_the_queue_is_away(backend: Backend) -> None:
     _connect(backend)
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     backend.queue.is_down = True
     with pytest.raises(QueueUnavailableError):
         upkeep.reconcile_due()
@@ -52,7 +52,7 @@ def test_webhook_gets_the_credentials_and_keeps_its_other_headers(tmp_path: Path
     ]
     backend = make_backend(tmp_path, label_studio, basic_auth_user="ls", basic_auth_pass="secret")
     _connect(backend)
-    Upkeep(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
+    Maintenance(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
     headers = label_studio.hooks[0]["headers"]
     assert headers == {"X-Team": "cats", "Authorization": webhook_authorization(backend.settings, label_studio.key)}
     assert "secret" not in str(headers)
@@ -69,7 +69,7 @@ def test_former_secrets_are_replaced_at_the_start_and_what_was_refused_is_made_u
         {"id": 2, "url": "http://elsewhere.example/webhook", "headers": {"Authorization": "Bearer other"}},
     ]
     backend.projects.store.save_project(label_studio.key, needs_reconcile=False)
-    Upkeep(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
+    Maintenance(backend.projects, backend.queue).authorize_webhooks()  # type: ignore[arg-type]
     wanted = webhook_authorization(backend.settings, label_studio.key)
     assert [hook["headers"]["Authorization"] for hook in label_studio.hooks] == [wanted, "Bearer other"]
     assert backend.projects.store.project(label_studio.key).needs_reconcile  # type: ignore[union-attr]
@@ -79,19 +79,19 @@ def test_what_was_announced_and_not_taken_in_is_queued_again(tmp_path: Path, mon
     """The queue may have lost its last minute, or was away for a project that is not known yet."""
     backend = make_backend(tmp_path, FakeLabelStudio())
     backend.projects.store.mark_pending("1.2", 7)
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
-    upkeep.take_in_pending()
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep.ingest_pending()
     assert backend.queue.jobs == [], "its job may just be running"
     monkeypatch.setattr("backend.web.maintenance._PENDING_AGAIN_S", 0.0)
-    Upkeep(backend.projects, backend.queue).take_in_pending()  # type: ignore[arg-type]
-    assert backend.queue.jobs == [("take_in_annotation", ("1.2", 7))]
+    Maintenance(backend.projects, backend.queue).ingest_pending()  # type: ignore[arg-type]
+    assert backend.queue.jobs == [("ingest_annotation", ("1.2", 7))]
 
 
 def test_projects_are_looked_for_one_at_a_time(tmp_path: Path) -> None:
     backend = make_backend(tmp_path, FakeLabelStudio())
     for key in (backend.label_studio.key, "1.7"):
         backend.projects.store.save_project(key)
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     for _ in range(3):
         upkeep.look_for_gone()
     gone = {project.key: project.gone_since is not None for project in backend.projects.store.projects()}
@@ -101,7 +101,7 @@ def test_projects_are_looked_for_one_at_a_time(tmp_path: Path) -> None:
 def test_webhook_that_label_studio_registers_later_is_found_later(tmp_path: Path) -> None:
     backend = make_backend(tmp_path, FakeLabelStudio(), basic_auth_user="ls", basic_auth_pass="secret")
     _connect(backend)
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     upkeep.authorize_webhooks()
     backend.label_studio.is_down = True
     upkeep.authorize_webhooks()
@@ -115,7 +115,7 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _connect(backend)
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     upkeep.reconcile_due()
 
     def refuse(project_id: int) -> None:
@@ -137,7 +137,7 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
 def test_settings_are_told_again_and_again_and_one_failure_keeps_nothing_else_from_being_done(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upkeep = Upkeep(backend.projects, backend.queue)  # type: ignore[arg-type]
+    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     upkeep.do_all()
     assert backend.queue.told == shared_settings(backend.settings)
     backend.queue.told = {}  # the queue lost its data

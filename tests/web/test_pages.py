@@ -97,12 +97,12 @@ def test_unknown_projects_and_propagations_are_not_found(ready: Backend) -> None
 
 
 def test_start_without_a_queue_is_made_up_for(ready: Backend) -> None:
-    from backend.web.maintenance import Upkeep
+    from backend.web.maintenance import Maintenance
 
     ready.queue.is_down = True
     assert ready.client.post(BASE, json={}).status_code == 202
     ready.queue.is_down = False
-    Upkeep(ready.projects, ready.queue).propagate_due()  # type: ignore[arg-type]
+    Maintenance(ready.projects, ready.queue).propagate_due()  # type: ignore[arg-type]
     ready.work()
     assert ready.client.get(BASE).json["propagations"][0]["state"] == "done"
 
@@ -283,7 +283,7 @@ def test_the_page_says_how_a_label_that_pictures_cannot_show_is_called_in_them(b
         label_studio.annotate(number, 1, [{**POINT, "value": {**POINT["value"], "keypointlabels": [label]}}])
     backend.projects.note_project(label_studio.project(1))
     for number in (10, 11):
-        assert backend.projects.references.take_in(label_studio.key, number) == "references"
+        assert backend.projects.references.ingest(label_studio.key, number) == "references"
     page = _page(backend)
     assert "(label 2 in explanations)" in page
     assert "(label 1 in explanations)" not in page

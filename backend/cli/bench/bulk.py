@@ -63,7 +63,7 @@ def bench_bulk(bench: Bench, work: BulkWork) -> dict[str, Any]:
     None: alone the encoders have all cores for one call, there each has some, which is more images a second.
     """
     engine = bench.softmatcher
-    size = engine.good_batch
+    size = engine.preferred_batch_size
     prepared = [engine.prepare(decode_image(work.files[n % len(work.files)], MOST_PIXELS)) for n in range(size)]
     alone: list[Times] = []
     for _ in range(1 + max(1, min(10, work.images // size))):
@@ -94,7 +94,7 @@ def bench_bulk(bench: Bench, work: BulkWork) -> dict[str, Any]:
 
 def _predict(bench: Bench, work: BulkWork, all_are_ready: Any = None) -> _Share:
     with service(bench) as (_, predict):
-        predict(range(10_000, 10_000 + _WARM_UP_BATCHES * bench.softmatcher.good_batch), work.files)
+        predict(range(10_000, 10_000 + _WARM_UP_BATCHES * bench.softmatcher.preferred_batch_size), work.files)
         if all_are_ready is not None:
             all_are_ready.wait(_LOAD_S)
         started_s = time.monotonic()

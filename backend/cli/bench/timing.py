@@ -46,7 +46,7 @@ class Bench:
         self.encoder, self.segmenter = load_profile(profile, source)
         self._now = Times()
         self._lock = threading.Lock()
-        networks = (*getattr(self.encoder, "on_devices", ()), *getattr(self.segmenter, "on_devices", ()))
+        networks = (*getattr(self.encoder, "device_runners", ()), *getattr(self.segmenter, "device_runners", ()))
         for part in networks:
             part.on_forward = partial(self._on_forward, is_encoder=part is not networks[-1])
         self.has_forward_times = bool(networks)

@@ -61,7 +61,7 @@ def signals_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _shielded() -> Iterator[None]:
     """Inside, an impatient second Ctrl-C does not leave half of the processes behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -229,7 +229,7 @@ class ProcessGroup:
 
     def stop_all(self) -> None:
         """End every process. A Ctrl-C meanwhile is ignored: it would leave half of them behind."""
-        with _uninterrupted():
+        with _shielded():
             for ends_last in (False, True):
                 self._end([child for child in self._children.values() if child.program.ends_last is ends_last])
             if self._guard is not None and self._guard.stdin is not None:

@@ -25,7 +25,7 @@ _FREE_SHARE = 0.5
 """Of the device's memory that has to be free: a recorded pass keeps what it works in."""
 
 
-class RecordedPasses:
+class CudaGraphCache:
     """The passes of one network in one stream. Whoever calls sees to it that nobody else uses the stream meanwhile.
 
     Args:
@@ -37,11 +37,11 @@ class RecordedPasses:
         self._device = device
         self._stream = stream
         self._seen: Counter[Hashable] = Counter()
-        self._recorded: dict[Hashable, RecordedPass] = {}
+        self._recorded: dict[Hashable, CudaGraph] = {}
         self._pool: Any = None
         self._is_off = False
 
-    def of(self, kind: Hashable, batch: Tensor, forward: Pass) -> "RecordedPass | None":
+    def of(self, kind: Hashable, batch: Tensor, forward: Pass) -> "CudaGraph | None":
         """The recorded pass of a kind; None while it has none.
 
         Args:
@@ -69,7 +69,7 @@ class RecordedPasses:
         own = batch.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            with cancellation.uninterrupted():
+            with cancellation.shield():
                 forward(own)  # libraries choose their kernels in the first pass of a thread
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     answer = forward(own)
@@ -78,10 +78,10 @@ class RecordedPasses:
             logger.info("%s: passes are not recorded as CUDA graphs (%s)", self._device, str(error).splitlines()[0])
             self._is_off = True
             return
-        self._recorded[key] = RecordedPass(graph, own, answer)
+        self._recorded[key] = CudaGraph(graph, own, answer)
 
 
-class RecordedPass:
+class CudaGraph:
     """One kind of pass.
 
     Args:

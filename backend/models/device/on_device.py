@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backend.core import cancellation
 from backend.errors import ConfigurationError
-from backend.models.device.cuda_graphs import Pass, RecordedPasses
+from backend.models.device.cuda_graphs import CudaGraphCache, Pass
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +101,11 @@ class Transfers:
         """A copy in pinned memory."""
         return _copied(item, self._pinned(item))
 
-    def carry(self, pinned: Tensor, device: torch.device) -> Tensor:
+    def to_device(self, pinned: Tensor, device: torch.device) -> Tensor:
         """A copy on the device, there when the stream comes to what is queued next."""
         return pinned.to(device, non_blocking=True)
 
-    def bring_back(self, answer: Tensor) -> Answer:
+    def to_host(self, answer: Tensor) -> Answer:
         """An answer, to pinned memory."""
         pinned = self._pinned(answer)
         pinned.copy_(answer, non_blocking=True)
@@ -134,7 +134,7 @@ class Transfers:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
-class OnDevice:
+class DeviceRunner:
     """Runs a network's forward passes where it lies.
 
     A batch that does not fit into the device's memory is halved until it does; if a single item does not fit, it runs
@@ -165,7 +165,7 @@ class OnDevice:
         self._amp_dtype = torch.float32
         self._stream: torch.cuda.Stream | None = None
         self._transfers: Transfers | None = None
-        self._recorded: RecordedPasses | None = None
+        self._recorded: CudaGraphCache | None = None
         if device.type == "cuda":
             self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             for part in self._network.modules():
@@ -173,7 +173,7 @@ class OnDevice:
                     part.to(memory_format=torch.channels_last)
             self._stream = torch.cuda.Stream(device, priority=-1 if is_urgent else 0)  # type: ignore[no-untyped-call]
             self._transfers = Transfers(self._stream)
-            self._recorded = RecordedPasses(device, self._stream)
+            self._recorded = CudaGraphCache(device, self._stream)
             # The weights were copied in another stream.
             torch.cuda.synchronize(device)
 
@@ -183,7 +183,7 @@ class OnDevice:
         return self._network
 
     @property
-    def good_batch(self) -> int:
+    def preferred_batch_size(self) -> int:
         """Images that are worth encoding together: one on a CPU, where a batch gains nothing and holds others up."""
         return 8 if self.device.type == "cuda" else 1
 
@@ -205,9 +205,9 @@ class OnDevice:
         Returns:
             For each item its part of the answer, on the CPU.
         """
-        return self.run_later(items, call, at_once=at_once)()
+        return self.run_async(items, call, at_once=at_once)()
 
-    def run_later(
+    def run_async(
         self,
         items: Sequence[Tensor],
         call: NetworkCall,
@@ -222,7 +222,7 @@ class OnDevice:
             items, call, at_once: as `run` takes them.
             assemble: makes a batch of B items that are on a device.
             kind: calls of one kind do the same with batches of one shape, and wait for nothing on the CPU: on CUDA
-                they are recorded (`RecordedPasses`). None: this one is not.
+                they are recorded (`CudaGraphCache`). None: this one is not.
         """
         at_once = at_once or max(1, len(items))
         if self._transfers is None:
@@ -243,11 +243,11 @@ class OnDevice:
             carried.extend(pinned)
             # A thread's launches must not get into another's recording, nor its batch into what that one launches.
             with self._launching:
-                batch = assemble([transfers.carry(one, device) for one in pinned])
+                batch = assemble([transfers.to_device(one, device) for one in pinned])
                 forward: Pass = partial(call, network)
                 if kind is not None and self._recorded is not None:
                     forward = self._recorded.of(kind, batch, forward) or forward
-                return transfers.bring_back(self.timed(device, lambda: forward(batch)))
+                return transfers.to_host(self.timed(device, lambda: forward(batch)))
 
         # Nothing is waited for between two passes: the device has the next one when it is done with this one.
         passes = self._queue_parts(len(items), at_once, run_part, lambda answer, part: [answer])
@@ -386,7 +386,7 @@ def _copied(source: Tensor, into: Tensor) -> Tensor:
     return into
 
 
-def make_interruptible(network: nn.Module) -> None:
+def make_cancellable(network: nn.Module) -> None:
     """Let forward passes of a network end between two of its blocks once nobody waits for them (`core.interruption`).
 
     Blocks are the items of its module lists and sequences of modules: ViT blocks, stages of a convolutional network.

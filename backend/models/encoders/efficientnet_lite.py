@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.core.object_similarity import KindFrame
+from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.weights.digest import efficientnet_lite2_weights, weights_sha256
@@ -33,12 +33,12 @@ class Encoder(Protocol):
         ...
 
     @property
-    def strange_similarity(self) -> float:
+    def similarity_floor(self) -> float:
         """The cosine below which two of this encoder's patches have nothing in common."""
         ...
 
     @property
-    def kind_frame(self) -> KindFrame:
+    def object_feature_space(self) -> ObjectFeatureSpace:
         """Where this encoder's features tell the kind of an object."""
         ...
 
@@ -62,10 +62,10 @@ class BatchEncoder(Encoder, Protocol):
         ...
 
     def prepare(self, image: Image) -> Tensor:
-        """(H, W, 3) uint8 RGB as `encode_later` takes it; needs no device."""
+        """(H, W, 3) uint8 RGB as `encode_async` takes it; needs no device."""
         ...
 
-    def encode_later(
+    def encode_async(
         self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
     ) -> Callable[[], list[Tensor]]:
         """Begin to `encode` several images; gives what waits for them, on the CPU in the wanted type."""
@@ -80,20 +80,20 @@ class EncoderOptions:
         side_px: the image is resized to about side_px ** 2 pixels, its aspect ratio kept.
         level_weights: share of the network's stages 2, 4, 5 and 6 (strides 8, 16, 32, 32) in a patch's similarity.
         temperature: softmax scale of the matching, measured on these features.
-        strange_similarity: patches less alike than this show different things, measured likewise.
+        similarity_floor: patches less alike than this show different things, measured likewise.
     """
 
     side_px: int = 448
     level_weights: tuple[float, float, float, float] = (0.25, 1.0, 0.75, 0.25)
     temperature: float = 0.05
-    strange_similarity: float = 0.3
+    similarity_floor: float = 0.3
 
 
 STAGES = (2, 4, 5, 6)
 """Stage 5 separates objects better than the last one, which is made for naming the whole image; docs/experiments.md."""
 GRID_LEVEL = 1
 """Index into STAGES: the level whose grid, at stride 16, the others are brought to."""
-KIND_STAGES = (5, 6)
+OBJECT_STAGES = (5, 6)
 """The last of STAGES: those that tell kinds of objects apart."""
 INPUT_MULTIPLE_PX = 32
 LONGEST_INPUT_PX = 1344
@@ -117,8 +117,8 @@ class EfficientNetLiteEncoder:
         levels = "-".join(f"{weight:g}" for weight in options.level_weights)
         self.signature = f"tf_efficientnet_lite2:{weights_sha256(path)[:12]}:{options.side_px}px:{levels}"
         self.temperature = options.temperature
-        self.strange_similarity = options.strange_similarity
-        self.kind_frame = _kind_frame(self._net, options.level_weights)
+        self.similarity_floor = options.similarity_floor
+        self.object_feature_space = _object_feature_space(self._net, options.level_weights)
 
     def encode(self, image: Image) -> Tensor:
         """The feature map of an image.
@@ -171,7 +171,7 @@ def _fuse(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
     return F.normalize(torch.cat(parts, dim=1), dim=1)[0].permute(1, 2, 0).contiguous()
 
 
-def _kind_frame(network: Any, weights: tuple[float, ...]) -> KindFrame:
+def _object_feature_space(network: Any, weights: tuple[float, ...]) -> ObjectFeatureSpace:
     """The two deepest stages, and their mean over the images that the network was trained on.
 
     Each block of a stage ends in a batch normalisation, whose outputs have its bias as their mean and its weight as
@@ -179,7 +179,7 @@ def _kind_frame(network: Any, weights: tuple[float, ...]) -> KindFrame:
     """
     parts = []
     for stage, weight in zip(STAGES, weights, strict=True):
-        if stage not in KIND_STAGES:
+        if stage not in OBJECT_STAGES:
             continue
         mean = variance = torch.zeros(1)
         for block in network.blocks[stage]:
@@ -188,7 +188,7 @@ def _kind_frame(network: Any, weights: tuple[float, ...]) -> KindFrame:
         # As `_fuse`: every level is of unit length by itself, then weighted.
         parts.append(mean / (mean.square() + variance).sum().sqrt() * math.sqrt(weight / sum(weights)))
     typical = torch.cat(parts)
-    return KindFrame(slice(-len(typical), None), typical)
+    return ObjectFeatureSpace(slice(-len(typical), None), typical)
 
 
 def _load_network(path: Path) -> Any:

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backend.core.object_similarity import KindFrame
+from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.device.on_device import Constants, OnDevice, make_interruptible
+from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
 from backend.models.weights.digest import weights_sha256
 from backend.models.weights.state_dict import read_state_dict
 
@@ -35,7 +35,7 @@ class VitOptions:
         side_px: the image is resized to about side_px ** 2 pixels, its aspect ratio kept.
         longest_px: bound of the longer side, for very long images.
         temperature: softmax scale of the matching.
-        strange_similarity: patches less alike than this show different things. Neither this nor the temperature is
+        similarity_floor: patches less alike than this show different things. Neither this nor the temperature is
             measured: no DINOv2 weights were at hand.
         positional_rank: leading directions of a blank image's features that are taken out of every image's; 0: none.
         batch_size: images of one size encoded together; 0: what suits the device.
@@ -44,7 +44,7 @@ class VitOptions:
     side_px: int = 448
     longest_px: int = 1344
     temperature: float = 0.07
-    strange_similarity: float = 0.0
+    similarity_floor: float = 0.0
     positional_rank: int = 0
     batch_size: int = 0
 
@@ -87,9 +87,9 @@ class TimmEncoder:
         if weights is not None:
             load_weights(network, weights, name)
         self._grid = _Grid.of(network, name)
-        make_interruptible(network)
-        self._on_device = OnDevice(network, device)
-        self.on_devices = (self._on_device,)
+        make_cancellable(network)
+        self._device_runner = DeviceRunner(network, device)
+        self.device_runners = (self._device_runner,)
         self._options = options
         config = _config_of(network)
         self._mean = torch.tensor(config.get("mean", (0.485, 0.456, 0.406)), dtype=torch.float32) * 255
@@ -99,21 +99,21 @@ class TimmEncoder:
         positional = f":p{options.positional_rank}" if options.positional_rank else ""
         self.signature = f"{name}:{content}:{options.side_px}px{positional}"
         self.temperature = options.temperature
-        self.strange_similarity = options.strange_similarity
+        self.similarity_floor = options.similarity_floor
         # What is typical of its features is not known: nothing is taken off.
-        self.kind_frame = KindFrame()
+        self.object_feature_space = ObjectFeatureSpace()
         self._bases: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self._on_device.device
+        return self._device_runner.device
 
     @property
     def batch_size(self) -> int:
         """Images that `encode_batch` takes to the device at a time."""
-        return self._options.batch_size or self._on_device.good_batch
+        return self._options.batch_size or self._device_runner.preferred_batch_size
 
     def encode(self, image: Image) -> Tensor:
         """The feature map of an image.
@@ -135,10 +135,10 @@ class TimmEncoder:
         Raises:
             BadInputError: one of them is no such image.
         """
-        return self.encode_later([self.prepare(image) for image in images])()
+        return self.encode_async([self.prepare(image) for image in images])()
 
     def prepare(self, image: Image) -> Tensor:
-        """What `encode_later` takes in place of an image: (h, w, 3) at the network's size. Needs no device.
+        """What `encode_async` takes in place of an image: (h, w, 3) at the network's size. Needs no device.
 
         Raises:
             BadInputError: no such image.
@@ -150,7 +150,7 @@ class TimmEncoder:
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
         return torch.from_numpy(resized)
 
-    def encode_later(
+    def encode_async(
         self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
     ) -> Callable[[], list[Tensor]]:
         """Begin `encode_batch` of what `prepare` made.
@@ -168,7 +168,7 @@ class TimmEncoder:
         begun = []
         for hw, positions in by_size.items():
             basis = self._positional_basis(hw) if self._options.positional_rank else None
-            begun.append((positions, self._features_later([prepared[one] for one in positions], basis, dtype)))
+            begun.append((positions, self._features_async([prepared[one] for one in positions], basis, dtype)))
 
         def wait() -> list[Tensor]:
             features: list[Tensor] = [torch.empty(0)] * len(prepared)
@@ -185,7 +185,7 @@ class TimmEncoder:
         scale = min(self._options.side_px / math.sqrt(height * width), self._options.longest_px / max(height, width))
         return max(round(height * scale / patch[0]), 1) * patch[0], max(round(width * scale / patch[1]), 1) * patch[1]
 
-    def _features_later(
+    def _features_async(
         self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype
     ) -> Callable[[], list[Tensor]]:
         hw = inputs[0].shape[0], inputs[0].shape[1]
@@ -201,7 +201,7 @@ class TimmEncoder:
             return features.to(dtype)
 
         kind = dtype if basis is None else None
-        return self._on_device.run_later(inputs, forward, at_once=self.batch_size, kind=kind)
+        return self._device_runner.run_async(inputs, forward, at_once=self.batch_size, kind=kind)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 to (B, 3, h, w) float32 as timm expects it."""
@@ -216,7 +216,7 @@ class TimmEncoder:
             return known
         # The mean colour of the model's training images: normalised, it is zero.
         blank = self._mean.expand(*input_hw, 3).contiguous()
-        features = self._features_later([blank], None, torch.float32)()[0]
+        features = self._features_async([blank], None, torch.float32)()[0]
         basis = positional_basis(features, self._options.positional_rank)
         with self._lock:
             self._bases[input_hw] = basis

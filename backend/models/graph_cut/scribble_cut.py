@@ -45,7 +45,7 @@ def cut_from_scribble(
 
     Raises:
         BadInputError: shapes or types do not fit.
-        InterruptedWorkError: see `cancellation.check`; asked for each box.
+        CancelledWorkError: see `cancellation.check`; asked for each box.
     """
     _require_fit(image, scribble, affinity)
     if scribble.is_empty:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.models.device.on_device import OnDevice
+from backend.models.device.on_device import DeviceRunner
 from backend.models.sam.mask_decoder import MaskDecoder
 from backend.models.sam.prompts import SamPrompt
 
@@ -132,9 +132,9 @@ class Images:
 
 
 def forward_of(
-    decoder: OnDevice, images: Images, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
+    decoder: DeviceRunner, images: Images, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
 ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
-    """What `OnDevice.run_parts` calls: the decoder's pass over a part of the prompts, all of one shape.
+    """What `DeviceRunner.run_parts` calls: the decoder's pass over a part of the prompts, all of one shape.
 
     Args:
         decoder: whose pass it is.

@@ -40,7 +40,7 @@ class Sam2Segmenter(SamSegmenter):
         )
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """What `embed_later` takes in place of an image: (3, 1024, 1024) float32 in [0, 1]. Needs no device.
+        """What `embed_async` takes in place of an image: (3, 1024, 1024) float32 in [0, 1]. Needs no device.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
@@ -52,7 +52,7 @@ class Sam2Segmenter(SamSegmenter):
         square = F.interpolate(pixels[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
         return SegmenterInput(square.contiguous(), (image.shape[0], image.shape[1]))
 
-    def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+    def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
         """The levels of the images, and `image_hw` (2,): their natural size; gives what waits for them."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
@@ -60,7 +60,7 @@ class Sam2Segmenter(SamSegmenter):
             levels: Tensor = network(self._normalised(batch))
             return levels.to(dtype)
 
-        wait = self._encoder.run_later([one.pixels for one in prepared], forward, at_once=self.batch_size, kind=dtype)
+        wait = self._encoder.run_async([one.pixels for one in prepared], forward, at_once=self.batch_size, kind=dtype)
         return lambda: [
             {**self._split(answer), "image_hw": np.array(one.image_hw, np.int64)}
             for answer, one in zip(wait(), prepared, strict=True)

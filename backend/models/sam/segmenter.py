@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
-from backend.models.device.on_device import Constants, OnDevice, make_interruptible
+from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
 from backend.models.sam.attention import fuse_attention
 from backend.models.sam.prompt_decoding import Embedding, Images, SamDecoder, forward_of
 from backend.models.sam.prompts import (
@@ -28,7 +28,7 @@ from backend.models.sam.prompts import (
     scribble_to_prompts,
     uncovered_points,
 )
-from backend.models.sam.selection import SelectionOptions, refusals, select_by_prior
+from backend.models.sam.selection import SelectionOptions, rejection_reasons, select_by_prior
 from backend.models.segmenters import MaskCandidate, Prompt, SegmenterInput, require_rgb
 
 T = TypeVar("T")
@@ -123,11 +123,11 @@ class SamSegmenter:
         networks = self._networks(sam.eval())
         self._input_px, self._logits_px = networks.input_px, networks.logits_px
         self._colours = Constants(networks.mean, networks.std)
-        make_interruptible(networks.encoder)
-        self._encoder = OnDevice(networks.encoder, device)
+        make_cancellable(networks.encoder)
+        self._encoder = DeviceRunner(networks.encoder, device)
         # Eight milliseconds of a decoder are not worth the precision of its mask borders.
-        self._decoder = OnDevice(networks.decoder, device, uses_half=False, is_urgent=True)
-        self.on_devices = (self._encoder, self._decoder)
+        self._decoder = DeviceRunner(networks.decoder, device, uses_half=False, is_urgent=True)
+        self.device_runners = (self._encoder, self._decoder)
         self.signature = f"{signature}:{options.working_px}px:{options.selection.digest()}"
         self.points_add_up = False
 
@@ -145,7 +145,7 @@ class SamSegmenter:
     @property
     def batch_size(self) -> int:
         """Images that `embed_batch` takes to the device at a time."""
-        return max(1, self._encoder.good_batch // 2)
+        return max(1, self._encoder.preferred_batch_size // 2)
 
     # -- images
 
@@ -159,10 +159,10 @@ class SamSegmenter:
 
     def embed_batch(self, images: Sequence[Image]) -> list[Arrays]:
         """The same for several images; all share SAM's square input, whatever their sizes."""
-        return self.embed_later([self.prepare(image) for image in images])()
+        return self.embed_async([self.prepare(image) for image in images])()
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """What `embed_later` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
+        """What `embed_async` takes in place of an image: (h, w, 3) uint8 in the input frame. Needs no device.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
@@ -173,7 +173,7 @@ class SamSegmenter:
         resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
         return SegmenterInput(torch.from_numpy(np.array(resized)), (image.shape[0], image.shape[1]))
 
-    def embed_later(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+    def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
         """Begin `embed_batch` of what `prepare` made; gives what waits for it."""
         dtype = torch.float16 if self._options.is_half else torch.float32
 
@@ -181,7 +181,7 @@ class SamSegmenter:
             embeddings: Tensor = network(batch)
             return embeddings.to(dtype)
 
-        wait = self._encoder.run_later(
+        wait = self._encoder.run_async(
             [one.pixels for one in prepared],
             forward,
             at_once=self.batch_size,
@@ -327,7 +327,7 @@ class SamSegmenter:
         index_of = {id(embedding): index for index, embedding in enumerate(embeddings)}
         asked = [(number, *one) for number, plan in enumerate(plans) for one in plan.objects]
 
-        refused = refusals(self._options.selection)
+        refused = rejection_reasons(self._options.selection)
 
         def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[tuple[Mask, float] | str]:
             answers: list[tuple[Mask, float] | str] = [""] * len(group)
@@ -344,8 +344,8 @@ class SamSegmenter:
                 full = self.logits_at(own[kept, chosen.index[kept]][:, None], frame.input_hw, frame.working_hw)[:, 0]
                 scores = chosen.score[kept].tolist()
                 if len(kept) < len(rows):
-                    for row, passed in zip(rows, chosen.passed.tolist(), strict=True):
-                        answers[row] = refused[min(passed, len(refused) - 1)]
+                    for row, criteria_met in zip(rows, chosen.criteria_met.tolist(), strict=True):
+                        answers[row] = refused[min(criteria_met, len(refused) - 1)]
                 for place, mask, score in zip(kept.tolist(), (full > 0).cpu().numpy(), scores, strict=True):
                     answers[rows[place]] = mask.copy(), score
             return answers

@@ -41,15 +41,15 @@ class Selected:
     Attributes:
         index: (N,) int64: which one; -1 where none fits.
         score: (N,) float32 in [0, 1]: SAM's predicted IoU, less what the score map does not support.
-        passed: (N,) int64: of the demands, in the order of `refusals`, so many are met by the mask that meets most.
+        criteria_met: (N,) int64: number of criteria, in the order of `rejection_reasons`, that the best mask meets.
     """
 
     index: Tensor
     score: Tensor
-    passed: Tensor
+    criteria_met: Tensor
 
 
-def refusals(options: SelectionOptions) -> tuple[str, ...]:
+def rejection_reasons(options: SelectionOptions) -> tuple[str, ...]:
     """Why none of a prompt's masks is kept, by the number of demands that are met."""
     return (
         "SAM's masks are empty",
@@ -78,19 +78,19 @@ def select_by_prior(masks: Tensor, predicted_iou: Tensor, prior: Tensor, options
     mean_inside = shared / area.clamp_min(1.0)
     ring = _ring_around(inside, options)
     mean_around = (ring * prior[:, None]).sum(dim=(2, 3)) / ring.sum(dim=(2, 3)).clamp_min(1.0)
-    demands = (
+    criteria = (
         area > 0,
         predicted_iou >= options.minimum_iou,
         mean_inside >= options.minimum_prior,
         mean_inside - mean_around >= options.minimum_contrast,
     )
-    passed = torch.stack(demands).long().cumprod(dim=0).sum(dim=0)
-    is_fit = passed == len(demands)
+    criteria_met = torch.stack(criteria).long().cumprod(dim=0).sum(dim=0)
+    is_fit = criteria_met == len(criteria)
     fit = predicted_iou * shared / (area + prior.sum(dim=(1, 2))[:, None] - shared).clamp_min(1e-6)
     index = fit.masked_fill(~is_fit, -torch.inf).argmax(dim=1)
     chosen = (torch.arange(len(index), device=index.device), index)
     score = predicted_iou[chosen].clamp(0.0, 1.0) * mean_inside[chosen]
-    return Selected(torch.where(is_fit.any(dim=1), index, -1), score, passed.amax(dim=1))
+    return Selected(torch.where(is_fit.any(dim=1), index, -1), score, criteria_met.amax(dim=1))
 
 
 def _ring_around(inside: Tensor, options: SelectionOptions) -> Tensor:

@@ -56,7 +56,7 @@ _BATCHES_BEHIND = 3
 
 
 @dataclass(frozen=True)
-class Steps:
+class BatchStages:
     """What is done with encoded images, outside of turns.
 
     Attributes:
@@ -68,7 +68,7 @@ class Steps:
     segment: Callable[[Sequence[Any]], list[Callable[[], Json | None]]]
 
 
-class Together:
+class BatchPipeline:
     """Predicts tasks in steps: one batch is encoded while those before it are matched, segmented and packed.
 
     Encoding a batch is one turn on the models: what a person waits for comes in between two of them. All else waits for
@@ -84,7 +84,7 @@ class Together:
         tasks: Sequence[Json],
         tags: Sequence[ImageTag],
         fetcher: ImageFetcher,
-        steps: Steps,
+        steps: BatchStages,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
         """Predict tasks, in their order.
@@ -101,9 +101,9 @@ class Together:
 
         Raises:
             ModelUnavailableError: no models, or too many calls wait for them.
-            InterruptedWorkError: whoever wanted this went away.
+            CancelledWorkError: whoever wanted this went away.
         """
-        size = self._images.good_batch
+        size = self._images.preferred_batch_size
         batches = iter([tasks[start : start + size] for start in range(0, len(tasks), size)])
         readers = ThreadPoolExecutor(_READERS, "read", _alone)
         planners = ThreadPoolExecutor(_FINISHERS, "plan", _alone)
@@ -123,7 +123,7 @@ class Together:
                 if not reading or should_stop():
                     break
                 read = [_Task.of(task, files) for task, files in reading.popleft()]
-                with self._models.gate.turn():
+                with self._models.scheduler.slot():
                     self._encode(read)
                 for one in read:
                     one.planned = None if one.failure else planners.submit(steps.plan, one.encoded)

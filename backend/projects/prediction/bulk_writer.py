@@ -82,13 +82,13 @@ class BulkPredictions:
         self._seen_failing: set[tuple[str, int]] = set()
 
     @property
-    def good_batch(self) -> int:
+    def preferred_batch_size(self) -> int:
         """Tasks that are worth giving `run`.
 
         Raises:
             ModelUnavailableError: no models.
         """
-        return max(_TASKS_A_BATCH, _TURNS_A_BATCH * self._images.good_batch)
+        return max(_TASKS_A_BATCH, _TURNS_A_BATCH * self._images.preferred_batch_size)
 
     def run(
         self,
@@ -274,8 +274,8 @@ class BulkPredictions:
         self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
     ) -> Iterator[Predicted]:
         """Tasks, and what predicts them: several at a time where the device gains by it."""
-        if self._images.good_batch > 1:
-            yield from self._predictions.predict_together(
+        if self._images.preferred_batch_size > 1:
+            yield from self._predictions.predict_batch(
                 batch.project, batch.config, batch.known, batch.version, tasks, fetcher, should_stop
             )
             return

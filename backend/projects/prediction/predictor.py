@@ -13,10 +13,10 @@ from typing import Any
 
 from backend import __version__
 from backend.core import cancellation
-from backend.core.cancellation import InterruptedWorkError, time_limit
+from backend.core.cancellation import CancelledWorkError, time_limit
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, LabelMask, Reference
-from backend.drawing.explanation import draw_traces
+from backend.drawing.explanation import draw_explanations
 from backend.engine.softmatcher import SegmentationPlan
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
@@ -29,7 +29,7 @@ from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of, match_options
-from backend.projects.prediction.batch_pipeline import Predicted, Steps, TaskPrediction, Together
+from backend.projects.prediction.batch_pipeline import BatchPipeline, BatchStages, Predicted, TaskPrediction
 from backend.projects.prediction.prefetch import Prefetch
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -167,14 +167,14 @@ class Predictions:
         is_over = partial(_is_past, deadline)
         try:
             # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
-            with cancellation.interruptible(is_over):
+            with cancellation.cancellable(is_over):
                 for task, predict in self.each(project, config, known, version, tasks, is_over, is_open=is_open):
                     prediction = self._predict_or_report(project, task, predict)
                     if prediction is not None:
                         results[done] = prediction
                         found += 1
                     done += 1
-        except InterruptedWorkError:
+        except CancelledWorkError:
             if not is_over():
                 raise  # the client went away
         if done < len(tasks):
@@ -195,11 +195,11 @@ class Predictions:
     ) -> Iterator[Predicted]:
         """Tasks in their order, and what predicts them; those that are left when it is over do not come.
 
-        Args, Raises: as `predict_task` and `predict_together`.
+        Args, Raises: as `predict_task` and `predict_batch`.
         """
-        if len(tasks) > 1 and self._images.good_batch > 1:
+        if len(tasks) > 1 and self._images.preferred_batch_size > 1:
             fetcher = self._connections.fetcher(project.key)
-            yield from self.predict_together(project, config, known, version, tasks, fetcher, is_over)
+            yield from self.predict_batch(project, config, known, version, tasks, fetcher, is_over)
             return
         for task in tasks:
             if is_over():
@@ -215,7 +215,7 @@ class Predictions:
     ) -> Json | None:
         try:
             found = predict()
-        except InterruptedWorkError:
+        except CancelledWorkError:
             raise
         except SoftmatcherError as error:
             self._metrics.tasks.labels("failed").inc()
@@ -274,14 +274,14 @@ class Predictions:
                 failures[tag_name] = error
                 continue
             versions[tag_name] = image.version
-            with self._models.gate.turn(is_interactive=is_open):
+            with self._models.scheduler.slot(is_interactive=is_open):
                 found = softmatcher.segment(image.encoded, references, options)
             regions += self._regions(config, tag_name, found)
         if failures and not versions:
             raise next(iter(failures.values()))
         return TaskPrediction(_prediction(regions, version) if regions else None, versions, failures)
 
-    def predict_together(
+    def predict_batch(
         self,
         project: ProjectRecord,
         config: LabelConfig,
@@ -319,8 +319,8 @@ class Predictions:
             return _prediction(regions, version) if regions else None
 
         tags = [config.image(tag_name) for tag_name in known.by_tag]
-        steps = Steps(plan, segment)
-        yield from Together(self._models, self._images).run(tasks, tags, fetcher, steps, should_stop)
+        steps = BatchStages(plan, segment)
+        yield from BatchPipeline(self._models, self._images).run(tasks, tags, fetcher, steps, should_stop)
 
     def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
         with self._metrics.stage("rle"):
@@ -366,7 +366,7 @@ class Predictions:
             if mark.scribble.is_empty or mark.to_name not in images:
                 continue
             with (
-                self._models.gate.turn(is_interactive=True),
+                self._models.scheduler.slot(is_interactive=True),
                 time_limit(cut_until, _TOO_MANY_MARKS),
             ):
                 found = softmatcher.mask_from_scribble(images[mark.to_name].encoded, mark.scribble)
@@ -423,13 +423,13 @@ class Predictions:
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 failures.append(error)  # the other images are shown without it
                 continue
-            with self._models.gate.turn(is_interactive=False):
+            with self._models.scheduler.slot(is_interactive=False):
                 trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
             assert image.pixels is not None  # asked for
             pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
         if failures and not pictures:
             raise failures[0]
-        return draw_traces(pictures, config.labels)
+        return draw_explanations(pictures, config.labels)
 
     def _project(self, project_key: str, label_config: str) -> ProjectRecord:
         """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""

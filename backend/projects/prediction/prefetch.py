@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from backend.core import cancellation
-from backend.core.cancellation import InterruptedWorkError
+from backend.core.cancellation import CancelledWorkError
 from backend.errors import BadInputError, LabelStudioError, ModelUnavailableError, NotFoundError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
@@ -80,9 +80,9 @@ class Prefetch:
             if opened is None:
                 return
             try:
-                with cancellation.interruptible(self._is_closed.is_set):
+                with cancellation.cancellable(self._is_closed.is_set):
                     self._look_ahead(*opened)
-            except InterruptedWorkError:
+            except CancelledWorkError:
                 continue
             except SoftmatcherError as error:
                 self._metrics.prefetched.labels("failed").inc()
@@ -102,7 +102,7 @@ class Prefetch:
                     if not self._is_held_up():
                         try:
                             outcome = self._images.look_ahead(task, tag, fetcher)
-                        except InterruptedWorkError:
+                        except CancelledWorkError:
                             self._metrics.prefetched.labels("interrupted").inc()
                         except ModelUnavailableError:
                             return

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.errors import BadInputError
-from backend.metrics import PropagationFigures
+from backend.metrics import PropagationCounters
 from backend.projects.connections import Connections
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.propagation.backoff import is_paused
@@ -44,7 +44,7 @@ class Propagations:
         self._connections = connections
         self._predictions = predictions
         self._plans = plans
-        self._figures: tuple[float, PropagationFigures | None] = (0.0, None)
+        self._figures: tuple[float, PropagationCounters | None] = (0.0, None)
         self._lock = threading.Lock()
 
     def start(
@@ -76,12 +76,12 @@ class Propagations:
         total = client.count_tasks(project.project_id, only_unlabeled=wanted.only_unlabeled)
         return total if wanted.limit is None else min(total, wanted.limit)
 
-    def hand_on(self, project_key: str, task_ids: Sequence[int]) -> int | None:
+    def defer(self, project_key: str, task_ids: Sequence[int]) -> int | None:
         """See that workers predict tasks for which a /predict had no time; id of the propagation."""
         if not task_ids:
             return None
         version = self._predictions.model_version(project_key)
-        return self._store.propagations.hand_on(project_key, task_ids, version, "Label Studio: retrieve predictions")
+        return self._store.propagations.defer(project_key, task_ids, version, "Label Studio: retrieve predictions")
 
     def retry(self, propagation_id: int, what: str) -> int:
         """Put tasks back to be predicted again; how many.
@@ -127,7 +127,7 @@ class Propagations:
         """
         return self._plans.versions(project_of(self._store, record.project_key), record.wanted)[0]
 
-    def figures(self) -> PropagationFigures:
+    def figures(self) -> PropagationCounters:
         """For /metrics; at most some seconds old, since counting a million tasks takes tenths of a second."""
         with self._lock:
             read_at, figures = self._figures
@@ -142,7 +142,7 @@ class Propagations:
                 for state in tasks:
                     tasks[state] += getattr(counts, state)
                 rate += _rate(record, counts, self._store.now())
-            figures = PropagationFigures(running, tasks, rate)
+            figures = PropagationCounters(running, tasks, rate)
             self._figures = (time.monotonic(), figures)
             return figures
 

@@ -37,7 +37,7 @@ _LATE_IMPORT_S = 300.0
 """After an import without an answer: a slow Label Studio was seen to do one 75 s later."""
 _PAUSES_FOR_IMAGES = 4
 """Pauses (75 s in all) for images that fail alike, before they count as failures."""
-LANE: Final = "#"
+BATCH_SEPARATOR: Final = "#"
 """Stands between the name of a job and the number of its lane, in the names of claims."""
 
 Left = Literal["nothing", "more", "paused"]
@@ -56,14 +56,14 @@ class Worked:
     left: Left
 
 
-class _Shift:
+class _WorkBudget:
     """How long a job works: some minutes, or so many tasks, or until it is asked to stop, in all its lanes together."""
 
-    def __init__(self, should_stop: Callable[[], bool], lanes: int) -> None:
+    def __init__(self, should_stop: Callable[[], bool], concurrent_batches: int) -> None:
         self.finished = 0
         self._should_stop = should_stop
         self._deadline = time.monotonic() + _JOB_S
-        self._tasks = _TASKS_A_JOB * lanes
+        self._tasks = _TASKS_A_JOB * concurrent_batches
         self._is_stopped = threading.Event()
         self._lock = threading.Lock()
 
@@ -111,7 +111,7 @@ class PropagationWork:
         *,
         is_alive: Callable[[str], bool],
         should_stop: Callable[[], bool],
-        lanes: int = 1,
+        concurrent_batches: int = 1,
     ) -> Worked:
         """Predict waiting tasks for some minutes, and tidy up if they were the last.
 
@@ -120,7 +120,8 @@ class PropagationWork:
             claim: names this job of this worker.
             is_alive: whether the job behind another claim still runs; what dead ones hold is given back.
             should_stop: asked before each task.
-            lanes: batches at a time: while one is read from Label Studio or written to it, another uses the models.
+            concurrent_batches: batches at a time: while one is read from Label Studio or written to it, another uses
+                the models.
         """
         store = self._store.propagations
         record = store.get(propagation_id)
@@ -128,13 +129,13 @@ class PropagationWork:
             return Worked(0, "nothing")
         if is_paused(self._store, record):
             return Worked(0, "paused")
-        claims = [f"{claim}{LANE}{number}" for number in range(1, lanes + 1)]
+        claims = [f"{claim}{BATCH_SEPARATOR}{number}" for number in range(1, concurrent_batches + 1)]
         self.give_back_dead(propagation_id, lambda held: held not in claims and is_alive(held))
-        shift = _Shift(should_stop, lanes)
+        shift = _WorkBudget(should_stop, concurrent_batches)
         try:
-            with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
-                others = [pool.submit(self._work_in_lane, propagation_id, other, shift) for other in claims[1:]]
-                self._work_in_lane(propagation_id, claims[0], shift)
+            with ThreadPoolExecutor(concurrent_batches, thread_name_prefix="lane") as pool:
+                others = [pool.submit(self._work_in_batch, propagation_id, other, shift) for other in claims[1:]]
+                self._work_in_batch(propagation_id, claims[0], shift)
             for other in others:
                 other.result()
             if store.try_finish(propagation_id) or store.get(propagation_id).state == "finishing":
@@ -153,12 +154,12 @@ class PropagationWork:
         has_more = store.get(propagation_id).is_active and self._tasks.waiting(propagation_id, 1) > 0
         return Worked(shift.finished, "more" if has_more else "nothing")
 
-    def _work_in_lane(self, propagation_id: int, claim: str, shift: "_Shift") -> None:
+    def _work_in_batch(self, propagation_id: int, claim: str, shift: "_WorkBudget") -> None:
         store = self._store.propagations
         try:
             while not shift.is_over():
                 task_ids = self._tasks.claim(
-                    propagation_id, claim, self._bulk.good_batch, on_given_up=self._note_given_up
+                    propagation_id, claim, self._bulk.preferred_batch_size, on_given_up=self._note_given_up
                 )
                 if not task_ids:
                     break

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backend.core.types import Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher
-from backend.models.device.on_device import OnDevice, choose_device
+from backend.models.device.on_device import DeviceRunner, choose_device
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.segmenter import SamOptions, SamSegmenter
@@ -64,9 +64,9 @@ def test_the_gpu_is_what_auto_means() -> None:
 def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float) -> None:
     expected, found = _encoder(CPU, name), _encoder(CUDA, name)
     if half is None:
-        found._on_device._uses_half = False
+        found._device_runner._uses_half = False
     else:
-        found._on_device._amp_dtype = half
+        found._device_runner._amp_dtype = half
     images = [_image(), _image(1, 96, 60), _image(2), _image(3)]
     for one, other in zip(expected.encode_batch(images), found.encode_batch(images), strict=True):
         assert other.device == CPU
@@ -74,14 +74,14 @@ def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float
         assert other.shape == one.shape
         assert float((one * other).sum(dim=-1).min()) > least
         torch.testing.assert_close(other.norm(dim=-1), torch.ones(other.shape[:2]))
-    (rounded,) = found.encode_later([found.prepare(images[0])], dtype=torch.float16)()
+    (rounded,) = found.encode_async([found.prepare(images[0])], dtype=torch.float16)()
     assert rounded.dtype == torch.float16
     assert float((rounded.float() * found.encode(images[0])).sum(dim=-1).min()) > 0.999
 
 
 def test_positional_directions_are_gone_there_too() -> None:
     expected, found = _encoder(CPU, positional_rank=3), _encoder(CUDA, positional_rank=3)
-    found._on_device._uses_half = False
+    found._device_runner._uses_half = False
     assert float((expected.encode(_image()) * found.encode(_image())).sum(dim=-1).min()) > 0.9999
 
 
@@ -218,11 +218,11 @@ def test_threads_never_see_each_others_image() -> None:
 
 def test_what_is_queued_before_it_is_waited_for_gets_its_own_answers() -> None:
     """Memory for copies is used again; nobody's answer may change when it is."""
-    on_device = OnDevice(nn.Identity(), CUDA, uses_half=False)
+    on_device = DeviceRunner(nn.Identity(), CUDA, uses_half=False)
     answers: list[list[Tensor]] = []
     for turn in range(6):
         waits = [
-            on_device.run_later(
+            on_device.run_async(
                 [torch.full((2**18,), float(100 * turn + 10 * call + number)) for number in range(8)],
                 lambda network, batch: batch * 2,
                 at_once=3,
@@ -241,7 +241,7 @@ def test_recorded_passes_say_what_passes_say(name: str) -> None:
     encoder, segmenter = _encoder(CUDA, name, batch_size=2), _segmenter(CUDA)
     images = [_image(seed, *((HEIGHT, WIDTH) if seed % 2 else (WIDTH, HEIGHT))) for seed in range(6)]
     features, embeddings = encoder.encode_batch(images), segmenter.embed_batch(images)
-    networks = (encoder._on_device, segmenter._encoder)
+    networks = (encoder._device_runner, segmenter._encoder)
     assert all(not one._recorded._recorded for one in networks)
     for _ in range(4):
         for before, one in zip(features, encoder.encode_batch(images), strict=True):
@@ -256,7 +256,7 @@ def test_recorded_passes_say_what_passes_say(name: str) -> None:
 
 
 def test_what_cannot_be_recorded_runs_kernel_by_kernel(caplog: pytest.LogCaptureFixture) -> None:
-    on_device = OnDevice(nn.Identity(), CUDA)
+    on_device = DeviceRunner(nn.Identity(), CUDA)
     items = [torch.full((3,), float(number)) for number in range(4)]
 
     def call(network: nn.Module, batch: Tensor) -> Tensor:
@@ -264,15 +264,15 @@ def test_what_cannot_be_recorded_runs_kernel_by_kernel(caplog: pytest.LogCapture
 
     with caplog.at_level(logging.INFO):
         for _ in range(6):
-            answers = on_device.run_later(items, call, kind="waits")()
+            answers = on_device.run_async(items, call, kind="waits")()
             assert [float(one[0]) for one in answers] == [0, 3, 6, 9]
     assert "not recorded" in caplog.text
-    other = [on_device.run_later(items, lambda network, batch: batch + 1, kind="good")() for _ in range(5)]
+    other = [on_device.run_async(items, lambda network, batch: batch + 1, kind="good")() for _ in range(5)]
     assert [float(one[0]) for one in other[-1]] == [1, 2, 3, 4]
 
 
 def test_threads_that_record_get_their_own_answers() -> None:
-    on_device = OnDevice(nn.Linear(512, 512, bias=False), CUDA, uses_half=False)
+    on_device = DeviceRunner(nn.Linear(512, 512, bias=False), CUDA, uses_half=False)
     weight = on_device.network.weight.detach().cpu()
 
     def work(number: int) -> bool:
@@ -280,7 +280,7 @@ def test_threads_that_record_get_their_own_answers() -> None:
         for turn in range(60):
             kind = None if turn % 7 == 0 else "linear"
             items = [torch.rand(512, generator=generator) for _ in range(1 + (number + turn) % 3)]
-            found = on_device.run_later(items, lambda network, batch: network(batch), kind=kind)()
+            found = on_device.run_async(items, lambda network, batch: network(batch), kind=kind)()
             for item, one in zip(items, found, strict=True):
                 torch.testing.assert_close(one, weight @ item, atol=2e-3, rtol=1e-3)
         return True
@@ -292,7 +292,7 @@ def test_threads_that_record_get_their_own_answers() -> None:
 
 def test_benchmarks_are_told_what_the_gpu_took_and_no_copies() -> None:
     """A pass of some 10 ms is told as such; one that does nothing as nearly nothing, however much is carried for it."""
-    on_device = OnDevice(nn.Identity(), CUDA, uses_half=False)
+    on_device = DeviceRunner(nn.Identity(), CUDA, uses_half=False)
     items = [torch.zeros(2**22) for _ in range(8)]
     told: list[float] = []
     on_device.on_forward = told.append
@@ -342,7 +342,7 @@ def two_gb() -> Iterator[None]:
 def test_a_full_gpu_halves_the_batch_and_then_leaves_it_to_the_cpu(
     mb_an_item: int, sizes: list[int], warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    on_device = OnDevice(_Hungry(mb_an_item), CUDA, uses_half=False)
+    on_device = DeviceRunner(_Hungry(mb_an_item), CUDA, uses_half=False)
     items = [torch.full((3,), float(number)) for number in range(8)]
     seen: list[int] = []
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from backend.core import cancellation
-from backend.core.cancellation import InterruptedWorkError, interruptible, uninterrupted
+from backend.core.cancellation import CancelledWorkError, cancellable, shield
 from backend.errors import ConfigurationError
 from backend.models.device.on_device import (
     Answer,
-    OnDevice,
+    DeviceRunner,
     Transfers,
     choose_device,
     good_threads,
-    make_interruptible,
+    make_cancellable,
 )
 
 
@@ -47,7 +47,7 @@ def _items(count: int) -> list[Tensor]:
 )
 def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
     network = Doubling(room)
-    answers = OnDevice(network, torch.device("cpu")).run(_items(7), lambda net, batch: net(batch))
+    answers = DeviceRunner(network, torch.device("cpu")).run(_items(7), lambda net, batch: net(batch))
     assert [float(answer.mean()) for answer in answers] == [0, 2, 4, 6, 8, 10, 12]
     assert network.sizes == sizes
 
@@ -55,7 +55,7 @@ def test_full_device_halves_the_batch(room: int, sizes: list[int]) -> None:
 def test_what_does_not_fit_at_all_runs_on_the_cpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     network = Doubling(0)
     with caplog.at_level(logging.WARNING):
-        answers = OnDevice(network, torch.device("cpu")).run(_items(2), lambda net, batch: net(batch))
+        answers = DeviceRunner(network, torch.device("cpu")).run(_items(2), lambda net, batch: net(batch))
     assert [float(answer.mean()) for answer in answers] == [0, 2]
     assert "runs on the CPU" in caplog.text
 
@@ -68,10 +68,10 @@ class NoticedTransfers(Transfers):
         self.events = events
         self.made: list[Tensor] = []
 
-    def carry(self, pinned: Tensor, device: torch.device) -> Tensor:
+    def to_device(self, pinned: Tensor, device: torch.device) -> Tensor:
         return pinned.clone()
 
-    def bring_back(self, answer: Tensor) -> Answer:
+    def to_host(self, answer: Tensor) -> Answer:
         pinned = self._pinned(answer)
         number = sum(event.startswith("begun") for event in self.events)
         self.events.append(f"begun {number}")
@@ -87,8 +87,8 @@ class NoticedTransfers(Transfers):
         return self.made[-1]
 
 
-def _with_transfers(network: nn.Module, events: list[str], **options: int) -> tuple[OnDevice, NoticedTransfers]:
-    on_device, transfers = OnDevice(network, torch.device("cpu")), NoticedTransfers(events, **options)
+def _with_transfers(network: nn.Module, events: list[str], **options: int) -> tuple[DeviceRunner, NoticedTransfers]:
+    on_device, transfers = DeviceRunner(network, torch.device("cpu")), NoticedTransfers(events, **options)
     on_device._transfers = transfers
     return on_device, transfers
 
@@ -101,8 +101,8 @@ def _double(network: nn.Module, batch: Tensor) -> Tensor:
 def test_all_passes_are_queued_before_one_is_waited_for() -> None:
     events: list[str] = []
     on_device, transfers = _with_transfers(Doubling(100), events)
-    begun = on_device.run_later(_items(5), _double, at_once=2)
-    also = on_device.run_later([item + 10 for item in _items(2)], _double)
+    begun = on_device.run_async(_items(5), _double, at_once=2)
+    also = on_device.run_async([item + 10 for item in _items(2)], _double)
     assert events == ["begun 0", "begun 1", "begun 2", "begun 3"]
     answers = begun()
     assert events[4:] == ["waited 0", "waited 1", "waited 2"]
@@ -141,7 +141,7 @@ def test_memory_kept_for_transfers_is_bounded() -> None:
 
 
 def test_benchmarks_are_told_of_each_pass_and_of_nothing_around_it() -> None:
-    on_device = OnDevice(Doubling(100), torch.device("cpu"))
+    on_device = DeviceRunner(Doubling(100), torch.device("cpu"))
     told: list[float] = []
     on_device.on_forward = told.append
     is_in_pass: list[bool] = []
@@ -165,7 +165,7 @@ def test_other_errors_are_not_hidden() -> None:
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        OnDevice(Doubling(9), torch.device("cpu")).run(_items(2), fail)
+        DeviceRunner(Doubling(9), torch.device("cpu")).run(_items(2), fail)
 
 
 def test_devices() -> None:
@@ -195,8 +195,8 @@ def test_unwanted_work_ends_between_blocks() -> None:
             return batch
 
     network = Network()
-    make_interruptible(network)
-    with pytest.raises(InterruptedWorkError), interruptible(lambda: len(done) >= 3):
+    make_cancellable(network)
+    with pytest.raises(CancelledWorkError), cancellable(lambda: len(done) >= 3):
         network(torch.zeros(1))
     assert len(done) == 3
     network(torch.zeros(1))  # without a condition it runs through
@@ -204,16 +204,16 @@ def test_unwanted_work_ends_between_blocks() -> None:
 
 
 def test_conditions_nest_and_end_with_their_block() -> None:
-    with interruptible(lambda: False):
-        with interruptible(lambda: True), pytest.raises(InterruptedWorkError):
+    with cancellable(lambda: False):
+        with cancellable(lambda: True), pytest.raises(CancelledWorkError):
             cancellation.check()
         cancellation.check()
-    with interruptible(lambda: True):
-        with uninterrupted():
+    with cancellable(lambda: True):
+        with shield():
             cancellation.check()
-        with pytest.raises(InterruptedWorkError):
+        with pytest.raises(CancelledWorkError):
             cancellation.check()
-    with interruptible(lambda: True), interruptible(lambda: False), pytest.raises(InterruptedWorkError):
+    with cancellable(lambda: True), cancellable(lambda: False), pytest.raises(CancelledWorkError):
         cancellation.check()
     cancellation.check()
 

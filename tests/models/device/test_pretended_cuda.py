@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backend.models.device.on_device import OnDevice
+from backend.models.device.on_device import DeviceRunner
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.sam.networks import build_sam
 from backend.models.sam.prompts import SamPrompt
@@ -49,20 +49,20 @@ class Copies(TorchDispatchMode):
 
 
 class Pretended:
-    """In the place of an `OnDevice`: the network as it would lie on a GPU, each pass run at once.
+    """In the place of an `DeviceRunner`: the network as it would lie on a GPU, each pass run at once.
 
     Attributes:
         copies: between devices, of the passes that may be recorded: a CUDA graph has none.
         answers: of the passes.
     """
 
-    def __init__(self, of: OnDevice, mode: FakeTensorMode) -> None:
-        self.device, self.memory_mb, self.good_batch = CUDA, 80_000.0, 8
+    def __init__(self, of: DeviceRunner, mode: FakeTensorMode) -> None:
+        self.device, self.memory_mb, self.preferred_batch_size = CUDA, 80_000.0, 8
         self.network = _carried(of.network, mode)
         self.copies: list[str] = []
         self.answers: list[Tensor] = []
 
-    def run_later(
+    def run_async(
         self,
         items: Sequence[Tensor],
         call: Callable[[nn.Module, Tensor], Tensor],
@@ -145,12 +145,12 @@ def test_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> None:
     small = {"depth": 2, "embed_dim": 48, "num_heads": 3}
     encoder = TimmEncoder(name, None, VitOptions(side_px=112), network_options=small)
     images = [encoder.prepare(image) for image in (_image(), _image(), _image(96, 60))]
-    expected = encoder.encode_later(images, dtype=torch.float16)()
-    there = encoder._on_device = Pretended(encoder._on_device, mode)  # type: ignore[assignment]
+    expected = encoder.encode_async(images, dtype=torch.float16)()
+    there = encoder._device_runner = Pretended(encoder._device_runner, mode)  # type: ignore[assignment]
     with mode:
-        encoder.encode_later(images, dtype=torch.float16)
+        encoder.encode_async(images, dtype=torch.float16)
         there.begin()  # constants are there by now
-        encoder.encode_later(images, dtype=torch.float16)
+        encoder.encode_async(images, dtype=torch.float16)
     assert [(one.device, one.dtype) for one in there.answers] == 2 * [(CUDA, torch.float16)]
     assert [one.shape[1:] for one in there.answers] == [expected[0].shape, expected[2].shape]
     # timm's DINOv3 makes its positions on the CPU, in every pass.
@@ -165,9 +165,9 @@ def test_image_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> N
     channels = sum(one.nbytes for key, one in segmenter.embed(_image()).items() if not key.endswith("hw")) // 2
     there = segmenter._encoder = Pretended(segmenter._encoder, mode)  # type: ignore[assignment]
     with mode:
-        segmenter.embed_later(images)
+        segmenter.embed_async(images)
         there.begin()
-        segmenter.embed_later(images)
+        segmenter.embed_async(images)
     assert [(one.device, one.dtype, len(one)) for one in there.answers] == [(CUDA, torch.float16, 3)]
     assert there.answers[0][0].numel() == channels
     assert not there.copies

@@ -35,7 +35,7 @@ def _encoder(name: str = DINOV2, weights: Path | None = None, **options: Any) ->
 @pytest.mark.parametrize(("name", "patch", "prefix"), [(DINOV2, 14, 1), (DINOV2_REGISTERS, 14, 5), (DINOV3, 16, 5)])
 def test_patches_are_those_of_timms_own_forward(name: str, patch: int, prefix: int) -> None:
     encoder = _encoder(name)
-    network = encoder._on_device.network
+    network = encoder._device_runner.network
     image = _image()
     features = encoder.encode(image)
     inputs = encoder._normalised(encoder.prepare(image)[None])[0]
@@ -104,7 +104,7 @@ def _facebook_layout(network: torch.nn.Module, registers: int) -> dict[str, Tens
 @pytest.mark.parametrize("kind", ["timm .pth", "timm .safetensors", "facebook .pth", "facebook in a wrapper"])
 def test_weights_come_in_the_layouts_of_timm_and_facebook(name: str, registers: int, kind: str, tmp_path: Path) -> None:
     source = _encoder(name)
-    network = source._on_device.network
+    network = source._device_runner.network
     for parameter in network.parameters():  # position tables and scales must matter
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
     state = _facebook_layout(network, registers) if kind.startswith("facebook") else network.state_dict()
@@ -120,7 +120,7 @@ def test_weights_come_in_the_layouts_of_timm_and_facebook(name: str, registers: 
 
 def test_dinov3s_weights_come_in_facebooks_layout(tmp_path: Path) -> None:
     source = _encoder(DINOV3)
-    network = source._on_device.network
+    network = source._device_runner.network
     for parameter in network.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
     renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "reg_token": "storage_tokens"}
@@ -152,7 +152,7 @@ def test_other_models_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="must hold vit_small_patch14_dinov2"):
         _encoder(DINOV2, path)
     smaller = TimmEncoder(DINOV2, None, OPTIONS, network_options={**TINY, "embed_dim": 24})
-    torch.save(smaller._on_device.network.state_dict(), path)
+    torch.save(smaller._device_runner.network.state_dict(), path)
     with pytest.raises(ModelUnavailableError, match="got other tensors"):
         TimmEncoder(DINOV2, path, OPTIONS, network_options=TINY)
 
@@ -180,14 +180,14 @@ def test_positional_directions_are_gone() -> None:
     assert plain.signature != without.signature
     features = without.encode(_image())
     blank = plain._mean.expand(*plain.input_hw(90, 150), 3).contiguous()
-    basis = positional_basis(plain._features_later([blank], None, torch.float32)()[0], 4)
+    basis = positional_basis(plain._features_async([blank], None, torch.float32)()[0], 4)
     assert float((features @ basis).abs().max()) < 1e-5
 
 
 def test_a_blank_image_keeps_nothing_of_the_directions_taken_out() -> None:
     """They are its own leading ones: what is left of it holds none, and less of it the more are taken."""
     plain = _encoder()
-    blank = plain.encode_later([plain._mean.expand(112, 112, 3).contiguous()])()[0].flatten(0, 1)
+    blank = plain.encode_async([plain._mean.expand(112, 112, 3).contiguous()])()[0].flatten(0, 1)
     left = []
     for rank in (1, 4, 16):
         basis = positional_basis(blank.reshape(8, 8, -1), rank)
@@ -209,7 +209,7 @@ def test_where_position_dominates_the_same_content_elsewhere_gets_more_alike() -
     def alike(rank: int) -> tuple[float, float]:
         """Mean similarity of patches of the same content, and of different content."""
         encoder = _encoder(side_px=168, positional_rank=rank)
-        network: Any = encoder._on_device.network
+        network: Any = encoder._device_runner.network
         with torch.no_grad():
             network.pos_embed.mul_(100)
         features = encoder.encode(image).flatten(0, 1)

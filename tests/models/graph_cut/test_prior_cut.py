@@ -3,7 +3,7 @@
 import numpy as np
 
 from backend.core.masks import iou
-from backend.core.score_map import recentre_map
+from backend.core.score_map import recentre_log_odds
 from backend.models.graph_cut.prior_cut import cut_from_prior
 
 
@@ -47,4 +47,4 @@ def test_recentred_priors_fit_the_cut() -> None:
 
     image, disc, prior = scene()
     faint = torch.from_numpy(prior * 0.4)
-    assert iou(cut_from_prior(image, recentre_map(faint, 0.4).numpy()), disc) > 0.9
+    assert iou(cut_from_prior(image, recentre_log_odds(faint, 0.4).numpy()), disc) > 0.9

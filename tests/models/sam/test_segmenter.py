@@ -22,7 +22,7 @@ from backend.models.sam.prompts import (
     uncovered_points,
 )
 from backend.models.sam.segmenter import SamOptions, SamSegmenter
-from backend.models.sam.selection import SelectionOptions, refusals, select_by_prior
+from backend.models.sam.selection import SelectionOptions, rejection_reasons, select_by_prior
 from backend.models.segmenters import Prompt
 from tests.models.small_sam import mixed_up, small_sam
 
@@ -216,15 +216,20 @@ def test_proposals_are_one_an_object() -> None:
     scribbles = [Scribble(hw, positive_xy=np.array([[x, 20], [x + 5, 25]], np.float32)) for x in (12, 20, 30)]
     scribbles.append(Scribble(hw, positive_xy=np.array([[70, 50], [2, 2]], np.float32)))
     candidates = segmenter.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles])
-    assert [candidate.prompt_index for candidate in candidates if not candidate.refusal] == [0, 3]
+    assert [candidate.prompt_index for candidate in candidates if not candidate.rejection_reason] == [0, 3]
     assert all(0.0 <= candidate.score <= 1.0 and candidate.mask.shape == hw for candidate in candidates)
     already = "on an object that other points have asked for"
-    assert [candidate.refusal for candidate in candidates] == ["", already, already, ""]
+    assert [candidate.rejection_reason for candidate in candidates] == ["", already, already, ""]
     strict = _segmenter(selection=SelectionOptions(minimum_iou=99.0))
     refused = strict.decode(embedding, [Prompt(scribble, prior=prior) for scribble in scribbles])
     assert [candidate.prompt_index for candidate in refused] == [0, 1, 2, 3]
     assert not any(candidate.mask.any() for candidate in refused)
-    assert ["predicted IoU below 99" in candidate.refusal for candidate in refused] == [True, False, False, True]
+    assert ["predicted IoU below 99" in candidate.rejection_reason for candidate in refused] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     assert strict.signature != segmenter.signature
 
 
@@ -240,7 +245,7 @@ def test_two_dozen_objects_are_all_asked_for() -> None:
     found = segmenter.decode(embedding, [Prompt(Scribble(hw, positive_xy=points), prior=prior) for points in clusters])
     assert len(centres) == 24
     assert [candidate.prompt_index for candidate in found] == sorted(3 * list(range(8)))
-    assert not any(candidate.refusal for candidate in found)
+    assert not any(candidate.rejection_reason for candidate in found)
 
 
 def test_crumbs_of_a_score_map_are_no_objects() -> None:
@@ -251,7 +256,7 @@ def test_crumbs_of_a_score_map_are_no_objects() -> None:
     prior[4:44, 4:44], prior[50:52, 80:82], prior[50:55, 60:64] = 0.9, 0.9, 0.9
     places = ([20, 20], [81, 51], [62, 52])
     prompts = [Prompt(Scribble(hw, positive_xy=np.array([place], np.float32)), prior=prior) for place in places]
-    refused = [bool(candidate.refusal) for candidate in segmenter.decode(embedding, prompts)]
+    refused = [bool(candidate.rejection_reason) for candidate in segmenter.decode(embedding, prompts)]
     assert refused == [False, True, False]
 
 
@@ -265,7 +270,7 @@ def test_points_without_a_mask_say_why() -> None:
     places = ([[20, 20]], [[2, 2]], [[70, 50]], [[70, 50], [25, 25]])
     prompts = [Prompt(Scribble(hw, positive_xy=np.array(place, np.float32)), prior=prior) for place in places]
     found = segmenter.decode(embedding, prompts)
-    assert [candidate.refusal for candidate in found] == [
+    assert [candidate.rejection_reason for candidate in found] == [
         "",
         "the score map is below 0.5 under these points",
         "their object is not among the 1 largest, or has less than 0.01 of the largest one's score map",
@@ -425,9 +430,9 @@ def test_what_the_masks_fail_at_is_told() -> None:
     opinions = torch.tensor([[0.9, 0.9], [0.9, 0.3], [0.9, 0.9], [0.9, 0.9], [0.9, 0.9]])
     priors = np.stack([clear, clear, dark, flat, clear])
     chosen = select_by_prior(torch.from_numpy(masks), opinions, torch.from_numpy(priors), SelectionOptions())
-    assert chosen.passed.tolist() == [0, 1, 2, 3, 4]
+    assert chosen.criteria_met.tolist() == [0, 1, 2, 3, 4]
     assert chosen.index.tolist() == [-1, -1, -1, -1, 1]
-    told = refusals(SelectionOptions(minimum_iou=0.51, minimum_prior=0.36, minimum_contrast=0.11))
+    told = rejection_reasons(SelectionOptions(minimum_iou=0.51, minimum_prior=0.36, minimum_contrast=0.11))
     for text, expected in zip(told, ("are empty", "below 0.51", "below 0.36", "by 0.11"), strict=True):
         assert text.endswith(expected)
 

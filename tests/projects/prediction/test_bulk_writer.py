@@ -35,7 +35,7 @@ from tests.fakes import (
 class BatchSoftmatcher(ColourSoftmatcher):
     """Gains by three images at a time, as one on a GPU does."""
 
-    good_batch = 3
+    preferred_batch_size = 3
 
     def __init__(self, on_stage: Any = None) -> None:
         super().__init__(on_stage)
@@ -68,7 +68,7 @@ def bulk_of(
     tasks.use_projects(backend.projects)
     try:
         backend.projects.store.save_project(label_studio.key, label_config=LABEL_CONFIG)
-        backend.projects.references.take_in(label_studio.key, 1)
+        backend.projects.references.ingest(label_studio.key, 1)
         project, config = backend.projects.store.project(label_studio.key), parse_label_config(LABEL_CONFIG)
         assert project
         version, known = backend.projects.predictions.references(project, config)
@@ -129,7 +129,7 @@ def test_models_are_free_while_masks_are_packed(tmp_path: Path, monkeypatch: pyt
     with bulk_of(engine, tmp_path, monkeypatch) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
         states = pool.submit(run, bulk, batch)
         wait_until(lambda: len(engine.batches) == 3 and len(engine.begun) == 4)  # all encoded, though none is finished
-        with backend.projects.models.gate.turn(is_interactive=True):
+        with backend.projects.models.scheduler.slot(is_interactive=True):
             assert not states.done()
         assert label_studio.imported == []
         engine.may_finish.set()
@@ -154,12 +154,12 @@ class SlowToSegment(BatchSoftmatcher):
 def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int, encoded: int
 ) -> None:
-    monkeypatch.setattr("backend.projects.composition.together._BATCHES_BEHIND", behind)
+    monkeypatch.setattr("backend.projects.prediction.batch_pipeline._BATCHES_BEHIND", behind)
     engine = SlowToSegment()
     with bulk_of(engine, tmp_path, monkeypatch) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
         states = pool.submit(run, bulk, batch)
         wait_until(lambda: len(engine.batches) == encoded)
-        with backend.projects.models.gate.turn(is_interactive=True):
+        with backend.projects.models.scheduler.slot(is_interactive=True):
             assert not states.done()
         time.sleep(0.05)  # whoever encoded more than that would have
         assert len(engine.batches) == encoded
@@ -175,6 +175,6 @@ def test_jobs_take_more_tasks_where_a_turn_takes_more_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_a_turn: int, tasks: int
 ) -> None:
     engine = BatchSoftmatcher()
-    monkeypatch.setattr(engine, "good_batch", images_a_turn)
+    monkeypatch.setattr(engine, "preferred_batch_size", images_a_turn)
     with bulk_of(engine, tmp_path, monkeypatch) as (_, _, bulk, _):
-        assert bulk.good_batch == tasks
+        assert bulk.preferred_batch_size == tasks

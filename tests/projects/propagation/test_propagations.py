@@ -10,7 +10,7 @@ from rq.timeouts import JobTimeoutException
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError, NotFoundError
 from backend.projects.propagation.work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
-from backend.web.maintenance import Upkeep
+from backend.web.maintenance import Maintenance
 from tests.fakes import LABEL_CONFIG, Backend, draw, png
 
 RED_BOX = (10, 10, 30, 30)
@@ -46,7 +46,7 @@ def _work(
 ) -> Worked:
     backend.projects.store.propagations._update(record.id, paused_until=None)
     return backend.projects.propagation_work.run(
-        record.id, claim, is_alive=backend.queue.is_claim_alive, should_stop=should_stop
+        record.id, claim, is_alive=backend.queue.is_lease_alive, should_stop=should_stop
     )
 
 
@@ -87,7 +87,7 @@ def test_two_batches_at_a_time_predict_every_task_once_too(backend: Backend, key
         backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number % 8, 30))))
     record = _start(backend, key)
     worked = backend.projects.propagation_work.run(
-        record.id, "w:1", is_alive=backend.queue.is_claim_alive, should_stop=lambda: False, lanes=2
+        record.id, "w:1", is_alive=backend.queue.is_lease_alive, should_stop=lambda: False, concurrent_batches=2
     )
     assert (worked.finished, worked.left) == (59, "nothing")
     assert _state(backend, record) == "done"
@@ -102,7 +102,7 @@ def test_what_stops_one_batch_stops_the_other_and_gives_all_tasks_back(backend: 
     record = _start(backend, key)
     backend.label_studio.is_down = True
     worked = backend.projects.propagation_work.run(
-        record.id, "w:1", is_alive=backend.queue.is_claim_alive, should_stop=lambda: False, lanes=2
+        record.id, "w:1", is_alive=backend.queue.is_lease_alive, should_stop=lambda: False, concurrent_batches=2
     )
     assert worked == Worked(0, "paused")
     counts = _counts(backend, record)
@@ -462,7 +462,7 @@ def test_references_that_change_meanwhile_leave_outdated_tasks(backend: Backend,
     record = _start(backend, key)
     _work(backend, record, should_stop=_after(4))
     backend.label_studio.annotate(11, 5, [_point("Dog")])
-    backend.projects.references.take_in(key, 11)
+    backend.projects.references.ingest(key, 11)
     _work(backend, record)
     now = backend.projects.propagations.version_now(record)
     outdated = backend.projects.store.propagation_tasks.count_outdated(record.id, now)
@@ -476,13 +476,13 @@ def test_references_that_change_meanwhile_leave_outdated_tasks(backend: Backend,
 def test_handed_on_tasks_are_predicted_once(backend: Backend, key: str) -> None:
     record = _start(backend, key, PropagationFilter(limit=4))
     propagations = backend.projects.propagations
-    assert propagations.hand_on(key, [3, 4, 5, 6]) == record.id
+    assert propagations.defer(key, [3, 4, 5, 6]) == record.id
     assert _counts(backend, record).total == 6
     _work(backend, record)
-    other = propagations.hand_on(key, [6, 7])
+    other = propagations.defer(key, [6, 7])
     assert other not in (None, record.id)
-    assert propagations.hand_on(key, [6, 7]) == other
-    assert propagations.hand_on(key, []) is None
+    assert propagations.defer(key, [6, 7]) == other
+    assert propagations.defer(key, []) is None
     _work(backend, backend.projects.store.propagations.get(other or 0))
     assert sorted(item["task"] for item in backend.label_studio.imported) == [1, 2, 3, 4, 6, 7]
 
@@ -494,7 +494,7 @@ def test_starts_by_itself_after_enough_references(backend: Backend, key: str) ->
     propagations._settings = backend.settings.model_copy(update={"propagate_after_references": 2})
     assert propagations.due_projects() == []
     backend.label_studio.annotate(11, 5, [_point("Dog")])
-    backend.projects.references.take_in(key, 11)
+    backend.projects.references.ingest(key, 11)
     assert propagations.due_projects() == [key]
     record = _start(backend, key)
     assert propagations.due_projects() == []
@@ -644,7 +644,7 @@ def test_an_import_done_after_it_was_given_up_leaves_one_prediction(backend: Bac
     assert store.due_to_tidy() == []
     assert backend.projects.propagation_work.tidy_late(record.id) == 0, "not yet"
     store.note_lost_answer(record.id, time.time() - 1)
-    Upkeep(backend.projects, backend.queue).propagate_due()  # type: ignore[arg-type]
+    Maintenance(backend.projects, backend.queue).propagate_due()  # type: ignore[arg-type]
     assert ("tidy_propagation", (key, record.id)) in backend.queue.jobs
     assert backend.projects.propagation_work.tidy_late(record.id) == len(backend.label_studio.late) > 0
     assert store.due_to_tidy() == []
@@ -809,7 +809,7 @@ def test_of_two_predictions_the_one_stays_that_was_last_made(backend: Backend, k
     """References may change in the middle of a run: what it was planned with is then not what a task got last."""
     record = _start(backend, key)
     backend.label_studio.annotate(11, 2, [_point()])
-    backend.projects.references.take_in(key, 11)
+    backend.projects.references.ingest(key, 11)
     _work(backend, record)
     planned, last = str(record.model_version), backend.projects.predictions.model_version(key)
     assert planned != last
