@@ -62,11 +62,11 @@ def mark(coin: Mask, kind: str, number: int) -> Region:
     return replace(region, mask=coin)
 
 
-def stroke(coin: Mask, *, length: float = 0.7, width_px: int = 5, slot: float = 0.0) -> Mask:
+def stroke(coin: Mask, *, length: float = 0.7, width_px: int = 5, angle_rad: float = 0.0) -> Mask:
     """A straight stroke through the middle of a coin, as long as this share of its thickness."""
     depth = cv2.distanceTransform(np.pad(coin, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = (int(one) for one in np.unravel_index(int(depth.argmax()), depth.shape))
-    along = length * float(depth.max()) * np.array([np.cos(slot), np.sin(slot)])
+    along = length * float(depth.max()) * np.array([np.cos(angle_rad), np.sin(angle_rad)])
     ends = [tuple(round(one) for one in (x, y) + sign * along) for sign in (-1, 1)]
     return (cv2.line(np.zeros(coin.shape, np.uint8), ends[0], ends[1], 1, width_px) > 0) & coin
 
@@ -104,12 +104,14 @@ def test_five_coins_are_marked_at_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize("width_px", [2, 4, 7])
-@pytest.mark.parametrize("turn", [0.0, 0.6, 2.2])
-def test_a_stroke_covers_the_coin_that_the_edge_cuts_off(slot: float, width_px: int) -> None:
+@pytest.mark.parametrize("angle_rad", [0.0, 0.6, 2.2])
+def test_a_stroke_covers_the_coin_that_the_edge_cuts_off(angle_rad: float, width_px: int) -> None:
     cut_off = coins_of(tiles()[5])[-1]
     assert cut_off[:, 0].any()
     for length in (0.35, 0.85):
-        drawn = replace(mark(cut_off, "stroke", 0), mask=stroke(cut_off, length=length, width_px=width_px, slot=slot))
+        drawn = replace(
+            mark(cut_off, "stroke", 0), mask=stroke(cut_off, length=length, width_px=width_px, angle_rad=angle_rad)
+        )
         assert min(covered(5, [cut_off], [drawn])) >= LEAST_COVERED
 
 
