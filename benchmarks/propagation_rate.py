@@ -126,7 +126,7 @@ def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, concurr
     from backend.labelstudio.codec import mask_to_region
     from backend.labelstudio.image_decoding import decode_image
     from backend.labelstudio.label_config import parse_label_config
-    from backend.models.device.on_device import choose_device, good_threads, set_threads
+    from backend.models.device.placement import choose_device, good_threads, set_threads
     from backend.store import Store
 
     set_threads(good_threads(choose_device("cpu"), concurrent_batches))

@@ -34,7 +34,7 @@ from backend.jobs.tasks import (
     wait_to_stop,
 )
 from backend.jobs.worker_identity import own_name
-from backend.models.device.on_device import choose_device
+from backend.models.device.placement import choose_device
 from backend.projects.composition import open_projects
 from backend.settings import CONCURRENT_BATCHES, Settings, differing, with_shared
 

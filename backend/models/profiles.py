@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder, Encoder
+from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder
+from backend.models.encoders.protocol import Encoder
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
+from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.sam.networks import SAM_MODELS, build_sam
 from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
 from backend.models.sam.sam2_segmenter import Sam2Segmenter
 from backend.models.sam.segmenter import SamOptions, SamSegmenter
 from backend.models.sam.selection import KEEP_EVERYTHING, SelectionOptions
-from backend.models.segmenters import LiteSegmenter, Segmenter
+from backend.models.segmenters import Segmenter
 from backend.models.weights.catalogue import PROFILE_WEIGHTS, known_weights
 from backend.models.weights.digest import weights_sha256
 from backend.models.weights.store import StoredWeights, WeightsStore

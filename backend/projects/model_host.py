@@ -12,7 +12,7 @@ from backend.engine.softmatcher import OnStage, Softmatcher, load_softmatcher
 from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
-from backend.models.device.on_device import choose_device, good_threads, set_threads
+from backend.models.device.placement import choose_device, good_threads, set_threads
 from backend.models.profiles import ModelSource
 from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import Settings

@@ -7,7 +7,7 @@ from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
 from backend.engine.softmatcher import MatchOptions, Softmatcher
-from backend.models.segmenters import LiteSegmenter
+from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.engine.test_softmatcher import ColourEncoder, describe, scene
 
 

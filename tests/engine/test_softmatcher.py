@@ -19,7 +19,8 @@ from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.engine.softmatcher import MatchOptions, Proposal, Softmatcher, compete, load_softmatcher, scale_scribble
 from backend.errors import BadInputError, ConfigurationError
-from backend.models.segmenters import LiteSegmenter, SegmenterInput
+from backend.models.graph_cut.segmenter import LiteSegmenter
+from backend.models.segmenters import SegmenterInput
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
 

@@ -23,7 +23,7 @@ from backend.evaluation.bench_matching import (
 )
 from backend.evaluation.matching_quality import measure_quality, soft_iou
 from backend.evaluation.plot import Chart, draw_charts
-from backend.models.segmenters import LiteSegmenter
+from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.engine.test_softmatcher import ColourEncoder, scene
 
 

@@ -19,7 +19,7 @@ from backend.core.types import Image
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import evaluate
-from backend.models.segmenters import LiteSegmenter
+from backend.models.graph_cut.segmenter import LiteSegmenter
 
 
 class ColourEncoder:

@@ -20,7 +20,7 @@ from backend.evaluation.markdown import variants_to_markdown
 from backend.evaluation.markings import corrected, largest_object, marks_all, simulated_points, simulated_strokes
 from backend.evaluation.run import evaluate
 from backend.evaluation.variants import evaluate_variants
-from backend.models.segmenters import LiteSegmenter
+from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.engine.test_softmatcher import ColourEncoder, scene
 
 VARIANTS = {"posterior": MatchOptions(), "prototype": MatchOptions(matcher="prototype")}

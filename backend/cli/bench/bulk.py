@@ -15,7 +15,7 @@ import torch
 from backend.cli.bench.in_process_service import MOST_PIXELS, service
 from backend.cli.bench.timing import Bench, Times
 from backend.labelstudio.image_decoding import decode_image
-from backend.models.device.on_device import good_threads, set_threads
+from backend.models.device.placement import good_threads, set_threads
 
 _LOAD_S = 600
 """For all workers to have their models and to have predicted their first images."""

@@ -2,136 +2,27 @@
 
 import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from backend.core import cancellation
-from backend.errors import ConfigurationError
 from backend.models.device.cuda_graphs import CudaGraphCache, Pass
+from backend.models.device.pinned_memory import Answer, Transfers, copy_into
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-_PINNED_BYTES = 512 * 2**20
-"""Kept for inputs and answers to come, of a network: some MB each."""
 
 NetworkCall = Callable[[nn.Module, Tensor], Tensor]
 Assemble = Callable[[list[Tensor]], Tensor]
 PartCall = Callable[[nn.Module, torch.device, slice], R]
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:<number>` as a device that exists.
-
-    Raises:
-        ConfigurationError: no such device here.
-    """
-    if wanted == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = None
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is not None and device.type == "cpu":
-        return device
-    if device is not None and device.type == "cuda" and (device.index or 0) < count:
-        # With its number, as tensors that are there say it.
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    raise ConfigurationError(
-        f"device must be auto, cpu or one of the {count} CUDA devices here, got {wanted}; set another"
-    )
-
-
-def set_threads(count: int) -> None:
-    """Threads of one model call; 0 keeps PyTorch's choice, which is the number of cores."""
-    if count:
-        torch.set_num_threads(count)
-
-
-def good_threads(device: torch.device, calls_at_a_time: int = 1) -> int:
-    """Threads that `set_threads` is best given.
-
-    With a GPU one: what is left for the processor is too small to be shared, threads wait longer for one another than
-    they work. On a CPU all cores for a single call, its share of them for one of several.
-    """
-    if device.type == "cuda":
-        return 1
-    return 0 if calls_at_a_time == 1 else max(1, len(os.sched_getaffinity(0)) // calls_at_a_time)
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """Of a pass, on its way to the CPU.
-
-    Attributes:
-        values: (B, ...), there once `wait` returns.
-        wait: for them.
-        is_pinned: the values lie in memory that goes back to `Transfers`.
-    """
-
-    values: Tensor
-    wait: Callable[[], None]
-    is_pinned: bool = False
-
-
-class Transfers:
-    """What a network's stream carries to a CUDA device and back, beside the kernels of others.
-
-    That needs pinned memory, and pinning takes longer than a copy: it is used again.
-    """
-
-    def __init__(self, stream: Any, *, most_bytes: int = _PINNED_BYTES) -> None:
-        self._stream = stream
-        self._most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
-
-    def pin(self, item: Tensor) -> Tensor:
-        """A copy in pinned memory."""
-        return _copied(item, self._pinned(item))
-
-    def to_device(self, pinned: Tensor, device: torch.device) -> Tensor:
-        """A copy on the device, there when the stream comes to what is queued next."""
-        return pinned.to(device, non_blocking=True)
-
-    def to_host(self, answer: Tensor) -> Answer:
-        """An answer, to pinned memory."""
-        pinned = self._pinned(answer)
-        pinned.copy_(answer, non_blocking=True)
-        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        there.record(self._stream)
-        return Answer(pinned, there.synchronize, is_pinned=True)
-
-    def give_back(self, pinned: Sequence[Tensor]) -> None:
-        """Memory that nobody reads or writes any more."""
-        with self._lock:
-            for one in pinned:
-                # Shapes of late come last: those of images that are not seen any more are let go first.
-                free = self._free.pop((one.shape, one.dtype), [])
-                self._free[one.shape, one.dtype] = [*free, one]
-            while sum(one.nbytes for free in self._free.values() for one in free) > self._most_bytes:
-                self._free.pop(next(iter(self._free)))
-
-    def _pinned(self, like: Tensor) -> Tensor:
-        with self._lock:
-            free = self._free.get((like.shape, like.dtype), [])
-            if free:
-                return free.pop()
-        return self._new(like)
-
-    def _new(self, like: Tensor) -> Tensor:
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
 class DeviceRunner:
@@ -258,7 +149,7 @@ class DeviceRunner:
                 for answer in passes:
                     answer.wait()
                     # One by one: each has memory of its own, whoever else of its batch is still held.
-                    answers += [_copied(one, torch.empty_like(one)) for one in answer.values]
+                    answers += [copy_into(one, torch.empty_like(one)) for one in answer.values]
             # What was carried there was read by then.
             transfers.give_back([*carried, *(answer.values for answer in passes if answer.is_pinned)])
             self._tell()
@@ -380,14 +271,8 @@ class Constants:
         return self._on[device]
 
 
-def _copied(source: Tensor, into: Tensor) -> Tensor:
-    """By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile."""
-    np.copyto(into.numpy(), source.numpy())
-    return into
-
-
 def make_cancellable(network: nn.Module) -> None:
-    """Let forward passes of a network end between two of its blocks once nobody waits for them (`core.interruption`).
+    """Let forward passes of a network end between two of its blocks once nobody waits for them (`core.cancellation`).
 
     Blocks are the items of its module lists and sequences of modules: ViT blocks, stages of a convolutional network.
     """

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from backend.core.types import Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher
-from backend.models.device.on_device import DeviceRunner, choose_device
+from backend.models.device.on_device import DeviceRunner
+from backend.models.device.placement import choose_device
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.segmenter import SamOptions, SamSegmenter

@@ -10,14 +10,9 @@ from torch import Tensor, nn
 from backend.core import cancellation
 from backend.core.cancellation import CancelledWorkError, cancellable, shield
 from backend.errors import ConfigurationError
-from backend.models.device.on_device import (
-    Answer,
-    DeviceRunner,
-    Transfers,
-    choose_device,
-    good_threads,
-    make_cancellable,
-)
+from backend.models.device.on_device import DeviceRunner, make_cancellable
+from backend.models.device.pinned_memory import Answer, Transfers
+from backend.models.device.placement import choose_device, good_threads
 
 
 class Doubling(nn.Module):

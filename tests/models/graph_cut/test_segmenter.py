@@ -5,7 +5,8 @@ import pytest
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError
-from backend.models.segmenters import LiteSegmenter, Prompt
+from backend.models.graph_cut.segmenter import LiteSegmenter
+from backend.models.segmenters import Prompt
 
 
 def two_squares() -> tuple[np.ndarray, np.ndarray]:
