@@ -26,7 +26,7 @@ def test_points_choose_the_pieces() -> None:
     left, nowhere, both = (np.array(xy, np.float32) for xy in ([[20, 30]], [[50, 5]], [[20, 30], [70, 30]]))
     prompts = [Prompt(Scribble((60, 100), points), prior=prior) for points in (left, nowhere, both)]
     found = segmenter.decode(embedding, prompts)
-    assert [bool(candidate.refusal) for candidate in found] == [False, True, False]
+    assert [bool(candidate.rejection_reason) for candidate in found] == [False, True, False]
     assert not found[1].mask.any()
     assert found[0].mask[30, 20]
     assert not found[0].mask[:, 50:].any()
