@@ -44,7 +44,7 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
             raise BadInputError(f'expected tasks with "project" (an id), got {project_id!r}')
         project_key, label_config = self._project(projects, project_id)
         if context and context.get("result"):
-            return [_unversioned(projects.predictions.interact(project_key, label_config, tasks[0], context["result"]))]
+            return [_unversioned(projects.interactive.predict(project_key, label_config, tasks[0], context["result"]))]
         answer = projects.predictions.predict(project_key, label_config, tasks)
         return [_unversioned(item) if isinstance(item, dict) else item for item in answer.results]
 

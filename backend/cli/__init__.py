@@ -144,7 +144,7 @@ def explain(
 
     projects = open_projects(load_settings())
     try:
-        picture = projects.predictions.explain(project, task)
+        picture = projects.explanations.explain(project, task)
         known = projects.store.project_by_id(project)
     finally:
         projects.close()

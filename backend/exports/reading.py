@@ -118,7 +118,7 @@ class ReferenceIndex:
             by_signature.setdefault((signature, reference.label), []).append(reference.id)
         project = store.project(project_key)
         self._of_prediction = {
-            (projects.predictions.version_of(project, signature, config), label): ids
+            (projects.banks.version_of(project, signature, config), label): ids
             for (signature, label), ids in by_signature.items()
         }
 

@@ -17,8 +17,11 @@ from backend.projects.model_host import Models
 from backend.projects.options import read_extra_params, received_on_setup
 from backend.projects.pictures import Thumbnails
 from backend.projects.prediction.bulk_writer import BulkPredictions
+from backend.projects.prediction.explain import Explanations
+from backend.projects.prediction.interactive import InteractivePredictions
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
+from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.project_key import key_of_project
 from backend.projects.propagation.planning import PropagationPlans
 from backend.projects.propagation.propagations import Propagations
@@ -39,7 +42,10 @@ class Projects:
 
     Attributes:
         references: takes annotations in.
-        predictions: answers with masks.
+        banks: keeps the references of the last few projects in memory; gives model_versions.
+        predictions: predicts tasks from references.
+        interactive: predicts the open task from its scribbles.
+        explanations: draws why masks are as they are.
         propagations: predicts whole projects through the workers.
         quality: estimates how good predictions are.
         pictures: draws small pictures for the project's page.
@@ -59,12 +65,17 @@ class Projects:
         self._prefetch = Prefetch(
             connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.scheduler.is_wanted
         )
-        self.predictions = Predictions(settings, store, metrics, models, connections, images, self._prefetch)
+        self.banks = ReferenceBanks(settings, store, models)
+        self.predictions = Predictions(
+            settings, store, metrics, models, connections, images, self.banks, self._prefetch
+        )
+        self.interactive = InteractivePredictions(settings, store, metrics, models, connections, images, self.banks)
+        self.explanations = Explanations(settings, store, models, connections, images, self.banks)
         bulk = BulkPredictions(metrics, connections, images, self.predictions)
-        self.propagation_plans = PropagationPlans(store, connections, self.references, self.predictions)
-        self.propagation_work = PropagationWork(store, metrics, connections, self.predictions, bulk)
-        self.propagations = Propagations(settings, store, connections, self.predictions, self.propagation_plans)
-        self.quality = Quality(settings, store, models, connections, images, self.predictions)
+        self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks)
+        self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)
+        self.propagations = Propagations(settings, store, connections, self.banks, self.propagation_plans)
+        self.quality = Quality(settings, store, models, connections, images, self.banks)
         self.pictures = Thumbnails(store, connections, images)
         self._connected: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -99,11 +110,11 @@ class Projects:
             )
         with self._lock:
             self._connected[project_key] = backend_url
-        return self.predictions.model_version(project_key, wait_s=_SIGNATURE_WAIT_S)
+        return self.banks.model_version(project_key, wait_s=_SIGNATURE_WAIT_S)
 
     def versions(self) -> list[str]:
         """The current model_version of every project, without repetition."""
-        return sorted({self.predictions.model_version(project.key, wait_s=0.5) for project in self.store.projects()})
+        return sorted({self.banks.model_version(project.key, wait_s=0.5) for project in self.store.projects()})
 
     def hinted_project(self, project: object) -> tuple[str, bool]:
         """Read what a webhook says of a project: its key, and whether it differs from what is known.

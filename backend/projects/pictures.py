@@ -17,7 +17,7 @@ from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
-from backend.projects.prediction.predictor import OWN_VERSIONS
+from backend.projects.prediction.reference_banks import OWN_VERSIONS
 from backend.store import ProjectRecord, Store
 
 _SIDE_PX = 320

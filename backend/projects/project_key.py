@@ -1,10 +1,11 @@
-"""How Label Studio names a project in /setup and /predict."""
+"""How Label Studio names a project in /setup and /predict, and the project that it names."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from backend.errors import BadInputError
+from backend.store import ProjectRecord, Store
 
 
 def key_of_project(project: Mapping[str, Any]) -> str:
@@ -24,3 +25,13 @@ def key_of_project(project: Mapping[str, Any]) -> str:
             f"got {project_id!r} and {str(created_at)[:40]!r}"
         )
     return f"{project_id}.{int(created.timestamp())}"
+
+
+def project_of_request(store: Store, project_key: str, label_config: str) -> ProjectRecord:
+    """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""
+    project = store.project(project_key)
+    if project is None:
+        return store.save_project(project_key, label_config=label_config, needs_reconcile=True)
+    if project.label_config != label_config:
+        return store.save_project(project_key, label_config=label_config, needs_reconcile=True)
+    return project

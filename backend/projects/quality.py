@@ -14,7 +14,7 @@ from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import is_complete, match_options
-from backend.projects.prediction.predictor import Predictions
+from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.settings import Settings
 from backend.store import Store, StoredReference
 
@@ -37,14 +37,14 @@ class Quality:
         models: Models,
         connections: Connections,
         images: TaskImages,
-        predictions: Predictions,
+        banks: ReferenceBanks,
     ) -> None:
         self._settings = settings
         self._store = store
         self._models = models
         self._connections = connections
         self._images = images
-        self._predictions = predictions
+        self._banks = banks
 
     def estimate(self, project_key: str) -> Json:
         """IoU of each reference's mask with what the references of other images find on its image; kept in the store.
@@ -104,9 +104,7 @@ class Quality:
         }
         means = [entry["iou"] for entry in labels.values() if entry["iou"] is not None]
         figures: Json = {"labels": labels, "iou": round(float(np.mean(means)), 3) if means else None}
-        self._store.quality.save(
-            project_key, self._predictions.model_version(project_key, wait_s=_MODEL_WAIT_S), figures
-        )
+        self._store.quality.save(project_key, self._banks.model_version(project_key, wait_s=_MODEL_WAIT_S), figures)
         return figures
 
 

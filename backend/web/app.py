@@ -159,7 +159,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
             marks = context.get("result") or []
             if not isinstance(marks, list):
                 raise BadInputError(f'expected "context.result": a list, got {type(marks).__name__}')
-            return {"results": [projects.predictions.interact(project_key, label_config, tasks[0], marks)]}
+            return {"results": [projects.interactive.predict(project_key, label_config, tasks[0], marks)]}
         answer = projects.predictions.predict(project_key, label_config, tasks)
         _note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
         if answer.unfinished:
@@ -170,7 +170,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
     def explain(project_id: int, task_id: int) -> Response:
         _note(project=project_id, task=task_id)
         with slots.one():
-            picture = projects.predictions.explain(project_id, task_id)
+            picture = projects.explanations.explain(project_id, task_id)
         return Response(picture, content_type="image/png", headers={"Cache-Control": "no-store"})
 
     def defer(project_key: str, task_ids: Sequence[int]) -> None:

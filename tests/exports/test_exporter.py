@@ -72,7 +72,7 @@ def test_references_of_this_backend_are_named(filled: Backend, tmp_path: Path) -
     projects.note_project(filled.label_studio.project(1))
     projects.references.ingest(key, 11)
     made = {one.label: one.id for one in projects.store.list_references(key)}
-    version = projects.predictions.model_version(key)
+    version = projects.banks.model_version(key)
     filled.label_studio.tasks[6]["predictions"][0]["model_version"] = version
     export(filled, tmp_path / "out", source="both")
     named = {(entry["task"], entry["label"]): entry["reference_ids"] for entry in _objects(tmp_path / "out")

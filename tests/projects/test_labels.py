@@ -8,7 +8,7 @@ import pytest
 
 from backend.jobs import tasks
 from backend.projects import references
-from backend.projects.prediction import predictor
+from backend.projects.prediction import interactive
 from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
@@ -127,7 +127,7 @@ def test_marks_that_take_too_long_are_their_annotations_problem(
 
 
 def test_a_click_whose_marks_take_too_long_is_told(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "INTERACTIVE_CUTTING_S", 0.0)
+    monkeypatch.setattr(interactive, "INTERACTIVE_CUTTING_S", 0.0)
     config = backend.label_studio.label_config
     context = {"result": [point("on_material", "Other", 50, 10)]}
     body = {"tasks": [add(backend, 3, red=ELSEWHERE)], "project": backend.label_studio.key, "label_config": config}

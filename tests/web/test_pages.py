@@ -52,7 +52,7 @@ def test_propagation_is_started_watched_and_done(ready: Backend) -> None:
         "pending": 0, "running": 0, "done": 3, "empty": 0, "failed": 0, "cancelled": 0, "total": 3, "finished": 3,
         "kept": 0, "made_anew": 3,
     }  # fmt: skip
-    assert status["model_version"] == ready.projects.predictions.model_version(ready.label_studio.key)
+    assert status["model_version"] == ready.projects.banks.model_version(ready.label_studio.key)
     assert [one["id"] for one in ready.client.get(BASE).json["propagations"]] == [status["id"]]
 
 

@@ -24,7 +24,7 @@ from backend.metrics import Metrics
 from backend.own_http import Session
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
-from backend.projects.prediction.predictor import KnownReferences
+from backend.projects.prediction.reference_banks import KnownReferences
 from backend.settings import load_settings
 from backend.store import Store
 from backend.web.app import create_app

@@ -25,7 +25,8 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImages, versions_to_json
 from backend.projects.prediction.batch_pipeline import Predicted, TaskPrediction
-from backend.projects.prediction.predictor import OWN_VERSIONS, KnownReferences, Predictions
+from backend.projects.prediction.predictor import Predictions
+from backend.projects.prediction.reference_banks import OWN_VERSIONS, KnownReferences
 from backend.store import ProjectRecord
 from backend.store.records import TaskOutcome
 

@@ -15,7 +15,7 @@ from backend.errors import (
 )
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
-from backend.projects.prediction.predictor import Predictions
+from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.references import References
 from backend.store import ProjectRecord, Store
@@ -31,13 +31,11 @@ _PLAN_ATTEMPTS = 3
 class PropagationPlans:
     """Plans propagations."""
 
-    def __init__(
-        self, store: Store, connections: Connections, references: References, predictions: Predictions
-    ) -> None:
+    def __init__(self, store: Store, connections: Connections, references: References, banks: ReferenceBanks) -> None:
         self._store = store
         self._connections = connections
         self._references = references
-        self._predictions = predictions
+        self._banks = banks
 
     def plan(self, propagation_id: int, on_page: Callable[[], None] = lambda: None) -> Json:
         """Take in what Label Studio did not announce, then list the project's tasks into the store.
@@ -122,8 +120,8 @@ class PropagationPlans:
             ModelUnavailableError: no models.
         """
         config = parse_label_config(project.label_config)
-        version, known = self._predictions.references(project, config, wanted.labels)
-        digest = self._predictions.references_digest(
+        version, known = self._banks.references(project, config, wanted.labels)
+        digest = self._banks.references_digest(
             project, [label for label in config.labels if wanted.labels is None or label in wanted.labels]
         )
         return version, digest, bool(known.by_tag)

@@ -14,7 +14,7 @@ from typing import Any
 from backend.errors import BadInputError
 from backend.metrics import PropagationCounters
 from backend.projects.connections import Connections
-from backend.projects.prediction.predictor import Predictions
+from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused
 from backend.projects.propagation.planning import PropagationPlans, check_filter, project_of
 from backend.settings import Settings
@@ -36,13 +36,13 @@ class Propagations:
         settings: Settings,
         store: Store,
         connections: Connections,
-        predictions: Predictions,
+        banks: ReferenceBanks,
         plans: PropagationPlans,
     ) -> None:
         self._settings = settings
         self._store = store
         self._connections = connections
-        self._predictions = predictions
+        self._banks = banks
         self._plans = plans
         self._figures: tuple[float, PropagationCounters | None] = (0.0, None)
         self._lock = threading.Lock()
@@ -80,7 +80,7 @@ class Propagations:
         """See that workers predict tasks for which a /predict had no time; id of the propagation."""
         if not task_ids:
             return None
-        version = self._predictions.model_version(project_key)
+        version = self._banks.model_version(project_key)
         return self._store.propagations.defer(project_key, task_ids, version, "Label Studio: retrieve predictions")
 
     def retry(self, propagation_id: int, what: str) -> int:

@@ -17,7 +17,7 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, versions_from_json
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
-from backend.projects.prediction.predictor import Predictions
+from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.propagation.planning import project_of
 from backend.store import Store
@@ -93,14 +93,14 @@ class PropagationWork:
         store: Store,
         metrics: Metrics,
         connections: Connections,
-        predictions: Predictions,
+        banks: ReferenceBanks,
         bulk: BulkPredictions,
     ) -> None:
         self._store = store
         self._tasks = store.propagation_tasks
         self._metrics = metrics
         self._connections = connections
-        self._predictions = predictions
+        self._banks = banks
         self._bulk = bulk
         self._missing_images: set[int] = set()
 
@@ -177,7 +177,7 @@ class PropagationWork:
         store = self._store.propagations
         project = project_of(self._store, record.project_key)
         config = parse_label_config(project.label_config)
-        version, known = self._predictions.references(project, config, record.wanted.labels)
+        version, known = self._banks.references(project, config, record.wanted.labels)
         if not known.by_tag:
             # The last reference was deleted meanwhile: without any there is nothing to look for.
             reason = "there is no reference left to predict from"

@@ -71,7 +71,7 @@ def bulk_of(
         backend.projects.references.ingest(label_studio.key, 1)
         project, config = backend.projects.store.project(label_studio.key), parse_label_config(LABEL_CONFIG)
         assert project
-        version, known = backend.projects.predictions.references(project, config)
+        version, known = backend.projects.banks.references(project, config)
         images = TaskImages(backend.projects.models, backend.projects.metrics, max_pixels=10**6)
         connections = FakeConnections(label_studio)
         bulk = BulkPredictions(backend.projects.metrics, connections, images, backend.projects.predictions)  # type: ignore[arg-type]

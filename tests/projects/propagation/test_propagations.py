@@ -75,7 +75,7 @@ def test_every_task_is_predicted_once_and_absence_is_an_answer(backend: Backend,
     counts = _counts(backend, record)
     assert (counts.total, counts.done, counts.empty, counts.failed) == (8, 7, 1, 0)
     assert _state(backend, record) == "done"
-    version = backend.projects.predictions.model_version(key)
+    version = backend.projects.banks.model_version(key)
     assert [backend.label_studio.versions_of(number) for number in range(1, 9)] == [
         [version] if number != 5 else [] for number in range(1, 9)
     ]
@@ -327,7 +327,7 @@ def test_a_brush_with_another_name_gets_its_predictions_anew(backend: Backend, k
             '<Label value="Dog"/></BrushLabels>', '<Label value="Dog"/><Label value="Owl"/></BrushLabels>'
         )
     )
-    assert [backend.projects.predictions.model_version(key)] == before
+    assert [backend.projects.banks.model_version(key)] == before
     set_config(LABEL_CONFIG.replace('name="brush"', 'name="mask"'))
     record = _start(backend, key)
     _work(backend, record)
@@ -343,7 +343,7 @@ def test_one_label_alone(backend: Backend, key: str) -> None:
     _work(backend, record)
     counts = _counts(backend, record)
     assert (counts.done, counts.empty) == (1, 7)
-    assert record.model_version != backend.projects.predictions.model_version(key)
+    assert record.model_version != backend.projects.banks.model_version(key)
     with pytest.raises(BadInputError, match="Cat, Dog"):
         _start(backend, key, PropagationFilter(labels=("Elephant",)), supersede=True)
 
@@ -555,7 +555,7 @@ def test_a_replaced_image_is_predicted_anew_and_the_others_are_only_asked(backen
 
 def test_a_prediction_of_unknown_origin_is_made_anew_once(backend: Backend, key: str) -> None:
     backend.projects.references.reconcile(key)
-    version = backend.projects.predictions.model_version(key)
+    version = backend.projects.banks.model_version(key)
     backend.label_studio.add_prediction(2, {"model_version": version, "result": [], "score": 0.5})
     _work(backend, _start(backend, key))
     assert backend.label_studio.versions_of(2) == [version]
@@ -605,7 +605,7 @@ def test_what_label_studio_drops_without_a_word_fails_with_its_reason_and_keeps_
     assert _state(backend, record) == "done"
     reasons = backend.projects.store.propagation_tasks.failures(record.id)
     assert ["does not take the prediction: from_name" in reason.reason for reason in reasons] == [True]
-    version = backend.projects.predictions.model_version(key)
+    version = backend.projects.banks.model_version(key)
     assert _versions(backend) == [
         ["softmatcher-0.0.1+old"] if number in (3, 6) else [] if number == 5 else [version] for number in range(1, 9)
     ]
@@ -648,7 +648,7 @@ def test_an_import_done_after_it_was_given_up_leaves_one_prediction(backend: Bac
     assert ("tidy_propagation", (key, record.id)) in backend.queue.jobs
     assert backend.projects.propagation_work.tidy_late(record.id) == len(backend.label_studio.late) > 0
     assert store.due_to_tidy() == []
-    version = backend.projects.predictions.model_version(key)
+    version = backend.projects.banks.model_version(key)
     assert _versions(backend) == [[version] if number != 5 else [] for number in range(1, 9)]
 
 
@@ -659,7 +659,7 @@ def test_a_late_import_of_an_older_version_does_not_win(backend: Backend, key: s
     backend.label_studio.add_prediction(2, old)
     backend.projects.store.propagations.note_lost_answer(record.id, time.time() - 1)
     backend.projects.propagation_work.tidy_late(record.id)
-    assert backend.label_studio.versions_of(2) == [backend.projects.predictions.model_version(key)]
+    assert backend.label_studio.versions_of(2) == [backend.projects.banks.model_version(key)]
 
 
 def test_images_that_fail_alike_for_a_while_are_waited_for(backend: Backend, key: str) -> None:
@@ -811,7 +811,7 @@ def test_of_two_predictions_the_one_stays_that_was_last_made(backend: Backend, k
     backend.label_studio.annotate(11, 2, [_point()])
     backend.projects.references.ingest(key, 11)
     _work(backend, record)
-    planned, last = str(record.model_version), backend.projects.predictions.model_version(key)
+    planned, last = str(record.model_version), backend.projects.banks.model_version(key)
     assert planned != last
     assert backend.label_studio.versions_of(3) == [last]
     backend.label_studio.add_prediction(3, {"model_version": planned, "result": [], "score": 0.1, "task": 3})

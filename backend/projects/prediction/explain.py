@@ -1,0 +1,70 @@
+"""Pictures of how the masks of a task came about."""
+
+from backend.drawing.explanation import draw_explanations
+from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
+from backend.labelstudio.label_config import parse_label_config
+from backend.projects.connections import Connections
+from backend.projects.images import TaskImages
+from backend.projects.model_host import Models
+from backend.projects.options import match_options
+from backend.projects.prediction.reference_banks import ReferenceBanks
+from backend.settings import Settings
+from backend.store import Store
+
+_MODEL_WAIT_S = 60.0
+
+
+class Explanations:
+    """Draws why the masks of a task are as they are."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        models: Models,
+        connections: Connections,
+        images: TaskImages,
+        banks: ReferenceBanks,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._models = models
+        self._connections = connections
+        self._images = images
+        self._banks = banks
+
+    def explain(self, project_id: int, task_id: int) -> bytes:
+        """Why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and dropped.
+
+        Raises:
+            NotFoundError: project, task or image are not there (any more).
+            BadInputError: the label config or the image cannot be used.
+            LabelStudioUnavailableError: Label Studio does not answer.
+            ModelUnavailableError: the models cannot be loaded in time.
+        """
+        project = self._store.project_by_id(project_id)
+        if project is None or not project.label_config:
+            raise NotFoundError(f"project {project_id} is not known: connect it to this backend in Label Studio")
+        config = parse_label_config(project.label_config)
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        task = self._connections.client(project.key).task(task_id, project_id)
+        version, known = self._banks.references(project, config)
+        options = match_options(self._settings, project)
+        tags = [tag for tag in config.images if tag.name in known.by_tag] or list(config.images[:1])
+        pictures = []
+        failures: list[SoftmatcherError] = []
+        for tag in tags:
+            try:
+                image = self._images.load(
+                    task, tag, self._connections.fetcher(project.key), is_interactive=False, with_pixels=True
+                )
+            except (BadInputError, NotFoundError, LabelStudioError) as error:
+                failures.append(error)  # the other images are shown without it
+                continue
+            with self._models.scheduler.slot(is_interactive=False):
+                trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
+            assert image.pixels is not None  # asked for
+            pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
+        if failures and not pictures:
+            raise failures[0]
+        return draw_explanations(pictures, config.labels)

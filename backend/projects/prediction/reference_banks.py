@@ -1,0 +1,139 @@
+"""A project's references in memory, ready to be matched, and the model_version that masks made with them have."""
+
+import hashlib
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from backend import __version__
+from backend.core.matching import ReferenceBank
+from backend.core.types import Reference
+from backend.errors import BadInputError
+from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.projects.model_host import Models
+from backend.projects.options import match_options
+from backend.settings import Settings
+from backend.store import ProjectRecord, Store
+
+logger = logging.getLogger(__name__)
+
+OWN_VERSIONS = "softmatcher-"
+"""What every model_version of this backend begins with, whatever its release and profile."""
+
+_BATCH_WAIT_S = 60.0
+_KEPT_PROJECTS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class KnownReferences:
+    """A project's references in memory, ready to be matched: image tag -> label -> their bank."""
+
+    by_tag: Mapping[str, Mapping[str, ReferenceBank]]
+
+
+class ReferenceBanks:
+    """Gathers the references of projects, and keeps those of the last few."""
+
+    def __init__(self, settings: Settings, store: Store, models: Models) -> None:
+        self._settings = settings
+        self._store = store
+        self._models = models
+        self._known: OrderedDict[tuple[str, str], KnownReferences] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def model_version(self, project_key: str, *, wait_s: float = _BATCH_WAIT_S) -> str:
+        """Release, models, and a digest of the project's references and options: the same for the same masks.
+
+        Raises:
+            ModelUnavailableError: no models after `wait_s` seconds.
+        """
+        softmatcher, _ = self._models.get(wait_s)
+        project = self._store.project(project_key)
+        config = parse_label_config(project.label_config) if project and project.label_config else None
+        return self.version_of(project, softmatcher.signature, config)
+
+    def version_of(
+        self,
+        project: ProjectRecord | None,
+        signature: str,
+        config: LabelConfig | None,
+        labels: Sequence[str] | None = None,
+    ) -> str:
+        """The model_version that models of this signature have with the project's references; needs no models.
+
+        Args:
+            project: None if it is not known yet.
+            signature: of the models.
+            config: the label config. A region also depends on where its label is in it: a prediction for a brush that
+                has another name by now shows nothing.
+            labels: of them; None: all.
+        """
+        parts = [signature]
+        if project is not None:
+            wanted = () if config is None else config.labels if labels is None else labels
+            parts.append(match_options(self._settings, project).digest())
+            parts.append(self._store.references_digest(project.key, wanted, signature))
+            if config is not None:
+                found = self._store.reference_labels(project.key, wanted, signature)
+                parts += [place for label in found for place in _places(config, label)]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
+
+    def references(
+        self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str] | None = None
+    ) -> tuple[str, KnownReferences]:
+        """The model_version, and the references of the labels that the config has now, or of some of them.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
+        version = self.version_of(project, softmatcher.signature, config, wanted)
+        key = (project.key, version)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return version, self._known[key]
+        by_tag: dict[str, dict[str, list[Reference]]] = {}
+        for stored in self._store.references(project.key, labels=wanted, signature=softmatcher.signature):
+            if stored.reference is None:
+                continue
+            for tag_name in config.served_by(stored.image_tag, stored.label):
+                by_tag.setdefault(tag_name, {}).setdefault(stored.label, []).append(stored.reference)
+        options = match_options(self._settings, project)
+        banks: dict[str, dict[str, ReferenceBank]] = {}
+        for tag_name, of_tag in by_tag.items():
+            for label, references in of_tag.items():
+                try:
+                    banks.setdefault(tag_name, {})[label] = softmatcher.gather(references, options)
+                except BadInputError as error:
+                    # One label that cannot be matched leaves the others their predictions.
+                    logger.warning("project=%s label=%s: %s", project.key, label, error)
+        known = KnownReferences(banks)
+        with self._lock:
+            self._known[key] = known
+            while len(self._known) > _KEPT_PROJECTS:
+                self._known.popitem(last=False)
+        return version, known
+
+    def references_digest(self, project: ProjectRecord, labels: Sequence[str]) -> str:
+        """Digest of the references of these labels.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        return self._store.references_digest(project.key, labels, softmatcher.signature)
+
+
+def _places(config: LabelConfig, label: str) -> list[str]:
+    """Where a label's regions go: brush, image, and where a task has that one's address."""
+    return [
+        json.dumps([label, brush.name, brush.to_name, config.image(brush.to_name).task_key])
+        for brush in config.brushes
+        if label in brush.labels
+    ]
