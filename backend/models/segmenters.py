@@ -1,8 +1,8 @@
-"""From prompts to mask candidates."""
+"""What a segmenter is: its protocols, its prompts and its mask candidates, without any implementation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,21 @@ class SegmenterInput:
     image_hw: tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class DecodePlan:
+    """What a segmenter is to decode of one image: made by its `plan`, for its `decode_planned`.
+
+    A segmenter may add to it what can be worked out without a device.
+
+    Attributes:
+        embedding: of the image.
+        prompts: in the working frame.
+    """
+
+    embedding: Mapping[str, NDArray[np.generic]]
+    prompts: Sequence[Prompt]
+
+
 class Segmenter(Protocol):
     """Turns prompts into masks; keeps nothing of an image, so threads may share it."""
 
@@ -98,11 +113,11 @@ class BatchSegmenter(Segmenter, Protocol):
         """Begin to `embed` several images; gives what waits for them."""
         ...
 
-    def plan(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> Any:
+    def plan(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> DecodePlan:
         """What `decode_planned` needs for `decode` of this; needs no device."""
         ...
 
-    def decode_planned(self, plans: Sequence[Any]) -> list[list[MaskCandidate]]:
+    def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
         """`decode` of what was planned, of any images, in as few passes as will do."""
         ...
 

@@ -29,7 +29,7 @@ from backend.models.sam.prompts import (
     uncovered_points,
 )
 from backend.models.sam.selection import SelectionOptions, rejection_reasons, select_by_prior
-from backend.models.segmenters import MaskCandidate, Prompt, SegmenterInput, require_rgb
+from backend.models.segmenters import DecodePlan, MaskCandidate, Prompt, SegmenterInput, require_rgb
 
 T = TypeVar("T")
 _BYTES_A_CELL = 9_000
@@ -310,11 +310,12 @@ class SamSegmenter:
         frame = _Frame.of(self, embedding)
         return _Plan(embedding, prompts, frame, *self._objects(frame, prompts))
 
-    def decode_planned(self, plans: "Sequence[_Plan]") -> list[list[MaskCandidate]]:
-        """`decode` of what was planned: what all of them propose shares passes, whosever image it is of."""
+    def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
+        """Decode what was planned: the proposals of all plans share passes, of whichever image they are."""
+        own = [plan if isinstance(plan, _Plan) else self.plan(plan.embedding, plan.prompts) for plan in plans]
         with torch.inference_mode():
-            found = self._propose(plans)
-            for plan, candidates in zip(plans, found, strict=True):
+            found = self._propose(own)
+            for plan, candidates in zip(own, found, strict=True):
                 for position, prompt in enumerate(plan.prompts):
                     if prompt.prior is None and (marked := self._decode_scribble(plan.embedding, prompt)) is not None:
                         candidates.append(MaskCandidate(*marked, position))
@@ -447,12 +448,10 @@ class _Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class _Plan(DecodePlan):
     """What is asked of one image: its prompts, and of those with a score map its objects: (prompt that found it, what
     to ask SAM, (h, w) float32 score map in the logits frame); and prompts that nothing is asked for."""
 
-    embedding: Embedding
-    prompts: Sequence[Prompt]
     frame: _Frame
     objects: Sequence[tuple[int, SamPrompt, Tensor]]
     refused: Sequence[MaskCandidate]

@@ -1,0 +1,150 @@
+"""Adapters that give models which take one image at a time the protocols of those that take batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backend.core.object_similarity import ObjectFeatureSpace
+from backend.core.types import Arrays, Image
+from backend.models.encoders.protocol import BatchEncoder, Encoder
+from backend.models.segmenters import (
+    BatchSegmenter,
+    DecodePlan,
+    MaskCandidate,
+    Prompt,
+    Segmenter,
+    SegmenterInput,
+    require_rgb,
+)
+
+
+def batch_encoder(encoder: Encoder) -> BatchEncoder:
+    """Return an encoder that takes batches as it is, any other one adapted."""
+    return encoder if isinstance(encoder, BatchEncoder) else OneByOneEncoder(encoder)
+
+
+def batch_segmenter(segmenter: Segmenter) -> BatchSegmenter:
+    """Return a segmenter that takes batches as it is, any other one adapted."""
+    return segmenter if isinstance(segmenter, BatchSegmenter) else OneByOne(segmenter)
+
+
+class OneByOneEncoder:
+    """Adapts an encoder that takes one image at a time to `BatchEncoder`: it encodes when the features are awaited.
+
+    Args:
+        encoder: the encoder, which runs on the CPU.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    @property
+    def signature(self) -> str:
+        """Return the encoder's own signature."""
+        return self._encoder.signature
+
+    @property
+    def temperature(self) -> float:
+        """Return the encoder's own temperature."""
+        return self._encoder.temperature
+
+    @property
+    def similarity_floor(self) -> float:
+        """Return the encoder's own similarity floor."""
+        return self._encoder.similarity_floor
+
+    @property
+    def object_feature_space(self) -> ObjectFeatureSpace:
+        """Return the encoder's own object feature space."""
+        return self._encoder.object_feature_space
+
+    @property
+    def device(self) -> torch.device:
+        """Return the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def batch_size(self) -> int:
+        """Return 1: a batch gains nothing."""
+        return 1
+
+    def encode(self, image: Image) -> Tensor:
+        """Encode as the encoder itself does."""
+        return self._encoder.encode(image)
+
+    def prepare(self, image: Image) -> Tensor:
+        """Return the image's pixels, (H, W, 3) uint8, unchanged.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        return _pixels(image)
+
+    def encode_async(
+        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
+    ) -> Callable[[], list[Tensor]]:
+        """Return what encodes the images, one after the other, when it is called."""
+        return lambda: [self._encoder.encode(pixels.numpy()).to(dtype) for pixels in prepared]
+
+
+class OneByOne:
+    """Adapts a segmenter that takes one image at a time to `BatchSegmenter`: it embeds when embeddings are awaited.
+
+    Args:
+        segmenter: the segmenter.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+
+    @property
+    def signature(self) -> str:
+        """Return the segmenter's own signature."""
+        return self._segmenter.signature
+
+    @property
+    def points_add_up(self) -> bool:
+        """Return what the segmenter itself says."""
+        return self._segmenter.points_add_up
+
+    def embed(self, image: Image) -> Mapping[str, NDArray[np.generic]]:
+        """Embed as the segmenter itself does."""
+        return self._segmenter.embed(image)
+
+    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+        """Return the size of the segmenter's own frame."""
+        return self._segmenter.working_hw(embedding)
+
+    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
+        """Decode as the segmenter itself does."""
+        return self._segmenter.decode(embedding, prompts)
+
+    def prepare(self, image: Image) -> SegmenterInput:
+        """Return the image's pixels, (H, W, 3) uint8, unchanged.
+
+        Raises:
+            BadInputError: not (H, W, 3) uint8.
+        """
+        return SegmenterInput(_pixels(image), (image.shape[0], image.shape[1]))
+
+    def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
+        """Return what embeds the images, one after the other, when it is called."""
+        return lambda: [dict(self._segmenter.embed(one.pixels.numpy())) for one in prepared]
+
+    def plan(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> DecodePlan:
+        """Return embedding and prompts: nothing can be done ahead."""
+        return DecodePlan(embedding, prompts)
+
+    def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
+        """Decode what was planned, one image after the other."""
+        return [self._segmenter.decode(plan.embedding, plan.prompts) for plan in plans]
+
+
+def _pixels(image: Image) -> Tensor:
+    require_rgb(image)
+    pixels = np.ascontiguousarray(image)
+    # A tensor can be written to, so PyTorch warns of arrays that cannot.
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
