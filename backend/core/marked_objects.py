@@ -28,7 +28,7 @@ MOST_MARKS = MOST_STROKES
 COVERED_SHARE = 0.5
 """A mark lies on an object that covers this share of it."""
 SURER_TOGETHER = 0.2
-"""Marks on several objects are cut as one where the objects are expected to be this much worse than the one, and it
+"""Marks on several objects are cut as one where the best of them is expected to be this much worse than the one, and it
 holds `COVERED_SHARE` of each: on cracks and other faint things a mark alone finds next to nothing."""
 SURER_CLUSTER = 0.25
 """The same for the points of one object, where the segmenter's points add up (`Segmenter.points_add_up`).
@@ -119,7 +119,7 @@ class _Marks:
                 found_of = {group: found for group, found in found_of.items() if group not in touching}
                 found_of[merged] = whole
         objects = [found for found in found_of.values() if found is not None]
-        if len(found_of) > 1 and _mean_score(objects) < 1 - SURER_TOGETHER:
+        if len(found_of) > 1 and _best_score(objects) < 1 - SURER_TOGETHER:
             as_one = cut_group(everything)
             if as_one is not None and _is_better(as_one, objects):
                 return [MarkedObject(self._scribble, as_one)]
@@ -203,7 +203,7 @@ class _Marks:
 
 def _is_better(as_one: ScoredMask, objects: Sequence[ScoredMask]) -> bool:
     """Return whether marks on several objects are rather on one, see `SURER_TOGETHER`."""
-    is_surer = not objects or _mean_score(objects) < as_one.score - SURER_TOGETHER
+    is_surer = _best_score(objects) < as_one.score - SURER_TOGETHER
     return is_surer and _holds(as_one, objects)
 
 
@@ -229,6 +229,11 @@ def _touching(found_of: Mapping[tuple[int, ...], ScoredMask | None]) -> list[lis
 
 def _mean_score(objects: Sequence[ScoredMask]) -> float:
     return sum(one.score for one in objects) / len(objects) if objects else 0.0
+
+
+def _best_score(objects: Sequence[ScoredMask]) -> float:
+    """Return the score of the surest: a sure mark says nothing of an unsure one beside it, so both stay."""
+    return max((one.score for one in objects), default=0.0)
 
 
 def _stroke_pieces(scribble: Scribble) -> list[Stroke]:

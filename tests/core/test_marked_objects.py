@@ -229,3 +229,15 @@ def test_touching_masks_are_joined_only_if_that_is_no_worse() -> None:
 
     parts = Scribble(SIZE_HW, points((14, 30)), positive_strokes=strokes((24, 24, 28, 34)))
     assert len(find_marked_objects(cut, parts, points_add_up=False)) == 2
+
+
+def test_an_unsure_object_is_not_lost_to_a_sure_one() -> None:
+    def cut(scribble: Scribble) -> ScoredMask:
+        marked, _ = painted_masks(scribble)
+        touched = [disc for disc in DISCS if (disc & marked).any()]
+        if len(touched) > 1:
+            return ScoredMask(DISCS[0] | (DISCS[2] & (_X > 78)), 0.98)
+        return ScoredMask(touched[0], 0.95 if touched[0] is DISCS[0] else 0.2)
+
+    found = masks_of(find_marked_objects(cut, Scribble(SIZE_HW, points((20, 30), (80, 30))), points_add_up=False))
+    assert [np.array_equal(mask, disc) for mask, disc in zip(found, (DISCS[0], DISCS[2]), strict=True)] == [True, True]
