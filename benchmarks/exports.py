@@ -29,7 +29,8 @@ import requests
 from service import PROJECT, memory_mb, photograph, wait_until
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 
 Json = dict[str, Any]
 

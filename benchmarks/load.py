@@ -27,7 +27,8 @@ from typing import Any
 import requests
 from service import ANNOTATION, KEY, LABEL_CONFIG, PROJECT, LabelStudioStub, memory_mb, region, task, wait_until
 
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 
 IMAGES = 300
 ANNOTATIONS = 40

@@ -27,7 +27,8 @@ from propagation_scene import Json, in_own_process
 from service import ANNOTATION, KEY, PROJECT, memory_mb, photograph, task, wait_until
 
 from backend.cli.demo.coins import LABEL_CONFIG
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 
 
 class _ManyTasks(BaseHTTPRequestHandler):

@@ -17,7 +17,8 @@ from service import HEIGHT, WIDTH, photograph, region, wait_until
 
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 
 Json = dict[str, Any]
 

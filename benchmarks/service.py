@@ -30,7 +30,8 @@ from skimage import data
 from skimage.transform import resize
 
 from backend.cli.demo.coins import LABEL_CONFIG
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 
 PROJECT = {"id": 1, "created_at": "2026-11-22T16:34:04+00:00", "title": "bench", "label_config": LABEL_CONFIG}
 KEY = "1.1795365244"

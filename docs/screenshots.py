@@ -29,7 +29,8 @@ from backend.cli.demo.label_studio_server import PASSWORD, USERNAME, LabelStudio
 from backend.cli.demo.sample_projects import SampleProject, sample_projects
 from backend.cli.demo.scenario import count_references
 from backend.cli.demo.steel import CORROSION, SCUFF
-from backend.cli.process.supervisor import ProcessGroup, signals_as_interrupt
+from backend.cli.process.signals import signals_as_interrupt
+from backend.cli.process.supervisor import ProcessGroup
 
 IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 300_000

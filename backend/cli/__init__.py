@@ -70,10 +70,12 @@ def serve(
 def work(
     burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
 ) -> None:
-    """Run a worker: takes annotations in, predicts what the service handed on."""
+    """Run a worker: it ingests annotations, and predicts what the service deferred."""
+    from backend.cli.process.signals import heed_interrupt
     from backend.jobs.worker import run_worker
     from backend.settings import load_settings
 
+    heed_interrupt()  # RQ installs handlers of its own, but only once the models are loaded
     settings = load_settings()
     _start_logging(settings)
     run_worker(settings, is_burst=burst)

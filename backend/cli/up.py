@@ -10,15 +10,10 @@ from contextlib import ExitStack, suppress
 import requests
 from rich.console import Console
 
+from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.running_up import announced
-from backend.cli.process.supervisor import (
-    LOOPBACK,
-    EmbeddedValkey,
-    ProcessFailedError,
-    ProcessGroup,
-    free_port,
-    signals_as_interrupt,
-)
+from backend.cli.process.signals import signals_as_interrupt
+from backend.cli.process.supervisor import LOOPBACK, ProcessFailedError, ProcessGroup, free_port
 from backend.errors import ConfigurationError
 from backend.own_http import Session
 from backend.settings import Settings, load_settings

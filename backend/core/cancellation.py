@@ -18,6 +18,13 @@ class CancelledWorkError(Exception):
     """The work in hand is not wanted any more. No fault of anyone: whoever set the condition catches it."""
 
 
+class WorkTimeoutError(Exception):
+    """The time that the work in hand was given is over. That says nothing of what it worked on: pass it on.
+
+    Whoever runs work with a limit (a job queue) raises a subclass of it, at any place.
+    """
+
+
 @contextmanager
 def cancellable(is_unwanted: Callable[[], bool]) -> Iterator[None]:
     """While the block runs, `check` raises as soon as `is_unwanted` (or an enclosing block's condition) is true."""

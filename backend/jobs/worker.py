@@ -13,7 +13,9 @@ from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
+from backend.core.cancellation import WorkTimeoutError
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs.queue import (
     BEAT_S,
@@ -47,12 +49,23 @@ NICENESS = 5
 for references too, and workers make these."""
 
 
+class JobTimeoutError(JobTimeoutException, WorkTimeoutError):  # type: ignore[misc]
+    """RQ's timeout of a job, as the layers below know it, which import no RQ."""
+
+
+class _Alarm(UnixSignalDeathPenalty):  # type: ignore[misc]
+    def __init__(self, timeout: float | None, exception: type[Exception] = JobTimeoutError, **kwargs: Any) -> None:
+        is_of_job = issubclass(exception, JobTimeoutException)
+        super().__init__(timeout, JobTimeoutError if is_of_job else exception, **kwargs)
+
+
 class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     """RQ's worker without a fork for each job, with the heartbeats that RQ sends from the forking parent.
 
     SimpleWorker itself sends none during a job: the job of a killed worker would look alive until its timeout.
     """
 
+    death_penalty_class = _Alarm
     settings: Settings | None = None
     """What this worker works with; None: they are not compared with the service's."""
     differences: tuple[str, ...] = ()

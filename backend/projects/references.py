@@ -11,9 +11,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from rq.timeouts import BaseTimeoutException
 
-from backend.core.cancellation import time_limit
+from backend.core.cancellation import WorkTimeoutError, time_limit
 from backend.core.marked_objects import MarkedObject
 from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Scribble
@@ -295,7 +294,7 @@ class References:
             raise
         except SoftmatcherError as error:
             problems.append(str(error))
-        except BaseTimeoutException:
+        except WorkTimeoutError:
             raise  # the job's time is over: that says nothing of this annotation
         except Exception as error:
             # Whatever surprises in one annotation is its own problem: the others of the project go on.

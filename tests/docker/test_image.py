@@ -12,7 +12,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.cli.process.supervisor import ProcessGroup, free_port, valkey_program
+from backend.cli.process.embedded_valkey import valkey_program
+from backend.cli.process.supervisor import ProcessGroup, free_port
 
 ROOT = Path(__file__).parents[2]
 NOT_ALLOWED = 77

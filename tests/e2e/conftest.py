@@ -8,7 +8,8 @@ import pytest
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.label_studio_env import protection_but
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from backend.core.types import Image
 from backend.errors import ConfigurationError, LabelStudioError
 from backend.settings import load_settings

@@ -20,9 +20,9 @@ EXPECTED_ON_TASKS = {"Coin": 5, "Motorcycle": 3, "Corrosion": 4, "Scuff": 4}
 """On how many of the tasks that the demo does not mark each label is."""
 
 
-def heed_ctrl_c() -> None:
-    """As in a terminal: a shell that runs the tests in the background has Ctrl-C ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def ignore_ctrl_c() -> None:
+    """Start as in the background of a shell, which has Ctrl-C ignored: the commands end on SIGINT all the same."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def running(arguments: list[str], log: Path, environment: dict[str, str]) -> Ite
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            preexec_fn=heed_ctrl_c,
+            preexec_fn=ignore_ctrl_c,
         )
     try:
         yield process

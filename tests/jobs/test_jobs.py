@@ -17,7 +17,8 @@ from rq.serializers import JSONSerializer
 from backend import jobs
 from backend.cli.doctor.doctor import _queue as check_queue
 from backend.cli.health import HealthError, check_service, check_worker
-from backend.cli.process.supervisor import EmbeddedValkey, ProcessGroup
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.supervisor import ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.jobs import worker as worker_module

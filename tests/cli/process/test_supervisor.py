@@ -10,14 +10,9 @@ import pytest
 import redis
 import requests
 
-from backend.cli.process.supervisor import (
-    ChildProcess,
-    EmbeddedValkey,
-    ProcessFailedError,
-    ProcessGroup,
-    Program,
-    free_port,
-)
+from backend.cli.process.embedded_valkey import EmbeddedValkey
+from backend.cli.process.signals import signals_as_interrupt
+from backend.cli.process.supervisor import ChildProcess, ProcessFailedError, ProcessGroup, Program, free_port
 from backend.errors import ConfigurationError
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
@@ -134,13 +129,30 @@ def test_a_killed_process_is_among_the_ended_and_can_be_restarted(processes: Pro
     assert processes.ended() == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("how", "ignored"),
+    [
+        (signal.SIGKILL, ()),
+        (signal.SIGTERM, ()),
+        (signal.SIGINT, ()),
+        (signal.SIGHUP, ()),
+        pytest.param(signal.SIGINT, (signal.SIGINT,), id="in a shell's background"),
+        pytest.param(signal.SIGTERM, (signal.SIGINT, signal.SIGHUP), id="under nohup, in the background"),
+    ],
+)
 @pytest.mark.slow
-def test_no_orphans_when_the_parent_is_told_to_end(tmp_path: Path, how: signal.Signals) -> None:
+def test_no_orphans_when_the_parent_is_told_to_end(
+    tmp_path: Path, how: signal.Signals, ignored: tuple[signal.Signals, ...]
+) -> None:
+    # Who runs the tests may have signals ignored: the program has to be started as the case says.
     script = f"""
-import sys, time
+import signal, sys, time
+for number in (signal.SIGINT, signal.SIGHUP):
+    heard = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, signal.SIG_IGN if number in {tuple(map(int, ignored))} else heard)
 from pathlib import Path
-from backend.cli.process.supervisor import ProcessGroup, signals_as_interrupt
+from backend.cli.process.signals import signals_as_interrupt
+from backend.cli.process.supervisor import ProcessGroup
 family = {FAMILY!r}
 with signals_as_interrupt(), ProcessGroup(Path({str(tmp_path)!r}), grace_s=1) as group:
     parent = group.start("family", family, {ENVIRONMENT!r})
@@ -152,10 +164,15 @@ with signals_as_interrupt(), ProcessGroup(Path({str(tmp_path)!r}), grace_s=1) as
         assert starter.stdout is not None
         pids: list[int] = []
         while len(pids) < 2:
-            pids += [int(word) for word in starter.stdout.readline().split()]
+            line = starter.stdout.readline()
+            assert line, "the program ended before it had started the others"
+            pids += [int(word) for word in line.split()]
         assert all(is_alive(pid) for pid in pids)
         starter.send_signal(how)
-        starter.wait(20)
+        try:
+            starter.wait(20)
+        finally:
+            starter.kill()
     assert wait_until_gone(*pids, timeout_s=15)
 
 
@@ -216,7 +233,7 @@ def test_ctrl_c_while_a_process_starts_leaves_none_behind(tmp_path: Path, monkey
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("backend.cli.process.supervisor.ChildProcess", InterruptedChild)
-    with pytest.raises(KeyboardInterrupt), ProcessGroup(tmp_path / "logs", grace_s=3) as group:
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupt(), ProcessGroup(tmp_path / "logs", grace_s=3) as group:
         group.start("one", SLEEP, ENVIRONMENT)
     assert len(started) == 1
     assert wait_until_gone(*started)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rq.timeouts import JobTimeoutException
 
+from backend.core.cancellation import WorkTimeoutError
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError, NotFoundError
 from backend.projects.propagation.work import Worked
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
@@ -827,11 +827,11 @@ def test_a_planning_whose_job_has_no_time_left_does_not_count(
     record = backend.projects.propagations.start(key, ALL, "test", supersede=False)
 
     def slow(_: str) -> None:
-        raise JobTimeoutException
+        raise WorkTimeoutError
 
     with monkeypatch.context() as patched:
         patched.setattr(backend.projects.references, "reconcile", slow)
         for _ in range(6):
-            with pytest.raises(JobTimeoutException):
+            with pytest.raises(WorkTimeoutError):
                 backend.projects.propagation_plans.plan(record.id)
     assert backend.projects.propagation_plans.plan(record.id) == {"planned": 8}
