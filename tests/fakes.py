@@ -402,6 +402,7 @@ class PatientQueue:
         self.live_claims: set[str] = set()
         self.is_down = False
         self.told: dict[str, Any] = {}
+        self.shared_state = self  # it publishes settings itself
 
     def _add(self, name: str, *args: Any) -> str:
         if self.is_down:

@@ -2,17 +2,17 @@
 
 import socket
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import requests
 
-from backend.errors import ConfigurationError, QueueUnavailableError, SoftmatcherError
+from backend.errors import ConfigurationError, SoftmatcherError
 from backend.own_http import Session
 from backend.settings import Settings
 
 _TIMEOUT_S = 5.0
 _SILENT_S = 60.0
-"""A worker beats every 10 s during a job, and at least every 45 s between jobs."""
+"""Seconds without a heartbeat after which a worker is not well. It sends one every 5 s during a job, and at least every
+10 s between jobs."""
 
 
 class HealthError(SoftmatcherError):
@@ -88,24 +88,14 @@ def check_worker(settings: Settings) -> str:
         HealthError: there is none, or it was not heard of for a minute.
         QueueUnavailableError: Redis does not answer.
     """
-    # Not through JobQueue: that would import PyTorch, every half minute.
-    from redis import Redis
-    from redis.exceptions import RedisError
-    from rq import Worker
+    # Only now: the service's check, twice a minute, needs none of it.
+    from backend.jobs.worker_health import newest_heartbeat
 
     if settings.redis_url is None:
         raise ConfigurationError("a worker needs REDIS_URL")
-    host, now = socket.gethostname(), datetime.now(UTC)
-    try:
-        connection = Redis.from_url(settings.redis_url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S)
-        workers = [worker for worker in Worker.all(connection=connection) if worker.hostname == host]
-    except RedisError as error:
-        raise QueueUnavailableError(f"Redis does not answer ({type(error).__name__})") from error
-    beats = [(worker.last_heartbeat, worker.get_state()) for worker in workers if worker.last_heartbeat is not None]
-    if not beats:
-        raise HealthError(f"no worker of {host} has registered in Redis")
-    beat, state = max(beats, key=lambda one: one[0])
-    silent_s = (now - beat).total_seconds()
-    if silent_s > _SILENT_S:
-        raise HealthError(f"the worker of {host} was last heard of {silent_s:.0f} s ago")
-    return f"worker {state}, heard of {silent_s:.0f} s ago"
+    found = newest_heartbeat(settings.redis_url)
+    if found is None:
+        raise HealthError(f"no worker of {socket.gethostname()} has registered in Redis")
+    if found.silent_s > _SILENT_S:
+        raise HealthError(f"the worker of {found.host} was last heard of {found.silent_s:.0f} s ago")
+    return f"worker {found.state}, heard of {found.silent_s:.0f} s ago"

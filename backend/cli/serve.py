@@ -4,9 +4,8 @@ import ctypes
 import logging
 import os
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger as GunicornLogger
 
@@ -15,6 +14,9 @@ from backend.cli.process.logs import start_logging
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.settings import Settings, shared_settings
 from backend.web.access import is_loopback
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
         for name, value in options.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Flask:
+    def load(self) -> "Flask":
         # In gunicorn's worker process: its parent needs no PyTorch, and threads would not survive the fork.
         _share_memory()
         from backend.jobs.queue import JobQueue
@@ -66,11 +68,11 @@ class _Service(BaseApplication):  # type: ignore[misc]
             cache=projects.models.cache_counters,
             queue=queue.waiting,
             workers=queue.workers_now,
-            shared=queue.figures,
+            shared=queue.shared_state.counters,
             propagations=projects.propagations.figures,
         )
         try:
-            queue.publish_settings(shared_settings(settings))
+            queue.shared_state.publish_settings(shared_settings(settings))
         except QueueUnavailableError as error:
             logger.warning("workers elsewhere are not told of these settings: %s", error)
         Maintenance(projects, queue).start()

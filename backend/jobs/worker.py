@@ -17,16 +17,9 @@ from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from backend.core.cancellation import WorkTimeoutError
 from backend.errors import ConfigurationError, QueueUnavailableError
-from backend.jobs.queue import (
-    BEAT_S,
-    DIFFERENCES_FIELD,
-    LEASE_S,
-    QUEUES,
-    JobQueue,
-    lease_key,
-    published_settings,
-    score_by_own_clock,
-)
+from backend.jobs.leases import BEAT_S, LEASE_S, score_by_own_clock
+from backend.jobs.queue import QUEUES, JobQueue
+from backend.jobs.shared_state import DIFFERENCES_FIELD, SharedState
 from backend.jobs.tasks import (
     ask_to_stop,
     is_stopping,
@@ -84,6 +77,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     def register_job_again(self, job: Any, execution: Any) -> None:
         """List a running job as running, also if the queue lost its data meanwhile: others would take its tasks."""
         with self.connection.pipeline() as pipeline:
+            execution.save(LEASE_S, pipeline=pipeline)
             job.started_job_registry.add_execution(execution, pipeline=pipeline, ttl=LEASE_S)
             pipeline.execute()
 
@@ -112,7 +106,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
     def execute_job(self, job: Any, queue: Any) -> None:
         """Run a job, with heartbeats from a thread beside it."""
         with suppress(QueueUnavailableError):
-            self.compare_settings(published_settings(self.connection))
+            self.compare_settings(SharedState(self.connection).published_settings())
         try:
             execution = self.prepare_execution(job)
             self.heartbeat()
@@ -121,22 +115,15 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
             leave_for_maintenance(str(job.args[0]))
             raise
         is_over = threading.Event()
-        claim = lease_key(self.name, job.id)
-
-        def say_alive() -> None:
-            with suppress(RedisError):
-                self.connection.set(claim, 1, ex=LEASE_S)
 
         def beat() -> None:
             while not is_over.wait(BEAT_S):
-                say_alive()
                 with suppress(RedisError, QueueUnavailableError):
-                    self.maintain_heartbeats(job, execution)
                     self.register_job_again(job, execution)
+                    self.maintain_heartbeats(job, execution)
                     share_counters()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        say_alive()
         thread.start()
         try:
             self.perform_job(job, queue, execution)
@@ -144,8 +131,8 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
             is_over.set()
             thread.join()
             with suppress(RedisError):
-                self.connection.delete(claim)
                 # The last heartbeat may have come after the job's end.
+                self.connection.delete(execution.key)
                 job.started_job_registry.remove_execution(execution)
             with suppress(QueueUnavailableError):
                 share_counters()
@@ -202,7 +189,7 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     redis_url = settings.redis_url
     jobs = JobQueue(redis_url)
     jobs.ping()
-    told = jobs.published_settings()
+    told = jobs.shared_state.published_settings()
     settings = _as_the_service(settings, told)
     with suppress(OSError):
         os.nice(NICENESS)

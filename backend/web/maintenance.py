@@ -69,7 +69,7 @@ class Maintenance:
 
     def publish_settings(self) -> None:
         """Leave the settings for workers, again and again: the queue may lose its data."""
-        self._queue.publish_settings(shared_settings(self._projects.settings))
+        self._queue.shared_state.publish_settings(shared_settings(self._projects.settings))
 
     def reconcile_due(self) -> None:
         """Queue a reconciliation of each project that is marked, and take the mark off."""

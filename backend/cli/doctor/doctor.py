@@ -65,7 +65,7 @@ def _queue(settings: Settings) -> Check:
         waiting = sum(queue.waiting().values())
         if not workers:
             raise FindingError("no worker is running: start one with `python -m backend work`, or `make up`")
-        differences = queue.differences()
+        differences = queue.shared_state.differences()
         if differences:
             raise FindingError(
                 f"workers with other settings than the service's, so predictions depend on who makes them: "

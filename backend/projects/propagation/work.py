@@ -130,7 +130,7 @@ class PropagationWork:
         if is_paused(self._store, record):
             return Worked(0, "paused")
         claims = [f"{claim}{BATCH_SEPARATOR}{number}" for number in range(1, concurrent_batches + 1)]
-        self.give_back_dead(propagation_id, lambda held: held not in claims and is_alive(held))
+        self.give_back_dead(propagation_id, lambda job: job != claim and is_alive(job))
         shift = _WorkBudget(should_stop, concurrent_batches)
         try:
             with ThreadPoolExecutor(concurrent_batches, thread_name_prefix="lane") as pool:
@@ -263,8 +263,14 @@ class PropagationWork:
         return removed
 
     def give_back_dead(self, propagation_id: int, is_alive: Callable[[str], bool]) -> int:
-        """Give back the tasks of jobs that do not run any more; how many tasks."""
-        dead = [claim for claim in self._tasks.claims(propagation_id) if not is_alive(claim)]
+        """Give back the tasks of jobs that do not run any more; return how many tasks.
+
+        Args:
+            propagation_id: of the tasks.
+            is_alive: whether the job of a claim, as `run` gets it, still runs.
+        """
+        claims = self._tasks.claims(propagation_id)
+        dead = [claim for claim in claims if not is_alive(claim.partition(BATCH_SEPARATOR)[0])]
         released = self._tasks.release(propagation_id, dead, counts_as_attempt=True)
         if released:
             logger.warning("propagation=%d tasks=%d came back from a job that ended", propagation_id, released)
