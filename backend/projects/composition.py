@@ -70,7 +70,7 @@ class Projects:
             settings, store, metrics, models, connections, images, self.banks, self._prefetch
         )
         self.interactive = InteractivePredictions(settings, store, metrics, models, connections, images, self.banks)
-        self.explanations = Explanations(settings, store, models, connections, images, self.banks)
+        self.explanations = Explanations(store, models, connections, images, self.banks)
         bulk = BulkPredictions(metrics, connections, images, self.predictions)
         self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks)
         self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)

@@ -24,7 +24,8 @@ from backend.metrics import Metrics
 from backend.own_http import Session
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
-from backend.projects.prediction.reference_banks import KnownReferences
+from backend.projects.options import match_options
+from backend.projects.prediction.reference_banks import Banks, PredictionContext
 from backend.settings import load_settings
 from backend.store import Store
 from backend.web.app import create_app
@@ -65,17 +66,18 @@ def service(
             return {"id": number + 1, "data": {"image": f"/{number}"}}
 
         @cache
-        def references() -> KnownReferences:
+        def references() -> Banks:
             engine, image = bench.softmatcher, decode_image(photograph(), MOST_PIXELS)
             bank = engine.gather([engine.describe(image, engine.encode(image), square(image))])
-            return KnownReferences({"image": {"Thing": bank}})
+            return {"image": {"Thing": bank}}
 
         def predict(numbers: Sequence[int], contents: Sequence[bytes]) -> int:
             tasks = [add(number, contents[number % len(contents)]) for number in numbers]
             project = projects.store.project(_PROJECT_KEY)
             assert project is not None  # saved above
-            config = parse_label_config(_LABEL_CONFIG)
-            each = projects.predictions.each(project, config, references(), "bench", tasks, lambda: False)
+            config, options = parse_label_config(_LABEL_CONFIG), match_options(settings, project)
+            context = PredictionContext(project, config, "bench", references(), options)
+            each = projects.predictions.predict_each(context, tasks, lambda: False)
             return sum(one() is not None for _, one in each)
 
         def click(number: int, content: bytes) -> None:

@@ -15,6 +15,7 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
 from backend.projects.images import ImageVersion, ReadImage, TaskImages
 from backend.projects.model_host import Models
+from backend.projects.prediction.read_ahead import begin_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class BatchPipeline:
         tasks: Sequence[Json],
         tags: Sequence[ImageTag],
         fetcher: ImageFetcher,
-        steps: BatchStages,
+        stages: BatchStages,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
         """Predict tasks, in their order.
@@ -93,7 +94,7 @@ class BatchPipeline:
             tasks: as Label Studio gives them.
             tags: whose images are needed of each.
             fetcher: of the project.
-            steps: what is done with their images.
+            stages: what is done with their images.
             should_stop: asked before each batch; True leaves the rest.
 
         Yields:
@@ -104,30 +105,27 @@ class BatchPipeline:
             CancelledWorkError: whoever wanted this went away.
         """
         size = self._images.preferred_batch_size
-        batches = iter([tasks[start : start + size] for start in range(0, len(tasks), size)])
+        batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         readers = ThreadPoolExecutor(_READERS, "read", _alone)
         planners = ThreadPoolExecutor(_FINISHERS, "plan", _alone)
         segmenting = ThreadPoolExecutor(1, "segment", _alone)
         finishers = ThreadPoolExecutor(_FINISHERS, "finish", _alone)
-        reading: deque[list[tuple[Json, dict[str, Future[ReadImage]]]]] = deque()
         under_way: deque[tuple[list[_Task], Future[list[Future[None]]]]] = deque()
+
+        def begin(batch: Sequence[Json]) -> list[tuple[Json, dict[str, Future[ReadImage]]]]:
+            return [
+                (task, {tag.name: readers.submit(self._images.read, task, tag, fetcher) for tag in tags})
+                for task in batch
+            ]
+
         try:
-            while True:
-                while len(reading) < _BATCHES_AHEAD and (batch := next(batches, None)) is not None:
-                    reading.append(
-                        [
-                            (task, {tag.name: readers.submit(self._images.read, task, tag, fetcher) for tag in tags})
-                            for task in batch
-                        ]
-                    )
-                if not reading or should_stop():
-                    break
-                read = [_Task.of(task, files) for task, files in reading.popleft()]
+            for reading in begin_ahead(batches, begin, count=_BATCHES_AHEAD, should_stop=should_stop):
+                read = [_Task.of(task, files) for task, files in reading]
                 with self._models.scheduler.slot():
                     self._encode(read)
                 for one in read:
-                    one.planned = None if one.failure else planners.submit(steps.plan, one.encoded)
-                under_way.append((read, segmenting.submit(_segment, read, steps.segment, finishers)))
+                    one.planned = None if one.failure else planners.submit(stages.plan, one.encoded)
+                under_way.append((read, segmenting.submit(_segment, read, stages.segment, finishers)))
                 while under_way and (len(under_way) > _BATCHES_BEHIND or _is_over(under_way[0][1])):
                     yield from _answers(*under_way.popleft())
             while under_way:

@@ -5,8 +5,8 @@ May run twice for the same tasks, be killed anywhere and run again: what Label S
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,30 +20,24 @@ from backend.errors import (
 )
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
-from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
-from backend.projects.images import ImageFile, ImageVersion, TaskImages, versions_to_json
-from backend.projects.prediction.batch_pipeline import Predicted, TaskPrediction
+from backend.projects.images import ImageVersion, TaskImages, versions_to_json
+from backend.projects.prediction.batch_pipeline import TaskPrediction
 from backend.projects.prediction.predictor import Predictions
-from backend.projects.prediction.reference_banks import OWN_VERSIONS, KnownReferences
+from backend.projects.prediction.reference_banks import OWN_VERSIONS, PredictionContext
 from backend.store import ProjectRecord
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-_Files = Mapping[str, ImageFile | SoftmatcherError]
-"""Image tag -> file, or what is wrong with it."""
 
 _TASKS_A_BATCH = 24
 _TURNS_A_BATCH = 6
 """Where the device encodes several images in a turn: fewer, and it has no work too often at a batch's ends."""
-_FETCHED_AHEAD = 4
 _ASKERS = 8
 """Images that are asked at a time whether they changed; most answers are a few bytes."""
-_FETCHERS = 2
-"""Downloads from Label Studio at a time, for one worker."""
 _ALIKE_FAILURES = 5
 """So many tasks in a row whose images fail alike are a server's trouble, not the images'."""
 _FEWEST_ALIKE = 3
@@ -54,18 +48,12 @@ class Batch:
     """What is predicted, with what.
 
     Attributes:
-        project: of the tasks.
-        config: its label config.
-        version: the model_version.
-        known: the references.
+        context: what the tasks are predicted with.
         task_ids: of the tasks.
         made_of: task id -> image tag -> the content that its prediction of this version was made of, as far as noted.
     """
 
-    project: ProjectRecord
-    config: LabelConfig
-    version: str
-    known: KnownReferences
+    context: PredictionContext
     task_ids: Sequence[int]
     made_of: Mapping[int, Mapping[str, ImageVersion]] = field(default_factory=dict)
 
@@ -121,8 +109,8 @@ class BulkPredictions:
                 see.
             LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
         """
-        client = self._connections.client(batch.project.key)
-        tasks = {int(task["id"]): task for task in client.tasks_of(batch.project.project_id, batch.task_ids)}
+        client = self._connections.client(batch.context.project.key)
+        tasks = {int(task["id"]): task for task in client.tasks_of(batch.context.project.project_id, batch.task_ids)}
         outcomes = [
             self._failed(batch, task_id, "task_gone", "the task is not in the project any more")
             for task_id in batch.task_ids
@@ -130,20 +118,20 @@ class BulkPredictions:
         ]
         replaced: dict[int, list[int]] = {}
         to_predict: list[Json] = []
-        fetcher = self._connections.fetcher(batch.project.key)
-        own = {task_id: _own_predictions(task, batch.version) for task_id, task in tasks.items()}
+        fetcher = self._connections.fetcher(batch.context.project.key)
+        own = {task_id: _own_predictions(task, batch.context.version) for task_id, task in tasks.items()}
         unchanged = self._unchanged(batch, [task for task_id, task in tasks.items() if own[task_id][0]], fetcher)
         for task in tasks.values():
             current, old = own[task["id"]]
             if task["id"] in unchanged:
-                kept = TaskOutcome(task["id"], "done", _score(current[-1]), batch.version, is_kept=True)
+                kept = TaskOutcome(task["id"], "done", _score(current[-1]), batch.context.version, is_kept=True)
                 outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
                 current = current[:-1]
             else:
                 to_predict.append(task)
             replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
         had_one = {outcome.task_id for outcome in outcomes if outcome.state == "done"}
-        found = self._predict(batch, to_predict, client, should_stop, outcomes, fetcher, waits_for_images)
+        found = self._predict(batch, to_predict, client, should_stop, outcomes, waits_for_images)
         wanted = still_wanted()
         outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]
         to_write = {id_: one for id_, one in found.items() if id_ in wanted}
@@ -167,9 +155,9 @@ class BulkPredictions:
             made_of = batch.made_of.get(task["id"], {})
             try:
                 return all(
-                    self._images.is_unchanged(task, batch.config.image(tag), fetcher, made_of.get(tag))
-                    for tag in batch.known.by_tag
-                    if batch.config.image(tag).is_in(task["data"])
+                    self._images.is_unchanged(task, batch.context.config.image(tag), fetcher, made_of.get(tag))
+                    for tag in batch.context.banks
+                    if batch.context.config.image(tag).is_in(task["data"])
                 )
             except SoftmatcherError:
                 return False  # predicting it says what is wrong with its image, and leaves the old prediction
@@ -204,7 +192,6 @@ class BulkPredictions:
         client: LabelStudioClient,
         should_stop: Callable[[], bool],
         outcomes: list[TaskOutcome],
-        fetcher: ImageFetcher,
         waits_for_images: bool,
     ) -> dict[int, TaskPrediction]:
         """Task id -> prediction; failures go to the outcomes."""
@@ -217,12 +204,12 @@ class BulkPredictions:
                 outcomes.append(self._failed(batch, task_id, kind, reason))
             alike.append(kind)
             if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
-                self._seen_failing -= {(batch.project.key, each) for each in batch.task_ids}
+                self._seen_failing -= {(batch.context.project.key, each) for each in batch.task_ids}
                 raise LabelStudioUnavailableError(
                     f"{len(alike)} images in a row could not be read, the last one since: {reason}"
                 )
 
-        for task, predict in self._predicted(batch, tasks, fetcher, should_stop):
+        for task, predict in self._predictions.predict_each(batch.context, tasks, should_stop):
             task_id = int(task["id"])
             try:
                 one = predict()
@@ -238,27 +225,29 @@ class BulkPredictions:
             except SoftmatcherError:
                 raise
             except Exception as error:
-                logger.exception("project=%s task=%s", batch.project.key, task_id)
+                logger.exception("project=%s task=%s", batch.context.project.key, task_id)
                 reason = f"internal error ({type(error).__name__}); the worker's log has the details"
                 outcomes.append(self._failed(batch, task_id, "internal", reason))
             else:
-                unseen = [error for tag, error in one.failures.items() if batch.config.image(tag).is_in(task["data"])]
+                unseen = [
+                    error for tag, error in one.failures.items() if batch.context.config.image(tag).is_in(task["data"])
+                ]
                 if one.prediction is None and unseen:
                     # Nobody knows whether the object is absent: it may be on the image that cannot be had.
                     client.version()
                     fail(task_id, _kind(unseen[0]), str(one.problem))
                     continue
                 alike.clear()
-                self._seen_failing.discard((batch.project.key, task_id))
+                self._seen_failing.discard((batch.context.project.key, task_id))
                 if one.problem:
-                    logger.warning("project=%s task=%d: %s", batch.project.key, task_id, one.problem)
+                    logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, one.problem)
                 found[task_id] = one
                 self._metrics.tasks.labels("found" if one.prediction else "empty").inc()
         return found
 
     def _was_seen_failing(self, batch: Batch, task_id: int) -> bool:
         """Return whether this is the second time; the first time it is noted, and the task left for another batch."""
-        seen = (batch.project.key, task_id)
+        seen = (batch.context.project.key, task_id)
         if seen in self._seen_failing:
             self._seen_failing.discard(seen)
             return True
@@ -268,55 +257,8 @@ class BulkPredictions:
     def _failed(self, batch: Batch, task_id: int, kind: str, reason: str) -> TaskOutcome:
         self._metrics.tasks.labels("failed").inc()
         self._metrics.failures.labels(kind).inc()
-        logger.warning("project=%s task=%d: %s", batch.project.key, task_id, reason)
-        return TaskOutcome(task_id, "failed", model_version=batch.version, reason=_shortened(reason))
-
-    def _predicted(
-        self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
-    ) -> Iterator[Predicted]:
-        """Tasks, and what predicts them: several at a time where the device gains by it."""
-        if self._images.preferred_batch_size > 1:
-            yield from self._predictions.predict_batch(
-                batch.project, batch.config, batch.known, batch.version, tasks, fetcher, should_stop
-            )
-            return
-        for task, files in self._fetched(batch, tasks, fetcher, should_stop):
-
-            def predict(task: Json = task, files: Callable[[], _Files] = files) -> TaskPrediction:
-                return self._predictions.predict_task(
-                    batch.project, batch.config, batch.known, batch.version, task, files=files(), fetcher=fetcher
-                )
-
-            yield task, predict
-
-    def _fetched(
-        self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[Json, Callable[[], _Files]]]:
-        """Tasks with their files, of which the next few are downloaded while one is being predicted."""
-
-        def fetch(task: Json) -> _Files:
-            files: dict[str, ImageFile | SoftmatcherError] = {}
-            for tag_name in batch.known.by_tag:
-                try:
-                    files[tag_name] = self._images.download(task, batch.config.image(tag_name), fetcher)
-                except (BadInputError, NotFoundError, LabelStudioError) as error:
-                    files[tag_name] = error  # the others are used without it
-            return files
-
-        pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
-        waiting: deque[tuple[Json, Future[_Files]]] = deque()
-        rest = iter(tasks)
-        try:
-            while not should_stop():
-                while len(waiting) < _FETCHED_AHEAD and (task := next(rest, None)) is not None:
-                    waiting.append((task, pool.submit(fetch, task)))
-                if not waiting:
-                    return
-                task, files = waiting.popleft()
-                yield task, files.result
-        finally:
-            # A download that hangs must not hold up a worker that is asked to end.
-            pool.shutdown(wait=False, cancel_futures=True)
+        logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, reason)
+        return TaskOutcome(task_id, "failed", model_version=batch.context.version, reason=_shortened(reason))
 
     def _write(
         self,
@@ -330,11 +272,13 @@ class BulkPredictions:
         """Import the predictions; the tasks that are as they should be now, with and without one."""
         written = [task_id for task_id, one in found.items() if one.prediction is None]
         outcomes += [
-            TaskOutcome(task_id, "empty", model_version=batch.version, images=versions_to_json(found[task_id].images))
+            TaskOutcome(
+                task_id, "empty", model_version=batch.context.version, images=versions_to_json(found[task_id].images)
+            )
             for task_id in written
         ]
         predictions = [{"task": task_id, **one.prediction} for task_id, one in found.items() if one.prediction]
-        refused, is_sure = self._import(client, batch.project.project_id, predictions)
+        refused, is_sure = self._import(client, batch.context.project.project_id, predictions)
         left = [one for one in predictions if one["task"] not in refused]
         if not is_sure or any(replaced.get(one["task"]) for one in left):
             seen = _with_new(client, batch, [one["task"] for one in left], replaced)
@@ -342,8 +286,8 @@ class BulkPredictions:
         else:
             unseen = []
         if unseen or refused:
-            label_config = str(client.project(batch.project.project_id).get("label_config", ""))
-            if label_config != batch.project.label_config:
+            label_config = str(client.project(batch.context.project.project_id).get("label_config", ""))
+            if label_config != batch.context.project.label_config:
                 on_other_config(label_config)
                 left, refused, unseen = [one for one in left if one not in unseen], {}, []
         for one in unseen:
@@ -359,7 +303,7 @@ class BulkPredictions:
             elif one in left:
                 written.append(one["task"])
                 made = found[one["task"]]
-                done = TaskOutcome(one["task"], "done", _score(one), batch.version, _shortened(made.problem))
+                done = TaskOutcome(one["task"], "done", _score(one), batch.context.version, _shortened(made.problem))
                 outcomes.append(replace(done, images=versions_to_json(made.images)))
         return written
 
@@ -403,11 +347,14 @@ def _with_new(
     client: LabelStudioClient, batch: Batch, task_ids: Sequence[int], replaced: Mapping[int, Sequence[int]]
 ) -> set[int]:
     """Return the tasks that have a prediction of the batch's version in Label Studio other than those replaced."""
-    listed = client.tasks_of(batch.project.project_id, task_ids)
+    listed = client.tasks_of(batch.context.project.project_id, task_ids)
     return {
         int(task["id"])
         for task in listed
-        if any(int(each["id"]) not in replaced.get(task["id"], ()) for each in _own_predictions(task, batch.version)[0])
+        if any(
+            int(each["id"]) not in replaced.get(task["id"], ())
+            for each in _own_predictions(task, batch.context.version)[0]
+        )
     }
 
 

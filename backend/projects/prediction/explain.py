@@ -6,9 +6,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
-from backend.projects.options import match_options
 from backend.projects.prediction.reference_banks import ReferenceBanks
-from backend.settings import Settings
 from backend.store import Store
 
 _MODEL_WAIT_S = 60.0
@@ -19,14 +17,12 @@ class Explanations:
 
     def __init__(
         self,
-        settings: Settings,
         store: Store,
         models: Models,
         connections: Connections,
         images: TaskImages,
         banks: ReferenceBanks,
     ) -> None:
-        self._settings = settings
         self._store = store
         self._models = models
         self._connections = connections
@@ -48,9 +44,8 @@ class Explanations:
         config = parse_label_config(project.label_config)
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         task = self._connections.client(project.key).task(task_id, project_id)
-        version, known = self._banks.references(project, config)
-        options = match_options(self._settings, project)
-        tags = [tag for tag in config.images if tag.name in known.by_tag] or list(config.images[:1])
+        context = self._banks.context(project, config)
+        tags = [tag for tag in config.images if tag.name in context.banks] or list(config.images[:1])
         pictures = []
         failures: list[SoftmatcherError] = []
         for tag in tags:
@@ -62,9 +57,10 @@ class Explanations:
                 failures.append(error)  # the other images are shown without it
                 continue
             with self._models.scheduler.slot(is_interactive=False):
-                trace = softmatcher.explain(image.encoded, known.by_tag.get(tag.name, {}), options)
+                explanation = softmatcher.explain(image.encoded, context.banks.get(tag.name, {}), context.options)
             assert image.pixels is not None  # asked for
-            pictures.append((image.pixels, trace, f"project {project_id}, task {task_id}, {tag.name}: {version}"))
+            caption = f"project {project_id}, task {task_id}, {tag.name}: {context.version}"
+            pictures.append((image.pixels, explanation, caption))
         if failures and not pictures:
             raise failures[0]
         return draw_explanations(pictures, config.labels)

@@ -1,8 +1,9 @@
-"""Masks out: for the scribble on the screen, for tasks without context, and through the queue for the rest."""
+"""Predictions of tasks from the project's references: for the task on the screen, and for many."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,31 +20,36 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImages
 from backend.projects.model_host import Models
-from backend.projects.options import match_options
 from backend.projects.prediction.batch_pipeline import BatchPipeline, BatchStages, Predicted, TaskPrediction
 from backend.projects.prediction.prefetch import Prefetch
-from backend.projects.prediction.reference_banks import KnownReferences, ReferenceBanks
+from backend.projects.prediction.read_ahead import begin_ahead
+from backend.projects.prediction.reference_banks import PredictionContext, ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
 from backend.settings import Settings
-from backend.store import ProjectRecord, Store
+from backend.store import Store
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+_Files = Mapping[str, ImageFile | SoftmatcherError]
+"""Image tag -> its file, or what is wrong with it."""
 
-_BATCH_WAIT_S = 60.0
+_MODEL_WAIT_S = 60.0
 _PENDING_POLL_S = 0.03
-_KEPT_PROJECTS = 4
+_FETCHED_AHEAD = 4
+"""Tasks whose files are downloaded at a time, the one that is predicted included."""
+_FETCHERS = 2
+"""Downloads from Label Studio at a time, for one caller."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What /predict answers.
+    """The answer to a /predict.
 
     Attributes:
-        results: one item a task, in the order of the tasks: a prediction, or [] for «nothing found» or «not yet».
-        found: tasks with at least one region.
+        results: one item per task, in the order of the tasks: a prediction, or [] for «nothing found» or «not yet».
+        found: number of tasks with at least one region.
         unfinished: ids of the tasks that the time did not suffice for.
     """
 
@@ -53,7 +59,7 @@ class Answer:
 
 
 class Predictions:
-    """Predicts tasks of a project from its references, and the open task from its scribbles."""
+    """Predicts tasks of a project from its references."""
 
     def __init__(
         self,
@@ -86,27 +92,27 @@ class Predictions:
         """
         deadline = time.monotonic() + self._settings.predict_budget_s
         config = parse_label_config(label_config)
-        self._models.get(min(_BATCH_WAIT_S, self._settings.predict_budget_s))
+        self._models.get(min(_MODEL_WAIT_S, self._settings.predict_budget_s))
         project = project_of_request(self._store, project_key, label_config)
         is_open = len(tasks) == 1
         if is_open:
             self._wait_for_references(project_key)
-        version, known = self._banks.references(project, config)
+        context = self._banks.context(project, config)
         results: list[Json | list[Json]] = [[] for _ in tasks]
         if is_open and self._prefetch is not None:
             # Even without references: the labeler will scribble on the next task too.
             self._prefetch.note_opened(project_key, tasks[0].get("id"), config)
-        if not known.by_tag:
+        if not context.banks:
             return Answer(results, 0, ())
         found = 0
         unfinished: list[int] = []
         done = 0
         is_over = partial(_is_past, deadline)
         try:
-            # Also within a task: where many labelers click, a batch's turn on the models may be minutes away.
+            # Also within a task: while many labelers click, a batch may wait minutes for a slot on the models.
             with cancellation.cancellable(is_over):
-                for task, predict in self.each(project, config, known, version, tasks, is_over, is_open=is_open):
-                    prediction = self._predict_or_report(project, task, predict)
+                for task, predict in self.predict_each(context, tasks, is_over, is_open=is_open):
+                    prediction = self._predict_or_report(project_key, task, predict)
                     if prediction is not None:
                         results[done] = prediction
                         found += 1
@@ -119,145 +125,156 @@ class Predictions:
             self._metrics.tasks.labels("handed_on").inc(len(unfinished))
         return Answer(results, found, tuple(unfinished))
 
-    def each(
+    def predict_each(
         self,
-        project: ProjectRecord,
-        config: LabelConfig,
-        known: KnownReferences,
-        version: str,
+        context: PredictionContext,
         tasks: Sequence[Json],
-        is_over: Callable[[], bool],
+        should_stop: Callable[[], bool],
         *,
         is_open: bool = False,
     ) -> Iterator[Predicted]:
-        """Tasks in their order, and what predicts them; those that are left when it is over do not come.
+        """Predict tasks in their order: in batches if the device gains by several images at a time, else one by one.
 
-        Args, Raises: as `predict_task` and `predict_batch`.
+        Args:
+            context: what they are predicted with.
+            tasks: as Label Studio gives them.
+            should_stop: asked before each task or batch; True leaves the rest.
+            is_open: the only task is open on somebody's screen, so it takes precedence over batches.
+
+        Yields:
+            A task and what returns its prediction, or raises what was wrong with it.
+
+        Raises:
+            ModelUnavailableError: no models.
         """
-        if len(tasks) > 1 and self._images.preferred_batch_size > 1:
-            fetcher = self._connections.fetcher(project.key)
-            yield from self.predict_batch(project, config, known, version, tasks, fetcher, is_over)
-            return
-        for task in tasks:
-            if is_over():
-                return
-            cancellation.check()
-            yield (
-                task,
-                partial(self.predict_task, project, config, known, version, task, is_open=is_open),
-            )
+        fetcher = self._connections.fetcher(context.project.key)
+        if is_open:
+            for task in tasks:
+                if should_stop():
+                    return
+                yield task, partial(self._predict_task, context, task, fetcher, lambda: {}, is_open=True)
+        elif self._images.preferred_batch_size > 1:
+            yield from self._predict_batches(context, tasks, fetcher, should_stop)
+        else:
+            yield from self._predict_one_by_one(context, tasks, fetcher, should_stop)
 
-    def _predict_or_report(
-        self, project: ProjectRecord, task: Json, predict: Callable[[], TaskPrediction]
-    ) -> Json | None:
+    def _predict_or_report(self, project_key: str, task: Json, predict: Callable[[], TaskPrediction]) -> Json | None:
         try:
             found = predict()
         except CancelledWorkError:
             raise
         except SoftmatcherError as error:
             self._metrics.tasks.labels("failed").inc()
-            logger.warning("project=%s task=%s: %s", project.key, task.get("id"), error)
+            logger.warning("project=%s task=%s: %s", project_key, task.get("id"), error)
             return None
         except Exception:
             self._metrics.tasks.labels("failed").inc()
-            logger.exception("project=%s task=%s", project.key, task.get("id"))
+            logger.exception("project=%s task=%s", project_key, task.get("id"))
             return None
         if found.problem:
-            logger.warning("project=%s task=%s: %s", project.key, task.get("id"), found.problem)
+            logger.warning("project=%s task=%s: %s", project_key, task.get("id"), found.problem)
         self._metrics.tasks.labels("found" if found.prediction else "empty").inc()
         return found.prediction
 
-    def predict_task(
+    def _predict_one_by_one(
         self,
-        project: ProjectRecord,
-        config: LabelConfig,
-        known: KnownReferences,
-        version: str,
+        context: PredictionContext,
+        tasks: Sequence[Json],
+        fetcher: ImageFetcher,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[Predicted]:
+        """Predict tasks, of which the next few are downloaded while one is being predicted."""
+
+        def fetch(task: Json) -> _Files:
+            files: dict[str, ImageFile | SoftmatcherError] = {}
+            for tag_name in context.banks:
+                try:
+                    files[tag_name] = self._images.download(task, context.config.image(tag_name), fetcher)
+                except (BadInputError, NotFoundError, LabelStudioError) as error:
+                    files[tag_name] = error  # the others are used without it
+            return files
+
+        pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        try:
+            ahead = begin_ahead(
+                tasks, lambda task: (task, pool.submit(fetch, task)), count=_FETCHED_AHEAD, should_stop=should_stop
+            )
+            for task, files in ahead:
+                cancellation.check()
+                yield task, partial(self._predict_task, context, task, fetcher, files.result)
+        finally:
+            # A download that hangs must not hold up a worker that is asked to end.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _predict_task(
+        self,
+        context: PredictionContext,
         task: Json,
+        fetcher: ImageFetcher,
+        fetched: Callable[[], _Files],
         *,
-        files: Mapping[str, ImageFile | SoftmatcherError] | None = None,
-        fetcher: ImageFetcher | None = None,
         is_open: bool = False,
     ) -> TaskPrediction:
-        """One task's prediction from references, of those of its images that can be had.
+        """Predict one task from references, with those of its images that can be had.
 
         Args:
-            project: of the task.
-            config: its label config.
-            known: as `ReferenceBanks.references` returns them.
-            version: likewise.
+            context: what it is predicted with.
             task: as Label Studio gives it.
-            files: image tag -> file, or what was wrong with it, as far as they were fetched before.
-            fetcher: of the project; made anew if it is not given.
-            is_open: somebody waits for this one task on the screen, so it goes before batches.
+            fetcher: of the project.
+            fetched: returns the files that were fetched before.
+            is_open: it is open on somebody's screen, so it takes precedence over batches.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: no image can be had or used; the message says why.
             ModelUnavailableError: no models.
         """
-        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
-        options = match_options(self._settings, project)
-        fetcher = fetcher or self._connections.fetcher(project.key)
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        files = fetched()
         regions: list[Json] = []
         versions: dict[str, ImageVersion] = {}
         failures: dict[str, SoftmatcherError] = {}
-        for tag_name, references in known.by_tag.items():
-            file = files.get(tag_name) if files else None
+        for tag_name, banks in context.banks.items():
+            file = files.get(tag_name)
             try:
                 if isinstance(file, SoftmatcherError):
                     raise file
-                image = self._images.load(task, config.image(tag_name), fetcher, is_interactive=is_open, file=file)
+                tag = context.config.image(tag_name)
+                image = self._images.load(task, tag, fetcher, is_interactive=is_open, file=file)
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 failures[tag_name] = error
                 continue
             versions[tag_name] = image.version
             with self._models.scheduler.slot(is_interactive=is_open):
-                found = softmatcher.segment(image.encoded, references, options)
-            regions += self._regions(config, tag_name, found)
+                found = softmatcher.segment(image.encoded, banks, context.options)
+            regions += self._regions(context.config, tag_name, found)
         if failures and not versions:
             raise next(iter(failures.values()))
-        return TaskPrediction(prediction_of(regions, version) if regions else None, versions, failures)
+        return TaskPrediction(prediction_of(regions, context.version) if regions else None, versions, failures)
 
-    def predict_batch(
+    def _predict_batches(
         self,
-        project: ProjectRecord,
-        config: LabelConfig,
-        known: KnownReferences,
-        version: str,
+        context: PredictionContext,
         tasks: Sequence[Json],
         fetcher: ImageFetcher,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
-        """`predict_task` of many tasks, where the device gains by several images at a time.
-
-        Args:
-            project, config, known, version, fetcher: as there.
-            tasks: as Label Studio gives them.
-            should_stop: asked before each batch; True leaves the rest.
-
-        Yields:
-            A task and what gives its prediction, or raises what was wrong with it.
-
-        Raises:
-            ModelUnavailableError: no models.
-        """
-        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
-        options = match_options(self._settings, project)
+        """Predict tasks as `_predict_task` does, several images at a time."""
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
 
         def plan(encoded: Mapping[str, EncodedImage]) -> dict[str, SegmentationPlan]:
-            return {tag: softmatcher.plan(image, known.by_tag[tag], options) for tag, image in encoded.items()}
+            return {tag: softmatcher.plan(image, context.banks[tag], context.options) for tag, image in encoded.items()}
 
         def segment(planned: Sequence[dict[str, SegmentationPlan]]) -> list[Callable[[], Json | None]]:
             masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans.values()]))
             return [partial(finish, {tag: next(masks) for tag in plans}) for plans in planned]
 
         def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> Json | None:
-            regions = [one for tag, found in masks.items() for one in self._regions(config, tag, found())]
-            return prediction_of(regions, version) if regions else None
+            regions = [one for tag, found in masks.items() for one in self._regions(context.config, tag, found())]
+            return prediction_of(regions, context.version) if regions else None
 
-        tags = [config.image(tag_name) for tag_name in known.by_tag]
-        steps = BatchStages(plan, segment)
-        yield from BatchPipeline(self._models, self._images).run(tasks, tags, fetcher, steps, should_stop)
+        tags = [context.config.image(tag_name) for tag_name in context.banks]
+        pipeline = BatchPipeline(self._models, self._images)
+        yield from pipeline.run(tasks, tags, fetcher, BatchStages(plan, segment), should_stop)
 
     def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
         with self._metrics.stage("rle"):
@@ -269,7 +286,7 @@ class Predictions:
             ]
 
     def _wait_for_references(self, project_key: str) -> None:
-        """After «submit» the next task opens within milliseconds: give the annotation just made the time to count."""
+        """Give the annotation just made the time to count: after «submit» the next task opens within milliseconds."""
         wait_s = self._settings.reference_wait_s
         deadline = time.monotonic() + wait_s
         with self._metrics.stage("wait_for_reference"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from backend import __version__
 from backend.core.matching import ReferenceBank
 from backend.core.types import Reference
+from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.model_host import Models
@@ -23,15 +24,30 @@ logger = logging.getLogger(__name__)
 OWN_VERSIONS = "softmatcher-"
 """What every model_version of this backend begins with, whatever its release and profile."""
 
-_BATCH_WAIT_S = 60.0
+_MODEL_WAIT_S = 60.0
 _KEPT_PROJECTS = 4
+
+Banks = Mapping[str, Mapping[str, ReferenceBank]]
+"""Image tag -> label -> the references of the label, ready to be matched."""
 
 
 @dataclass(frozen=True, eq=False)
-class KnownReferences:
-    """A project's references in memory, ready to be matched: image tag -> label -> their bank."""
+class PredictionContext:
+    """All that tasks of a project are predicted with, besides the models.
 
-    by_tag: Mapping[str, Mapping[str, ReferenceBank]]
+    Attributes:
+        project: of the tasks.
+        config: its label config.
+        version: the model_version.
+        banks: image tag -> label -> its references, ready to be matched; empty if there are none.
+        options: how they are matched.
+    """
+
+    project: ProjectRecord
+    config: LabelConfig
+    version: str
+    banks: Banks
+    options: MatchOptions
 
 
 class ReferenceBanks:
@@ -41,10 +57,10 @@ class ReferenceBanks:
         self._settings = settings
         self._store = store
         self._models = models
-        self._known: OrderedDict[tuple[str, str], KnownReferences] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Banks] = OrderedDict()
         self._lock = threading.Lock()
 
-    def model_version(self, project_key: str, *, wait_s: float = _BATCH_WAIT_S) -> str:
+    def model_version(self, project_key: str, *, wait_s: float = _MODEL_WAIT_S) -> str:
         """Release, models, and a digest of the project's references and options: the same for the same masks.
 
         Raises:
@@ -82,29 +98,50 @@ class ReferenceBanks:
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
 
-    def references(
+    def context(
         self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str] | None = None
-    ) -> tuple[str, KnownReferences]:
-        """The model_version, and the references of the labels that the config has now, or of some of them.
+    ) -> PredictionContext:
+        """Return what tasks are predicted with: the references of the labels that the config has now, or of some.
+
+        Args:
+            project: of the tasks.
+            config: its label config.
+            labels: those wanted; None: all.
 
         Raises:
             ModelUnavailableError: no models.
         """
-        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
         version = self.version_of(project, softmatcher.signature, config, wanted)
+        options = match_options(self._settings, project)
         key = (project.key, version)
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return version, self._known[key]
+            banks = self._kept.get(key)
+            if banks is not None:
+                self._kept.move_to_end(key)
+        if banks is None:
+            banks = self._gather(softmatcher, project, config, wanted, options)
+            with self._lock:
+                self._kept[key] = banks
+                while len(self._kept) > _KEPT_PROJECTS:
+                    self._kept.popitem(last=False)
+        return PredictionContext(project, config, version, banks, options)
+
+    def _gather(
+        self,
+        softmatcher: Softmatcher,
+        project: ProjectRecord,
+        config: LabelConfig,
+        labels: Sequence[str],
+        options: MatchOptions,
+    ) -> Banks:
         by_tag: dict[str, dict[str, list[Reference]]] = {}
-        for stored in self._store.references(project.key, labels=wanted, signature=softmatcher.signature):
+        for stored in self._store.references(project.key, labels=labels, signature=softmatcher.signature):
             if stored.reference is None:
                 continue
             for tag_name in config.served_by(stored.image_tag, stored.label):
                 by_tag.setdefault(tag_name, {}).setdefault(stored.label, []).append(stored.reference)
-        options = match_options(self._settings, project)
         banks: dict[str, dict[str, ReferenceBank]] = {}
         for tag_name, of_tag in by_tag.items():
             for label, references in of_tag.items():
@@ -113,12 +150,7 @@ class ReferenceBanks:
                 except BadInputError as error:
                     # One label that cannot be matched leaves the others their predictions.
                     logger.warning("project=%s label=%s: %s", project.key, label, error)
-        known = KnownReferences(banks)
-        with self._lock:
-            self._known[key] = known
-            while len(self._known) > _KEPT_PROJECTS:
-                self._known.popitem(last=False)
-        return version, known
+        return banks
 
     def references_digest(self, project: ProjectRecord, labels: Sequence[str]) -> str:
         """Digest of the references of these labels.
@@ -126,7 +158,7 @@ class ReferenceBanks:
         Raises:
             ModelUnavailableError: no models.
         """
-        softmatcher, _ = self._models.get(_BATCH_WAIT_S)
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         return self._store.references_digest(project.key, labels, softmatcher.signature)
 
 

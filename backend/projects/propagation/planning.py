@@ -119,11 +119,11 @@ class PropagationPlans:
             ModelUnavailableError: no models.
         """
         config = parse_label_config(project.label_config)
-        version, known = self._banks.references(project, config, wanted.labels)
+        context = self._banks.context(project, config, wanted.labels)
         digest = self._banks.references_digest(
             project, [label for label in config.labels if wanted.labels is None or label in wanted.labels]
         )
-        return version, digest, bool(known.by_tag)
+        return context.version, digest, bool(context.banks)
 
 
 def project_of(store: Store, project_key: str) -> ProjectRecord:

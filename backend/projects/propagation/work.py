@@ -177,8 +177,8 @@ class PropagationWork:
         store = self._store.propagations
         project = project_of(self._store, record.project_key)
         config = parse_label_config(project.label_config)
-        version, known = self._banks.references(project, config, record.wanted.labels)
-        if not known.by_tag:
+        context = self._banks.context(project, config, record.wanted.labels)
+        if not context.banks:
             # The last reference was deleted meanwhile: without any there is nothing to look for.
             reason = "there is no reference left to predict from"
             outcomes = [TaskOutcome(task_id, "failed", reason=reason) for task_id in task_ids]
@@ -195,7 +195,7 @@ class PropagationWork:
                 return should_stop()
 
             outcomes = self._bulk.run(
-                Batch(project, config, version, known, task_ids, self._made_of(record, task_ids, version)),
+                Batch(context, task_ids, self._made_of(record, task_ids, context.version)),
                 should_stop=is_over,
                 still_wanted=lambda: self._tasks.still_claimed(record.id, claim),
                 on_lost_answer=lambda: store.note_lost_answer(record.id, self._store.now() + _LATE_IMPORT_S),

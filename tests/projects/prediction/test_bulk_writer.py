@@ -71,11 +71,11 @@ def bulk_of(
         backend.projects.references.ingest(label_studio.key, 1)
         project, config = backend.projects.store.project(label_studio.key), parse_label_config(LABEL_CONFIG)
         assert project
-        version, known = backend.projects.banks.references(project, config)
+        context = backend.projects.banks.context(project, config)
         images = TaskImages(backend.projects.models, backend.projects.metrics, max_pixels=10**6)
         connections = FakeConnections(label_studio)
         bulk = BulkPredictions(backend.projects.metrics, connections, images, backend.projects.predictions)  # type: ignore[arg-type]
-        yield backend, label_studio, bulk, Batch(project, config, version, known, list(range(2, 9)))
+        yield backend, label_studio, bulk, Batch(context, list(range(2, 9)))
     finally:
         tasks.use_projects(None)
         backend.projects.close()
