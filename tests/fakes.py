@@ -34,7 +34,7 @@ from backend.metrics import Metrics
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.settings import Settings, load_settings
-from backend.store import Store
+from backend.store import Store, StoredReference
 from backend.web.app import create_app
 
 LABEL_CONFIG = """<View>
@@ -60,6 +60,12 @@ def png(image: Image) -> bytes:
     buffer = io.BytesIO()
     PillowImage.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def stored_masks(store: Store, project_key: str) -> list[StoredReference]:
+    """Return all references of a project without their features, by label, newest first."""
+    found = [store.reference_mask(project_key, one.id) for one in store.list_references(project_key)]
+    return [one for one in found if one is not None]
 
 
 class ColourSoftmatcher:

@@ -9,7 +9,7 @@ import pytest
 from backend.core.types import Image
 from backend.jobs import tasks
 from backend.store.records import PropagationFilter
-from tests.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
+from tests.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png, stored_masks
 
 RED_BOX, BLUE_BOX = (10, 10, 30, 30), (40, 5, 60, 20)
 ONE_BRUSH = """<View><Image name="left" value="$image1"/><Image name="right" value="$image2"/>
@@ -138,7 +138,7 @@ def test_references_of_one_image_stand_where_the_other_is_gone(pair: Backend) ->
     add(pair, 2, draw(red=RED_BOX), None)
     pair.label_studio.annotate(11, 2, [point("left", 20, 20), point("right", 50, 10)])
     assert pair.projects.references.ingest(key, 11) == "references"
-    stored = pair.projects.store.reference_masks(key)
+    stored = stored_masks(pair.projects.store, key)
     assert [(one.annotation_id, one.image_tag) for one in stored if one.annotation_id == 11] == [(11, "left")]
     problem = next(one.problem for one in pair.projects.store.annotations(key) if one.annotation_id == 11)
     assert "image 'right'" in str(problem)

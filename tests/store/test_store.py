@@ -26,12 +26,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from backend import store as store_module
 from backend.core.types import Reference
 from backend.errors import BadInputError, ConfigurationError, NotFoundError, StoreUnavailableError
 from backend.store import AnnotationRecord, NewReference, Store, StoredReference, database, tables
 from backend.store.packing import pack_mask, unpack_mask
 from backend.store.records import PropagationFilter
+from tests.fakes import stored_masks
 
 KEY = "1.1795365244"
 OTHER_KEY = "2.1795365300"
@@ -92,7 +92,7 @@ def digest(store: Store, labels: Sequence[str] | None = None) -> str:
 
 def change_blob(store: Store, column: str, content: bytes, label: str) -> None:
     table = tables.references
-    with store._write() as connection:
+    with store.write() as connection:
         connection.execute(sa.update(table).where(table.c.label == label).values({column: content}))
 
 
@@ -197,8 +197,7 @@ class TestReferences:
         store.replace_references(annotation(), [new_reference(1), new_reference(2, label="stem")])
         found = store.references(KEY, labels=None, signature=SIGNATURE, with_features=False)
         assert [one.reference for one in found] == [None, None]
-        assert [one.label for one in store.reference_masks(KEY)] == ["leaf", "stem"]
-        assert [one.label for one in store.reference_masks(KEY, labels=["stem"])] == ["stem"]
+        assert [one.label for one in stored_masks(store, KEY)] == ["leaf", "stem"]
 
     def test_labels_and_signature_select(self, store: Store) -> None:
         store.replace_references(annotation(1), [new_reference(1), new_reference(2, label="stem")])
@@ -208,7 +207,7 @@ class TestReferences:
         assert [one.label for one in stored(store, labels=["stem", "absent"])] == ["stem"]
         assert stored(store, labels=[]) == []
         assert len(store.references(KEY, labels=None, signature="models-b")) == 1
-        assert len(store.reference_masks(KEY)) == 3
+        assert len(stored_masks(store, KEY)) == 3
 
     def test_projects_never_see_each_other(self, store: Store) -> None:
         store.replace_references(annotation(1), [new_reference(1)])
@@ -289,26 +288,14 @@ class TestDeleting:
         assert store.delete_annotations(KEY, []) == 0
         assert store.delete_annotations("9.9", [2]) == 0
 
-    def test_tasks_with_all_their_annotations(self, store: Store) -> None:
-        store.replace_references(annotation(1, task_id=7), [new_reference(1)])
-        store.replace_references(annotation(2, task_id=7), [new_reference(2)])
-        store.replace_references(annotation(3, task_id=8), [new_reference(3)])
-        assert store.delete_tasks(KEY, {7}) == 2
-        assert [record.annotation_id for record in store.annotations(KEY)] == [3]
-        assert len(stored(store)) == 1
-
     def test_more_ids_than_one_statement_takes(self, store: Store) -> None:
         store.replace_references(annotation(1200), [new_reference(1)])
         assert store.delete_annotations(KEY, range(2000)) == 1
         assert stored(store) == []
 
-    @pytest.mark.parametrize("what", ["annotation", "task"])
-    def test_a_late_writer_brings_nothing_back(self, store: Store, what: str) -> None:
+    def test_a_late_writer_brings_nothing_back(self, store: Store) -> None:
         late = annotation(1, task_id=7)
-        if what == "annotation":
-            store.delete_annotations(KEY, [1])
-        else:
-            store.delete_tasks(KEY, [7])
+        store.delete_annotations(KEY, [1])
         # The time in the recorded annotations lies before any time that a test runs at only if the clock is right.
         assert not store.replace_references(replace(late, updated_at="2020-01-01T00:00:00Z"), [new_reference(1)])
         assert store.annotations(KEY) == []
@@ -321,7 +308,7 @@ class TestDeleting:
 
     def test_a_deletion_does_not_bind_for_ever(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         store.delete_annotations(KEY, [1])
-        monkeypatch.setattr(store_module, "TOMBSTONE_S", 0.0)
+        monkeypatch.setattr("backend.store.annotations.TOMBSTONE_S", 0.0)
         assert store.replace_references(annotation(updated_at="2020-01-01T00:00:00Z"), [new_reference(1)])
 
 
@@ -391,11 +378,12 @@ class TestDigest:
     def test_reads_an_index_and_never_the_blobs(self, sqlite_url: str) -> None:
         with closing(Store(sqlite_url)) as store:
             store.create_tables()
-            table = tables.references
-            wanted = sa.select(table.c.digest).where(*store_module._references_where(KEY, ["a", "b"], SIGNATURE))
-            with store._engine.connect() as connection:
-                compiled = wanted.compile(connection, compile_kwargs={"literal_binds": True})
-                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
+            asked: list[tuple[str, object]] = []
+            sa.event.listen(store.engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
+            store.references_digest(KEY, ["a", "b"], SIGNATURE)
+            statement, values = asked[-1]
+            with store.engine.connect() as connection:
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
         assert all("USING COVERING INDEX annotation_references_digests" in row[3] for row in plan if "SEARCH" in row[3])
         assert any("COVERING INDEX" in row[3] for row in plan)
 
@@ -408,7 +396,7 @@ class TestDamage:
         good, bad = new_reference(1, label="good"), new_reference(2, label="bad")
         store.replace_references(annotation(), [good, bad])
         table = tables.references
-        with store._engine.connect() as connection:
+        with store.engine.connect() as connection:
             content = connection.scalar(sa.select(table.c.features).where(table.c.label == "bad"))
         contents = {
             "truncated": content[:-3],
@@ -420,13 +408,13 @@ class TestDamage:
         }
         change_blob(store, "features", contents[kind], "bad")
         if kind == "bad shapes":
-            with store._write() as connection:
+            with store.write() as connection:
                 fixed_crc = {"features_crc32": zlib.crc32(contents[kind])}
                 connection.execute(sa.update(table).where(table.c.label == "bad").values(fixed_crc))
         with caplog.at_level(logging.ERROR):
             assert [one.label for one in stored(store)] == ["good"]
         assert "annotation 1, label 'bad'" in caplog.text
-        assert len(store.reference_masks(KEY)) == 2
+        assert len(stored_masks(store, KEY)) == 2
 
     @pytest.mark.parametrize(
         "content",
@@ -530,7 +518,7 @@ class TestOpening:
     def test_settings_of_sqlite(self, sqlite_url: str) -> None:
         with closing(Store(sqlite_url)) as store:
             store.create_tables()
-            with store._engine.connect() as connection:
+            with store.engine.connect() as connection:
                 pragmas = ("journal_mode", "foreign_keys", "busy_timeout", "page_size")
                 values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
         assert values == ["wal", 1, 15000, 16384]
@@ -546,8 +534,8 @@ class TestOpening:
         finish([run_python(code, url, start) for _ in range(5)])
         with closing(Store(url)) as store:
             assert [project.key for project in store.projects()] == [KEY]
-            with store._engine.connect() as connection:
-                assert connection.execute(sa.select(tables.schema)).all() == [(1, store_module.SCHEMA_VERSION)]
+            with store.engine.connect() as connection:
+                assert connection.execute(sa.select(tables.schema)).all() == [(1, tables.SCHEMA_VERSION)]
 
     def test_threads_that_start_at_once_make_the_tables_once(self, url: str) -> None:
         barrier = threading.Barrier(6)
@@ -563,7 +551,7 @@ class TestOpening:
 
     def test_an_older_database_gets_the_columns_it_lacks(self, store: Store) -> None:
         store.save_project(KEY, label_config="<View/>")
-        with store._write() as connection:
+        with store.write() as connection:
             connection.exec_driver_sql("ALTER TABLE propagations DROP COLUMN problem")
             connection.execute(sa.update(tables.schema).values(version=2))
         store.create_tables()
@@ -574,12 +562,12 @@ class TestOpening:
         assert project.label_config == "<View/>"
 
     def test_a_newer_schema_is_refused_and_left_alone(self, store: Store) -> None:
-        with store._write() as connection:
+        with store.write() as connection:
             connection.execute(sa.update(tables.schema).values(version=99))
             connection.execute(sa.schema.DropTable(tables.pending))
         with pytest.raises(ConfigurationError, match=r"schema version 99, .* start the newer release"):
             store.create_tables()
-        assert not sa.inspect(store._engine).has_table("pending_annotations")
+        assert not sa.inspect(store.engine).has_table("pending_annotations")
 
     def test_without_tables_the_message_says_so(self, url: str) -> None:
         with closing(Store(url)) as store, pytest.raises(ConfigurationError, match="no tables yet"):
@@ -728,12 +716,12 @@ class TestAtOnce:
 
     def test_a_forked_child_opens_its_own_connections(self, store: Store) -> None:
         store.replace_references(annotation(), [new_reference(1)])
-        assert store._engine.pool.checkedin() > 0  # type: ignore[attr-defined]
+        assert store.engine.pool.checkedin() > 0  # type: ignore[attr-defined]
         child = os.fork()
         if child == 0:
             is_right = False
             try:
-                has_none_of_ours = store._engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+                has_none_of_ours = store.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
                 is_right = (
                     has_none_of_ours
                     and len(stored(store)) == 1

@@ -78,7 +78,7 @@ def test_nothing_is_written_once_the_file_is_not_the_one_that_was_opened(
 
 
 def test_no_empty_file_appears_in_place_of_a_deleted_one(store: Store, path: Path) -> None:
-    with store._engine.connect():  # the pool has to open another connection
+    with store.engine.connect():  # the pool has to open another connection
         _delete(path)
         with pytest.raises(StoreUnavailableError, match="was deleted"):
             store.projects()
@@ -86,7 +86,7 @@ def test_no_empty_file_appears_in_place_of_a_deleted_one(store: Store, path: Pat
 
 
 def test_writer_is_told_if_the_file_goes_before_its_commit(store: Store, path: Path) -> None:
-    with pytest.raises(StoreUnavailableError, match="was deleted"), store._write():
+    with pytest.raises(StoreUnavailableError, match="was deleted"), store.write():
         _delete(path)
 
 

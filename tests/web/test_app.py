@@ -23,7 +23,7 @@ from backend.settings import load_settings
 from backend.store import tables
 from backend.store.records import PropagationFilter
 from backend.web.app import client_is_gone, create_app
-from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png
+from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png, stored_masks
 
 PAYLOADS = sorted((Path(__file__).parents[1] / "payloads").glob("*.json"))
 RED_BOX = (10, 10, 30, 30)
@@ -461,7 +461,7 @@ def test_data_of_a_gone_project_is_deleted_late_and_only_if_it_is_still_gone(bac
 
 
 def _make_gone_for(backend: Backend, key: str, *, days: int) -> None:
-    with backend.projects.store._write() as connection:
+    with backend.projects.store.write() as connection:
         since = sa.update(tables.projects).where(tables.projects.c.key == key)
         connection.execute(since.values(gone_since=time.time() - 86400 * days))
 
@@ -488,7 +488,7 @@ def test_finished_mask_skips_the_segmenter(backend: Backend) -> None:
         annotation = backend.label_studio.annotate(10, 1, [_brush(half, origin=origin)])
         _announce(backend, "ANNOTATION_UPDATED", annotation=annotation)
         backend.work()
-        (stored,) = backend.projects.store.reference_masks(backend.label_studio.key)
+        (stored,) = stored_masks(backend.projects.store, backend.label_studio.key)
         assert stored.mask.sum() == area, origin
 
 
@@ -498,7 +498,7 @@ def test_brush_that_agrees_with_the_object_is_kept_as_painted(backend: Backend) 
     nearly_all[11:30, 10:30] = True
     backend.label_studio.annotate(10, 1, [_brush(nearly_all)])
     backend.projects.references.reconcile(backend.label_studio.key) if _setup(backend) else None
-    (stored,) = backend.projects.store.reference_masks(backend.label_studio.key)
+    (stored,) = stored_masks(backend.projects.store, backend.label_studio.key)
     np.testing.assert_array_equal(stored.mask, nearly_all)
 
 
@@ -536,7 +536,7 @@ def test_reconciliation_brings_in_what_was_not_announced_and_forgets_what_is_gon
     assert answer.json["propagation"]
     backend.work()
     assert {item["task"] for item in backend.label_studio.imported} == {2}, "only task 2 shows what is marked now"
-    stored = backend.projects.store.reference_masks(backend.label_studio.key)
+    stored = stored_masks(backend.projects.store, backend.label_studio.key)
     assert [reference.annotation_id for reference in stored] == [11]
     outcome = backend.projects.references.reconcile(backend.label_studio.key)
     assert outcome == {"seen": 1, "unchanged": 1}

@@ -1,0 +1,112 @@
+"""References: masks and features that annotations gave."""
+
+import hashlib
+import logging
+from collections.abc import Collection, Sequence
+
+import sqlalchemy as sa
+from safetensors import SafetensorError
+
+from backend.store import tables
+from backend.store.packing import row_to_reference
+from backend.store.records import ReferenceSummary, StoredReference
+from backend.store.session import Database
+
+_log = logging.getLogger(__name__)
+
+
+class ReferenceStore(Database):
+    """References; a part of `Store`. Every method is one short transaction."""
+
+    def references(
+        self, project_key: str, *, labels: Collection[str] | None, signature: str, with_features: bool = True
+    ) -> list[StoredReference]:
+        """References of a project made by the models of `signature`, in an order that depends on their content only.
+
+        Damaged ones are left out and logged.
+
+        Args:
+            labels: only these; None for all.
+            with_features: False reads masks only, `reference` is then None.
+        """
+        wanted = _references_where(project_key, labels, signature)
+        return self._load_references(wanted, with_features=with_features)
+
+    def reference_mask(self, project_key: str, reference_id: int) -> StoredReference | None:
+        """One reference of a project, without features; None if it is not there (any more)."""
+        wanted = [*_references_where(project_key, None, None), tables.references.c.id == reference_id]
+        found = self._load_references(wanted, with_features=False)
+        return found[0] if found else None
+
+    def list_references(self, project_key: str) -> list[ReferenceSummary]:
+        """All references of a project without their contents, by label, newest first."""
+        columns = [tables.references.c[name] for name in ReferenceSummary.__dataclass_fields__]
+        mine = sa.select(*columns).where(tables.references.c.project_key == project_key)
+        ordered = mine.order_by(tables.references.c.label, tables.references.c.created_at.desc())
+        return [ReferenceSummary(**row._mapping) for row in self.read(ordered)]
+
+    def references_digest(self, project_key: str, labels: Collection[str] | None, signature: str) -> str:
+        """sha256 over the references' digests: the same references give the same one, whatever the order or process."""
+        wanted = sa.select(tables.references.c.digest).where(*_references_where(project_key, labels, signature))
+        digests = sorted(digest for (digest,) in self.read(wanted))
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def reference_labels(self, project_key: str, labels: Collection[str] | None, signature: str) -> list[str]:
+        """Which labels have references of these models, of all labels or of some, in order."""
+        wanted = sa.select(tables.references.c.label).where(*_references_where(project_key, labels, signature))
+        return [label for (label,) in self.read(wanted.distinct().order_by(tables.references.c.label))]
+
+    def count_references(self) -> dict[str, int]:
+        """Project key to number of references, of all models; projects without any are in it with 0."""
+        joined = tables.projects.outerjoin(tables.references, tables.references.c.project_key == tables.projects.c.key)
+        counts = sa.select(tables.projects.c.key, sa.func.count(tables.references.c.id).label("total")).select_from(
+            joined
+        )
+        return {row.key: row.total for row in self.read(counts.group_by(tables.projects.c.key))}
+
+    def count_references_not_of(self, project_key: str, reading: str, signature: str | None) -> int:
+        """Count the references of a project that were made with another reading, or by other models.
+
+        Args:
+            project_key: of the project.
+            reading: digest of the present one, see `AnnotationRecord`.
+            signature: of the present models; None: models are not compared.
+        """
+        record, reference = tables.annotations.c, tables.references.c
+        joined = tables.references.join(
+            tables.annotations,
+            (record.project_key == reference.project_key) & (record.annotation_id == reference.annotation_id),
+        )
+        differs = record.reading.is_distinct_from(reading)
+        if signature is not None:
+            differs |= reference.signature != signature
+        counted = sa.select(sa.func.count().label("total")).select_from(joined)
+        return int(self.read(counted.where(reference.project_key == project_key, differs))[0].total)
+
+    def _load_references(
+        self, wanted: Sequence[sa.ColumnElement[bool]], *, with_features: bool
+    ) -> list[StoredReference]:
+        left_out = set() if with_features else {"features"}
+        columns = [column for column in tables.references.c if column.name not in left_out]
+        in_order = sa.select(*columns).where(*wanted).order_by(tables.references.c.label, tables.references.c.digest)
+        loaded = []
+        for row in self.read(in_order):
+            try:
+                loaded.append(row_to_reference(row, with_features=with_features))
+            except (ValueError, KeyError, SafetensorError) as error:
+                _log.error(
+                    "reference %d (project %s, task %d, annotation %d, label %r) is damaged and left out: %s",
+                    *(row.id, row.project_key, row.task_id, row.annotation_id, row.label, error),
+                )
+        return loaded
+
+
+def _references_where(
+    project_key: str, labels: Collection[str] | None, signature: str | None
+) -> list[sa.ColumnElement[bool]]:
+    wanted = [tables.references.c.project_key == project_key]
+    if signature is not None:
+        wanted.append(tables.references.c.signature == signature)
+    if labels is not None:
+        wanted.append(tables.references.c.label.in_(sorted(set(labels))))
+    return wanted
