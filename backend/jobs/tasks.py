@@ -139,7 +139,7 @@ def refresh_project(project_key: str) -> dict[str, Any]:
 
     def work(projects: Projects) -> dict[str, Any]:
         before = projects.store.project(project_key)
-        after = projects.references.look_at_project(project_key)
+        after = projects.refresh(project_key)
         if before is not None and before.label_config == after.label_config:
             return {"title": after.title}
         # With another label config an annotation may mean more, or less, than it did.

@@ -23,11 +23,12 @@ from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.project_key import key_of_project
+from backend.projects.project_refresh import refresh_project
 from backend.projects.propagation.planning import PropagationPlans
 from backend.projects.propagation.propagations import Propagations
 from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality import Quality
-from backend.projects.references import References
+from backend.projects.references.references import References
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
@@ -132,6 +133,10 @@ class Projects:
             return project_key, True
         return project_key, (project.get("label_config"), project.get("title")) != (known.label_config, known.title)
 
+    def refresh(self, project_key: str) -> ProjectRecord:
+        """Ask Label Studio for a project, and remember what it says: see `refresh_project`."""
+        return refresh_project(self.store, self._connections, project_key)
+
     def forget_gone(self, project_key: str) -> bool:
         """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
 
@@ -145,7 +150,7 @@ class Projects:
             LabelStudioUnavailableError, LabelStudioError, ConfigurationError: Label Studio cannot be asked.
         """
         try:
-            self.references.look_at_project(project_key)
+            self.refresh(project_key)
         except NotFoundError:
             project = self.store.project(project_key)
         else:

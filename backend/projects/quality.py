@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from backend.core.masks import iou
 from backend.core.types import Mask
 from backend.errors import SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -93,7 +94,7 @@ class Quality:
             mask = next((one.mask for one in found if one.label == left_out.label), np.zeros_like(left_out.mask))
             if not is_complete(self._settings, project):
                 mask = _touching(mask, left_out.mask)
-            ious[left_out.label].append(_iou(mask, left_out.mask))
+            ious[left_out.label].append(_iou_at_size(mask, left_out.mask))
         labels = {
             label: {
                 "references": len(some),
@@ -144,8 +145,6 @@ def _touching(mask: Mask, other: Mask) -> Mask:
     return np.asarray(np.isin(parts, met) & mask)
 
 
-def _iou(one: Mask, other: Mask) -> float:
-    if one.shape != other.shape:
-        return 0.0
-    union = int(np.count_nonzero(one | other))
-    return int(np.count_nonzero(one & other)) / union if union else 0.0
+def _iou_at_size(found: Mask, true: Mask) -> float:
+    """Return their IoU; 0 if the image was replaced by one of another size."""
+    return iou(found, true) if found.shape == true.shape else 0.0

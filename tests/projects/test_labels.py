@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from backend.jobs import tasks
-from backend.projects import references
 from backend.projects.prediction import interactive
+from backend.projects.references import ingestion
 from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
@@ -114,7 +114,7 @@ def test_marks_that_take_too_long_are_their_annotations_problem(
 ) -> None:
     key = ingest(backend, point("on_defect", "Other", 20, 20))
     backend.label_studio.annotate(11, 1, [point("on_material", "Coin", 50, 10)])
-    monkeypatch.setattr(references, "MOST_CUTTING_S", 0.0)
+    monkeypatch.setattr(ingestion, "MOST_CUTTING_S", 0.0)
     assert backend.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "failed": 1}
     store = backend.projects.store
     (problem,) = [one.problem for one in store.annotations(key) if one.annotation_id == 11]

@@ -14,7 +14,7 @@ from backend.core.types import EncodedImage, Mask
 from backend.engine.softmatcher import Softmatcher, load_softmatcher
 from backend.labelstudio.codec import Region, RegionKind
 from backend.labelstudio.label_prompts import group_annotation
-from backend.projects.references import reference_mask
+from backend.projects.references.reference_mask import reference_mask
 
 KINDS = ("click", "stroke", "painted", "box", "accepted")
 LEAST_COVERED = 0.9

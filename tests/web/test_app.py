@@ -18,7 +18,7 @@ from backend.errors import LabelStudioUnavailableError, ModelUnavailableError, N
 from backend.labelstudio.codec import is_own_region_id
 from backend.labelstudio.rle import decode_mask, encode_mask
 from backend.projects.composition import key_of_project, open_projects
-from backend.projects.references import References
+from backend.projects.references import ingestion
 from backend.settings import load_settings
 from backend.store import tables
 from backend.store.records import PropagationFilter
@@ -338,14 +338,14 @@ def test_a_surprise_in_one_annotation_is_recorded_and_the_others_go_on(
     for number, task in ((11, 2), (12, 3)):
         backend.label_studio.add_task(task, png(draw(red=RED_BOX)))
         backend.label_studio.annotate(number, task, [_keypoint(20, 20)])
-    describe, broken = References._describe, backend.label_studio.annotations[11]["result"]
+    read, broken = ingestion.read_regions, backend.label_studio.annotations[11]["result"]
 
-    def surprising(self: References, softmatcher: Any, project: Any, config: Any, result: Any, *rest: Any) -> Any:
+    def surprising(result: Any, *rest: Any, **options: Any) -> Any:
         if result is broken:
             raise ZeroDivisionError("a surprise")
-        return describe(self, softmatcher, project, config, result, *rest)
+        return read(result, *rest, **options)
 
-    monkeypatch.setattr(References, "_describe", surprising)
+    monkeypatch.setattr(ingestion, "read_regions", surprising)
     counts = backend.projects.references.reconcile(backend.label_studio.key)
     assert (counts["failed"], counts["references"]) == (1, 1)
     (record,) = [one for one in backend.projects.store.annotations(backend.label_studio.key) if one.problem]
@@ -359,11 +359,11 @@ def test_what_goes_wrong_with_the_machine_takes_no_reference_away(
 ) -> None:
     _with_red_reference(backend)
 
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(References, "_describe", failing)
+        patched.setattr(ingestion, "read_regions", failing)
         with suppress(ModelUnavailableError):
             backend.projects.references.ingest(backend.label_studio.key, 10)
     assert backend.projects.count_references() == {"1": 1}

@@ -16,7 +16,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
-from backend.projects.references import References
+from backend.projects.references.references import References
 from backend.store import ProjectRecord, Store
 from backend.store.records import PropagationFilter, PropagationRecord
 

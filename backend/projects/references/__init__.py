@@ -1,0 +1,1 @@
+"""References: made of the annotations that Label Studio has, and kept equal to them."""

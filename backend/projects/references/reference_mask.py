@@ -1,0 +1,68 @@
+"""How far the mask of an annotation is trusted: what its labeler saw is its mask, the rest is a guess.
+
+A labeler saw complete masks (accepted suggestions, shapes, brushes for masks) and strokes that fill an object. What
+becomes of other scribbles was shown to nobody, so their masks carry a `MaskUncertainty`.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from backend.core.marked_objects import MarkedObject
+from backend.core.masks import iou
+from backend.core.references import MaskUncertainty
+from backend.core.types import EncodedImage, Mask, Scribble
+from backend.engine.softmatcher import Softmatcher
+from backend.labelstudio.label_prompts import LabelPrompts
+
+_PAINTED_IOU = 0.8
+"""IoU of strokes with the segmenter's mask from which on they count as painted as a mask, not as a scribble."""
+
+
+def reference_mask(
+    softmatcher: Softmatcher, encoded: EncodedImage, marks: LabelPrompts
+) -> tuple[Mask | None, MaskUncertainty | None]:
+    """Make the mask of a reference: the finished masks and what the scribbles give, object by object.
+
+    Finished masks were seen by whoever submitted them, and strokes that fill an object are its mask; what becomes of
+    other scribbles was not seen.
+
+    Args:
+        softmatcher: the engine.
+        encoded: the image.
+        marks: of one label on it.
+
+    Returns:
+        (H, W) bool, None if neither shows an object; and what is doubted of it.
+    """
+    finished = list(marks.finished)
+    scribble = marks.scribble
+    if finished:
+        scribble = _without_points_in(scribble, np.logical_or.reduce(finished))
+    found = [] if scribble.is_empty else softmatcher.objects_from_scribble(encoded, scribble)
+    unseen: list[MarkedObject] = []
+    for one in found:
+        strokes = _painted_whole(one)
+        if strokes is None:
+            unseen.append(one)
+        else:
+            finished.append(strokes)
+    seen = np.logical_or.reduce(finished) if finished else None
+    uncertainty = softmatcher.uncertainty(encoded, unseen, finished=seen) if unseen else None
+    masks = finished + [one.found.mask for one in unseen]
+    return (np.logical_or.reduce(masks) if masks else None), uncertainty
+
+
+def _painted_whole(one: MarkedObject) -> Mask | None:
+    """Return an object's strokes if they are its whole mask already: then nothing of it is a guess."""
+    strokes = one.scribble.positive_strokes
+    is_whole = strokes is not None and strokes.any() and iou(strokes, one.found.mask) >= _PAINTED_IOU
+    return strokes if is_whole else None
+
+
+def _without_points_in(scribble: Scribble, mask: Mask) -> Scribble:
+    """Points on an object that is finished already say nothing new."""
+    height, width = mask.shape
+    columns, rows = (scribble.positive_xy[:, axis].astype(int) for axis in (0, 1))
+    is_new = ~mask[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    return replace(scribble, positive_xy=scribble.positive_xy[is_new])
