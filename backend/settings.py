@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, JsonValue, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.core.types import MatcherName, OverlapName, PromptingStrategy
+from backend.core.types import MatcherName, OverlapName, PromptingStrategy, SamPath
 from backend.errors import ConfigurationError
 
 CONCURRENT_BATCHES = 2
@@ -104,6 +104,12 @@ class Settings(BaseSettings):
         json_schema_extra=_SHARED,
         description="Directions of a blank image's features that are taken out of every image's (not `lite`): what "
         "marks where a patch is, not what it shows. 0: none. Not measured with real weights (docs/models.md).",
+    )
+    sam_path: SamPath = Field(
+        "fast",
+        json_schema_extra=_SHARED,
+        description="How SAM's networks run (not `lite`): `fast` with this project's mask decoder, attention and CUDA "
+        "graphs, `package` with the packages' own forward passes (docs/models.md).",
     )
     weights_dir: Path | None = Field(
         None, json_schema_extra=_LOCAL, description="Folder of model weights. Default: `weights` in the data folder."

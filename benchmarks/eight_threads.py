@@ -30,8 +30,8 @@ from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
-from backend.models.sam.segmenter import SamOptions, SamSegmenter
-from backend.models.sam.selection import SelectionOptions
+from backend.models.sam.options import SamOptions, SelectionOptions
+from backend.models.sam.segmenter import sam_segmenter
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.projects.model_scheduler import Priority, _Waiter
@@ -57,7 +57,7 @@ def small_softmatcher() -> Softmatcher:
         network_options={"depth": 2, "embed_dim": 48, "num_heads": 3},
     )
     everything = SelectionOptions(minimum_iou=-99.0, minimum_contrast=-1.0, minimum_prior=0.0)
-    segmenter = SamSegmenter(small_sam(), "small", SamOptions(working_px=96, selection=everything))
+    segmenter = sam_segmenter(small_sam(), "small", SamOptions(working_px=96, selection=everything))
     return KeepingSoftmatcher(encoder, segmenter)
 
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from backend.models.sam.networks import build_sam
+from backend.models.sam.options import SamOptions
 from backend.models.sam.prompts import SamPrompt
-from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.segmenter import sam_segmenter
 
 PROMPTS = (1, 2, 5, 8)
 AT_ONCE = 2
@@ -32,7 +33,7 @@ AT_ONCE = 2
 def measure(model: str, repeats: int, seed: int) -> dict[str, Any]:
     """For each number of prompts what both took."""
     package: Any = build_sam(model, None).eval()
-    segmenter = SamSegmenter(build_sam(model, None), model, SamOptions(is_half=False), device=torch.device("cpu"))
+    segmenter = sam_segmenter(build_sam(model, None), model, SamOptions(is_half=False), device=torch.device("cpu"))
     rng = np.random.default_rng(seed)
     channels, cells = package.prompt_encoder.embed_dim, package.prompt_encoder.image_embedding_size[0]
     image = rng.normal(size=(channels, cells, cells)).astype(np.float32)

@@ -25,7 +25,7 @@ from backend.cli.bench.timing import KeepingSoftmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
-from backend.models.profiles import ModelSource, load_profile
+from backend.models.loading import ModelSource, load_profile
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.settings import load_settings

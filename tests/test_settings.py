@@ -90,7 +90,7 @@ def test_every_setting_is_declared_shared_or_local() -> None:
         declared = field.json_schema_extra
         assert isinstance(declared, dict), f"{name} must be declared: json_schema_extra=_SHARED or _LOCAL"
         assert isinstance(declared.get("is_shared"), bool), f"{name} must be declared _SHARED or _LOCAL"
-    assert {"profile", "encoder", "segmenter", "positional_rank", "matcher", "mask_tags"} <= set(SHARED)
+    assert {"profile", "encoder", "segmenter", "positional_rank", "sam_path", "matcher", "mask_tags"} <= set(SHARED)
     assert not {name for name in SHARED if "Secret" in str(Settings.model_fields[name].annotation)}
 
 

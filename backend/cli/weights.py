@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
-from backend.models.weights.catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, known_weights, weights_of
+from backend.models.profiles import PROFILES
+from backend.models.weights.catalogue import KNOWN_WEIGHTS, known_weights, weights_of
 from backend.models.weights.download import fetch_weights
 from backend.models.weights.store import StoredWeights, WeightsStore, stored_as_dict
 from backend.settings import Settings
@@ -119,7 +120,7 @@ def _row(name: str, stored: StoredWeights | None) -> dict[str, object]:
     known = next((one for one in KNOWN_WEIGHTS if one.name == name), None)
     return {
         "model": name,
-        "profiles": ", ".join(profile for profile, names in PROFILE_WEIGHTS.items() if name in names),
+        "profiles": ", ".join(profile.name for profile in PROFILES.values() if name in profile.weights),
         "file_name": known.file_name if known else stored.file_name if stored else "",
         "url": known.url if known else None,
         "size_bytes": known.size_bytes if known and known.size_bytes else stored.size_bytes if stored else None,

@@ -20,6 +20,9 @@ PromptingStrategy = Literal["prior", "paper"]
 """What the setting `recipe` may be, see `recipes.plan_prompts`."""
 OverlapName = Literal["exclusive", "allowed"]
 """What the setting `overlap` may be, see `pipeline.compete`."""
+SamPath = Literal["fast", "package"]
+"""Values of the setting `sam_path`: `fast` runs SAM's networks with this project's mask decoder, attention and CUDA
+graphs, `package` with the forward passes of segment-anything, mobile_sam and sam2 themselves."""
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays, as safetensors stores them."""
 

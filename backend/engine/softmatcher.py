@@ -56,7 +56,7 @@ from backend.engine.proposals import PromptPlan, plan_prompts, select_masks
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.device.on_device import Constants
 from backend.models.encoders.protocol import BatchEncoder, Encoder
-from backend.models.profiles import ModelSource, load_profile
+from backend.models.loading import ModelSource, load_profile
 from backend.models.segmenters import BatchSegmenter, MaskCandidate, Prompt, Segmenter, SegmenterInput
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,9 @@
 """Adapters that give models which take one image at a time the protocols of those that take batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core.object_similarity import ObjectFeatureSpace
@@ -13,6 +12,7 @@ from backend.models.encoders.protocol import BatchEncoder, Encoder
 from backend.models.segmenters import (
     BatchSegmenter,
     DecodePlan,
+    Embedding,
     MaskCandidate,
     Prompt,
     Segmenter,
@@ -110,15 +110,15 @@ class OneByOne:
         """Return what the segmenter itself says."""
         return self._segmenter.points_add_up
 
-    def embed(self, image: Image) -> Mapping[str, NDArray[np.generic]]:
+    def embed(self, image: Image) -> Embedding:
         """Embed as the segmenter itself does."""
         return self._segmenter.embed(image)
 
-    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+    def working_hw(self, embedding: Embedding) -> tuple[int, int]:
         """Return the size of the segmenter's own frame."""
         return self._segmenter.working_hw(embedding)
 
-    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[MaskCandidate]:
         """Decode as the segmenter itself does."""
         return self._segmenter.decode(embedding, prompts)
 
@@ -134,7 +134,7 @@ class OneByOne:
         """Return what embeds the images, one after the other, when it is called."""
         return lambda: [dict(self._segmenter.embed(one.pixels.numpy())) for one in prepared]
 
-    def plan(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> DecodePlan:
+    def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> DecodePlan:
         """Return embedding and prompts: nothing can be done ahead."""
         return DecodePlan(embedding, prompts)
 

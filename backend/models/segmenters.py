@@ -11,6 +11,9 @@ from torch import Tensor
 from backend.core.types import Arrays, Image, Mask, Scribble
 from backend.errors import BadInputError
 
+Embedding = Mapping[str, NDArray[np.generic]]
+"""What decoding needs of an image, by the segmenter's own names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -71,7 +74,7 @@ class DecodePlan:
         prompts: in the working frame.
     """
 
-    embedding: Mapping[str, NDArray[np.generic]]
+    embedding: Embedding
     prompts: Sequence[Prompt]
 
 
@@ -88,15 +91,15 @@ class Segmenter(Protocol):
         """Return whether several points on an object are better cut one by one, and joined, than all at once."""
         ...
 
-    def embed(self, image: Image) -> Mapping[str, NDArray[np.generic]]:
+    def embed(self, image: Image) -> Embedding:
         """What decoding needs of an image, (H, W, 3) uint8 RGB: computed once, cached."""
         ...
 
-    def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+    def working_hw(self, embedding: Embedding) -> tuple[int, int]:
         """Size of the frame that prompts and candidates are in; its aspect ratio is the image's."""
         ...
 
-    def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[MaskCandidate]:
         """Candidates of all prompts of one image in one call; a prompt without any mask has none, or a refusal."""
         ...
 
@@ -113,7 +116,7 @@ class BatchSegmenter(Segmenter, Protocol):
         """Begin to `embed` several images; gives what waits for them."""
         ...
 
-    def plan(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> DecodePlan:
+    def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> DecodePlan:
         """What `decode_planned` needs for `decode` of this; needs no device."""
         ...
 

@@ -13,7 +13,7 @@ from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
 from backend.models.device.placement import choose_device, good_threads, set_threads
-from backend.models.profiles import ModelSource
+from backend.models.loading import ModelSource
 from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import Settings
 
@@ -145,5 +145,6 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
         settings.encoder,
         settings.segmenter,
         positional_rank=settings.positional_rank,
+        sam_path=settings.sam_path,
     )
     return load_softmatcher(profile, on_stage, source)

@@ -9,7 +9,8 @@ from backend.errors import BadInputError
 from backend.models.encoders.protocol import BatchEncoder
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.one_by_one import OneByOne, OneByOneEncoder, batch_encoder, batch_segmenter
-from backend.models.sam.segmenter import SamOptions, SamSegmenter
+from backend.models.sam.options import SamOptions
+from backend.models.sam.segmenter import sam_segmenter
 from backend.models.segmenters import BatchSegmenter, DecodePlan, Prompt
 from tests.engine.test_softmatcher import ColourEncoder, scene
 from tests.models.small_sam import small_sam
@@ -70,14 +71,14 @@ def test_what_is_no_image_is_rejected_before_it_waits(image: np.ndarray) -> None
 
 
 def test_models_that_take_batches_stay_as_they_are() -> None:
-    sam = SamSegmenter(small_sam(), "small", SamOptions(working_px=96))
+    sam = sam_segmenter(small_sam(), "small", SamOptions(working_px=96))
     assert batch_segmenter(sam) is sam
     adapted = batch_encoder(ColourEncoder())
     assert batch_encoder(adapted) is adapted
 
 
 def test_a_plan_that_says_no_more_than_embedding_and_prompts_is_worked_out_by_the_segmenter() -> None:
-    sam = SamSegmenter(small_sam(), "small", SamOptions(working_px=96))
+    sam = sam_segmenter(small_sam(), "small", SamOptions(working_px=96))
     embedding = sam.embed(IMAGES[0])
     prompts = _prompts(sam.working_hw(embedding))
     (found,) = sam.decode_planned([DecodePlan(embedding, prompts)])

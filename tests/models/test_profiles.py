@@ -1,7 +1,12 @@
 """Profiles from files in the official layouts, through the command line, offline."""
 
+import ast
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +17,12 @@ from backend.cli import app
 from backend.engine.softmatcher import load_softmatcher
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.metrics import Metrics
-from backend.models.profiles import ModelSource, load_profile, missing_weights
+from backend.models import loading
+from backend.models.encoders.efficientnet_lite import EncoderOptions
+from backend.models.graph_cut.segmenter import LiteSegmenter
+from backend.models.loading import ModelSource, load_profile, missing_weights
+from backend.models.profiles import PROFILES
+from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOptions
 from backend.models.weights import catalogue
 from backend.models.weights.store import WeightsStore
 from backend.projects.model_host import Models
@@ -88,7 +98,7 @@ def _evaluate_with_and_without_positions(tmp_path: Path) -> None:
     variants = json.loads(figures.read_text())["variants"]
     assert list(variants) == ["posterior prior rank 0", "posterior prior rank 4"]
     signatures = [one["settings"]["signature"] for one in variants.values()]
-    assert [":448px:p4+" in signature for signature in signatures] == [False, True]
+    assert [":448px:p4:" in signature for signature in signatures] == [False, True]
     assert not list(tmp_path.glob("*.progress.jsonl"))
     refused = CliRunner().invoke(app, ["evaluate", str(tmp_path / "sets"), "--positional-ranks", "-1"])
     assert refused.exit_code == 2
@@ -108,3 +118,64 @@ def test_unknown_profile_and_encoder_are_refused(tmp_path: Path) -> None:
         load_softmatcher("base", source=ModelSource(tmp_path, encoder="vit_base_patch14_reg4_dinov2"))
     assert missing_weights("base", tmp_path) == ["vit_base_patch14_dinov2", "sam_vit_b"]
     assert missing_weights("lite", tmp_path) == []
+
+
+def test_a_profile_with_an_encoder_of_its_own_is_a_row_and_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Colours:
+        signature, temperature, similarity_floor = "colours", 0.1, 0.0
+
+    row = replace(PROFILES["lite"], name="colours", encoder="colours", temperature=0.2)
+    monkeypatch.setitem(PROFILES, "colours", row)
+    asked: list[loading.ModelRequest] = []
+
+    def build(request: loading.ModelRequest) -> Any:
+        asked.append(request)
+        return Colours()
+
+    monkeypatch.setattr(loading, "OWN_ENCODERS", {**loading.OWN_ENCODERS, "colours": build})
+    encoder, segmenter = load_profile("colours")
+    assert isinstance(encoder, Colours)
+    assert isinstance(segmenter, LiteSegmenter)
+    assert (asked[0].profile.temperature, asked[0].name) == (0.2, "colours")
+    with pytest.raises(ConfigurationError, match="lite, mobile, base, large, sam2, colours"):
+        load_profile("huge")
+
+
+def test_numbers_of_a_row_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(
+        PROFILES["mobile"], encoder="vit_tiny_patch16_224", segmenter="mobile_sam",
+        side_px=112, temperature=0.11, similarity_floor=0.12, points=5,
+    )  # fmt: skip
+    monkeypatch.setitem(PROFILES, "mobile", row)
+    encoder, segmenter = load_profile("mobile", ModelSource(tmp_path, is_random=True, sam_path="package"))
+    assert (encoder.temperature, encoder.similarity_floor) == (0.11, 0.12)
+    assert ":112px:" in encoder.signature
+    expected = SamOptions(path="package", most_points=5, selection=KEEP_EVERYTHING).signature()
+    assert segmenter.signature == f"mobile_sam:random0:{expected}"
+    for name in ("mobile", "base", "large", "sam2"):
+        assert PROFILES[name].thresholds == SelectionOptions()
+    lite = PROFILES["lite"]
+    options = EncoderOptions()
+    assert (lite.side_px, lite.temperature, lite.similarity_floor) == (
+        options.side_px, options.temperature, options.similarity_floor,
+    )  # fmt: skip
+
+
+def test_nothing_compares_the_name_of_a_profile() -> None:
+    """What tells profiles apart is a field of their row."""
+    root = Path(__file__).parents[2] / "backend"
+    found = []
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                words = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+                if words & set(PROFILES):
+                    found.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert found == []
+
+
+def test_the_table_needs_no_pytorch() -> None:
+    """`weights list` starts without it."""
+    code = "import sys, backend.models.weights.catalogue, backend.models.profiles; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -23,7 +23,7 @@ from backend.errors import BadInputError
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask
 from backend.models.device.placement import choose_device, good_threads, set_threads
-from backend.models.profiles import missing_weights
+from backend.models.loading import missing_weights
 from backend.settings import Settings
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from backend.engine.softmatcher import MatchOptions, SegmentationPlan, Softmatcher
-from backend.models.profiles import ModelSource, load_profile, missing_weights
+from backend.models.loading import ModelSource, load_profile, missing_weights
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
 

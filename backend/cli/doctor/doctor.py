@@ -11,6 +11,7 @@ from backend.errors import SoftmatcherError
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
+from backend.models.profiles import find_profile
 from backend.projects.composition import Projects, open_projects
 from backend.projects.options import background_labels_of
 from backend.settings import Settings
@@ -45,10 +46,20 @@ def _checks(settings: Settings, project_id: int | None) -> Iterator[Check]:
         f"{settings.store_url.split('@')[-1]}: {len(projects.store.projects())} projects, {count} references",
     )
     yield from surroundings(settings)
-    yield look("models", lambda: f"profile {settings.profile}: {projects.models.get(120.0)[0].signature}")
+    yield look("models", lambda: f"{models_in_use(settings)}: {projects.models.get(120.0)[0].signature}")
     yield _queue(settings)
     yield from _label_studio(settings, projects, project_id)
     projects.close()
+
+
+def models_in_use(settings: Settings) -> str:
+    """Return the profile, and the path that SAM's networks run on if it has one.
+
+    Raises:
+        ConfigurationError: no such profile.
+    """
+    path = f", SAM path {settings.sam_path}" if find_profile(settings.profile).runs_sam else ""
+    return f"profile {settings.profile}{path}"
 
 
 def _queue(settings: Settings) -> Check:

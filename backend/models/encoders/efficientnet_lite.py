@@ -15,6 +15,7 @@ from torch import Tensor
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.errors import BadInputError, ModelUnavailableError
+from backend.models.options_digest import options_digest
 from backend.models.weights.digest import efficientnet_lite2_weights, weights_sha256
 
 
@@ -35,6 +36,8 @@ class EncoderOptions:
     similarity_floor: float = 0.3
 
 
+_MEASURED_SCALES = (0.05, 0.3)
+"""Temperature and similarity floor of the first releases: a signature that names no others means these."""
 STAGES = (2, 4, 5, 6)
 """Stage 5 separates objects better than the last one, which is made for naming the whole image; docs/experiments.md."""
 GRID_LEVEL = 1
@@ -61,7 +64,10 @@ class EfficientNetLiteEncoder:
         self._net = _load_network(path)
         self._options = options
         levels = "-".join(f"{weight:g}" for weight in options.level_weights)
-        self.signature = f"tf_efficientnet_lite2:{weights_sha256(path)[:12]}:{options.side_px}px:{levels}"
+        signature = f"tf_efficientnet_lite2:{weights_sha256(path)[:12]}:{options.side_px}px:{levels}"
+        # The measured scales are left out, so that references made by earlier releases stay valid.
+        is_measured = (options.temperature, options.similarity_floor) == _MEASURED_SCALES
+        self.signature = signature if is_measured else f"{signature}:{options_digest(options)}"
         self.temperature = options.temperature
         self.similarity_floor = options.similarity_floor
         self.object_feature_space = _object_feature_space(self._net, options.level_weights)

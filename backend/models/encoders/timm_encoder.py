@@ -1,5 +1,6 @@
 """Encoders through timm: DINOv2, DINOv3 and any other model with patch tokens or a feature grid."""
 
+import hashlib
 import inspect
 import math
 import sys
@@ -21,6 +22,7 @@ from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
+from backend.models.options_digest import options_digest
 from backend.models.weights.digest import weights_sha256
 from backend.models.weights.state_dict import read_state_dict
 
@@ -96,8 +98,12 @@ class TimmEncoder:
         std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)), dtype=torch.float32) * 255
         self._colours = Constants(self._mean, std)
         content = weights_sha256(weights)[:12] if weights else f"random{seed}"
+        if network_options:
+            content += "-" + hashlib.sha256(repr(sorted(network_options.items())).encode()).hexdigest()[:6]
         positional = f":p{options.positional_rank}" if options.positional_rank else ""
-        self.signature = f"{name}:{content}:{options.side_px}px{positional}"
+        # How many images share a pass changes no feature.
+        digest = options_digest(options, without=("batch_size",))
+        self.signature = f"{name}:{content}:{options.side_px}px{positional}:{digest}"
         self.temperature = options.temperature
         self.similarity_floor = options.similarity_floor
         # What is typical of its features is not known: nothing is taken off.

@@ -1,8 +1,8 @@
-"""One pass of SAM's mask decoder over prompts of one shape, each with its own image."""
+"""SAM's prompts decoded: those of one shape share passes, each with its own image."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +12,22 @@ from torch import Tensor, nn
 from backend.models.device.on_device import DeviceRunner
 from backend.models.sam.mask_decoder import MaskDecoder
 from backend.models.sam.prompts import SamPrompt
+from backend.models.segmenters import Embedding
+
+T = TypeVar("T")
 
 NO_POINT, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
 """Labels beside those of points: of the end of a list of points, and of a box's corners."""
 MaskLogits = NDArray[np.float32]
-Embedding = Mapping[str, NDArray[np.generic]]
+Finish = Callable[[Tensor, Tensor, Sequence[int]], list[T]]
+"""Takes (N, C, 256, 256) logits, (N, C) predicted IoU, and the positions of these N prompts; gives one answer each."""
+_BYTES_A_CELL = 9_000
+"""Memory of a decoded prompt for each cell of the image embedding: measured, with the upscaled maps in it."""
+_DECODE_MB_ON_CPU = 80.0
+"""Memory of a pass on a CPU: two prompts, more do not fit its caches; measured: a prompt of eight takes 0.76 of the
+time of a lone one."""
+_DECODE_SHARE_OF_GPU = 1 / 16
+"""Share of a GPU's memory that a pass takes: 29 prompts with 16 GB, 145 with 80 GB."""
 
 
 class PointTokens(nn.Module):
@@ -131,7 +142,69 @@ class Images:
         return self._begun[1]
 
 
-def forward_of(
+class PromptDecoder:
+    """Decodes prompts of any images where the decoder's network lies.
+
+    Args:
+        network: prompt encoder and mask decoder as one network, as `SamDecoder`.
+        levels: names of an embedding's arrays that it takes.
+        device: where it runs.
+        decode_mb: see `SamOptions`.
+    """
+
+    def __init__(self, network: nn.Module, levels: Sequence[str], device: torch.device, *, decode_mb: float) -> None:
+        self._levels = levels
+        self._decode_mb = decode_mb
+        # Eight milliseconds of a decoder are not worth the precision of its mask borders.
+        self.runner = DeviceRunner(network, device, uses_half=False, is_urgent=True)
+
+    def decode(
+        self,
+        embeddings: Sequence[Embedding],
+        owners: Sequence[int],
+        prompts: Sequence[SamPrompt],
+        finish: Finish[T],
+        *,
+        is_multimask: bool,
+    ) -> list[T]:
+        """Decode prompts, each as if it were alone; what becomes of the logits is up to `finish`, on the device.
+
+        Prompts of one shape (as many points, box or none, mask or none) share a pass: padding the shorter ones with
+        points that are none would change their answers, since SAM's decoder attends to them.
+
+        Args:
+            embeddings: of the images.
+            owners: for each prompt the index of its image.
+            prompts: in the input frame.
+            finish: makes the answers.
+            is_multimask: three masks per prompt, for prompts that could mean several things; otherwise one.
+
+        Returns:
+            The answers, in the order of the prompts.
+        """
+        by_shape: dict[tuple[int, bool, bool], list[int]] = {}
+        for position, prompt in enumerate(prompts):
+            by_shape.setdefault(prompt.shape, []).append(position)
+        images = Images(embeddings, self._levels)
+        answers: dict[int, T] = {}
+        for positions in by_shape.values():
+            group = [prompts[position] for position in positions]
+            decoded = self.runner.run_parts(
+                len(positions),
+                min(len(positions), self._prompts_at_once(images.cells)),
+                _forward_of(self.runner, images, [owners[position] for position in positions], group, is_multimask),
+                lambda answer, part, own=positions: finish(answer[0], answer[1], own[part]),  # type: ignore[misc]
+            )
+            answers.update(zip(positions, decoded, strict=True))
+        return [answers[position] for position in range(len(prompts))]
+
+    def _prompts_at_once(self, cells: int) -> int:
+        memory_mb = self.runner.memory_mb
+        fastest_mb = _DECODE_MB_ON_CPU if memory_mb is None else _DECODE_SHARE_OF_GPU * memory_mb
+        return max(1, int((self._decode_mb or fastest_mb) * 2**20 / (cells * _BYTES_A_CELL)))
+
+
+def _forward_of(
     decoder: DeviceRunner, images: Images, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
 ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
     """What `DeviceRunner.run_parts` calls: the decoder's pass over a part of the prompts, all of one shape.

@@ -1,37 +1,12 @@
 """Which of SAM's masks a score map supports."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class SelectionOptions:
-    """Thresholds, none of them tuned: no SAM weights were at hand when they were set.
-
-    Attributes:
-        minimum_iou: SAM's predicted IoU below which a mask is dropped.
-        minimum_contrast: least difference of the score map's mean inside a mask and in a ring around it.
-        ring_percent: width of that ring, percent of the longer side of the frame.
-        minimum_prior: least mean of the score map inside a mask.
-    """
-
-    minimum_iou: float = 0.5
-    minimum_contrast: float = 0.1
-    ring_percent: float = 4.0
-    minimum_prior: float = 0.35
-
-    def digest(self) -> str:
-        """Six hex digits that change with any threshold: part of the segmenter's signature."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:6]
-
-
-KEEP_EVERYTHING = SelectionOptions(minimum_iou=-99.0, minimum_contrast=-1.0, minimum_prior=0.0)
-"""For random weights, which believe in nothing: benchmarks would miss what comes after the decoder."""
+from backend.models.sam.options import SelectionOptions
 
 
 @dataclass(frozen=True, eq=False)

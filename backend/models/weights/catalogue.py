@@ -10,6 +10,7 @@ SHA-256 is taken; where none is known, the digits of the name have to agree.
 from dataclasses import dataclass
 
 from backend.errors import ConfigurationError
+from backend.models.profiles import PROFILES
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 _SAM2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
@@ -88,14 +89,6 @@ KNOWN_WEIGHTS = (
     _sam2("large", 898083611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
 )
 
-PROFILE_WEIGHTS: dict[str, tuple[str, str]] = {
-    "mobile": ("vit_small_patch14_dinov2", "mobile_sam"),
-    "base": ("vit_base_patch14_dinov2", "sam_vit_b"),
-    "large": ("vit_large_patch14_dinov2", "sam_vit_h"),
-    "sam2": ("vit_base_patch14_dinov2", "sam2.1_hiera_base_plus"),
-}
-"""Encoder and segmenter of the profiles that need a download."""
-
 
 def known_weights(name: str) -> KnownWeights | None:
     """The file of a model by the model's or the file's name; None for one that is not in the catalogue."""
@@ -108,11 +101,10 @@ def weights_of(profile_or_name: str) -> list[KnownWeights]:
     Raises:
         ConfigurationError: neither.
     """
-    if profile_or_name == "lite":
-        return []
-    names = PROFILE_WEIGHTS.get(profile_or_name, (profile_or_name,))
+    profile = PROFILES.get(profile_or_name)
+    names = (profile_or_name,) if profile is None else profile.weights
     found = [known for name in names if (known := known_weights(name)) is not None]
-    if not found:
-        names_known = ", ".join(["lite", *PROFILE_WEIGHTS, *(known.name for known in KNOWN_WEIGHTS)])
+    if not found and profile is None:
+        names_known = ", ".join([*PROFILES, *(known.name for known in KNOWN_WEIGHTS)])
         raise ConfigurationError(f"expected a profile or a model of {names_known}, got {profile_or_name}")
     return found

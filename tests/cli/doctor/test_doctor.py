@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from backend.cli.doctor.checks import Check
-from backend.cli.doctor.doctor import project_checks, run_doctor
+from backend.cli.doctor.doctor import models_in_use, project_checks, run_doctor
 from backend.settings import load_settings
 from tests.fakes import Backend, draw, png
 
@@ -23,6 +23,12 @@ def test_nothing_set_up_says_what_to_set(tmp_path: Path) -> None:
     assert "LABEL_STUDIO_API_KEY" in report
     assert "0 projects, 0 references" in report
     assert "lite" in report
+
+
+def test_the_path_of_sam_is_named_if_the_profile_has_one() -> None:
+    assert models_in_use(load_settings(profile="base", sam_path="package")) == "profile base, SAM path package"
+    assert models_in_use(load_settings(profile="sam2")) == "profile sam2, SAM path fast"
+    assert models_in_use(load_settings()) == "profile lite"
 
 
 def test_label_studio_and_queue_that_do_not_answer(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.models.device.on_device import DeviceRunner
 from backend.models.device.placement import choose_device
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
+from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOptions
 from backend.models.sam.prompts import SamPrompt
-from backend.models.sam.segmenter import SamOptions, SamSegmenter
-from backend.models.sam.selection import KEEP_EVERYTHING, SelectionOptions, select_by_prior
+from backend.models.sam.segmenter import SamSegmenter, sam_segmenter
+from backend.models.sam.selection import select_by_prior
 from tests.models.small_sam import small_sam
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -46,7 +47,7 @@ def _encoder(device: torch.device, name: str = DINOV2, **options: Any) -> TimmEn
 
 def _segmenter(device: torch.device, **options: Any) -> SamSegmenter:
     chosen = SamOptions(**{"working_px": 96, "selection": KEEP_EVERYTHING, **options})
-    return SamSegmenter(small_sam(), "small", chosen, device=device)
+    return sam_segmenter(small_sam(), "small", chosen, device=device)
 
 
 def _engine(device: torch.device) -> Softmatcher:
@@ -92,7 +93,7 @@ def test_embeddings_and_masks_are_the_cpus() -> None:
     embedding, on_cuda = expected.embed(image), found.embed(image)
     apart = np.abs(np.asarray(embedding["image_embedding"]) - np.asarray(on_cuda["image_embedding"])).max()
     assert 0 < apart < 0.1  # bfloat16
-    found._encoder._uses_half = False
+    found.embedder.runner._uses_half = False
     exact = np.asarray(found.embed(image)["image_embedding"])
     np.testing.assert_allclose(exact, embedding["image_embedding"], atol=5e-3)  # TF32 in convolutions
 
@@ -242,7 +243,7 @@ def test_recorded_passes_say_what_passes_say(name: str) -> None:
     encoder, segmenter = _encoder(CUDA, name, batch_size=2), _segmenter(CUDA)
     images = [_image(seed, *((HEIGHT, WIDTH) if seed % 2 else (WIDTH, HEIGHT))) for seed in range(6)]
     features, embeddings = encoder.encode_batch(images), segmenter.embed_batch(images)
-    networks = (encoder._device_runner, segmenter._encoder)
+    networks = (encoder._device_runner, segmenter.embedder.runner)
     assert all(not one._recorded._recorded for one in networks)
     for _ in range(4):
         for before, one in zip(features, encoder.encode_batch(images), strict=True):

@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backend.models.device.on_device import DeviceRunner
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.sam.networks import build_sam
+from backend.models.sam.options import KEEP_EVERYTHING, SamOptions
 from backend.models.sam.prompts import SamPrompt
-from backend.models.sam.sam2_segmenter import Sam2Segmenter
-from backend.models.sam.segmenter import SamOptions, SamSegmenter
-from backend.models.sam.selection import KEEP_EVERYTHING, select_by_prior
+from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter, sam_segmenter
+from backend.models.sam.selection import select_by_prior
 from tests.models.small_sam import small_sam
 from tests.models.small_sam2 import small_sam2
 
@@ -118,9 +118,9 @@ def _image(height: int = 60, width: int = 96) -> np.ndarray:
 
 ENCODERS = ("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3")
 SEGMENTERS: dict[str, Callable[[], SamSegmenter]] = {
-    "sam": lambda: SamSegmenter(small_sam(), "sam", SamOptions(96, selection=KEEP_EVERYTHING)),
-    "mobile_sam": lambda: SamSegmenter(build_sam("mobile_sam", None), "mobile_sam", SamOptions()),
-    "sam2": lambda: Sam2Segmenter(small_sam2(), "sam2", SamOptions(96, selection=KEEP_EVERYTHING)),
+    "sam": lambda: sam_segmenter(small_sam(), "sam", SamOptions(96, selection=KEEP_EVERYTHING)),
+    "mobile_sam": lambda: sam_segmenter(build_sam("mobile_sam", None), "mobile_sam", SamOptions()),
+    "sam2": lambda: sam2_segmenter(small_sam2(), "sam2", SamOptions(96, selection=KEEP_EVERYTHING)),
 }
 
 
@@ -163,7 +163,7 @@ def test_image_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> N
     segmenter = SEGMENTERS[name]()
     images = [segmenter.prepare(image) for image in (_image(), _image(96, 60), _image())]
     channels = sum(one.nbytes for key, one in segmenter.embed(_image()).items() if not key.endswith("hw")) // 2
-    there = segmenter._encoder = Pretended(segmenter._encoder, mode)  # type: ignore[assignment]
+    there = segmenter.embedder.runner = Pretended(segmenter.embedder.runner, mode)  # type: ignore[assignment]
     with mode:
         segmenter.embed_async(images)
         there.begin()
@@ -179,7 +179,7 @@ def test_image_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> N
 def test_decoders_run_where_they_lie(name: str, is_multimask: bool, mode: FakeTensorMode) -> None:
     segmenter = SEGMENTERS[name]()
     embeddings = [segmenter.embed(_image()), segmenter.embed(_image(96, 60))]
-    side = segmenter._logits_px
+    side = segmenter.embedder.logits_px
     mask, box = np.zeros((side, side), np.float32), np.array([2, 3, 40, 50], np.float32)
     prompts = [
         SamPrompt(np.zeros((count, 2), np.float32), np.ones(count, np.float32), *others)
@@ -188,7 +188,7 @@ def test_decoders_run_where_they_lie(name: str, is_multimask: bool, mode: FakeTe
     ]
     asked = [one for one in prompts for _ in range(3)]
     owners = [number % 2 for number in range(len(asked))]
-    there = segmenter._decoder = Pretended(segmenter._decoder, mode)  # type: ignore[assignment]
+    there = segmenter.prompt_decoder.runner = Pretended(segmenter.prompt_decoder.runner, mode)  # type: ignore[assignment]
 
     def finish(logits: Tensor, predicted_iou: Tensor, group: Sequence[int]) -> list[Any]:
         assert logits.device == predicted_iou.device == CUDA
@@ -199,10 +199,10 @@ def test_decoders_run_where_they_lie(name: str, is_multimask: bool, mode: FakeTe
         return list(group)
 
     with mode:
-        answers = segmenter._decode(embeddings, owners, asked, finish, is_multimask=is_multimask)
+        answers = segmenter.prompt_decoder.decode(embeddings, owners, asked, finish, is_multimask=is_multimask)
     assert answers == list(range(len(asked)))
     # In the passes themselves embeddings go there, once, and mask inputs, in the four passes with one.
-    assert len(there.copies) == len(segmenter.levels) * len(embeddings) + 4
+    assert len(there.copies) == len(segmenter.embedder.levels) * len(embeddings) + 4
 
 
 def test_masks_are_chosen_where_they_lie(mode: FakeTensorMode) -> None:

@@ -21,13 +21,12 @@ from backend.core.types import Scribble
 from backend.engine.softmatcher import MatchOptions, Softmatcher
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.feature_cache import FeatureCache
-from backend.models.profiles import ModelSource, load_profile, missing_weights
+from backend.models.loading import ModelSource, load_profile, missing_weights
 from backend.models.sam import sam2_networks
+from backend.models.sam.options import KEEP_EVERYTHING, SamOptions
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.sam2_networks import SAM2_MODELS, assemble_sam2, build_sam2, load_sam2_weights
-from backend.models.sam.sam2_segmenter import Sam2Segmenter
-from backend.models.sam.segmenter import SamOptions
-from backend.models.sam.selection import KEEP_EVERYTHING
+from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter
 from backend.models.segmenters import BatchSegmenter, Prompt
 from tests.engine.test_softmatcher import ColourEncoder, scene
 from tests.models.small_sam import mixed_up
@@ -47,8 +46,8 @@ def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarra
     return np.kron(rng.integers(0, 255, (height // 6, width // 6, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
 
 
-def _segmenter(sam: nn.Module | None = None, **options: Any) -> Sam2Segmenter:
-    return Sam2Segmenter(sam or small_sam2(), "small", SamOptions(**{"working_px": 96, "is_half": False, **options}))
+def _segmenter(sam: nn.Module | None = None, **options: Any) -> SamSegmenter:
+    return sam2_segmenter(sam or small_sam2(), "small", SamOptions(**{"working_px": 96, "is_half": False, **options}))
 
 
 def _predictor(sam: nn.Module, image: np.ndarray) -> Any:
@@ -100,7 +99,7 @@ def _sam_prompt(given: dict[str, Any], input_hw: tuple[int, int]) -> SamPrompt:
 
 
 def _assert_answers_as_the_predictor(
-    segmenter: Sam2Segmenter, predictor: Any, image: np.ndarray, only: Sequence[str] = ()
+    segmenter: SamSegmenter, predictor: Any, image: np.ndarray, only: Sequence[str] = ()
 ) -> None:
     embedding = segmenter.embed(image)
     features = predictor._features
@@ -110,17 +109,17 @@ def _assert_answers_as_the_predictor(
         ("level_0", features["high_res_feats"][0]),
     ):
         np.testing.assert_allclose(embedding[name], expected[0].numpy(), atol=1e-5, rtol=1e-4, err_msg=name)
-    kinds = {name: given for name, given in _prompts(segmenter._logits_px).items() if not only or name in only}
+    kinds = {name: given for name, given in _prompts(segmenter.embedder.logits_px).items() if not only or name in only}
     for is_multimask in (True, False):
         # All in one call: each as if it were alone.
-        prompts = [_sam_prompt(given, segmenter.embedded_hw(embedding)) for given in kinds.values()]
+        prompts = [_sam_prompt(given, segmenter.embedder.embedded_hw(embedding)) for given in kinds.values()]
         decoded = segmenter.decode_prompts(embedding, prompts, is_multimask=is_multimask)
         for answer, (name, given) in zip(decoded, kinds.items(), strict=True):
             masks, predicted_iou, low_res = predictor.predict(**given, multimask_output=is_multimask)
             logits = answer.logits.clamp(-32, 32).numpy()
             np.testing.assert_allclose(logits, low_res, atol=1e-4, rtol=1e-4, err_msg=name)
             np.testing.assert_allclose(answer.predicted_iou.numpy(), predicted_iou, atol=1e-4, rtol=1e-4, err_msg=name)
-            natural = segmenter.logits_at(answer.logits[None], (0, 0), (HEIGHT, WIDTH))[0] > 0
+            natural = segmenter.embedder.logits_at(answer.logits[None], (0, 0), (HEIGHT, WIDTH))[0] > 0
             assert np.mean(natural.numpy() != masks) < 0.001, name
 
 
@@ -256,7 +255,7 @@ def test_a_prediction_from_the_cache_is_that_of_the_fresh_image(tmp_path: Path) 
 @needs_sam2
 def test_half_precision_embeddings_change_masks_hardly() -> None:
     half, full = _segmenter(is_half=True), _segmenter()
-    assert {half.embed(_image())[name].dtype for name in half.levels} == {np.dtype(np.float16)}
+    assert {half.embed(_image())[name].dtype for name in half.embedder.levels} == {np.dtype(np.float16)}
     prompt = [_sam_prompt(_points((20, 30, 1)), (128, 128))]
     (rounded,), (exact,) = (
         segmenter.decode_prompts(segmenter.embed(_image()), prompt, is_multimask=True) for segmenter in (half, full)
@@ -280,7 +279,7 @@ def test_the_profile_joins_dinov2_with_sam_2(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="weights fetch sam2"):
         load_profile("sam2", ModelSource(tmp_path))
     encoder, segmenter = load_profile("mobile", ModelSource(tmp_path, segmenter="sam2.1_hiera_tiny", is_random=True))
-    assert isinstance(segmenter, Sam2Segmenter)
+    assert isinstance(segmenter, SamSegmenter)
     assert segmenter.signature.startswith("sam2.1_hiera_tiny:random0:")
     assert encoder.signature.startswith("vit_small_patch14_dinov2")
 

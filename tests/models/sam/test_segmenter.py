@@ -1,7 +1,6 @@
 """SAM through its parts gives what SamPredictor gives, for every kind of prompt, from any number of threads."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from backend.core.types import Scribble
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.sam import networks
 from backend.models.sam.networks import build_sam, load_sam_weights
+from backend.models.sam.options import SamOptions, SelectionOptions
 from backend.models.sam.prompts import (
     SamPrompt,
     points_by_object,
@@ -21,8 +21,8 @@ from backend.models.sam.prompts import (
     scribble_to_prompts,
     uncovered_points,
 )
-from backend.models.sam.segmenter import SamOptions, SamSegmenter
-from backend.models.sam.selection import SelectionOptions, rejection_reasons, select_by_prior
+from backend.models.sam.segmenter import SamSegmenter, sam_segmenter
+from backend.models.sam.selection import rejection_reasons, select_by_prior
 from backend.models.segmenters import Prompt
 from tests.models.small_sam import mixed_up, small_sam
 
@@ -36,7 +36,7 @@ def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarra
 
 
 def _segmenter(**options: Any) -> SamSegmenter:
-    return SamSegmenter(small_sam(), "small", SamOptions(**{"working_px": 96, "is_half": False, **options}))
+    return sam_segmenter(small_sam(), "small", SamOptions(**{"working_px": 96, "is_half": False, **options}))
 
 
 def _predictor(sam: torch.nn.Module, image: np.ndarray) -> Any:
@@ -95,7 +95,7 @@ def test_every_kind_of_prompt_is_answered_as_by_sam_predictor(is_multimask: bool
         masks, predicted_iou, low_res = predictor.predict(**given, multimask_output=is_multimask)
         np.testing.assert_allclose(answer.logits.numpy(), low_res, atol=1e-4, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(answer.predicted_iou.numpy(), predicted_iou, atol=1e-4, rtol=1e-4, err_msg=name)
-        natural = segmenter.logits_at(answer.logits[None], input_hw, (HEIGHT, WIDTH))[0] > 0
+        natural = segmenter.embedder.logits_at(answer.logits[None], input_hw, (HEIGHT, WIDTH))[0] > 0
         assert np.mean(natural.numpy() != masks) < 0.001, name
 
 
@@ -105,7 +105,7 @@ def test_every_kind_of_prompt_is_answered_as_by_sam_predictor(is_multimask: bool
 @pytest.mark.parametrize("name", ["sam_vit_b", "mobile_sam"])
 def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
     image = _image(height=HEIGHT * 6, width=WIDTH * 6)
-    segmenter = SamSegmenter(build_sam(name, None), name, SamOptions(is_half=False))
+    segmenter = sam_segmenter(build_sam(name, None), name, SamOptions(is_half=False))
     predictor = _predictor(build_sam(name, None), image)
     embedding = segmenter.embed(image)
     np.testing.assert_allclose(
@@ -129,7 +129,9 @@ def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
             masks, predicted_iou, low_res = predictor.predict(**one, multimask_output=is_multimask)
             np.testing.assert_allclose(answer.logits.numpy(), low_res, atol=1e-4, rtol=1e-4, err_msg=kind)
             np.testing.assert_allclose(answer.predicted_iou.numpy(), predicted_iou, atol=1e-4, rtol=1e-4, err_msg=kind)
-            natural = segmenter.logits_at(answer.logits[None], tuple(predictor.input_size), image.shape[:2])[0] > 0
+            natural = (
+                segmenter.embedder.logits_at(answer.logits[None], tuple(predictor.input_size), image.shape[:2])[0] > 0
+            )
             assert np.mean(natural.numpy() != masks) < 1e-4, kind
 
 
@@ -144,6 +146,20 @@ def test_chunks_change_nothing(decode_mb: float) -> None:
     assert segmenter.decode_prompts(embedding, [], is_multimask=True) == []
 
 
+def _begun_by(segmenter: SamSegmenter) -> list[int]:
+    """Note of each call of `SamDecoder.begin` how many images it gets."""
+    begun: list[int] = []
+    network: Any = segmenter.prompt_decoder.runner.network
+    begin = network.begin
+
+    def noticed(images: Any, masks: Any) -> Any:
+        begun.append(len(masks))
+        return begin(images, masks)
+
+    network.begin = noticed
+    return begun
+
+
 def test_what_prompts_of_one_image_share_is_computed_once() -> None:
     segmenter = _segmenter(decode_mb=0.001)  # one prompt a pass
     embedding = segmenter.embed(_image())
@@ -152,24 +168,16 @@ def test_what_prompts_of_one_image_share_is_computed_once() -> None:
     points = np.array([[20, 30], [50, 40]], np.float32)
     prompts = [SamPrompt(points + x, np.ones(2, np.float32), None, first) for x in range(3)]
     prompts += [SamPrompt(points, np.ones(2, np.float32), None, second)]
-    begun: list[int] = []
-    network = segmenter._decoder.network
-    begin = network.begin
-
-    def noticed(images: Any, masks: Any) -> Any:
-        begun.append(len(masks))
-        return begin(images, masks)
-
-    network.begin = noticed
+    begun = _begun_by(segmenter)
     together = segmenter.decode_prompts(embedding, prompts, is_multimask=True)
     assert begun == [1, 1]
     for prompt, answer in zip(prompts, together, strict=True):
         (alone,) = segmenter.decode_prompts(embedding, [prompt], is_multimask=True)
         torch.testing.assert_close(answer.logits, alone.logits, atol=1e-5, rtol=1e-5)
     assert float((together[0].logits - together[3].logits).abs().max()) > 1e-3
-    begun.clear()
-    segmenter._options = replace(segmenter._options, decode_mb=1000.0)
-    at_once = segmenter.decode_prompts(embedding, prompts, is_multimask=True)
+    roomy = _segmenter(decode_mb=1000.0)
+    begun = _begun_by(roomy)
+    at_once = roomy.decode_prompts(embedding, prompts, is_multimask=True)
     assert begun == [2]
     for one, answer in zip(at_once, together, strict=True):
         torch.testing.assert_close(one.logits, answer.logits, atol=1e-5, rtol=1e-5)

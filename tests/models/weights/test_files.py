@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from backend.cli import app
 from backend.errors import BadInputError
-from backend.models.profiles import ModelSource, load_profile
+from backend.models.loading import ModelSource, load_profile
 from backend.models.sam.networks import build_sam
 from backend.models.weights.files import known_layout, reason_not_weights
 from backend.models.weights.state_dict import read_state_dict

@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
+from backend.models.profiles import PROFILES
 from backend.models.weights import catalogue
-from backend.models.weights.catalogue import KNOWN_WEIGHTS, PROFILE_WEIGHTS, KnownWeights, known_weights, weights_of
+from backend.models.weights.catalogue import KNOWN_WEIGHTS, KnownWeights, known_weights, weights_of
 from backend.models.weights.store import WeightsStore
 
 CONTENT = safetensors.torch.save({"a": torch.arange(2000.0), "b": torch.ones(3, 4)})
@@ -37,8 +38,8 @@ def test_the_catalogue_is_consistent() -> None:
         # The digits in SAM's file names are its MD5's.
         digits = re.search(r"_([0-9a-f]{6})\.pth", known.file_name)
         assert (digits.group(1) if digits else None) == known.md5_start
-    for names in PROFILE_WEIGHTS.values():
-        assert all(known_weights(name) is not None for name in names)
+    for profile in PROFILES.values():
+        assert all(known_weights(name) is not None for name in profile.weights)
     assert [known.name for known in weights_of("mobile")] == ["vit_small_patch14_dinov2", "mobile_sam"]
     assert weights_of("lite") == []
     with pytest.raises(ConfigurationError, match="mobile, base, large"):
