@@ -29,6 +29,7 @@ from backend.engine.softmatcher import Softmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
+from backend.models.calibrations import read_calibration
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.sam.options import SamOptions, SelectionOptions
 from backend.models.sam.segmenter import sam_segmenter
@@ -40,6 +41,8 @@ from backend.store import Store
 from backend.web.app import create_app
 from tests.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, PatientQueue, png
 from tests.models.small_sam import small_sam
+
+CALIBRATION = read_calibration("lite.json")
 
 PICTURES = 8
 BATCH = 4
@@ -58,7 +61,7 @@ def small_softmatcher() -> Softmatcher:
     )
     everything = SelectionOptions(minimum_iou=-99.0, minimum_contrast=-1.0, minimum_prior=0.0)
     segmenter = sam_segmenter(small_sam(), "small", SamOptions(working_px=96, selection=everything))
-    return KeepingSoftmatcher(encoder, segmenter)
+    return KeepingSoftmatcher(encoder, segmenter, CALIBRATION)
 
 
 @dataclass

@@ -21,7 +21,9 @@ from torch import Tensor
 from backend.core.grid import mask_coverage
 from backend.core.matching import balanced_mass, gather_references, match_posterior
 from backend.core.types import Reference
-from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import find_classes, read_image, read_mask
 from backend.evaluation.matching_quality import soft_iou
 

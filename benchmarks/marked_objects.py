@@ -35,7 +35,8 @@ from backend.core import marked_objects  # noqa: E402
 from backend.core.masks import iou  # noqa: E402
 from backend.core.strokes import mask_to_stroke  # noqa: E402
 from backend.core.types import EncodedImage, Mask, Scribble  # noqa: E402
-from backend.engine.softmatcher import Softmatcher, load_softmatcher  # noqa: E402
+from backend.engine.loading import load_softmatcher  # noqa: E402
+from backend.engine.softmatcher import Softmatcher  # noqa: E402
 from backend.errors import BadInputError  # noqa: E402
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask  # noqa: E402
 from backend.evaluation.markings import largest_pieces, simulated_points, simulated_strokes  # noqa: E402

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from skimage import data
 
-from backend.engine.softmatcher import load_softmatcher
+from backend.engine.loading import load_softmatcher
 from backend.evaluation.run import StageClock
 
 

@@ -122,7 +122,7 @@ def _pipeline_alone(contents: list[bytes], data_dir: Path, project: int, concurr
     """Images a second: decode, encode, match, segment, run-length encode, with the project's own reference."""
     # As the workers do: on a machine where others compute, too, their share of the cores would else not be the same.
     os.nice(NICENESS)
-    from backend.engine.softmatcher import load_softmatcher
+    from backend.engine.loading import load_softmatcher
     from backend.labelstudio.codec import mask_to_region
     from backend.labelstudio.image_decoding import decode_image
     from backend.labelstudio.label_config import parse_label_config

@@ -25,6 +25,7 @@ from backend.cli.bench.timing import KeepingSoftmatcher
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
+from backend.models.calibrations import read_calibration
 from backend.models.loading import ModelSource, load_profile
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
@@ -62,7 +63,7 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
         calls[stage] += 1
 
     encoder, segmenter = load_profile(profile, source or ModelSource(is_random=True))
-    engine = KeepingSoftmatcher(encoder, segmenter, on_stage=on_stage)
+    engine = KeepingSoftmatcher(encoder, segmenter, read_calibration("lite.json"), on_stage=on_stage)
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(data_dir=Path(folder), prefetch_tasks=0, min_score=0.0)
         label_studio = FakeLabelStudio()

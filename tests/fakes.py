@@ -20,7 +20,8 @@ from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
 from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
-from backend.engine.softmatcher import MatchOptions, PreparedImage
+from backend.engine.options import MatchOptions
+from backend.engine.plans import PreparedImage
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
@@ -31,6 +32,7 @@ from backend.errors import (
 from backend.jobs import tasks
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
+from backend.models.segmenters import SegmenterInput
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.settings import Settings, load_settings
@@ -83,10 +85,11 @@ class ColourSoftmatcher:
         return EncodedImage(image.shape[:2], np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature)
 
     def prepare(self, image: Image) -> PreparedImage:
-        return PreparedImage(image.shape[:2], None, image)
+        pixels = torch.from_numpy(np.array(image))
+        return PreparedImage((image.shape[0], image.shape[1]), pixels, SegmenterInput(pixels, image.shape[:2]))
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
-        return [self.encode(one.image) for one in prepared if one.image is not None]
+        return [self.encode(one.for_encoder.numpy()) for one in prepared]
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         cancellation.check()
@@ -108,7 +111,7 @@ class ColourSoftmatcher:
         return [] if found is None else [MarkedObject(scribble, found)]
 
     def uncertainty(
-        self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, finished: Mask | None = None
+        self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, complete: Mask | None = None
     ) -> MaskUncertainty | None:
         return None
 
@@ -118,7 +121,7 @@ class ColourSoftmatcher:
         encoded: EncodedImage,
         mask: Mask,
         *,
-        outside: Mask | None = None,
+        background: Mask | None = None,
         is_complete: bool = False,
         uncertainty: MaskUncertainty | None = None,
     ) -> Reference:

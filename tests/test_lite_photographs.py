@@ -9,7 +9,9 @@ from skimage import data, filters, segmentation
 
 from backend.core.masks import iou
 from backend.core.types import Image, Mask, Scribble
-from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 
 ROWS, COLUMNS = 2, 3
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from backend.engine.softmatcher import MatchOptions
+    from backend.engine.options import MatchOptions
     from backend.evaluation.run import EvaluationResult
 
 
@@ -122,7 +122,7 @@ def evaluate(
 def _variants(matchers: str, strategies: str, min_score: float) -> "dict[str, MatchOptions]":
     from backend.core.matchers import MATCHERS
     from backend.core.types import PromptingStrategy
-    from backend.engine.softmatcher import MatchOptions
+    from backend.engine.options import MatchOptions
 
     found = {}
     for matcher in _names(matchers, tuple(MATCHERS), "matchers"):

@@ -77,3 +77,11 @@ def iou(first: Mask, second: Mask) -> float:
     """Intersection over union; 1 where both are empty."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 1.0
+
+
+def nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:
+    """Return a label map (h, w) int32 at another size, each pixel with the value of the nearest one."""
+    rows = (np.arange(size_hw[0]) * owner.shape[0]) // size_hw[0]
+    columns = (np.arange(size_hw[1]) * owner.shape[1]) // size_hw[1]
+    resized: NDArray[np.int32] = owner[rows[:, None], columns]
+    return resized

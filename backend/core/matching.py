@@ -70,12 +70,10 @@ class ScoreMap:
 
 
 class Matcher(Protocol):
-    """From a label's references and a target's patches to its score map. Values in, values out: no state."""
+    """Turns a label's references and a target's patches into a score map. Has no state but what made it."""
 
-    def __call__(
-        self, bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
-    ) -> ScoreMap:
-        """Match `bank` to `target`, (T, D) float32 of unit length; both scales are the encoder's."""
+    def __call__(self, bank: ReferenceBank, target: Tensor, /) -> ScoreMap:
+        """Match `bank` to `target`, (T, D) float32 of unit length."""
         ...
 
 
@@ -237,9 +235,7 @@ def with_others_as_background(banks: Sequence[ReferenceBank]) -> list[ReferenceB
     return joined
 
 
-def match_softmatcher(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
-) -> ScoreMap:
+def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
     """The paper's exact score in closed form.
 
         p[t] = softmax_t(<m, g_t> / tau),     m = sum_r foreground[r] f_r / sum_r foreground[r]
@@ -250,7 +246,7 @@ def match_softmatcher(
         posterior[t] = sigmoid(2 (<m, g_t> - theta) / min(tau, 1)),     theta halfway between the means of <m, f_r>
                                                                         over foreground and over background patches
 
-    Negatives enter through theta alone: the paper's score knows none. `similarity_floor` has no say.
+    Negatives enter through theta alone: the paper's score has none.
 
     Args, Raises: as `match_posterior`.
     """
@@ -264,16 +260,13 @@ def match_softmatcher(
     return ScoreMap(posterior, torch.softmax(similarity / temperature, dim=0))
 
 
-def match_prototype(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
-) -> ScoreMap:
+def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
     """PerSAM's mean feature, and one of the background beside it.
 
         posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
 
     p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit
-    length. Unknown patches are in neither. Without background the posterior is 1 everywhere. `similarity_floor` has
-    no say.
+    length. Unknown patches are in neither. Without background the posterior is 1 everywhere.
 
     Args, Raises: as `match_posterior`.
 

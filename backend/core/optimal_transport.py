@@ -27,7 +27,6 @@ def match_sinkhorn(
     /,
     *,
     temperature: float,
-    similarity_floor: float = -1.0,
     regularisation: float = REGULARISATION,
 ) -> ScoreMap:
     """Prices of the entropic transport of the references to the target.
@@ -44,7 +43,7 @@ def match_sinkhorn(
         posterior[t] = sigmoid((v-[t] - v[t]) / tau + log(F / B) / 2),     F, B: the masses of foreground and background
 
     (the balance of `match_posterior`). Without background it is 1 everywhere. Unknown patches send nothing. Several
-    references share one a. `similarity_floor` has no say.
+    references share one a.
 
     Args:
         bank, target, temperature: as for `match_posterior`.
@@ -91,9 +90,7 @@ def _prices(features: Tensor, mass: Tensor, target: Tensor, regularisation: floa
     return torch.from_numpy(cast(NDArray[np.float64], price)).float()
 
 
-def match_hungarian(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
-) -> ScoreMap:
+def match_hungarian(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
     """Matcher's forward and reverse assignment.
 
     Forward: the foreground patches are assigned one to one to target patches, the sum of similarities highest.

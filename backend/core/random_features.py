@@ -24,7 +24,6 @@ def match_random_features(
     /,
     *,
     temperature: float,
-    similarity_floor: float = -1.0,
     directions: int = DIRECTIONS,
     features: int = FEATURES,
     seed: int = SEED,
@@ -37,7 +36,7 @@ def match_random_features(
 
     alpha, beta: the balanced masses of `match_posterior`, so negatives, several references and unknown patches enter
     as they do there.
-    `similarity_floor` has no say: of the kernel the draw keeps the ratios alone.
+    There is no similarity floor: of the kernel the draw keeps the ratios alone.
 
     Plain random features drown at the temperatures that matching needs: their relative variance is exp(|x + y|^2) with
     |x|^2 = 1 / tau. Three things bring it down. The mean of the bank is taken off both sides, exactly: what depends on

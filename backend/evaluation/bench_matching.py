@@ -14,14 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.core.matchers import MATCHERS
+from backend.core.matchers import FeatureScale, make_matcher
 from backend.core.matching import ReferenceBank
 from backend.core.memory_bank import build_bank
 from backend.core.types import MatcherName, Reference
@@ -197,7 +196,7 @@ def _run(name: str, bank: ReferenceBank, target: Tensor) -> object:
     if name == PAIRWISE:
         logits = bank.features @ target.T / TEMPERATURE
         return torch.softmax(torch.log_softmax(logits, dim=1).mean(dim=0), dim=0)
-    return MATCHERS[cast(MatcherName, name)](bank, target, temperature=TEMPERATURE)
+    return make_matcher(name, FeatureScale(TEMPERATURE))(bank, target)
 
 
 def _row(

@@ -9,7 +9,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from backend.core.types import Image, Mask
-from backend.engine.softmatcher import MatchOptions, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import EvaluationResult, TargetScore
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from backend.core.masks import iou
 from backend.core.matching import ReferenceBank
 from backend.core.types import LabelMask, Mask
-from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.datasets import ImageClass, draw_episode, find_classes, read_mask
 from backend.evaluation.run import ClassImages, OnProgress

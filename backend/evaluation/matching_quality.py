@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from backend.core.grid import mask_coverage
-from backend.core.matchers import MATCHERS
-from backend.core.matching import match_posterior
+from backend.core.matchers import make_matcher
 from backend.core.types import MatcherName
-from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.metrics import area_under_roc
 
@@ -102,11 +103,11 @@ def measure_quality(
             features = torch.from_numpy(encoded.features.astype(np.float32))
             covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
             patches = features.flatten(0, 1)
-            scales = {"temperature": engine.temperature, "similarity_floor": engine.similarity_floor}
-            exact = match_posterior(gathered[None], patches, **scales).posterior
+            scale = engine.scale
+            exact = make_matcher("posterior", scale)(gathered[None], patches).posterior
             for name, most_patches in scores:
                 start = time.perf_counter()
-                found = MATCHERS[name](gathered[most_patches], patches, **scales)
+                found = make_matcher(name, scale)(gathered[most_patches], patches)
                 seconds = time.perf_counter() - start
                 error = float((found.posterior - exact).abs().mean())
                 score = _score(found.posterior, covered, error, found.error, seconds)

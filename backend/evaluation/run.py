@@ -13,7 +13,9 @@ import torch
 
 from backend.core.masks import iou
 from backend.core.types import EncodedImage, Reference
-from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import (
     ImageClass,
     draw_absent_target,

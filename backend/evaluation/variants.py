@@ -18,7 +18,9 @@ import torch
 from backend.core.masks import iou
 from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
-from backend.engine.softmatcher import MatchOptions, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.datasets import (
     ImageClass,

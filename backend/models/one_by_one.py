@@ -110,6 +110,11 @@ class OneByOne:
         """Return what the segmenter itself says."""
         return self._segmenter.points_add_up
 
+    @property
+    def reads_similarity(self) -> bool:
+        """Return what the segmenter itself says."""
+        return self._segmenter.reads_similarity
+
     def embed(self, image: Image) -> Embedding:
         """Embed as the segmenter itself does."""
         return self._segmenter.embed(image)

@@ -91,6 +91,11 @@ class Segmenter(Protocol):
         """Return whether several points on an object are better cut one by one, and joined, than all at once."""
         ...
 
+    @property
+    def reads_similarity(self) -> bool:
+        """Return whether `decode` reads affinity and posterior of a scribble's prompt: else nobody computes them."""
+        ...
+
     def embed(self, image: Image) -> Embedding:
         """What decoding needs of an image, (H, W, 3) uint8 RGB: computed once, cached."""
         ...

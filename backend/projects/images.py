@@ -11,7 +11,7 @@ from typing import Any
 
 from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
-from backend.engine.softmatcher import PreparedImage
+from backend.engine.plans import PreparedImage
 from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import ImageFetcher, Validators

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
-from backend.engine.softmatcher import OnStage, Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.softmatcher import Softmatcher
+from backend.engine.stages import OnStage
 from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.core.types import MatcherName, OverlapName, PromptingStrategy
-from backend.engine.softmatcher import MatchOptions
+from backend.engine.options import MatchOptions
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.settings import Settings

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.core.matchers import MATCHERS
+from backend.core.matchers import MATCHERS, FeatureScale, make_matcher
 from backend.core.matching import (
     ReferenceBank,
     gather_references,
@@ -74,7 +74,7 @@ def test_every_name_of_the_setting_has_a_matcher() -> None:
 @EVERY_MATCHER
 def test_object_is_told_from_background(name: MatcherName) -> None:
     target, is_object = _target()
-    found = MATCHERS[name](gather_references([_reference()], SIGNATURE), target, temperature=TEMPERATURE)
+    found = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([_reference()], SIGNATURE), target)
     assert float(found.posterior[is_object].min()) > float(found.posterior[~is_object].max())
     assert torch.equal(found.posterior > 0.5, is_object)
     assert float(found.matching[is_object].sum()) > 0.5
@@ -84,7 +84,7 @@ def test_object_is_told_from_background(name: MatcherName) -> None:
 def test_posterior_is_between_0_and_1_and_matching_sums_to_1(name: MatcherName) -> None:
     for seed in range(3):
         target = F.normalize(torch.randn(50, DIMS, generator=torch.Generator().manual_seed(seed)), dim=1)
-        found = MATCHERS[name](_random_bank(60, seed + 10), target, temperature=TEMPERATURE)
+        found = make_matcher(name, FeatureScale(TEMPERATURE))(_random_bank(60, seed + 10), target)
         assert found.posterior.shape == found.matching.shape == (50,)
         assert bool(((found.posterior >= 0) & (found.posterior <= 1)).all())
         total = float(found.matching.sum())
@@ -95,8 +95,8 @@ def test_posterior_is_between_0_and_1_and_matching_sums_to_1(name: MatcherName) 
 def test_order_of_references_changes_nothing(name: MatcherName) -> None:
     references = [_reference(seed) for seed in (1, 2, 3)]
     target, _ = _target()
-    one = MATCHERS[name](gather_references(references, SIGNATURE), target, temperature=TEMPERATURE)
-    other = MATCHERS[name](gather_references(references[::-1], SIGNATURE), target, temperature=TEMPERATURE)
+    one = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references(references, SIGNATURE), target)
+    other = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references(references[::-1], SIGNATURE), target)
     assert torch.allclose(one.posterior, other.posterior, atol=1e-4)
     assert torch.allclose(one.matching, other.matching, atol=1e-4)
 
@@ -105,8 +105,8 @@ def test_order_of_references_changes_nothing(name: MatcherName) -> None:
 def test_a_reference_given_twice_changes_nothing(name: MatcherName) -> None:
     # Not so for `hungarian`: twice the foreground patches find up to twice the target patches.
     target, _ = _target()
-    once = MATCHERS[name](gather_references([_reference()], SIGNATURE), target, temperature=TEMPERATURE)
-    twice = MATCHERS[name](gather_references([_reference()] * 2, SIGNATURE), target, temperature=TEMPERATURE)
+    once = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([_reference()], SIGNATURE), target)
+    twice = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([_reference()] * 2, SIGNATURE), target)
     assert torch.allclose(once.posterior, twice.posterior, atol=1e-4)
     assert torch.allclose(once.matching, twice.matching, atol=1e-4)
 
@@ -114,8 +114,8 @@ def test_a_reference_given_twice_changes_nothing(name: MatcherName) -> None:
 @EVERY_MATCHER
 def test_order_of_target_patches_is_kept(name: MatcherName) -> None:
     bank, (target, _) = gather_references([_reference()], SIGNATURE), _target()
-    plain = MATCHERS[name](bank, target, temperature=TEMPERATURE)
-    flipped = MATCHERS[name](bank, target.flip(0), temperature=TEMPERATURE)
+    plain = make_matcher(name, FeatureScale(TEMPERATURE))(bank, target)
+    flipped = make_matcher(name, FeatureScale(TEMPERATURE))(bank, target.flip(0))
     assert torch.allclose(plain.posterior, flipped.posterior.flip(0), atol=1e-4)
 
 
@@ -129,8 +129,8 @@ def test_negatives_push_their_look_alikes_out(name: MatcherName) -> None:
         _around(halfway, 60, 21, noise=0.2).numpy().astype(np.float16),
         np.zeros(60, np.float16), np.ones(60, np.float16), SIGNATURE,
     )  # fmt: skip
-    without = MATCHERS[name](gather_references([marked], SIGNATURE), target, temperature=TEMPERATURE)
-    told = MATCHERS[name](gather_references([marked, negative], SIGNATURE), target, temperature=TEMPERATURE)
+    without = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([marked], SIGNATURE), target)
+    told = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([marked, negative], SIGNATURE), target)
     assert float(told.posterior[10:14].mean()) <= 0.98 * float(without.posterior[10:14].mean())
     assert float(told.posterior[:10].mean()) > float(told.posterior[10:14].mean())
     if name not in ("softmatcher", "sinkhorn"):
@@ -143,9 +143,9 @@ def test_negatives_push_their_look_alikes_out(name: MatcherName) -> None:
 def test_unknown_patches_say_nothing(name: MatcherName) -> None:
     target, _ = _target()
     look_alikes = _around(_directions()[0], 20, 33)
-    plain = MATCHERS[name](gather_references([_reference()], SIGNATURE), target, temperature=TEMPERATURE)
-    more = MATCHERS[name](
-        gather_references([_reference(unknown=look_alikes)], SIGNATURE), target, temperature=TEMPERATURE
+    plain = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([_reference()], SIGNATURE), target)
+    more = make_matcher(name, FeatureScale(TEMPERATURE))(
+        gather_references([_reference(unknown=look_alikes)], SIGNATURE), target
     )
     assert torch.allclose(plain.posterior, more.posterior, atol=1e-4)
 
@@ -154,7 +154,7 @@ def test_unknown_patches_say_nothing(name: MatcherName) -> None:
 def test_a_reference_matched_with_itself_finds_its_mask(name: MatcherName) -> None:
     reference = _reference()
     target = torch.from_numpy(reference.features.astype(np.float32))
-    found = MATCHERS[name](gather_references([reference], SIGNATURE), target, temperature=TEMPERATURE)
+    found = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([reference], SIGNATURE), target)
     assert np.array_equal((found.posterior > 0.5).numpy(), reference.inside > 0.5)
 
 
@@ -162,15 +162,15 @@ def test_a_reference_matched_with_itself_finds_its_mask(name: MatcherName) -> No
 def test_target_of_one_patch(name: MatcherName) -> None:
     thing, background, _ = _directions()
     bank = gather_references([_reference()], SIGNATURE)
-    assert float(MATCHERS[name](bank, thing[None], temperature=TEMPERATURE).posterior) > 0.5
-    assert float(MATCHERS[name](bank, background[None], temperature=TEMPERATURE).posterior) < 0.5
+    assert float(make_matcher(name, FeatureScale(TEMPERATURE))(bank, thing[None]).posterior) > 0.5
+    assert float(make_matcher(name, FeatureScale(TEMPERATURE))(bank, background[None]).posterior) < 0.5
 
 
 @EVERY_MATCHER
 def test_mask_that_covers_everything_makes_everything_object(name: MatcherName) -> None:
     reference = _reference(outside=0)
     target, is_object = _target()
-    found = MATCHERS[name](gather_references([reference], SIGNATURE), target, temperature=TEMPERATURE)
+    found = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([reference], SIGNATURE), target)
     assert bool(torch.isfinite(found.posterior).all())
     assert bool((found.posterior[is_object] > 0.5).all())
 
@@ -180,7 +180,7 @@ def test_mask_that_covers_everything_makes_everything_object(name: MatcherName) 
 def test_temperature_must_be_above_0(name: MatcherName, temperature: float) -> None:
     target, _ = _target()
     with pytest.raises(BadInputError, match="temperature must be above 0"):
-        MATCHERS[name](gather_references([_reference()], SIGNATURE), target, temperature=temperature)
+        make_matcher(name, FeatureScale(temperature))(gather_references([_reference()], SIGNATURE), target)
 
 
 @EVERY_MATCHER
@@ -189,13 +189,13 @@ def test_target_features_must_be_finite(name: MatcherName, value: float) -> None
     target, _ = _target()
     target[3, 2] = value
     with pytest.raises(BadInputError, match="target features must be finite"):
-        MATCHERS[name](gather_references([_reference()], SIGNATURE), target, temperature=TEMPERATURE)
+        make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([_reference()], SIGNATURE), target)
 
 
 @EVERY_MATCHER
 def test_target_of_another_width_is_refused(name: MatcherName) -> None:
     with pytest.raises(BadInputError, match=r"target must be \(T, 24\)"):
-        MATCHERS[name](gather_references([_reference()], SIGNATURE), torch.ones(4, 5), temperature=TEMPERATURE)
+        make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([_reference()], SIGNATURE), torch.ones(4, 5))
 
 
 def test_mask_smaller_than_a_patch_still_marks_it() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.core.matchers import MATCHERS
+from backend.core.matchers import FeatureScale, make_matcher
 from backend.core.matching import (
     ReferenceBank,
     gather_references,
@@ -66,7 +66,7 @@ def test_posterior_equals_its_definition() -> None:
 @pytest.mark.parametrize("temperature", [1e-4, 0.05, 10.0])
 def test_posterior_is_in_range_and_matching_sums_to_one(name: MatcherName, temperature: float) -> None:
     bank = bank_of(unit(50), torch.rand(50, generator=torch.Generator().manual_seed(3)))
-    found = MATCHERS[name](bank, unit(30, seed=1), temperature=temperature)
+    found = make_matcher(name, FeatureScale(temperature))(bank, unit(30, seed=1))
     assert bool(((found.posterior >= 0) & (found.posterior <= 1)).all())
     assert float(found.matching.sum()) == pytest.approx(1, abs=1e-4)
 
@@ -76,8 +76,8 @@ def test_order_of_references_changes_nothing(name: MatcherName) -> None:
     one = reference(unit(20), (torch.arange(20) < 5).float())
     other = reference(unit(30, seed=1), (torch.arange(30) < 9).float())
     target = unit(25, seed=2)
-    first = MATCHERS[name](gather_references([one, other], "m"), target, temperature=0.05)
-    second = MATCHERS[name](gather_references([other, one], "m"), target, temperature=0.05)
+    first = make_matcher(name, FeatureScale(0.05))(gather_references([one, other], "m"), target)
+    second = make_matcher(name, FeatureScale(0.05))(gather_references([other, one], "m"), target)
     assert torch.allclose(first.posterior, second.posterior, atol=1e-5)
 
 
@@ -85,8 +85,8 @@ def test_order_of_references_changes_nothing(name: MatcherName) -> None:
 def test_a_duplicated_reference_changes_nothing(name: MatcherName) -> None:
     one = reference(unit(20), (torch.arange(20) < 5).float())
     target = unit(25, seed=2)
-    once = MATCHERS[name](gather_references([one], "m"), target, temperature=0.05)
-    twice = MATCHERS[name](gather_references([one, one], "m"), target, temperature=0.05)
+    once = make_matcher(name, FeatureScale(0.05))(gather_references([one], "m"), target)
+    twice = make_matcher(name, FeatureScale(0.05))(gather_references([one, one], "m"), target)
     assert torch.allclose(once.posterior, twice.posterior, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_a_duplicated_reference_changes_nothing(name: MatcherName) -> None:
 def test_a_target_made_of_the_reference_shows_its_mask(name: MatcherName) -> None:
     features = torch.cat([unit(1).repeat(5, 1), unit(1, seed=9).repeat(15, 1)])
     inside = (torch.arange(20) < 5).float()
-    posterior = MATCHERS[name](bank_of(features, inside), features, temperature=0.05).posterior
+    posterior = make_matcher(name, FeatureScale(0.05))(bank_of(features, inside), features).posterior
     assert bool((posterior[:5] > 0.9).all())
     assert bool((posterior[5:] < 0.1).all())
 
@@ -168,19 +168,19 @@ def test_anothers_object_lowers_the_posterior_on_it_alone() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_above_zero(name: MatcherName, temperature: float) -> None:
     with pytest.raises(BadInputError, match="temperature must be above 0"):
-        MATCHERS[name](bank_of(unit(4), torch.ones(4)), unit(3), temperature=temperature)
+        make_matcher(name, FeatureScale(temperature))(bank_of(unit(4), torch.ones(4)), unit(3))
 
 
 @matchers
 def test_nan_in_the_target_is_rejected(name: MatcherName) -> None:
     with pytest.raises(BadInputError, match="target features must be finite"):
-        MATCHERS[name](bank_of(unit(4), torch.ones(4)), torch.full((3, 16), float("nan")), temperature=0.05)
+        make_matcher(name, FeatureScale(0.05))(bank_of(unit(4), torch.ones(4)), torch.full((3, 16), float("nan")))
 
 
 @matchers
 def test_target_of_another_depth_is_rejected(name: MatcherName) -> None:
     with pytest.raises(BadInputError, match=r"target must be \(T, 16\)"):
-        MATCHERS[name](bank_of(unit(4), torch.ones(4)), unit(3, depth=8), temperature=0.05)
+        make_matcher(name, FeatureScale(0.05))(bank_of(unit(4), torch.ones(4)), unit(3, depth=8))
 
 
 def test_no_reference_is_rejected() -> None:

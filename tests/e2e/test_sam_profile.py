@@ -13,7 +13,8 @@ import requests
 from backend.cli.demo.coins import COIN
 from backend.cli.demo.label_studio_server import brush, intersection_over_union, mask_of_regions
 from backend.core.types import Image, Mask, Scribble
-from backend.engine.softmatcher import Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.softmatcher import Softmatcher
 from backend.models.loading import ModelSource
 from backend.models.weights import catalogue
 from backend.models.weights.store import WeightsStore

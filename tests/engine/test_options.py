@@ -6,14 +6,18 @@ import pytest
 from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
-from backend.engine.softmatcher import MatchOptions, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
+from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.engine.test_softmatcher import ColourEncoder, describe, scene
+
+CALIBRATION = read_calibration("lite.json")
 
 
 @pytest.fixture
 def engine() -> Softmatcher:
-    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128))
+    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION)
 
 
 @pytest.mark.parametrize("matcher", sorted(MATCHERS))

@@ -12,15 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.core.calibration import MaskFeatures
 from backend.core.cancellation import time_limit
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
 from backend.core.object_similarity import ObjectFeatureSpace
+from backend.core.scribbles import scale_scribble
 from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
-from backend.engine.softmatcher import MatchOptions, Proposal, Softmatcher, compete, load_softmatcher, scale_scribble
+from backend.engine.competition import compete
+from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.plans import Proposal
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError, ConfigurationError
+from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.segmenters import SegmenterInput
+
+CALIBRATION = read_calibration("lite.json")
 
 GREEN, RED, BLUE = (40, 150, 40), (200, 40, 40), (40, 40, 200)
 
@@ -55,7 +64,7 @@ def scene(**discs: tuple[int, int, int]) -> tuple[Image, dict[str, Mask]]:
 
 @pytest.fixture
 def engine() -> Softmatcher:
-    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128))
+    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION)
 
 
 def describe(engine: Softmatcher, image: Image, mask: Mask, *, is_complete: bool = True) -> Reference:
@@ -131,7 +140,7 @@ def test_one_of_two_marked_objects_finds_both_unless_complete(engine: Softmatche
     left = masks["red"] & (np.arange(200) < 100)
     encoded = engine.encode(image)
     open_reference = engine.describe(image, encoded, left)
-    told = engine.describe(image, encoded, left, outside=masks["red"] & ~left)
+    told = engine.describe(image, encoded, left, background=masks["red"] & ~left)
     assert iou(engine.segment(encoded, {"Cat": [open_reference]})[0].mask, masks["red"]) > 0.9
     assert told.known.astype(np.float32).sum() > open_reference.known.astype(np.float32).sum() + 5
 
@@ -147,7 +156,7 @@ def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(eng
     reference = engine.describe(image, encoded, part, uncertainty=uncertainty, is_complete=True)
     assert iou(engine.segment(encoded, {"Cat": [reference]})[0].mask, masks["red"]) > 0.9
     right = masks["red"] & ~left
-    told = engine.describe(image, encoded, part, outside=right, uncertainty=uncertainty)
+    told = engine.describe(image, encoded, part, background=right, uncertainty=uncertainty)
     assert float(told.inside[told.known > 0].sum()) < float(reference.inside[reference.known > 0].sum())
 
 
@@ -225,7 +234,7 @@ def test_wrong_shapes_and_models_are_rejected(engine: Softmatcher) -> None:
         engine.describe(image, encoded, np.zeros((160, 200), bool))
     with pytest.raises(BadInputError, match="scribble must be drawn on"):
         engine.mask_from_scribble(encoded, Scribble((10, 10), np.array([[1, 1]], np.float32)))
-    other = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=64))
+    other = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=64), CALIBRATION)
     with pytest.raises(BadInputError, match="image must be encoded by the models"):
         other.segment(encoded, {"Cat": [describe(engine, image, masks["red"])]})
     with pytest.raises(BadInputError, match="references must come from the models"):
@@ -256,7 +265,13 @@ def test_digest_changes_with_every_option() -> None:
 
 def test_stages_are_reported_and_threads_do_not_mix_images() -> None:
     stages: list[str] = []
-    engine = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), on_stage=lambda name, _: stages.append(name))
+
+    def record(name: str, _: float) -> None:
+        stages.append(name)
+
+    engine = Softmatcher(
+        ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION, on_stage=lambda name, _: stages.append(name)
+    )
     image, masks = scene(red=(70, 80, 40))
     references = {"Cat": [describe(engine, image, masks["red"])]}
     places = [(50, 60), (140, 60), (60, 110), (140, 110)]
@@ -311,7 +326,9 @@ def _proposal(box: tuple[int, int, int, int], posterior: float, chance: float) -
     mask = np.zeros((100, 100), bool)
     mask[box[1] : box[3], box[0] : box[2]] = True
     flat = mask.astype(np.float32)
-    return Proposal(mask, flat * np.float32(posterior), flat, 0.5, 0.5, (), chance)
+    return Proposal(
+        mask, flat * np.float32(posterior), chance, 0.9, MaskFeatures(0.5, 0.5, posterior, 0.0, 0.9, 0.9, 0.1), ()
+    )
 
 
 def test_a_label_that_is_dropped_gives_back_what_it_took() -> None:
@@ -359,7 +376,13 @@ SEGMENT_STAGES = ("match", "prompt", "decode", "clean-up", "upsample")
 
 def test_each_stage_is_told_once_for_each_image() -> None:
     seconds: list[tuple[str, float]] = []
-    engine = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), on_stage=lambda *told: seconds.append(told))
+
+    def record(name: str, taken_s: float) -> None:
+        seconds.append((name, taken_s))
+
+    engine = Softmatcher(
+        ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION, on_stage=lambda *told: seconds.append(told)
+    )
     image, masks = scene(red=(70, 80, 40), blue=(140, 80, 20))
     references = {"Cat": [describe(engine, image, masks["red"])], "Dog": [describe(engine, image, masks["blue"])]}
     targets = engine.encode_many([image, scene(red=(50, 60, 30))[0], scene(blue=(120, 60, 30))[0]])
@@ -407,7 +430,10 @@ def test_images_that_share_a_pass_share_its_time() -> None:
 
     seconds: dict[str, list[float]] = {}
     engine = Softmatcher(
-        Encoder(), Segmenter(working_px=64), on_stage=lambda name, told: seconds.setdefault(name, []).append(told)
+        Encoder(),
+        Segmenter(working_px=64),
+        CALIBRATION,
+        on_stage=lambda name, told: seconds.setdefault(name, []).append(told),
     )
     started = time.perf_counter()
     engine.encode_many([scene(red=(50, 60, 30))[0]] * 4)

@@ -23,8 +23,11 @@ from backend.evaluation.bench_matching import (
 )
 from backend.evaluation.matching_quality import measure_quality, soft_iou
 from backend.evaluation.plot import Chart, draw_charts
+from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.engine.test_softmatcher import ColourEncoder, scene
+
+CALIBRATION = read_calibration("lite.json")
 
 
 def _row(matcher: str, patches: int, seconds: float) -> MatchingRow:
@@ -89,7 +92,9 @@ def test_quality_on_drawn_images(tmp_path: Path) -> None:
         PillowImage.fromarray(image).save(folder / f"{index}.jpg", quality=95)
         PillowImage.fromarray(masks["red"]).save(folder / f"{index}.png")
     found = measure_quality(
-        tmp_path, ["posterior", "softmatcher-rff"], load=lambda profile: Softmatcher(ColourEncoder(), LiteSegmenter())
+        tmp_path,
+        ["posterior", "softmatcher-rff"],
+        load=lambda profile: Softmatcher(ColourEncoder(), LiteSegmenter(), CALIBRATION),
     )
     assert [one.matcher for one in found] == ["posterior", "softmatcher-rff"]
     assert all(one.iou > 0.6 and one.best_iou >= one.iou - 1e-6 and one.auroc > 0.95 for one in found)

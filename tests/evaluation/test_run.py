@@ -16,10 +16,14 @@ from typer.testing import CliRunner
 from backend.cli.evaluate import evaluate as evaluate_command
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
-from backend.engine.softmatcher import Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 from backend.evaluation.run import evaluate
+from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
+
+CALIBRATION = read_calibration("lite.json")
 
 
 class ColourEncoder:
@@ -35,7 +39,7 @@ class ColourEncoder:
 
 def load_colours(profile: str, on_stage: Callable[[str, float], None]) -> Softmatcher:
     assert profile == "lite"
-    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=64), on_stage=on_stage)
+    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=64), CALIBRATION, on_stage=on_stage)
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_an_image_is_encoded_once_for_all_seeds(directory: Path) -> None:
             return super().encode(image)
 
     def load(profile: str, on_stage: Callable[[str, float], None]) -> Softmatcher:
-        return Softmatcher(Counting(), LiteSegmenter(working_px=64), on_stage=on_stage)
+        return Softmatcher(Counting(), LiteSegmenter(working_px=64), CALIBRATION, on_stage=on_stage)
 
     evaluate(directory, seeds=(0, 0, 0), load=load)
     # Of each class: its images, two more views of the one reference, one absent target a seed.

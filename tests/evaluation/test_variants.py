@@ -13,21 +13,25 @@ from typer.testing import CliRunner
 from backend.cli import app
 from backend.core.masks import painted_masks
 from backend.core.types import LabelMask, Scribble
-from backend.engine.softmatcher import MatchOptions, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.markdown import variants_to_markdown
 from backend.evaluation.markings import corrected, largest_object, marks_all, simulated_points, simulated_strokes
 from backend.evaluation.run import evaluate
 from backend.evaluation.variants import evaluate_variants
+from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.engine.test_softmatcher import ColourEncoder, scene
+
+CALIBRATION = read_calibration("lite.json")
 
 VARIANTS = {"posterior": MatchOptions(), "prototype": MatchOptions(matcher="prototype")}
 
 
 def _load(profile: str, on_stage: Callable[[str, float], None] | None = None) -> Softmatcher:
-    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), on_stage=on_stage)
+    return Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION, on_stage=on_stage)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +64,17 @@ def test_a_variant_has_the_timings_of_its_own_images_and_no_others(drawn: Path) 
     told: list[tuple[str, float]] = []
 
     class Slow(Softmatcher):
-        """Tells of a matching that takes a second with the one matcher, and two with the other."""
+        """Reports a matching that takes a second with the one matcher, and two with the other."""
 
-        def segment(self, encoded: Any, references: Any, options: MatchOptions | None = None) -> list[LabelMask]:
+        def __init__(self, record: Callable[[str, float], None]) -> None:
+            super().__init__(ColourEncoder(), LiteSegmenter(working_px=64), CALIBRATION, on_stage=record)
+            self._record = record
+
+        def segment(
+            self, encoded: Any, references: Any, options: MatchOptions | None = None, **further: Any
+        ) -> list[LabelMask]:
             assert options is not None
-            self._on_stage("match", 1.0 if options.matcher == "posterior" else 2.0)  # type: ignore[misc]
+            self._record("match", 1.0 if options.matcher == "posterior" else 2.0)
             return []
 
     def load(profile: str, on_stage: Callable[[str, float], None]) -> Softmatcher:
@@ -72,7 +82,7 @@ def test_a_variant_has_the_timings_of_its_own_images_and_no_others(drawn: Path) 
             told.append((stage, seconds))
             on_stage(stage, seconds)
 
-        return Slow(ColourEncoder(), LiteSegmenter(working_px=64), on_stage=record)
+        return Slow(record)
 
     run = evaluate_variants(drawn, VARIANTS, seeds=(0,), limit=1, load=load)
     # An image of each of the two classes, and one without the object for each.

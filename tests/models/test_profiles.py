@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
 from backend.cli import app
-from backend.engine.softmatcher import load_softmatcher
+from backend.engine.loading import load_softmatcher
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.metrics import Metrics
 from backend.models import loading

@@ -11,7 +11,8 @@ import pytest
 
 from backend.cli.demo.coins import SampleTask, sample_tasks
 from backend.core.types import EncodedImage, Mask
-from backend.engine.softmatcher import Softmatcher, load_softmatcher
+from backend.engine.loading import load_softmatcher
+from backend.engine.softmatcher import Softmatcher
 from backend.labelstudio.codec import Region, RegionKind
 from backend.labelstudio.label_prompts import group_annotation
 from backend.projects.references.reference_mask import reference_mask

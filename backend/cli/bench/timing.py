@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-from backend.engine.softmatcher import MatchOptions, SegmentationPlan, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.plans import SegmentationPlan
+from backend.engine.softmatcher import Softmatcher
+from backend.models.calibrations import read_calibration
 from backend.models.loading import ModelSource, load_profile, missing_weights
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
@@ -34,8 +37,10 @@ class Times:
 class KeepingSoftmatcher(Softmatcher):
     """Random networks believe in nothing: with them every mask counts, or what comes after it would cost nothing."""
 
-    def plan(self, encoded: Any, references: Any, options: MatchOptions | None = None) -> SegmentationPlan:
-        return super().plan(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0))
+    def plan(
+        self, encoded: Any, references: Any, options: MatchOptions | None = None, **further: Any
+    ) -> SegmentationPlan:
+        return super().plan(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0), **further)
 
 
 class Bench:
@@ -51,7 +56,7 @@ class Bench:
             part.on_forward = partial(self._on_forward, is_encoder=part is not networks[-1])
         self.has_forward_times = bool(networks)
         kind = KeepingSoftmatcher if missing_weights(profile, weights_folder) else Softmatcher
-        self.softmatcher = kind(self.encoder, self.segmenter, on_stage=self.on_stage)
+        self.softmatcher = kind(self.encoder, self.segmenter, read_calibration("lite.json"), on_stage=self.on_stage)
 
     def _on_forward(self, seconds: float, *, is_encoder: bool) -> None:
         with self._lock:

@@ -25,6 +25,7 @@ class LiteSegmenter:
         self._working_px = working_px
         self.signature = f"graphcut:{working_px}px"
         self.points_add_up = True
+        self.reads_similarity = True
 
     def embed(self, image: Image) -> Arrays:
         """The image with its longer side at the working size.

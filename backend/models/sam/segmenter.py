@@ -54,6 +54,7 @@ class SamSegmenter:
         self.device_runners = (embedder.runner, prompt_decoder.runner)
         self.signature = f"{signature}:{options.signature()}"
         self.points_add_up = False
+        self.reads_similarity = False
 
     def embed(self, image: Image) -> Arrays:
         """Embed (H, W, 3) uint8 RGB.

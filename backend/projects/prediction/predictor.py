@@ -11,7 +11,7 @@ from typing import Any
 from backend.core import cancellation
 from backend.core.cancellation import CancelledWorkError
 from backend.core.types import EncodedImage, LabelMask
-from backend.engine.softmatcher import SegmentationPlan
+from backend.engine.plans import SegmentationPlan
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.images import ImageFetcher

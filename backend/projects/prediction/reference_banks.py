@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from backend import __version__
 from backend.core.matching import ReferenceBank
 from backend.core.types import Reference
-from backend.engine.softmatcher import MatchOptions, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.model_host import Models

@@ -171,7 +171,7 @@ class Ingestion:
             with self._models.scheduler.slot(is_interactive=False):
                 reference = softmatcher.describe(
                     image.pixels, image.encoded, mask,
-                    outside=outside, is_complete=is_complete(self._settings, project),
+                    background=outside, is_complete=is_complete(self._settings, project),
                     uncertainty=uncertainties[mark.label],
                 )  # fmt: skip
             references.append(NewReference(mark.label, to_name, image.sha256, mask, reference))

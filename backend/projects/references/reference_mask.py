@@ -48,7 +48,7 @@ def reference_mask(
         else:
             finished.append(strokes)
     seen = np.logical_or.reduce(finished) if finished else None
-    uncertainty = softmatcher.uncertainty(encoded, unseen, finished=seen) if unseen else None
+    uncertainty = softmatcher.uncertainty(encoded, unseen, complete=seen) if unseen else None
     masks = finished + [one.found.mask for one in unseen]
     return (np.logical_or.reduce(masks) if masks else None), uncertainty
 

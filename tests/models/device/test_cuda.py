@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from backend.core.types import Scribble
-from backend.engine.softmatcher import MatchOptions, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
+from backend.models.calibrations import read_calibration
 from backend.models.device.on_device import DeviceRunner
 from backend.models.device.placement import choose_device
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
@@ -22,6 +24,8 @@ from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.segmenter import SamSegmenter, sam_segmenter
 from backend.models.sam.selection import select_by_prior
 from tests.models.small_sam import small_sam
+
+CALIBRATION = read_calibration("lite.json")
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -51,7 +55,7 @@ def _segmenter(device: torch.device, **options: Any) -> SamSegmenter:
 
 
 def _engine(device: torch.device) -> Softmatcher:
-    return Softmatcher(_encoder(device), _segmenter(device), MatchOptions(minimum_presence=0.0))
+    return Softmatcher(_encoder(device), _segmenter(device), CALIBRATION, MatchOptions(minimum_presence=0.0))
 
 
 def test_the_gpu_is_what_auto_means() -> None:

@@ -18,9 +18,11 @@ import yaml
 from torch import nn
 
 from backend.core.types import Scribble
-from backend.engine.softmatcher import MatchOptions, Softmatcher
+from backend.engine.options import MatchOptions
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.feature_cache import FeatureCache
+from backend.models.calibrations import read_calibration
 from backend.models.loading import ModelSource, load_profile, missing_weights
 from backend.models.sam import sam2_networks
 from backend.models.sam.options import KEEP_EVERYTHING, SamOptions
@@ -31,6 +33,8 @@ from backend.models.segmenters import BatchSegmenter, Prompt
 from tests.engine.test_softmatcher import ColourEncoder, scene
 from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2
+
+CALIBRATION = read_calibration("lite.json")
 
 needs_sam2 = pytest.mark.skipif(
     importlib.util.find_spec("sam2") is None, reason="the package sam2 is not installed: make install"
@@ -234,7 +238,7 @@ def test_images_that_share_passes_get_their_own_masks() -> None:
 
 @needs_sam2
 def test_a_prediction_from_the_cache_is_that_of_the_fresh_image(tmp_path: Path) -> None:
-    engine = Softmatcher(ColourEncoder(), _segmenter(is_half=True, selection=KEEP_EVERYTHING))
+    engine = Softmatcher(ColourEncoder(), _segmenter(is_half=True, selection=KEEP_EVERYTHING), CALIBRATION)
     (image, masks), (target, _) = scene(red=(70, 80, 40)), scene(red=(120, 60, 30))
     references = {"Cat": [engine.describe(image, engine.encode(image), masks["red"], is_complete=True)]}
     options = MatchOptions(minimum_presence=0.0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from backend.core.types import EncodedImage, LabelMask
-from backend.engine.softmatcher import PreparedImage
+from backend.engine.plans import PreparedImage
 from backend.jobs import tasks
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config

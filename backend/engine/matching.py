@@ -1,0 +1,142 @@
+"""Matching: from references and an encoded target to a score map per label."""
+
+import logging
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, FeatureScale, make_matcher
+from backend.core.matching import ReferenceBank, ScoreMap, match_posteriors, with_others_as_background
+from backend.core.memory_bank import build_bank
+from backend.core.object_similarity import ObjectFeatureSpace, intra_reference_similarity, object_similarity
+from backend.core.score_map import adaptive_threshold, map_peak
+from backend.core.types import EncodedImage, Reference
+from backend.engine.options import MatchOptions
+from backend.engine.plans import LabelMatch, LabelReferences, LabelToFind
+from backend.engine.score_source import fuse
+from backend.errors import ConfigurationError
+from backend.models.device.on_device import Constants
+
+logger = logging.getLogger(__name__)
+
+
+class Matching:
+    """Matches references with targets.
+
+    Args:
+        signature: of the models in use; references of others are refused.
+        scale: of the encoder's similarities.
+        space: in which the encoder's features tell kinds of objects apart.
+        device: where matchers run that are nothing but tensor products.
+    """
+
+    def __init__(self, signature: str, scale: FeatureScale, space: ObjectFeatureSpace, device: torch.device) -> None:
+        self._signature = signature
+        self._scale = scale
+        self._object_channels = space.channels
+        self._typical = Constants(space.typical)
+        self._device = device
+        self._intra_reference_similarities: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
+
+    def gather(self, references: Sequence[Reference], options: MatchOptions) -> ReferenceBank:
+        """Return what matching needs of a label's references: made once for many targets, whatever their order.
+
+        Raises:
+            BadInputError: no references, features of other models, NaN in them, or nothing marked.
+        """
+        bank = build_bank(references, self._signature, most_patches=options.bank_patches)
+        try:
+            return bank.to(self._device_of(options))
+        except torch.OutOfMemoryError:
+            return bank
+
+    def match(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> list[LabelMatch]:
+        """Return each label's score map, all its sources joined; each label takes the others' objects as background.
+
+        Raises:
+            ConfigurationError: no such matcher.
+            BadInputError: a temperature not above 0, features of other models, NaN in them.
+        """
+        if options.matcher not in MATCHERS:
+            raise ConfigurationError(
+                f"matcher must be one of {', '.join(MATCHERS)}, got {options.matcher}; change the setting"
+            )
+        device = self._device_of(options)
+        try:
+            return self._match_on(device, encoded, labels, options)
+        except torch.OutOfMemoryError:
+            logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
+            return self._match_on(torch.device("cpu"), encoded, labels, options)
+
+    def _match_on(
+        self, device: torch.device, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions
+    ) -> list[LabelMatch]:
+        grid = encoded.features.shape[:2]
+        with torch.inference_mode():
+            target = torch.from_numpy(np.array(encoded.features)).to(device).float().flatten(0, 1)
+            banks = {
+                index: self._bank(label.references, options).to(device)
+                for index, label in enumerate(labels)
+                if label.references is not None
+            }
+            from_references = dict(zip(banks, self._score(list(banks.values()), target, options), strict=True))
+            maps = []
+            for index, label in enumerate(labels):
+                own = [from_references[index]] if index in from_references else []
+                further = [source.score(encoded) for source in label.sources]
+                maps.append(fuse([*own, *(_on(device, one) for one in further)]))
+            # Brought here together: on a GPU each number asked for by itself is a wait.
+            posteriors, matchings = (
+                list(torch.stack(own).cpu().reshape(len(maps), *grid))
+                for own in ([one.posterior for one in maps], [one.matching for one in maps])
+            )
+            space = ObjectFeatureSpace(self._object_channels, *self._typical.on(device))
+            similarities = {
+                index: (
+                    object_similarity(bank.objects, target, _found_patches(posteriors[index]), space),
+                    self._intra_reference_similarity(bank, space),
+                )
+                for index, bank in banks.items()
+            }
+        return [
+            LabelMatch(posterior, matching, similarities.get(index))
+            for index, (posterior, matching) in enumerate(zip(posteriors, matchings, strict=True))
+        ]
+
+    def _score(self, banks: Sequence[ReferenceBank], target: Tensor, options: MatchOptions) -> list[ScoreMap]:
+        if not banks:
+            return []
+        temperature = self._scale.temperature if options.temperature is None else options.temperature
+        scale = FeatureScale(temperature, self._scale.similarity_floor)
+        if options.matcher == "posterior":
+            # The labels share the sums over their objects, which are the others' background.
+            return match_posteriors(
+                banks, target, temperature=scale.temperature, similarity_floor=scale.similarity_floor
+            )
+        matcher = make_matcher(options.matcher, scale)
+        return [matcher(bank, target) for bank in with_others_as_background(banks)]
+
+    def _bank(self, references: LabelReferences, options: MatchOptions) -> ReferenceBank:
+        return references if isinstance(references, ReferenceBank) else self.gather(references, options)
+
+    def _intra_reference_similarity(self, bank: ReferenceBank, space: ObjectFeatureSpace) -> float:
+        # The same for all targets of a bank.
+        known = self._intra_reference_similarities.get(bank)
+        if known is None:
+            known = self._intra_reference_similarities[bank] = intra_reference_similarity(bank.objects, space)
+        return known
+
+    def _device_of(self, options: MatchOptions) -> torch.device:
+        return self._device if options.matcher in TENSOR_MATCHERS else torch.device("cpu")
+
+
+def _on(device: torch.device, one: ScoreMap) -> ScoreMap:
+    return ScoreMap(one.posterior.to(device).flatten(), one.matching.to(device).flatten(), one.error)
+
+
+def _found_patches(posterior: Tensor) -> Tensor:
+    """Return (T,) float32 weights: 1 above the adaptive threshold. The faint rest counts if nothing is above."""
+    return (posterior > adaptive_threshold(map_peak(posterior))).float().flatten() + 1e-6 * posterior.flatten()

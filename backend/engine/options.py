@@ -1,0 +1,44 @@
+"""Options of matching and of mask generation."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from backend.core.types import MatcherName, OverlapName, PromptingStrategy
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """How references are matched and masks are generated from the score maps. Every field fits into JSON.
+
+    Attributes:
+        matcher: a key of `MATCHERS`: `posterior`, the paper's `softmatcher`, ...
+        strategy: how a score map becomes prompts and masks: `prior`, or the `paper`'s own way.
+        temperature: softmax scale, above 0; None takes the encoder's own.
+        points: number of points sampled from the matching probability, per label; None takes the strategy's own.
+        clusters: number of prompt clusters that these points are joined to.
+        seed: seed of the sampling.
+        bank_patches: bound of the number of patches that a label's references are matched with, see `build_bank`.
+        small_component_percent: components and holes smaller than this percentage of the image are cleaned away.
+        instances: whether each object of a label gets a mask of its own.
+        minimum_presence: nothing is returned for a label whose presence probability is below this.
+        minimum_score: nor for one whose expected IoU is below this.
+        overlap: `exclusive`: a pixel has up to one label; `allowed`: labels may lie on one another.
+    """
+
+    matcher: MatcherName = "posterior"
+    strategy: PromptingStrategy = "prior"
+    temperature: float | None = None
+    points: int | None = None
+    clusters: int = 8
+    seed: int = 0
+    bank_patches: int = 2560
+    small_component_percent: float = 0.02
+    instances: bool = False
+    minimum_presence: float = 0.5
+    minimum_score: float = 0.0
+    overlap: OverlapName = "exclusive"
+
+    def digest(self) -> str:
+        """Return twelve hex digits that change with any option: part of model_version."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,135 @@
+"""What the boxes of the engine hand to one another: prepared images, labels to find, plans, proposals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backend.core.calibration import MaskFeatures
+from backend.core.explanation import ClusterMask
+from backend.core.matching import ReferenceBank
+from backend.core.types import EncodedImage, Image, Mask, Reference
+from backend.engine.options import MatchOptions
+from backend.engine.proposals import PromptPlan
+from backend.engine.refiner import Refiner
+from backend.engine.score_source import ScoreSource
+from backend.models.segmenters import DecodePlan, SegmenterInput
+
+LabelReferences = Sequence[Reference] | ReferenceBank
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image on its way to the models.
+
+    Attributes:
+        size_hw: its natural size.
+        for_encoder: what `BatchEncoder.prepare` made.
+        for_segmenter: what `BatchSegmenter.prepare` made.
+    """
+
+    size_hw: tuple[int, int]
+    for_encoder: Tensor
+    for_segmenter: SegmenterInput
+
+
+@dataclass(frozen=True, eq=False)
+class LabelToFind:
+    """A label, and what is known of it: references, further sources of its score map, or both.
+
+    Attributes:
+        name: the label.
+        references: its references, or the bank that `gather` made of them; None if there are none.
+        sources: further sources.
+    """
+
+    name: str
+    references: LabelReferences | None
+    sources: tuple[ScoreSource, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMatch:
+    """A label's score map on a target's grid of patches.
+
+    Attributes:
+        posterior: (H_p, W_p) float32 in [0, 1] on the CPU.
+        matching: (H_p, W_p) float32 on the CPU, sums to 1 or is 0: what points are sampled from.
+        similarities: object similarity of what was found to the references, and intra-reference similarity; None for
+            a label without references.
+    """
+
+    posterior: Tensor
+    matching: Tensor
+    similarities: tuple[float, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePlan:
+    """A target between matching and segmenter; one item per label in each list.
+
+    Attributes:
+        working_hw: size of the segmenter's working frame.
+        posteriors: (h, w) float32 in [0, 1] in that frame.
+        priors: (h, w) float32 in [0, 1]: the posteriors with the image's adaptive threshold at 0.5.
+        similarities: see `LabelMatch`.
+        prompts: what the segmenter is asked.
+        calls: what the segmenter is to decode.
+    """
+
+    working_hw: tuple[int, int]
+    posteriors: list[NDArray[np.float32]]
+    priors: list[NDArray[np.float32]]
+    similarities: list[tuple[float, float] | None]
+    prompts: list[PromptPlan]
+    calls: list[DecodePlan]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationPlan:
+    """A matched target, and what to ask the segmenter about it: made by `Softmatcher.plan`, for `segment_planned`.
+
+    Attributes:
+        encoded: the target.
+        labels: those to find.
+        options: of matching and mask generation.
+        image: None if no label is to be found, or the image is too small to show anything.
+        refiners: label to what refines its masks.
+        pixels: (H, W, 3) uint8 RGB of the target; None without refiners.
+    """
+
+    encoded: EncodedImage
+    labels: tuple[LabelToFind, ...]
+    options: MatchOptions
+    image: ImagePlan | None
+    refiners: Mapping[str, Refiner] = field(default_factory=dict)
+    pixels: Image | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A label's mask before labels compete, all in the segmenter's working frame of (h, w) px.
+
+    Attributes:
+        mask: (h, w) bool, may be empty.
+        posterior: (h, w) float32 in [0, 1].
+        presence: probability that the object is on the image; 0 for an empty mask.
+        score: expected IoU of the mask; 0 for an empty one.
+        features: measurements on the mask, which presence and score come from.
+        clusters: the cluster masks that it was made of.
+    """
+
+    mask: Mask
+    posterior: NDArray[np.float32]
+    presence: float
+    score: float
+    features: MaskFeatures
+    clusters: tuple[ClusterMask, ...]
+
+    def is_there(self, options: MatchOptions) -> bool:
+        """Return whether presence probability and expected IoU reach what the options ask for."""
+        return (
+            self.presence >= options.minimum_presence and self.score >= options.minimum_score and bool(self.mask.any())
+        )

@@ -1,0 +1,143 @@
+"""Reference segmentation: from a scribble to the masks of what it marks, from a mask to a reference."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.core import cancellation
+from backend.core.cut_memory import CutMemory
+from backend.core.grid import mask_coverage, patch_means
+from backend.core.marked_objects import MarkedObject, find_marked_objects
+from backend.core.masks import mask_to_size
+from backend.core.references import MaskUncertainty, ambiguous_patch_weights, blend_uncertainty, reference_views
+from backend.core.scribbles import scale_scribble
+from backend.core.self_similarity import scribble_affinity, scribble_uncertainty, stroke_posterior
+from backend.core.types import EncodedImage, Image, Mask, Reference, ScoredMask, Scribble
+from backend.engine.stages import StageTimer
+from backend.errors import BadInputError
+from backend.models.encoders.protocol import Encoder
+from backend.models.segmenters import Prompt, Segmenter
+
+
+class ReferenceSegmentation:
+    """Cuts what scribbles mark, and describes masks as references.
+
+    Args:
+        encoder: makes the feature maps of a reference's further views.
+        segmenter: makes masks of scribbles.
+        signature: of both, kept in each reference.
+        stage: times what is done.
+    """
+
+    def __init__(self, encoder: Encoder, segmenter: Segmenter, signature: str, stage: StageTimer) -> None:
+        self._encoder = encoder
+        self._segmenter = segmenter
+        self._signature = signature
+        self._stage = stage
+        self._cuts = CutMemory()
+
+    def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
+        """See `Softmatcher.objects_from_scribble`."""
+        if scribble.size_hw != encoded.size_hw:
+            raise BadInputError(
+                f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; "
+                "check the original sizes"
+            )
+        if scribble.is_empty:
+            return []
+        cut = partial(self._cut_or_recall, encoded)
+        return find_marked_objects(cut, scribble, points_add_up=self._segmenter.points_add_up)
+
+    def uncertainty(
+        self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, complete: Mask | None
+    ) -> MaskUncertainty | None:
+        """See `Softmatcher.uncertainty`."""
+        with self._stage("uncertainty"):
+            return scribble_uncertainty(encoded.features, objects, complete, temperature=self._encoder.temperature)
+
+    def describe(
+        self,
+        image: Image,
+        encoded: EncodedImage,
+        mask: Mask,
+        *,
+        background: Mask | None,
+        is_complete: bool,
+        uncertainty: MaskUncertainty | None,
+    ) -> Reference:
+        """See `Softmatcher.describe`."""
+        for name, array in (("mask", mask), ("background", background)):
+            if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
+                raise BadInputError(
+                    f"{name} must be {image.shape[:2]} bool as its image, got {array.shape} {array.dtype}; "
+                    "check the original sizes"
+                )
+        if encoded.size_hw != image.shape[:2]:
+            raise BadInputError(f"encoded image must be {image.shape[:2]}, got {encoded.size_hw}; encode this image")
+        if not mask.any():
+            raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
+        if uncertainty is not None and background is not None:
+            uncertainty = replace(uncertainty, soft_mask=np.where(background, np.float32(0), uncertainty.soft_mask))
+        temperature = self._encoder.temperature
+        features, coverages, weights = [], [], []
+        with self._stage("describe"):
+            for index, view in enumerate(reference_views(image, mask, background, uncertainty)):
+                view_features = (
+                    torch.from_numpy(encoded.features.astype(np.float32))
+                    if index == 0
+                    else self._encoder.encode(view.image)
+                )
+                grid_hw = (view_features.shape[0], view_features.shape[1])
+                patches = view_features.flatten(0, 1)
+                coverage = mask_coverage(view.mask, grid_hw).flatten()
+                weight = torch.ones_like(coverage)
+                if not is_complete or uncertainty is not None:
+                    marked = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
+                    weight = ambiguous_patch_weights(patches, coverage, marked, temperature=temperature)
+                if view.uncertainty is not None:
+                    soft_mask = patch_means(torch.from_numpy(view.uncertainty.soft_mask), grid_hw).flatten()
+                    confidence = _patch_confidence(view.uncertainty, grid_hw)
+                    coverage, weight = blend_uncertainty(coverage, weight, soft_mask, confidence)
+                features.append(patches)
+                coverages.append(coverage)
+                weights.append(weight)
+        return Reference(
+            torch.cat(features).numpy().astype(np.float16),
+            torch.cat(coverages).numpy().astype(np.float16),
+            torch.cat(weights).numpy().astype(np.float16),
+            self._signature,
+        )
+
+    def _cut_or_recall(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        return self._cuts.get_or_cut(encoded, scribble, partial(self._cut, encoded, scribble))
+
+    def _cut(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+        cancellation.check()
+        prompt = self._prompt(encoded, scale_scribble(scribble, self._segmenter.working_hw(encoded.embedding)))
+        with self._stage("decode"):
+            candidates = self._segmenter.decode(encoded.embedding, [prompt])
+        if not candidates:
+            return None
+        best = max(candidates, key=lambda candidate: candidate.score)
+        with self._stage("upsample"):
+            mask = mask_to_size(best.mask, encoded.size_hw)
+        return ScoredMask(mask, best.score) if mask.any() else None
+
+    def _prompt(self, encoded: EncodedImage, scribble: Scribble) -> Prompt:
+        if not self._segmenter.reads_similarity:
+            return Prompt(scribble)
+        temperature = self._encoder.temperature
+        with self._stage("affinity"):
+            affinity = scribble_affinity(encoded.features, scribble, temperature=temperature)
+            posterior = stroke_posterior(encoded.features, scribble, temperature=temperature)
+        return Prompt(scribble, affinity=affinity, posterior=posterior)
+
+
+def _patch_confidence(uncertainty: MaskUncertainty, grid_hw: tuple[int, int]) -> float | Tensor:
+    if isinstance(uncertainty.confidence, float):
+        return uncertainty.confidence
+    return patch_means(torch.from_numpy(uncertainty.confidence), grid_hw).flatten()

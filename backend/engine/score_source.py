@@ -1,0 +1,40 @@
+"""Where a label's score map comes from: one source or several, joined before labels compete."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from backend.core.matching import ScoreMap, to_matching
+from backend.core.types import EncodedImage
+
+_EPSILON = 1e-4
+
+
+class ScoreSource(Protocol):
+    """Says of each patch of a target how likely it shows one label.
+
+    References with a matcher are one source, built in (`engine.matching`). Whatever else knows a label, a phrase or a
+    classifier, is another: pass it to `Softmatcher.segment` for the labels it knows.
+    """
+
+    def score(self, encoded: EncodedImage) -> ScoreMap:
+        """Return the score map of a target, on the CPU: posterior and matching are (H_p * W_p,), row by row."""
+        ...
+
+
+def fuse(maps: Sequence[ScoreMap]) -> ScoreMap:
+    """Join the score maps of a label's sources, each of which has its own say.
+
+        logit q[t] = sum_s logit q_s[t]
+
+    A source that knows nothing of a patch says 0.5 there, and changes nothing.
+
+    Args:
+        maps: of one label on one target, at least one; a single one is returned as it is.
+    """
+    if len(maps) == 1:
+        return maps[0]
+    log_odds = torch.stack([torch.logit(one.posterior, _EPSILON) for one in maps]).sum(dim=0)
+    posterior = torch.sigmoid(log_odds)
+    return ScoreMap(posterior, to_matching(posterior), max(one.error for one in maps))
