@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import struct
 import threading
 import time
@@ -27,6 +26,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from backend.atomic_files import replacing
 from backend.core.types import EncodedImage
 from backend.errors import BadInputError, ConfigurationError
 
@@ -147,7 +147,8 @@ class FeatureCache:
         if len(content) > self._max_bytes:
             return
         try:
-            _write_beside(path, content)
+            with replacing(path, mode=0o600, folder_mode=0o700) as file:
+                file.write(content)
         except OSError as error:
             self._tell_of_failure(error)
             return
@@ -389,27 +390,6 @@ def _unpack(packed: bytes, signature: str) -> EncodedImage:
 
 def _size_bytes(encoded: EncodedImage) -> int:
     return encoded.features.nbytes + sum(array.nbytes for array in encoded.embedding.values())
-
-
-def _write_beside(path: Path, content: bytes) -> None:
-    """Write a file that others see whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        descriptor = os.open(unfinished, flags, 0o600)
-    except FileNotFoundError:
-        # Another process, of other models, has just removed the empty folder.
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(unfinished, flags, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise
 
 
 def _signature_folders(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from backend.atomic_files import replacing
 from backend.errors import BadInputError, ConflictError
 from backend.exports.records import ImageFile, Json
 from backend.exports.sinks import RECORD, SUMS
@@ -144,14 +145,12 @@ class FolderSink:
     def write(self, path: str, chunks: Iterable[bytes]) -> None:
         """Put a file into the folder that becomes the data set."""
         target = self._partial / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.part")
         digest = hashlib.sha256()
-        with beside.open("wb") as file:
+        # One name for all attempts: what a killed run left is overwritten, and no part of the data set.
+        with replacing(target, beside=target.with_name(f".{target.name}.part")) as file:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
-        beside.replace(target)
         self._note_sum(path, digest.hexdigest())
 
     def recall_image(self, task_id: int, tag: str, address: str) -> ImageFile | None:

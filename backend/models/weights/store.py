@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from backend.atomic_files import replacing
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.weights import catalogue
 from backend.models.weights.catalogue import KnownWeights
@@ -237,10 +237,8 @@ class WeightsStore:
             "layout": layout,
         }
         note = self._note_path(own_name)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        beside = note.with_name(f".{note.name}.{secrets.token_hex(4)}")
-        beside.write_text(json.dumps(noted, indent=1))
-        os.replace(beside, note)
+        with replacing(note) as file:
+            file.write(json.dumps(noted, indent=1).encode())
         return StoredWeights(own_name, blob, **noted)  # type: ignore[arg-type]
 
     def unfinished_path(self, name: str) -> Path:
@@ -281,9 +279,5 @@ def _place(path: Path, blob: Path, *, keep: bool) -> None:
             keep = True
         else:
             return
-    beside = blob.with_name(f".{blob.name}.{secrets.token_hex(4)}")
-    try:
-        shutil.copyfile(path, beside)
-        os.replace(beside, blob)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(blob) as copied, path.open("rb") as file:
+        shutil.copyfileobj(file, copied)
