@@ -135,3 +135,16 @@ def test_contributing_names_folders_that_exist() -> None:
     assert len(named) > 12
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+def test_files_that_are_no_python_are_part_of_the_package() -> None:
+    """Each pattern finds something, and nothing that git knows beside the Python files is left out."""
+    packed = set()
+    for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
+        for pattern in patterns:
+            found = set((ROOT / package.replace(".", "/")).glob(pattern))
+            assert found, f"{pattern} of {package} finds nothing"
+            packed |= found
+    listed = subprocess.run(["git", "ls-files", "-z", "backend"], cwd=ROOT, capture_output=True, text=True, check=True)
+    others = {ROOT / name for name in listed.stdout.split("\0") if name and not name.endswith(".py")}
+    assert others - packed == set()

@@ -13,6 +13,7 @@ from PIL import ImageDraw, ImageFont
 
 from backend.core.explanation import ClusterMask, Explanation, LabelExplanation
 from backend.core.types import Image, Mask
+from backend.drawing.overlay import draw_overlay
 from backend.drawing.text import drawable
 
 _PANEL_PX = 308
@@ -148,11 +149,8 @@ def _heat(image: Image, score_map: NDArray[np.float32], side_px: int) -> PillowI
 
 
 def _overlay(image: Image, mask: Mask, side_px: int, colour: tuple[int, int, int]) -> PillowImage.Image:
-    small = np.asarray(_scaled(image, side_px)).copy()
-    shown = cv2.resize(mask.astype(np.uint8), (small.shape[1], small.shape[0]), interpolation=cv2.INTER_NEAREST)
-    small[shown > 0] = (0.5 * small[shown > 0] + 0.5 * np.array(colour)).astype(np.uint8)
-    contours = cv2.findContours(shown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-    return PillowImage.fromarray(cv2.drawContours(small, contours, -1, colour, 1))
+    coloured = [(mask, colour)]
+    return PillowImage.fromarray(draw_overlay(np.asarray(_scaled(image, side_px)), tinted=coloured, outlined=coloured))
 
 
 def _dots(picture: PillowImage.Image, points_xy: NDArray[np.float32], working_hw: tuple[int, ...]) -> PillowImage.Image:

@@ -9,6 +9,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from backend.core.types import Image, Mask
+from backend.drawing.overlay import draw_overlay
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
@@ -93,12 +94,8 @@ def _marked(image: Image, truth: Mask, found: Mask | None) -> PillowImage.Image:
     scale = _TILE_PX / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    if found is not None:
-        area = cv2.resize(found.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-        small[area] = (0.5 * small[area] + 0.5 * np.array(_FOUND)).astype(np.uint8)
-    outline = cv2.resize(truth.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    contours = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    return PillowImage.fromarray(cv2.drawContours(np.ascontiguousarray(small), contours, -1, _TRUTH, 1))
+    tinted = [] if found is None else [(found, _FOUND)]
+    return PillowImage.fromarray(draw_overlay(small, tinted=tinted, outlined=[(truth, _TRUTH)]))
 
 
 def _tile(reference: PillowImage.Image, target: PillowImage.Image, caption: str) -> PillowImage.Image:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image as PillowImage
 
+from backend.drawing.overlay import draw_overlay
 from backend.exports.index_png import palette_colour
 from backend.exports.options import ExportOptions
 from backend.exports.records import ImageRecord, LeftOut
@@ -279,20 +280,13 @@ class _Samples:
         return [(picture, self._pictures[by_name[name]]) for picture, name in self.chosen()]
 
     def _draw(self, image: ImageRecord) -> bytes:
-        """The image, at most 480 px a side, with its masks tinted and outlined."""
+        """Return a PNG of the image, at most 480 px a side, with its masks tinted and outlined."""
         picture = PillowImage.fromarray(decode_image(image.read()))
         picture.thumbnail((_SIDE_PX, _SIDE_PX))
-        drawn = np.asarray(picture).astype(np.float32)
-        for one in image.masks:
-            colour = np.array(palette_colour(self._numbers[one.label]), np.float32)
-            small = PillowImage.fromarray(one.mask.view(np.uint8) * 255)
-            inside = np.asarray(small.resize(picture.size, PillowImage.Resampling.BOX)) > 127
-            padded = np.pad(inside, 1)
-            core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-            drawn[inside] = 0.6 * drawn[inside] + 0.4 * colour
-            drawn[inside & ~core] = colour
+        coloured = [(one.mask, palette_colour(self._numbers[one.label])) for one in image.masks]
+        drawn = draw_overlay(np.asarray(picture), tinted=coloured, outlined=coloured)
         buffer = io.BytesIO()
-        PillowImage.fromarray(drawn.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+        PillowImage.fromarray(drawn).save(buffer, "PNG")
         return buffer.getvalue()
 
 

@@ -15,7 +15,6 @@ from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import read_extra_params, received_on_setup
-from backend.projects.pictures import Thumbnails
 from backend.projects.prediction.bulk_writer import BulkPredictions
 from backend.projects.prediction.explain import Explanations
 from backend.projects.prediction.interactive import InteractivePredictions
@@ -29,6 +28,7 @@ from backend.projects.propagation.propagations import Propagations
 from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality import Quality
 from backend.projects.references.references import References
+from backend.projects.thumbnails import Thumbnails
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 
@@ -49,7 +49,7 @@ class Projects:
         explanations: draws why masks are as they are.
         propagations: predicts whole projects through the workers.
         quality: estimates how good predictions are.
-        pictures: draws small pictures for the project's page.
+        thumbnails: draws small pictures for the project's page.
         models: loaded in the background.
     """
 
@@ -77,7 +77,7 @@ class Projects:
         self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)
         self.propagations = Propagations(settings, store, connections, self.banks, self.propagation_plans)
         self.quality = Quality(settings, store, models, connections, images, self.banks)
-        self.pictures = Thumbnails(store, connections, images)
+        self.thumbnails = Thumbnails(store, connections, images)
         self._connected: dict[str, str] = {}
         self._lock = threading.Lock()
 

@@ -1,11 +1,12 @@
 """The body of a request as a JSON object, strictly."""
 
 import json
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flask import request
 
 from backend.errors import BadInputError
+from backend.store.records import Json
 
 MOST_CONTAINERS = 1_000_000
 """Lists and objects of a body. Each takes about 90 bytes, written in two: 28 MB of them would become 860 MB."""
@@ -13,8 +14,11 @@ MOST_ITEMS = 200_000_000
 """Items of all lists and objects of a body, at 8 bytes each; the masks of tasks are lists of small numbers."""
 
 
-def read_json_object() -> dict[str, Any]:
-    """The object that the body is, whatever the content type says.
+__all__ = ["Json", "read_json_object"]
+
+
+def read_json_object() -> Json:
+    """Return the object that the body is, whatever the content type says.
 
     Raises:
         BadInputError: no JSON, in no Unicode encoding, NaN or Infinity in it, nested too deeply, more lists and objects
@@ -30,11 +34,13 @@ def read_json_object() -> dict[str, Any]:
     try:
         body = json.loads(content, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise BadInputError("expected a JSON object as the body, got one that is nested too deeply") from error
+        raise BadInputError(
+            "expected a JSON object as the body, got one that is nested too deeply: send it less nested"
+        ) from error
     except ValueError:  # a number of thousands of digits is one too
         body = None
     if not isinstance(body, dict):
-        raise BadInputError("expected a JSON object as the body, got something else")
+        raise BadInputError("expected a JSON object as the body, got something else: correct it")
     return body
 
 

@@ -1,27 +1,22 @@
-"""What a webhook of Label Studio means: which references change, which jobs are due.
+"""Webhooks of Label Studio: which references change, which jobs are due.
 
 Label Studio waits one second for the answer inside its user's request and never sends again, so events only mark and
 enqueue. What a webhook says is a hint to look at Label Studio, never a reason to change or delete anything: whoever
-knows one project's secret can send what they like. If Redis is away, the project is marked and looked through later.
+knows one project's secret can send what they like. If Redis is away, the project is marked and reconciled later.
 """
 
 import logging
-from typing import Any
+from collections.abc import Callable
 
 from backend.errors import BadInputError, ForbiddenError, NotFoundError, QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
-from backend.store.records import PropagationFilter
+from backend.store.records import Json, PropagationFilter
 
 logger = logging.getLogger(__name__)
 
-_ANNOTATIONS_CHANGED = {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"}
-_ACTIONS = _ANNOTATIONS_CHANGED | {"ANNOTATIONS_DELETED", "TASKS_DELETED", "PROJECT_UPDATED", "START_TRAINING"}
-_NOTHING_TO_DO = {"TASKS_CREATED", "PROJECT_CREATED", "PROJECT_DELETED", "LABEL_LINK_CREATED", "LABEL_LINK_UPDATED"}
-
-
 _ONE_BY_ONE = 20
-"""More annotations than this in one event are cheaper to look through together."""
+"""Most annotations of an event that get a job each; more are cheaper to look through together."""
 
 
 class WebhookReceiver:
@@ -31,8 +26,8 @@ class WebhookReceiver:
         self._projects = projects
         self._queue = queue
 
-    def receive(self, body: dict[str, Any], secret_of: str | None = None) -> dict[str, Any]:
-        """Act on one webhook and say what was done.
+    def receive(self, body: Json, secret_of: str | None = None) -> Json:
+        """Act on one webhook and return what was done.
 
         Args:
             body: of the webhook.
@@ -45,32 +40,38 @@ class WebhookReceiver:
         action = str(body.get("action"))
         if action in _NOTHING_TO_DO:
             return {"status": "nothing to do"}
-        if action not in _ACTIONS:
+        handler = _HANDLERS.get(action)
+        if handler is None:
             logger.info("webhook action %s is unknown: ignored", action)
             return {"status": "ignored"}
         key, is_news = self._projects.hinted_project(body.get("project"))
         if secret_of not in (None, key):
             raise ForbiddenError("this webhook's secret is another project's: connect the backend to the project again")
         # Jobs of annotations look at an unknown project themselves.
-        if is_news and (action in ("PROJECT_UPDATED", "START_TRAINING") or self._projects.store.project(key)):
+        if is_news and (action in _OF_THE_PROJECT or self._projects.store.project(key)):
             self._refresh(key)
-        return self._act(action, key, body)
+        return handler(self, key, body)
 
-    def _act(self, action: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
-        if action in _ANNOTATIONS_CHANGED:
-            return self._ingest(key, _ids(body, "annotation"))
-        if action == "ANNOTATIONS_DELETED":
-            return self._ingest(key, _ids(body, "annotations"))
-        if action == "TASKS_DELETED":
-            tasks = set(_ids(body, "tasks"))
-            known = [each.annotation_id for each in self._projects.store.annotations(key) if each.task_id in tasks]
-            return self._ingest(key, known) if known else {"status": "nothing to do"}
-        if action == "START_TRAINING":
-            if self._projects.store.project(key) is None:
-                raise NotFoundError(
-                    f"project {key} was not known here and is looked up in Label Studio now: try again in some seconds"
-                )
-            return self._propagate(key)
+    def _ingest_changed(self, project_key: str, body: Json) -> Json:
+        return self._ingest(project_key, _ids(body, "annotation"))
+
+    def _ingest_deleted(self, project_key: str, body: Json) -> Json:
+        return self._ingest(project_key, _ids(body, "annotations"))
+
+    def _ingest_of_deleted_tasks(self, project_key: str, body: Json) -> Json:
+        tasks = set(_ids(body, "tasks"))
+        known = [each.annotation_id for each in self._projects.store.annotations(project_key) if each.task_id in tasks]
+        return self._ingest(project_key, known) if known else {"status": "nothing to do"}
+
+    def _start_training(self, project_key: str, body: Json) -> Json:
+        if self._projects.store.project(project_key) is None:
+            raise NotFoundError(
+                f"project {project_key} was not known here and is looked up in Label Studio now: "
+                "try again in some seconds"
+            )
+        return self._propagate(project_key)
+
+    def _be_done(self, project_key: str, body: Json) -> Json:
         return {"status": "done"}
 
     def _refresh(self, project_key: str) -> None:
@@ -80,7 +81,7 @@ class WebhookReceiver:
             self._projects.store.mark_for_reconcile(project_key)
             logger.warning("project=%s waits for the queue: %s", project_key, error)
 
-    def _reconcile(self, project_key: str) -> dict[str, Any]:
+    def _reconcile(self, project_key: str) -> Json:
         try:
             return {"status": "queued", "jobs": [self._queue.reconcile(project_key)]}
         except QueueUnavailableError as error:
@@ -88,7 +89,7 @@ class WebhookReceiver:
             logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
             return {"status": "waits for the queue"}
 
-    def _propagate(self, project_key: str) -> dict[str, Any]:
+    def _propagate(self, project_key: str) -> Json:
         # Asked for anew, with what the project has now: one that runs is out of date.
         record = self._projects.propagations.start(
             project_key, PropagationFilter(), "Label Studio: start training", supersede=True
@@ -100,7 +101,7 @@ class WebhookReceiver:
             logger.warning("project=%s propagation=%d waits for the queue: %s", project_key, record.id, error)
             return answer
 
-    def _ingest(self, project_key: str, annotation_ids: list[int]) -> dict[str, Any]:
+    def _ingest(self, project_key: str, annotation_ids: list[int]) -> Json:
         if len(annotation_ids) > _ONE_BY_ONE:
             return self._reconcile(project_key)
         jobs = []
@@ -115,8 +116,22 @@ class WebhookReceiver:
         return {"status": "queued", "jobs": jobs}
 
 
-def _ids(body: dict[str, Any], name: str) -> list[int]:
-    """The ids of an object or a list of objects."""
+_HANDLERS: dict[str, Callable[[WebhookReceiver, str, Json], Json]] = {
+    "ANNOTATION_CREATED": WebhookReceiver._ingest_changed,
+    "ANNOTATION_UPDATED": WebhookReceiver._ingest_changed,
+    "ANNOTATIONS_CREATED": WebhookReceiver._ingest_changed,
+    "ANNOTATIONS_DELETED": WebhookReceiver._ingest_deleted,
+    "TASKS_DELETED": WebhookReceiver._ingest_of_deleted_tasks,
+    "PROJECT_UPDATED": WebhookReceiver._be_done,
+    "START_TRAINING": WebhookReceiver._start_training,
+}
+_OF_THE_PROJECT = ("PROJECT_UPDATED", "START_TRAINING")
+"""Actions for which also a project that is unknown here is looked up at once."""
+_NOTHING_TO_DO = ("TASKS_CREATED", "PROJECT_CREATED", "PROJECT_DELETED", "LABEL_LINK_CREATED", "LABEL_LINK_UPDATED")
+
+
+def _ids(body: Json, name: str) -> list[int]:
+    """Return the ids of an object or a list of objects."""
     value = body.get(name)
     items = value if isinstance(value, list) else [value]
     ids = [item.get("id") for item in items if isinstance(item, dict)]

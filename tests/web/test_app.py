@@ -22,16 +22,12 @@ from backend.projects.references import ingestion
 from backend.settings import load_settings
 from backend.store import tables
 from backend.store.records import PropagationFilter
-from backend.web.app import client_is_gone, create_app
+from backend.web.app import create_app
+from backend.web.prediction_slots import client_is_gone
 from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png, stored_masks
 
 PAYLOADS = sorted((Path(__file__).parents[1] / "payloads").glob("*.json"))
 RED_BOX = (10, 10, 30, 30)
-
-
-def _recorded(name: str) -> dict[str, Any]:
-    recorded: dict[str, Any] = json.loads((Path(__file__).parent / "payloads" / f"{name}.json").read_text())
-    return recorded
 
 
 def _keypoint(x: float, y: float, label: str = "Cat", **more: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_each_request_and_each_job_has_one_line_with_ids_and_milliseconds(
     body = {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 7}], "project": backend.label_studio.project(1)}
     answer = backend.client.post("/webhook", json=body)
     backend.work()
-    (request,) = [one for one in caplog.records if one.name == "backend.web.app"]
+    (request,) = [one for one in caplog.records if one.name == "backend.web.request_log"]
     assert request.getMessage().startswith(f"request={answer.headers['X-Request-Id']} POST /webhook status=201 ")
     assert {"request", "method", "route", "status", "action", "ms"} <= request.figures.keys()  # type: ignore[attr-defined]
     (job,) = [one for one in caplog.records if one.name == "backend.jobs.tasks"]

@@ -24,11 +24,12 @@ _THREADS = 2
 _CHUNK_BYTES = 1 << 16
 
 
-def add_export_route(pages: Blueprint, projects: Projects) -> None:
-    """Put the route on the project's pages."""
+def create_export_routes(projects: Projects) -> Blueprint:
+    """Return the route, over one set of projects; one export is downloaded at a time."""
+    routes = Blueprint("export", __name__)
     one_at_a_time = threading.Lock()
 
-    @pages.get("/<int:project_id>/export")
+    @routes.get("/projects/<int:project_id>/export")
     def export(project_id: int) -> Response:
         options = options_from_texts(request.args)
         project = open_project(projects, project_id)
@@ -41,6 +42,8 @@ def add_export_route(pages: Blueprint, projects: Projects) -> None:
         response.call_on_close(chunks.close)
         return response
 
+    return routes
+
 
 class _Download:
     """An export that runs in a thread and waits whenever nobody takes what it has written."""
@@ -52,7 +55,7 @@ class _Download:
         self._failure: BaseException | None = None
 
     def start(self, on_end: Callable[[], None]) -> "_Chunks":
-        """What it writes, as it comes; `on_end` is called once, when nobody takes any more of it."""
+        """Return what it writes, as it comes; `on_end` is called once, when nobody takes any more of it."""
         reading, writing = os.pipe()
         reader, writer = os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb")
         threading.Thread(target=self._write, args=(writer,), name="export", daemon=True).start()

@@ -1,6 +1,5 @@
 """Small pictures for the project's page: a task's image with masks over it."""
 
-import hashlib
 import io
 import threading
 from collections import OrderedDict
@@ -9,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageFilter
 
 from backend.core.types import Image, Mask
+from backend.drawing.overlay import colour_of, draw_overlay
 from backend.errors import NotFoundError
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -21,9 +20,9 @@ from backend.projects.prediction.reference_banks import OWN_VERSIONS
 from backend.store import ProjectRecord, Store
 
 _SIDE_PX = 320
+"""Longer side of a thumbnail, at most."""
 _KEPT = 256
 _AT_A_TIME = 2
-_COLOURS = ((228, 87, 46), (23, 190, 187), (255, 201, 20), (118, 176, 65), (137, 92, 196), (46, 134, 222))
 
 _Key = tuple[object, ...]
 
@@ -98,7 +97,7 @@ class Thumbnails:
                     raise NotFoundError(f"task {task_id} is not in Label Studio (any more)")
                 task = tasks[0]
             picture = self._images.picture(task, config.image(tag_name), self._connections.fetcher(project.key))
-            content = _overlay(picture, masks)
+            content = _draw_thumbnail(picture, masks)
         with self._lock:
             self._kept[key] = content
             while len(self._kept) > _KEPT:
@@ -112,11 +111,6 @@ class Thumbnails:
             return self._kept.get(key)
 
 
-def colour_of(label: str) -> tuple[int, int, int]:
-    """A label's colour on the page, the same everywhere."""
-    return _COLOURS[int(hashlib.sha256(label.encode()).hexdigest(), 16) % len(_COLOURS)]
-
-
 def _masks(config: LabelConfig, regions: Iterable[Mapping[str, Any]], tag_name: str) -> dict[str, Mask]:
     masks: dict[str, Mask] = {}
     for region in read_regions(list(regions), config, joins_masks=True).regions:
@@ -125,19 +119,11 @@ def _masks(config: LabelConfig, regions: Iterable[Mapping[str, Any]], tag_name: 
     return masks
 
 
-def _overlay(picture: Image, masks: Mapping[str, Mask]) -> bytes:
-    """JPEG of at most 320 px a side: masks tinted, their outlines drawn."""
-    image = PillowImage.fromarray(picture)
+def _draw_thumbnail(picture: Image, masks: Mapping[str, Mask]) -> bytes:
+    image = PillowImage.fromarray(picture).convert("RGB")
     image.thumbnail((_SIDE_PX, _SIDE_PX))
-    drawn = np.asarray(image.convert("RGB")).astype(np.float32)
-    for label, mask in masks.items():
-        small = PillowImage.fromarray(mask.astype(np.uint8) * 255).resize(image.size, PillowImage.Resampling.BOX)
-        inside = np.asarray(small) > 127
-        rim = np.asarray(small.filter(ImageFilter.MaxFilter(3))) > 127
-        rim &= ~(np.asarray(small.filter(ImageFilter.MinFilter(3))) > 127)
-        colour = np.array(colour_of(label), np.float32)
-        drawn[inside] = 0.6 * drawn[inside] + 0.4 * colour
-        drawn[rim] = colour
+    coloured = [(mask, colour_of(label)) for label, mask in masks.items()]
     buffer = io.BytesIO()
-    PillowImage.fromarray(drawn.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    drawn = draw_overlay(np.asarray(image), tinted=coloured, outlined=coloured)
+    PillowImage.fromarray(drawn).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
