@@ -39,7 +39,7 @@ from backend.engine.loading import load_softmatcher  # noqa: E402
 from backend.engine.softmatcher import Softmatcher  # noqa: E402
 from backend.errors import BadInputError  # noqa: E402
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask  # noqa: E402
-from backend.evaluation.markings import largest_pieces, simulated_points, simulated_strokes  # noqa: E402
+from backend.evaluation.simulated_annotations import largest_pieces, simulated_points, simulated_strokes  # noqa: E402
 
 COVERED = 0.9
 NEIGHBOURS_PX = 0.1

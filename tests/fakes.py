@@ -501,6 +501,6 @@ def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object
     app = create_app(projects, queue)  # type: ignore[arg-type]
     metrics.read_from(
         references=projects.count_references, cache=models.cache_counters, queue=queue.waiting,
-        workers=queue.workers_now, shared=metrics.totals, propagations=projects.propagations.figures,
+        workers=queue.workers_now, shared=metrics.totals, propagations=projects.propagations.counters,
     )  # fmt: skip
     return Backend(made, label_studio, queue, projects, app.test_client())

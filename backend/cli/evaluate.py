@@ -115,7 +115,7 @@ def evaluate(
         Console().print(_table(result, name))
     if joint:
         Console().print_json(json.dumps(figures["joint"]))
-    for kind, value in run.markings.items():
+    for kind, value in run.simulated_annotations.items():
         Console().print(f"mIoU, marked by {kind}: {value:.3f}")
 
 

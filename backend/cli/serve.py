@@ -69,7 +69,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
             queue=queue.waiting,
             workers=queue.workers_now,
             shared=queue.shared_state.counters,
-            propagations=projects.propagations.figures,
+            propagations=projects.propagations.counters,
         )
         try:
             queue.shared_state.publish_settings(shared_settings(settings))

@@ -23,7 +23,7 @@ def variants_to_markdown(result: VariantsResult) -> str:
     by_name = {name: one.to_json() for name, one in result.variants.items()}
     lines = [_row("figure", *by_name), _row("---", *("---:" for _ in by_name))]
     lines += [_row(figure, *(_number(figures[figure]) for figures in by_name.values())) for figure in _FIGURES]
-    for name, value in result.markings.items():
+    for name, value in result.simulated_annotations.items():
         lines.append(_row(f"miou from {name}", _number(value), *("" for _ in list(by_name)[1:])))
     stages = dict.fromkeys(stage for one in result.variants.values() for stage in one.stages_ms)
     lines += [

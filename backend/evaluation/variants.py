@@ -30,7 +30,8 @@ from backend.evaluation.datasets import (
     read_image,
     read_mask,
 )
-from backend.evaluation.markings import (
+from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
+from backend.evaluation.simulated_annotations import (
     MOST_CORRECTIONS,
     corrected,
     largest_object,
@@ -38,11 +39,9 @@ from backend.evaluation.markings import (
     simulated_points,
     simulated_strokes,
 )
-from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
 
 SIMULATED_ANNOTATIONS = ("points", "strokes", "points_corrected", "strokes_corrected", "one_object")
-"""What is marked instead of the whole mask, see `markings`; corrected: by a user who sees the mask found, up to three
-times."""
+"""What is marked instead of the whole mask; corrected: by a user who sees the mask found, up to three times."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,19 @@ class VariantsResult:
 
     Attributes:
         variants: name to its figures.
-        markings: what was marked to the mIoU of the first variant; empty if only masks were.
+        simulated_annotations: what was marked to the mIoU of the first variant; empty if only masks were.
         resumed: classes that an earlier, interrupted run had finished.
     """
 
     variants: Mapping[str, EvaluationResult]
-    markings: Mapping[str, float]
+    simulated_annotations: Mapping[str, float]
     resumed: int
 
     def joined_with(self, other: "VariantsResult") -> "VariantsResult":
         """Both runs side by side; what was marked is of this one."""
-        return VariantsResult({**self.variants, **other.variants}, self.markings, self.resumed + other.resumed)
+        return VariantsResult(
+            {**self.variants, **other.variants}, self.simulated_annotations, self.resumed + other.resumed
+        )
 
     def to_json(self) -> dict[str, object]:
         """The figures of the first variant, and of all side by side."""
@@ -71,14 +72,15 @@ class VariantsResult:
             for name, result in self.variants.items()
         }
         found = {**first, "variants": brief}
-        if self.markings:
-            found["markings"] = dict(self.markings)
+        if self.simulated_annotations:
+            mious = self.simulated_annotations
+            found["markings"] = dict(mious)
             for key, kinds in (
                 ("scribble_loss", ("points", "strokes")),
                 ("scribble_corrected_loss", ("points_corrected", "strokes_corrected")),
                 ("one_object_loss", ("one_object",)),
             ):
-                found[key] = self.markings["mask"] - statistics.fmean(self.markings[kind] for kind in kinds)
+                found[key] = mious["mask"] - statistics.fmean(mious[kind] for kind in kinds)
         return found
 
 

@@ -198,34 +198,37 @@ def read_regions(
         else:
             regions.extend(read)
     for one in joined.values():
-        regions[one.at] = replace(regions[one.at], strokes_apart=one.apart.strokes)
+        regions[one.at] = replace(regions[one.at], mask=one.mask, strokes_apart=one.apart.strokes)
     return RegionsRead(tuple(regions), tuple(problems), tuple(passed_over))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Joined:
-    """Where the region is that stands for several, and what each of them painted."""
+    """Regions that mean the same, on their way to one: where it stands, what they cover, and what each painted."""
 
     at: int
+    mask: Mask
     apart: StrokesApart
 
 
 def _join(regions: list[Region], joined: dict[tuple[object, ...], _Joined], read: Sequence[Region]) -> None:
+    """Append regions; of those with a mask only the first of its kind, whose mask is replaced in the end."""
     for region in read:
         if region.mask is None:
             regions.append(region)
             continue
         is_ours = region.origin in PREDICTED_ORIGINS, is_own_region_id(region.id)
         key = (region.label, region.from_name, region.to_name, region.is_positive, *is_ours)
-        first = joined.setdefault(key, _Joined(len(regions), StrokesApart()))
-        first.apart.add(region.mask)
-        if first.at == len(regions):
+        first = joined.get(key)
+        if first is None:
             # Regions of several labels share one mask: each label goes on with its own.
-            regions.append(region if len(read) == 1 else replace(region, mask=region.mask.copy()))
-            continue
-        mask = regions[first.at].mask
-        assert mask is not None  # only brush regions are joined
-        mask |= region.mask
+            mask = region.mask if len(read) == 1 else region.mask.copy()
+            first = joined[key] = _Joined(len(regions), mask, StrokesApart())
+            # The region lets go of the mask, which others are painted into: no array of a region ever changes.
+            regions.append(replace(region, mask=None))
+        else:
+            first.mask |= region.mask
+        first.apart.add(region.mask)
 
 
 def _read_region(

@@ -1,4 +1,4 @@
-"""What the regions of one annotation, draft or context mean together: finished masks and scribbles, label by label."""
+"""Groups the regions of one annotation, draft or context by label: complete masks and scribbles."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,33 +12,35 @@ from backend.labelstudio.codec import PREDICTED_ORIGINS, Region, is_own_region_i
 
 @dataclass(frozen=True, eq=False)
 class LabelPrompts:
-    """All marks of one label on one image.
+    """The regions of one label on one image.
 
     Attributes:
         label: as results carry it.
         to_name: the image.
         size_hw: natural size of that image.
-        finished: masks that need no segmenter, each (H, W) bool.
-        scribble: all other marks; its negatives are this label's own and whatever is marked with a background label.
+        complete_masks: masks that need no segmenter, each (H, W) bool.
+        scribble: all other regions; its negatives are this label's own and whatever is marked with a background label.
         outside: (H, W) bool: pixels known not to be of this label: brush strokes and boxes, negative or of a background
-            label. None if there are none. The same as the scribble's negative strokes; finished masks need it too.
-        region_ids: of the positive marks, in the order of the result.
+            label. None if there are none. The same as the scribble's negative strokes; complete masks need it too.
+        region_ids: of the positive regions, in the order of the result.
     """
 
     label: str
     to_name: str
     size_hw: tuple[int, int]
-    finished: tuple[Mask, ...]
+    complete_masks: tuple[Mask, ...]
     scribble: Scribble
     outside: Mask | None
     region_ids: tuple[str, ...]
 
 
 def is_complete_mask(region: Region, mask_tags: Collection[str] = ()) -> bool:
-    """True for a region to be taken as it is: a shape, or a brush region that was predicted, accepted from us, or made
-    with a control for masks.
+    """Return whether a region is a mask as it is and needs no segmenter.
+
+    That is a shape, or a brush region that was predicted, accepted from us, or made with a control for masks.
 
     Args:
+        region: of any kind.
         mask_tags: names of control tags with which labelers draw whole masks.
     """
     return region.is_positive and (
@@ -53,7 +55,7 @@ def is_complete_mask(region: Region, mask_tags: Collection[str] = ()) -> bool:
 def regions_to_scribble(
     regions: Iterable[Region], size_hw: tuple[int, int], *, background: Iterable[Region] = ()
 ) -> Scribble:
-    """The scribble that regions of one label on one image draw together.
+    """Join the regions of one label on one image to a scribble.
 
     Negative boxes count as negative strokes that fill the box.
 
@@ -96,20 +98,20 @@ def regions_to_scribble(
 def group_annotation(
     regions: Sequence[Region], background_labels: Collection[str] = (), mask_tags: Collection[str] = ()
 ) -> tuple[LabelPrompts, ...]:
-    """The marks of an annotation by image and label.
+    """Group the regions of an annotation by image and label.
 
-    A brush region is a finished mask if it was predicted (origin "prediction", "prediction-changed"), if its id is ours
+    A brush region is a complete mask if it was predicted (origin "prediction", "prediction-changed"), if its id is ours
     (an accepted suggestion: the editor may call its origin "manual"), or if its control is one of `mask_tags`; else it
     is a scribble, as key points and rectangles always are. What is marked with a background label is a negative of all
-    other labels of that image and gives no marks of its own.
+    other labels of that image and gives no entry of its own.
 
     Args:
-        regions: as `read_regions` gives them.
+        regions: as `read_regions` returns them.
         background_labels: labels that mean "nothing of interest".
         mask_tags: names of control tags with which labelers draw whole masks.
 
     Returns:
-        One entry for each image and label with a positive mark, in the order of first appearance.
+        One entry for each image and label with a positive region, in the order of first appearance.
     """
     grouped: dict[tuple[str, str], list[Region]] = {}
     for region in regions:
@@ -121,12 +123,12 @@ def group_annotation(
         positive = [region for region in own if region.is_positive]
         if not positive:
             continue
-        finished = [region for region in own if is_complete_mask(region, mask_tags)]
+        complete = [region for region in own if is_complete_mask(region, mask_tags)]
         size_hw = positive[0].size_hw
         scribble = regions_to_scribble(
-            [region for region in own if region not in finished], size_hw, background=background
+            [region for region in own if region not in complete], size_hw, background=background
         )
-        masks = tuple(region.mask for region in finished if region.mask is not None)
+        masks = tuple(region.mask for region in complete if region.mask is not None)
         ids = tuple(region.id for region in positive)
         marks.append(LabelPrompts(label, to_name, size_hw, masks, scribble, scribble.negative_strokes, ids))
     return tuple(marks)
@@ -145,7 +147,7 @@ def _apart(painted: Sequence[Region]) -> tuple[Stroke, ...]:
 
 
 def _union(size_hw: tuple[int, int], regions: Sequence[Region]) -> Mask | None:
-    """All that the brushes and boxes of the regions cover; None if they have neither."""
+    """Return what the brushes and boxes of the regions cover; None if they have neither."""
     covered: Mask | None = None
     for region in regions:
         if region.mask is None and region.box_xyxy is None:

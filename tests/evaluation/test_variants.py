@@ -18,8 +18,14 @@ from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.markdown import variants_to_markdown
-from backend.evaluation.markings import corrected, largest_object, marks_all, simulated_points, simulated_strokes
 from backend.evaluation.run import evaluate
+from backend.evaluation.simulated_annotations import (
+    corrected,
+    largest_object,
+    marks_all,
+    simulated_points,
+    simulated_strokes,
+)
 from backend.evaluation.variants import evaluate_variants
 from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
@@ -90,14 +96,20 @@ def test_a_variant_has_the_timings_of_its_own_images_and_no_others(drawn: Path) 
     assert {name: of.stages_ms["match"] for name, of in run.variants.items()} == {"posterior": 1000, "prototype": 2000}
 
 
-def test_markings_cost_little_on_discs(drawn: Path) -> None:
+def test_simulated_annotations_cost_little_on_discs(drawn: Path) -> None:
     run = evaluate_variants(drawn, VARIANTS, with_simulated_annotations=True, limit=1, load=_load)
-    assert set(run.markings) == {"mask", "points", "strokes", "points_corrected", "strokes_corrected", "one_object"}
-    assert run.to_json()["scribble_loss"] == pytest.approx(
-        run.markings["mask"] - (run.markings["points"] + run.markings["strokes"]) / 2
-    )
-    assert run.markings["points"] > 0.7
-    assert run.markings["strokes"] > 0.7
+    mious = run.simulated_annotations
+    assert set(mious) == {
+        "mask",
+        "points",
+        "strokes",
+        "points_corrected",
+        "strokes_corrected",
+        "one_object",
+    }
+    assert run.to_json()["scribble_loss"] == pytest.approx(mious["mask"] - (mious["points"] + mious["strokes"]) / 2)
+    assert mious["points"] > 0.7
+    assert mious["strokes"] > 0.7
 
 
 def test_an_interrupted_run_is_taken_up_again(drawn: Path, tmp_path: Path) -> None:

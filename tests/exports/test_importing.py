@@ -64,7 +64,7 @@ def test_coco_comes_back_as_it_was_and_a_second_run_adds_nothing(filled: Backend
         for region, (_, mask) in zip(regions, expected, strict=True):
             assert np.array_equal(region.mask, mask)
         for mark in group_annotation(regions):
-            assert mark.finished, "a mask, not a scribble for the segmenter"
+            assert mark.complete_masks, "a mask, not a scribble for the segmenter"
     before = dict(other.label_studio.annotations)
     again = _import(other, tmp_path / "out")
     assert (again.imported, again.already, again.kept, again.problems) == (0, 5, [], [])

@@ -144,5 +144,5 @@ def test_an_annotation_of_a_polygon_alone_marks_its_object() -> None:
     config = parse_label_config(case["label_config"])
     (marks,) = group_annotation(read_regions(case["annotation_of_task_0"], config).regions)
     assert marks.label == "Coin"
-    (mask,) = marks.finished
+    (mask,) = marks.complete_masks
     assert mask.mean() == pytest.approx(0.25 * 0.32, rel=0.05)

@@ -108,12 +108,14 @@ def test_what_no_reference_is_made_of_changes_nothing(annotated: Backend) -> Non
 
 
 def test_records_of_an_older_release_are_read_again_once(annotated: Backend) -> None:
-    store, key = annotated.projects.store, annotated.label_studio.key
+    key = annotated.label_studio.key
     connect(annotated, label_config=WITH_BACKGROUND)
     annotated.projects.references.reconcile(key)
     before = made_of(annotated)
-    with store._write() as connection:
+    engine = sa.create_engine(annotated.settings.store_url)
+    with engine.begin() as connection:
         connection.execute(sa.update(tables.annotations).values(reading=None))
+    engine.dispose()
 
     annotated.label_studio.is_down = True
     start_training(annotated)

@@ -16,7 +16,6 @@ from backend.errors import (
     LabelStudioUnavailableError,
     NotFoundError,
     SoftmatcherError,
-    TooLargeError,
 )
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
@@ -24,9 +23,14 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, TaskImages, versions_to_json
 from backend.projects.prediction.batch_pipeline import TaskPrediction
+from backend.projects.prediction.prediction_writer import (
+    PredictionWriter,
+    failed_outcome,
+    own_predictions,
+    score_of,
+)
 from backend.projects.prediction.predictor import Predictions
-from backend.projects.prediction.reference_banks import OWN_VERSIONS, PredictionContext
-from backend.store import ProjectRecord
+from backend.projects.prediction.reference_banks import PredictionContext
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
@@ -68,6 +72,7 @@ class BulkPredictions:
         self._connections = connections
         self._images = images
         self._predictions = predictions
+        self._writer = PredictionWriter(metrics)
         self._seen_failing: set[tuple[str, int]] = set()
 
     @property
@@ -112,19 +117,21 @@ class BulkPredictions:
         client = self._connections.client(batch.context.project.key)
         tasks = {int(task["id"]): task for task in client.tasks_of(batch.context.project.project_id, batch.task_ids)}
         outcomes = [
-            self._failed(batch, task_id, "task_gone", "the task is not in the project any more")
+            failed_outcome(
+                self._metrics, batch.context, task_id, "task_gone", "the task is not in the project any more"
+            )
             for task_id in batch.task_ids
             if task_id not in tasks
         ]
         replaced: dict[int, list[int]] = {}
         to_predict: list[Json] = []
         fetcher = self._connections.fetcher(batch.context.project.key)
-        own = {task_id: _own_predictions(task, batch.context.version) for task_id, task in tasks.items()}
+        own = {task_id: own_predictions(task, batch.context.version) for task_id, task in tasks.items()}
         unchanged = self._unchanged(batch, [task for task_id, task in tasks.items() if own[task_id][0]], fetcher)
         for task in tasks.values():
             current, old = own[task["id"]]
             if task["id"] in unchanged:
-                kept = TaskOutcome(task["id"], "done", _score(current[-1]), batch.context.version, is_kept=True)
+                kept = TaskOutcome(task["id"], "done", score_of(current[-1]), batch.context.version, is_kept=True)
                 outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
                 current = current[:-1]
             else:
@@ -136,7 +143,7 @@ class BulkPredictions:
         outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]
         to_write = {id_: one for id_, one in found.items() if id_ in wanted}
         try:
-            written = self._write(client, batch, to_write, outcomes, replaced, on_other_config)
+            written = self._writer.write(client, batch.context, to_write, outcomes, replaced, on_other_config)
         except LabelStudioUnavailableError:
             on_lost_answer()
             raise
@@ -165,26 +172,6 @@ class BulkPredictions:
         with ThreadPoolExecutor(_ASKERS, thread_name_prefix="unchanged") as pool:
             return {task["id"] for task, holds in zip(tasks, pool.map(is_unchanged, tasks), strict=True) if holds}
 
-    def keep_one(self, project: ProjectRecord, versions: Mapping[int, str | None]) -> int:
-        """Remove all but one prediction of this backend from each of the tasks; how many were removed.
-
-        Args:
-            project: of the tasks.
-            versions: task id -> the model_version whose newest prediction stays; the newest of any, where it has none.
-
-        Raises:
-            LabelStudioError, ConfigurationError: Label Studio cannot be used.
-        """
-        client = self._connections.client(project.key)
-        removed = 0
-        for task in client.tasks_of(project.project_id, list(versions)):
-            wanted = versions[int(task["id"])]
-            ranked = sorted((each.get("model_version") == wanted, int(each["id"])) for each in _own(task))
-            for _, prediction_id in ranked[:-1]:
-                client.delete_prediction(prediction_id)
-                removed += 1
-        return removed
-
     def _predict(
         self,
         batch: Batch,
@@ -201,7 +188,7 @@ class BulkPredictions:
         def fail(task_id: int, kind: str, reason: str) -> None:
             # At the edges of a time in which images fail there are too few in a row: a second look tells.
             if not waits_for_images or self._was_seen_failing(batch, task_id):
-                outcomes.append(self._failed(batch, task_id, kind, reason))
+                outcomes.append(failed_outcome(self._metrics, batch.context, task_id, kind, reason))
             alike.append(kind)
             if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
                 self._seen_failing -= {(batch.context.project.key, each) for each in batch.task_ids}
@@ -227,7 +214,7 @@ class BulkPredictions:
             except Exception as error:
                 logger.exception("project=%s task=%s", batch.context.project.key, task_id)
                 reason = f"internal error ({type(error).__name__}); the worker's log has the details"
-                outcomes.append(self._failed(batch, task_id, "internal", reason))
+                outcomes.append(failed_outcome(self._metrics, batch.context, task_id, "internal", reason))
             else:
                 unseen = [
                     error for tag, error in one.failures.items() if batch.context.config.image(tag).is_in(task["data"])
@@ -254,125 +241,9 @@ class BulkPredictions:
         self._seen_failing.add(seen)
         return False
 
-    def _failed(self, batch: Batch, task_id: int, kind: str, reason: str) -> TaskOutcome:
-        self._metrics.tasks.labels("failed").inc()
-        self._metrics.failures.labels(kind).inc()
-        logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, reason)
-        return TaskOutcome(task_id, "failed", model_version=batch.context.version, reason=_shortened(reason))
-
-    def _write(
-        self,
-        client: LabelStudioClient,
-        batch: Batch,
-        found: Mapping[int, TaskPrediction],
-        outcomes: list[TaskOutcome],
-        replaced: Mapping[int, Sequence[int]],
-        on_other_config: Callable[[str], None],
-    ) -> list[int]:
-        """Import the predictions; the tasks that are as they should be now, with and without one."""
-        written = [task_id for task_id, one in found.items() if one.prediction is None]
-        outcomes += [
-            TaskOutcome(
-                task_id, "empty", model_version=batch.context.version, images=versions_to_json(found[task_id].images)
-            )
-            for task_id in written
-        ]
-        predictions = [{"task": task_id, **one.prediction} for task_id, one in found.items() if one.prediction]
-        refused, is_sure = self._import(client, batch.context.project.project_id, predictions)
-        left = [one for one in predictions if one["task"] not in refused]
-        if not is_sure or any(replaced.get(one["task"]) for one in left):
-            seen = _with_new(client, batch, [one["task"] for one in left], replaced)
-            unseen = [one for one in left if one["task"] not in seen]
-        else:
-            unseen = []
-        if unseen or refused:
-            label_config = str(client.project(batch.context.project.project_id).get("label_config", ""))
-            if label_config != batch.context.project.label_config:
-                on_other_config(label_config)
-                left, refused, unseen = [one for one in left if one not in unseen], {}, []
-        for one in unseen:
-            try:
-                client.create_prediction(one)  # alone, since then Label Studio says what it finds fault with
-            except LabelStudioUnavailableError:
-                raise  # that says nothing against the prediction
-            except (BadInputError, NotFoundError, LabelStudioError) as error:
-                refused[one["task"]] = f"Label Studio does not take the prediction: {error}"
-        for one in predictions:
-            if one["task"] in refused:
-                outcomes.append(self._failed(batch, one["task"], "import_refused", refused[one["task"]]))
-            elif one in left:
-                written.append(one["task"])
-                made = found[one["task"]]
-                done = TaskOutcome(one["task"], "done", _score(one), batch.context.version, _shortened(made.problem))
-                outcomes.append(replace(done, images=versions_to_json(made.images)))
-        return written
-
-    def _import(
-        self, client: LabelStudioClient, project_id: int, predictions: Sequence[Json]
-    ) -> tuple[dict[int, str], bool]:
-        """Import predictions: those that were refused, with the reason, and whether all others were created."""
-        if not predictions:
-            return {}, True
-        try:
-            with self._metrics.stage("import"):
-                created = client.import_predictions(project_id, predictions)
-        except BadInputError as error:
-            if len(predictions) == 1:
-                return {predictions[0]["task"]: str(error)}, True
-            # Label Studio refuses all of them for one, for example if a task was deleted a moment ago; a proxy takes
-            # only so much at a time.
-            half = len(predictions) // 2 if isinstance(error, TooLargeError) else 1
-            refused: dict[int, str] = {}
-            is_sure = True
-            for start in range(0, len(predictions), half):
-                some, is_some_sure = self._import(client, project_id, predictions[start : start + half])
-                refused |= some
-                is_sure &= is_some_sure
-            return refused, is_sure
-        return {}, created == len(predictions)
-
-
-def _shortened(reason: str | None) -> str | None:
-    return reason[:500] if reason else None
-
 
 def _kind(error: SoftmatcherError) -> str:
     """For /metrics: few kinds, whatever the addresses and files in the reasons."""
     if isinstance(error, NotFoundError):
         return "image_missing"
     return "image_unusable" if isinstance(error, BadInputError) else "image_refused"
-
-
-def _with_new(
-    client: LabelStudioClient, batch: Batch, task_ids: Sequence[int], replaced: Mapping[int, Sequence[int]]
-) -> set[int]:
-    """Return the tasks that have a prediction of the batch's version in Label Studio other than those replaced."""
-    listed = client.tasks_of(batch.context.project.project_id, task_ids)
-    return {
-        int(task["id"])
-        for task in listed
-        if any(
-            int(each["id"]) not in replaced.get(task["id"], ())
-            for each in _own_predictions(task, batch.context.version)[0]
-        )
-    }
-
-
-def _own(task: Json) -> list[Json]:
-    return [
-        each for each in task.get("predictions") or () if str(each.get("model_version") or "").startswith(OWN_VERSIONS)
-    ]
-
-
-def _own_predictions(task: Json, version: str) -> tuple[list[Json], list[Json]]:
-    """This backend's predictions of a task: those of the version, oldest first, and the others."""
-    own = sorted(_own(task), key=lambda each: int(each.get("id") or 0))
-    return (
-        [each for each in own if each["model_version"] == version],
-        [each for each in own if each["model_version"] != version],
-    )
-
-
-def _score(prediction: Json) -> float | None:
-    score = prediction.get("score")
-    return float(score) if isinstance(score, int | float) else None

@@ -1,7 +1,7 @@
 """Propagations as people see them: start, try again, look.
 
 Propagation: the tasks of a whole project predicted from its references, by as many workers as there are. The plan is
-rows in the store (`propagation_plans`); workers claim some at a time (`propagation_work`), so a job is worth no more
+rows in the store (`planning`); workers lease some at a time (`work`), so a job is worth no more
 than «look what is left».
 """
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-_FIGURES_KEPT_S = 5.0
+_COUNTERS_KEPT_S = 5.0
 
 
 class Propagations:
@@ -44,7 +44,7 @@ class Propagations:
         self._connections = connections
         self._banks = banks
         self._plans = plans
-        self._figures: tuple[float, PropagationCounters | None] = (0.0, None)
+        self._counters: tuple[float, PropagationCounters | None] = (0.0, None)
         self._lock = threading.Lock()
 
     def start(
@@ -127,12 +127,12 @@ class Propagations:
         """
         return self._plans.versions(project_of(self._store, record.project_key), record.wanted)[0]
 
-    def figures(self) -> PropagationCounters:
+    def counters(self) -> PropagationCounters:
         """For /metrics; at most some seconds old, since counting a million tasks takes tenths of a second."""
         with self._lock:
-            read_at, figures = self._figures
-            if figures is not None and time.monotonic() - read_at < _FIGURES_KEPT_S:
-                return figures
+            read_at, counters = self._counters
+            if counters is not None and time.monotonic() - read_at < _COUNTERS_KEPT_S:
+                return counters
             running = dict.fromkeys(("planning", "running", "finishing", "paused"), 0)
             tasks = dict.fromkeys(PropagationCounts.STATES, 0)
             rate = 0.0
@@ -142,9 +142,9 @@ class Propagations:
                 for state in tasks:
                     tasks[state] += getattr(counts, state)
                 rate += _rate(record, counts, self._store.now())
-            figures = PropagationCounters(running, tasks, rate)
-            self._figures = (time.monotonic(), figures)
-            return figures
+            counters = PropagationCounters(running, tasks, rate)
+            self._counters = (time.monotonic(), counters)
+            return counters
 
     def _reasons(self, record: PropagationRecord, counts: PropagationCounts) -> list[FailureGroup]:
         # What was predicted without one of its images is no failure: looked for once, at the end.

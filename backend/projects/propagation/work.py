@@ -1,4 +1,4 @@
-"""Work on a propagation: claim some tasks, predict and write them, claim the next; tidy up after the last.
+"""Work on a propagation: lease some tasks, predict and write them, lease the next; tidy up after the last.
 
 What stops a job (a signal, Label Studio away, a killed worker) leaves rows that another job takes.
 """
@@ -17,6 +17,7 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, versions_from_json
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
+from backend.projects.prediction.prediction_writer import keep_one
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.propagation.planning import project_of
@@ -38,7 +39,7 @@ _LATE_IMPORT_S = 300.0
 _PAUSES_FOR_IMAGES = 4
 """Pauses (75 s in all) for images that fail alike, before they count as failures."""
 BATCH_SEPARATOR: Final = "#"
-"""Stands between the name of a job and the number of its lane, in the names of claims."""
+"""Separates the name of a job from the number of its concurrent batch, in the names of leases."""
 
 Left = Literal["nothing", "more", "paused"]
 
@@ -57,7 +58,7 @@ class Worked:
 
 
 class _WorkBudget:
-    """How long a job works: some minutes, or so many tasks, or until it is asked to stop, in all its lanes together."""
+    """Limits the work of a job, its concurrent batches together: minutes, tasks, and a request to stop."""
 
     def __init__(self, should_stop: Callable[[], bool], concurrent_batches: int) -> None:
         self.finished = 0
@@ -81,7 +82,7 @@ class _WorkBudget:
             self.finished += finished
 
     def stop(self) -> None:
-        """Let the other lanes end too."""
+        """Let the other concurrent batches end too."""
         self._is_stopped.set()
 
 
@@ -107,7 +108,7 @@ class PropagationWork:
     def run(
         self,
         propagation_id: int,
-        claim: str,
+        lease: str,
         *,
         is_alive: Callable[[str], bool],
         should_stop: Callable[[], bool],
@@ -117,8 +118,8 @@ class PropagationWork:
 
         Args:
             propagation_id: of the tasks.
-            claim: names this job of this worker.
-            is_alive: whether the job behind another claim still runs; what dead ones hold is given back.
+            lease: names this job of this worker.
+            is_alive: whether the job behind another lease still runs; what dead ones hold is given back.
             should_stop: asked before each task.
             concurrent_batches: batches at a time: while one is read from Label Studio or written to it, another uses
                 the models.
@@ -129,50 +130,50 @@ class PropagationWork:
             return Worked(0, "nothing")
         if is_paused(self._store, record):
             return Worked(0, "paused")
-        claims = [f"{claim}{BATCH_SEPARATOR}{number}" for number in range(1, concurrent_batches + 1)]
-        self.give_back_dead(propagation_id, lambda job: job != claim and is_alive(job))
-        shift = _WorkBudget(should_stop, concurrent_batches)
+        leases = [f"{lease}{BATCH_SEPARATOR}{number}" for number in range(1, concurrent_batches + 1)]
+        self.give_back_dead(propagation_id, lambda job: job != lease and is_alive(job))
+        budget = _WorkBudget(should_stop, concurrent_batches)
         try:
-            with ThreadPoolExecutor(concurrent_batches, thread_name_prefix="lane") as pool:
-                others = [pool.submit(self._work_in_batch, propagation_id, other, shift) for other in claims[1:]]
-                self._work_in_batch(propagation_id, claims[0], shift)
+            with ThreadPoolExecutor(concurrent_batches, thread_name_prefix="batch") as pool:
+                others = [pool.submit(self._work_on_leases, propagation_id, other, budget) for other in leases[1:]]
+                self._work_on_leases(propagation_id, leases[0], budget)
             for other in others:
                 other.result()
             if store.try_finish(propagation_id) or store.get(propagation_id).state == "finishing":
                 self._tidy_up(store.get(propagation_id))
         except SoftmatcherError as error:
-            self._tasks.release(propagation_id, claims, counts_as_attempt=False)
+            self._tasks.release(propagation_id, leases, counts_as_attempt=False)
             if isinstance(error, NotFoundError):
                 # The project itself may be gone: the reconciliation finds out, and ends its propagations then.
                 self._store.mark_for_reconcile(record.project_key)
             pause(self._store, propagation_id, error)
-            return Worked(shift.finished, "paused")
+            return Worked(budget.finished, "paused")
         except BaseException:
-            self._tasks.release(propagation_id, claims, counts_as_attempt=True)
+            self._tasks.release(propagation_id, leases, counts_as_attempt=True)
             raise
-        self._tasks.release(propagation_id, claims, counts_as_attempt=False)
+        self._tasks.release(propagation_id, leases, counts_as_attempt=False)
         has_more = store.get(propagation_id).is_active and self._tasks.waiting(propagation_id, 1) > 0
-        return Worked(shift.finished, "more" if has_more else "nothing")
+        return Worked(budget.finished, "more" if has_more else "nothing")
 
-    def _work_in_batch(self, propagation_id: int, claim: str, shift: "_WorkBudget") -> None:
+    def _work_on_leases(self, propagation_id: int, lease: str, budget: "_WorkBudget") -> None:
         store = self._store.propagations
         try:
-            while not shift.is_over():
+            while not budget.is_over():
                 task_ids = self._tasks.claim(
-                    propagation_id, claim, self._bulk.preferred_batch_size, on_given_up=self._note_given_up
+                    propagation_id, lease, self._bulk.preferred_batch_size, on_given_up=self._note_given_up
                 )
                 if not task_ids:
                     break
-                shift.note(self._work_on(store.get(propagation_id), claim, task_ids, shift.must_stop))
+                budget.note(self._work_on(store.get(propagation_id), lease, task_ids, budget.must_stop))
         except BaseException:
-            shift.stop()
+            budget.stop()
             raise
 
     def _note_given_up(self, count: int) -> None:
         self._metrics.failures.labels("worker_died").inc(count)
 
     def _work_on(
-        self, record: PropagationRecord, claim: str, task_ids: Sequence[int], should_stop: Callable[[], bool]
+        self, record: PropagationRecord, lease: str, task_ids: Sequence[int], should_stop: Callable[[], bool]
     ) -> int:
         store = self._store.propagations
         project = project_of(self._store, record.project_key)
@@ -197,15 +198,15 @@ class PropagationWork:
             outcomes = self._bulk.run(
                 Batch(context, task_ids, self._made_of(record, task_ids, context.version)),
                 should_stop=is_over,
-                still_wanted=lambda: self._tasks.still_claimed(record.id, claim),
+                still_wanted=lambda: self._tasks.still_claimed(record.id, lease),
                 on_lost_answer=lambda: store.note_lost_answer(record.id, self._store.now() + _LATE_IMPORT_S),
                 on_other_config=lambda label_config: self._note_config(project.key, label_config),
                 waits_for_images=record.pauses < _PAUSES_FOR_IMAGES and record.id not in self._missing_images,
             )
             if record.pauses >= _PAUSES_FOR_IMAGES:
                 self._missing_images.add(record.id)  # they are missing: no more pauses for them in this propagation
-        finished = self._patiently(lambda: self._tasks.finish(record.id, claim, outcomes))
-        self._tasks.release(record.id, [claim], counts_as_attempt=False)
+        finished = self._patiently(lambda: self._tasks.finish(record.id, lease, outcomes))
+        self._tasks.release(record.id, [lease], counts_as_attempt=False)
         return finished
 
     def _made_of(
@@ -259,7 +260,8 @@ class PropagationWork:
             mine = sorted(self._tasks.done_among(record.id, page))
             for start in range(0, len(mine), _TASKS_A_PAGE):
                 some = mine[start : start + _TASKS_A_PAGE]
-                removed += self._bulk.keep_one(project, self._tasks.newest_versions(record.project_key, some))
+                versions = self._tasks.newest_versions(record.project_key, some)
+                removed += keep_one(client, project.project_id, versions)
         return removed
 
     def give_back_dead(self, propagation_id: int, is_alive: Callable[[str], bool]) -> int:
@@ -267,10 +269,10 @@ class PropagationWork:
 
         Args:
             propagation_id: of the tasks.
-            is_alive: whether the job of a claim, as `run` gets it, still runs.
+            is_alive: whether the job of a lease, as `run` gets it, still runs.
         """
-        claims = self._tasks.claims(propagation_id)
-        dead = [claim for claim in claims if not is_alive(claim.partition(BATCH_SEPARATOR)[0])]
+        leases = self._tasks.claims(propagation_id)
+        dead = [lease for lease in leases if not is_alive(lease.partition(BATCH_SEPARATOR)[0])]
         released = self._tasks.release(propagation_id, dead, counts_as_attempt=True)
         if released:
             logger.warning("propagation=%d tasks=%d came back from a job that ended", propagation_id, released)

@@ -22,10 +22,7 @@ _PAINTED_IOU = 0.8
 def reference_mask(
     softmatcher: Softmatcher, encoded: EncodedImage, marks: LabelPrompts
 ) -> tuple[Mask | None, MaskUncertainty | None]:
-    """Make the mask of a reference: the finished masks and what the scribbles give, object by object.
-
-    Finished masks were seen by whoever submitted them, and strokes that fill an object are its mask; what becomes of
-    other scribbles was not seen.
+    """Make the mask of a reference: the complete masks and what the scribbles give, object by object.
 
     Args:
         softmatcher: the engine.
@@ -33,12 +30,12 @@ def reference_mask(
         marks: of one label on it.
 
     Returns:
-        (H, W) bool, None if neither shows an object; and what is doubted of it.
+        The mask, (H, W) bool, None if neither shows an object; and its uncertainty, None if all of it was seen.
     """
-    finished = list(marks.finished)
+    complete = list(marks.complete_masks)
     scribble = marks.scribble
-    if finished:
-        scribble = _without_points_in(scribble, np.logical_or.reduce(finished))
+    if complete:
+        scribble = _without_points_in(scribble, np.logical_or.reduce(complete))
     found = [] if scribble.is_empty else softmatcher.objects_from_scribble(encoded, scribble)
     unseen: list[MarkedObject] = []
     for one in found:
@@ -46,10 +43,10 @@ def reference_mask(
         if strokes is None:
             unseen.append(one)
         else:
-            finished.append(strokes)
-    seen = np.logical_or.reduce(finished) if finished else None
+            complete.append(strokes)
+    seen = np.logical_or.reduce(complete) if complete else None
     uncertainty = softmatcher.uncertainty(encoded, unseen, complete=seen) if unseen else None
-    masks = finished + [one.found.mask for one in unseen]
+    masks = complete + [one.found.mask for one in unseen]
     return (np.logical_or.reduce(masks) if masks else None), uncertainty
 
 
@@ -61,7 +58,7 @@ def _painted_whole(one: MarkedObject) -> Mask | None:
 
 
 def _without_points_in(scribble: Scribble, mask: Mask) -> Scribble:
-    """Points on an object that is finished already say nothing new."""
+    """Leave out points on an object whose mask is complete: they say nothing new."""
     height, width = mask.shape
     columns, rows = (scribble.positive_xy[:, axis].astype(int) for axis in (0, 1))
     is_new = ~mask[rows.clip(0, height - 1), columns.clip(0, width - 1)]

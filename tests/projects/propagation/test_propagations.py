@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from backend.core.cancellation import WorkTimeoutError
 from backend.errors import BadInputError, ConflictError, LabelStudioUnavailableError, NotFoundError
 from backend.projects.propagation.work import Worked
+from backend.store import tables
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
 from backend.web.maintenance import Maintenance
-from tests.fakes import LABEL_CONFIG, Backend, draw, png
+from tests.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
 
 RED_BOX = (10, 10, 30, 30)
 ALL = PropagationFilter()
@@ -41,10 +43,18 @@ def _start(backend: Backend, key: str, wanted: PropagationFilter = ALL, **more: 
     return backend.projects.store.propagations.get(record.id)
 
 
+def _set(backend: Backend, record: PropagationRecord, **values: object) -> None:
+    """Give a propagation's row other values, as time or another process would."""
+    engine = sa.create_engine(backend.settings.store_url)
+    with engine.begin() as connection:
+        connection.execute(sa.update(tables.propagations).where(tables.propagations.c.id == record.id).values(**values))
+    engine.dispose()
+
+
 def _work(
     backend: Backend, record: PropagationRecord, *, claim: str = "w:1", should_stop: Callable[[], bool] = lambda: False
 ) -> Worked:
-    backend.projects.store.propagations._update(record.id, paused_until=None)
+    _set(backend, record, paused_until=None)
     return backend.projects.propagation_work.run(
         record.id, claim, is_alive=backend.queue.is_lease_alive, should_stop=should_stop
     )
@@ -295,7 +305,7 @@ def test_planning_goes_on_where_it_was_interrupted(backend: Backend, key: str) -
     assert outcome["paused_s"] == 5
     assert _counts(backend, record).total == 6
     backend.label_studio.is_down = False
-    backend.projects.store.propagations._update(record.id, paused_until=None)
+    _set(backend, record, paused_until=None)
     assert backend.projects.propagation_plans.plan(record.id) == {"planned": 2}
     assert _counts(backend, record).total == 8
     assert _state(backend, record) == "running"
@@ -491,7 +501,8 @@ def test_starts_by_itself_after_enough_references(backend: Backend, key: str) ->
     propagations = backend.projects.propagations
     backend.projects.references.reconcile(key)
     assert propagations.due_projects() == [], "it is off unless it is asked for"
-    propagations._settings = backend.settings.model_copy(update={"propagate_after_references": 2})
+    eager = make_backend(backend.settings.data_dir, backend.label_studio, propagate_after_references=2)
+    propagations = eager.projects.propagations
     assert propagations.due_projects() == []
     backend.label_studio.annotate(11, 5, [_point("Dog")])
     backend.projects.references.ingest(key, 11)
@@ -500,6 +511,7 @@ def test_starts_by_itself_after_enough_references(backend: Backend, key: str) ->
     assert propagations.due_projects() == []
     _work(backend, record)
     assert propagations.due_projects() == [], "none of them is new any more"
+    eager.projects.close()
 
 
 def test_database_operations_a_task_do_not_grow(backend: Backend) -> None:
@@ -509,18 +521,15 @@ def test_database_operations_a_task_do_not_grow(backend: Backend) -> None:
         backend.label_studio.annotate(10, 1, [_point()])
         key = backend.projects.note_project(backend.label_studio.project(1))
         executed: list[str] = []
-        engine = backend.projects.store._engine
 
         def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             executed.append(statement)
 
-        import sqlalchemy as sa
-
-        sa.event.listen(engine, "before_cursor_execute", note)
+        sa.event.listen(sa.Engine, "before_cursor_execute", note)
         record = _start(backend, key, supersede=True)
         while _work(backend, record).left == "more":
             pass
-        sa.event.remove(engine, "before_cursor_execute", note)
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
         assert _counts(backend, record).done == first + count - 1
         return len(executed) / (first + count - 1)
 
@@ -666,7 +675,7 @@ def test_images_that_fail_alike_for_a_while_are_waited_for(backend: Backend, key
     """A login page or a 404 of Label Studio itself for 15 s: nothing has failed for good."""
     record = _start(backend, key)
     images = dict(backend.label_studio.images)
-    backend.projects.store.propagations._update(record.id, pauses=0)
+    _set(backend, record, pauses=0)
     for url in images:
         backend.label_studio.images[url] = b"<!doctype html><title>Log in</title>"
     assert _work(backend, record).left == "paused"
@@ -769,7 +778,7 @@ def test_pauses_while_planning_are_no_failures(backend: Backend, key: str) -> No
     backend.label_studio.is_down = True
     for _ in range(6):
         backend.projects.propagation_plans.plan(record.id)
-        backend.projects.store.propagations._update(record.id, paused_until=None)
+        _set(backend, record, paused_until=None)
     assert _state(backend, record) == "planning"
     backend.label_studio.is_down = False
     assert backend.projects.propagation_plans.plan(record.id) == {"planned": 8}

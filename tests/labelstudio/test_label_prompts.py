@@ -96,8 +96,8 @@ def test_an_annotation_is_grouped_by_label_in_the_order_of_its_regions() -> None
     assert [mark.label for mark in marks] == ["Dog", "Cat"]
     dog, cat = marks
     assert (dog.scribble.positive_xy.tolist(), dog.scribble.negative_xy.tolist()) == ([[1, 1]], [[9, 9]])
-    assert dog.finished == ()
-    assert [mask.sum() for mask in cat.finished] == [2 * SIZE[1]]
+    assert dog.complete_masks == ()
+    assert [mask.sum() for mask in cat.complete_masks] == [2 * SIZE[1]]
     assert cat.scribble.positive_xy.tolist() == [[5, 5]]
     assert cat.scribble.positive_strokes is None
     assert cat.outside is None
@@ -135,6 +135,6 @@ def test_the_recorded_annotation_of_a_prediction_and_two_strokes() -> None:
     read = read_regions(payload["annotation"]["result"], config)
     (cat,) = group_annotation(read.regions)
 
-    assert len(cat.finished) == 1
+    assert len(cat.complete_masks) == 1
     assert cat.scribble.positive_strokes is not None
     assert cat.region_ids == ("rf22902bb", "rc6552fd8", "h1ERNgS9BM")
