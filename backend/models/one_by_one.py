@@ -9,6 +9,7 @@ from torch import Tensor
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Arrays, Image
 from backend.models.encoders.protocol import BatchEncoder, Encoder
+from backend.models.images import require_rgb
 from backend.models.segmenters import (
     BatchSegmenter,
     DecodePlan,
@@ -17,7 +18,6 @@ from backend.models.segmenters import (
     Prompt,
     Segmenter,
     SegmenterInput,
-    require_rgb,
 )
 
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core.types import Arrays, Image, Mask, Scribble
-from backend.errors import BadInputError
 
 Embedding = Mapping[str, NDArray[np.generic]]
 """What decoding needs of an image, by the segmenter's own names."""
@@ -128,13 +127,3 @@ class BatchSegmenter(Segmenter, Protocol):
     def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
         """`decode` of what was planned, of any images, in as few passes as will do."""
         ...
-
-
-def require_rgb(image: Image) -> None:
-    """Let an image of the right layout pass.
-
-    Raises:
-        BadInputError: it is not (H, W, 3) uint8, or empty.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")

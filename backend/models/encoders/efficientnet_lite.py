@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,8 @@ from torch import Tensor
 
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
-from backend.errors import BadInputError, ModelUnavailableError
+from backend.errors import ModelUnavailableError
+from backend.models.images import require_rgb, resize_rgb
 from backend.models.options_digest import options_digest
 from backend.models.weights.digest import efficientnet_lite2_weights, weights_sha256
 
@@ -84,11 +83,8 @@ class EfficientNetLiteEncoder:
         Raises:
             BadInputError: not such an image.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
-        height, width = self._input_hw(image.shape[0], image.shape[1])
-        shrinks = image.shape[0] > height and image.shape[1] > width
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        require_rgb(image)
+        resized = resize_rgb(image, self._input_hw(image.shape[0], image.shape[1]))
         batch = torch.from_numpy(resized).permute(2, 0, 1)[None].float().div_(127.5).sub_(1.0)
         with torch.inference_mode():
             # Half the time of the default layout on a CPU.

@@ -1,9 +1,7 @@
 """Encoders through timm: DINOv2, DINOv3 and any other model with patch tokens or a feature grid."""
 
 import hashlib
-import inspect
 import math
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,20 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
-from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
+from backend.models.encoders.timm_networks import FeatureGrid, config_of, create_network, forward_features, load_weights
+from backend.models.images import require_rgb, resize_rgb
 from backend.models.options_digest import options_digest
 from backend.models.weights.digest import weights_sha256
-from backend.models.weights.state_dict import read_state_dict
 
 _KEPT_BASES = 16
 
@@ -88,12 +83,12 @@ class TimmEncoder:
         network = create_network(name, network_options or {}, seed=None if weights else seed)
         if weights is not None:
             load_weights(network, weights, name)
-        self._grid = _Grid.of(network, name)
+        self._grid = FeatureGrid.of(network, name)
         make_cancellable(network)
-        self._device_runner = DeviceRunner(network, device)
-        self.device_runners = (self._device_runner,)
+        self.runner = DeviceRunner(network, device)
+        self.device_runners = (self.runner,)
         self._options = options
-        config = _config_of(network)
+        config = config_of(network)
         self._mean = torch.tensor(config.get("mean", (0.485, 0.456, 0.406)), dtype=torch.float32) * 255
         std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)), dtype=torch.float32) * 255
         self._colours = Constants(self._mean, std)
@@ -114,12 +109,12 @@ class TimmEncoder:
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self._device_runner.device
+        return self.runner.device
 
     @property
     def batch_size(self) -> int:
         """Images that `encode_batch` takes to the device at a time."""
-        return self._options.batch_size or self._device_runner.preferred_batch_size
+        return self._options.batch_size or self.runner.preferred_batch_size
 
     def encode(self, image: Image) -> Tensor:
         """The feature map of an image.
@@ -149,12 +144,9 @@ class TimmEncoder:
         Raises:
             BadInputError: no such image.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise BadInputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
-        height, width = self._grid.fixed_hw or self.input_hw(image.shape[0], image.shape[1])
-        shrinks = image.shape[0] > height and image.shape[1] > width
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        return torch.from_numpy(resized)
+        require_rgb(image)
+        size_hw = self._grid.fixed_hw or self.input_hw(image.shape[0], image.shape[1])
+        return torch.from_numpy(resize_rgb(image, size_hw))
 
     def encode_async(
         self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
@@ -197,7 +189,7 @@ class TimmEncoder:
         hw = inputs[0].shape[0], inputs[0].shape[1]
 
         def forward(network: nn.Module, batch: Tensor) -> Tensor:
-            raw = _forward(network, self._normalised(batch))
+            raw = forward_features(network, self._normalised(batch))
             # Unit length to float32's precision, whatever the network ran in.
             with torch.autocast(raw.device.type, enabled=False):
                 features = F.normalize(self._grid.read(raw, hw).float(), dim=-1)
@@ -207,7 +199,7 @@ class TimmEncoder:
             return features.to(dtype)
 
         kind = dtype if basis is None else None
-        return self._device_runner.run_async(inputs, forward, at_once=self.batch_size, kind=kind)
+        return self.runner.run_async(inputs, forward, at_once=self.batch_size, kind=kind)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 to (B, 3, h, w) float32 as timm expects it."""
@@ -244,142 +236,3 @@ def positional_basis(blank: Tensor, rank: int) -> Tensor:
     patches = F.normalize(blank.flatten(0, 1), dim=-1)
     right: Tensor = torch.linalg.svd(patches, full_matrices=False)[2]
     return right[:rank].T.contiguous()
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """How a network's features lie: found out once, with a small input of unequal sides.
-
-    Attributes:
-        patch_px: input pixels a patch covers, down and across.
-        prefix: class and register tokens before the patches; None for feature maps.
-        is_channels_last: of feature maps.
-        fixed_hw: input size of networks that take no other.
-    """
-
-    patch_px: tuple[int, int]
-    prefix: int | None
-    is_channels_last: bool
-    fixed_hw: tuple[int, int] | None
-
-    def read(self, features: Tensor, input_hw: tuple[int, int]) -> Tensor:
-        """(B, N, D) tokens, or (B, D, h, w), or (B, h, w, D) as (B, h, w, D)."""
-        if self.prefix is None:
-            return features if self.is_channels_last else features.permute(0, 2, 3, 1)
-        height, width = (side // patch for side, patch in zip(input_hw, self.patch_px, strict=True))
-        return features[:, self.prefix :].reshape(len(features), height, width, -1)
-
-    @classmethod
-    def of(cls, network: nn.Module, name: str) -> "_Grid":
-        refused = ConfigurationError(
-            f"encoder must be a timm model with patch tokens or a feature map, got {name}; "
-            "name another, vit_small_patch14_dinov2 for example"
-        )
-        reduction = _patch_px(network)
-        if reduction is None:
-            raise refused
-        config = _config_of(network)
-        for fixed in (False, True):
-            hw = (2 * reduction[0], 3 * reduction[1])
-            if fixed:
-                hw = (int(config["input_size"][1]), int(config["input_size"][2]))
-            try:
-                with torch.inference_mode():
-                    features = _forward(network.eval(), torch.zeros(1, 3, *hw))
-            except (RuntimeError, AssertionError, ValueError):
-                continue
-            rows, columns = hw[0] // reduction[0], hw[1] // reduction[1]
-            kept_hw = hw if fixed else None
-            if features.ndim == 3 and features.shape[1] >= rows * columns:
-                return cls(reduction, features.shape[1] - rows * columns, False, kept_hw)
-            if features.ndim == 4 and tuple(features.shape[2:]) == (rows, columns):
-                return cls(reduction, None, False, kept_hw)
-            if features.ndim == 4 and tuple(features.shape[1:3]) == (rows, columns):
-                return cls(reduction, None, True, kept_hw)
-        raise refused
-
-
-def _config_of(network: nn.Module) -> Mapping[str, Any]:
-    config: Any = network.pretrained_cfg
-    return dict(config)
-
-
-def _patch_px(network: nn.Module) -> tuple[int, int] | None:
-    if hasattr(network, "num_prefix_tokens"):
-        size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-        if isinstance(size, tuple):
-            return int(size[0]), int(size[1])
-        return None if size is None else (int(size), int(size))
-    information = getattr(network, "feature_info", None)
-    if not information:
-        return None
-    stride = int(list(information)[-1]["reduction"])
-    return stride, stride
-
-
-def _forward(network: nn.Module, batch: Tensor) -> Tensor:
-    features: Tensor = network.forward_features(batch)  # type: ignore[operator]
-    return features
-
-
-def create_network(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:
-    """Return timm's network with random weights.
-
-    Args:
-        name: of the model in timm.
-        options: for `timm.create_model`.
-        seed: of the weights; None: 0.
-
-    Raises:
-        ConfigurationError: timm has no such model.
-    """
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
-        raise ConfigurationError(
-            f"encoder must be a model that timm {timm.__version__} knows, got {name}; near it: {close}"
-        )
-    arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, **options}
-    takes_any_size = "dynamic_img_size" in _parameters_of(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        try:
-            network: nn.Module = timm.create_model(
-                name, **arguments, **({"dynamic_img_size": True} if takes_any_size else {})
-            )
-        except TypeError:
-            network = timm.create_model(name, **arguments)
-    return network.eval()
-
-
-def _parameters_of(name: str) -> set[str]:
-    """Names of the arguments of the class behind a model: the transformers of the timm module that defines it."""
-    module = sys.modules[timm.model_entrypoint(name).__module__]
-    classes = (getattr(module, found) for found in ("VisionTransformer", "Eva") if hasattr(module, found))
-    return {parameter for one in classes for parameter in inspect.signature(one.__init__).parameters}
-
-
-def load_weights(network: nn.Module, path: Path, name: str) -> None:
-    """Put a weights file into a network, its names turned from the publisher's layout into timm's by timm itself.
-
-    Raises:
-        ModelUnavailableError: a tensor is missing or has another shape.
-    """
-    state = read_state_dict(path)
-    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    wanted = network.state_dict()
-    try:
-        if convert is not None:
-            state = convert(dict(state), network)
-        kept = {key: tensor for key, tensor in state.items() if key in wanted}
-        missing = sorted(set(wanted) - set(kept))
-        if missing:
-            raise ModelUnavailableError(
-                f"{path} must hold {name}, but {len(missing)} of its {len(wanted)} tensors are missing "
-                f"({', '.join(missing[:3])}); import the file of this model"
-            )
-        network.load_state_dict(kept)
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelUnavailableError(
-            f"{path} must hold {name}, got other tensors ({str(error).splitlines()[0][:160]}); import the file of this "
-            "model"
-        ) from error

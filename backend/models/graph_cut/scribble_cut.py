@@ -25,6 +25,7 @@ from backend.models.graph_cut.superpixels import (
     find_superpixels,
     merge_levels,
 )
+from backend.models.images import require_rgb
 
 HIERARCHIES = ((0.25, 1.0), (0.5, 2.0))
 """(area_power, edge_weight) of each merge hierarchy: the first joins by likeness, the second rather by size."""
@@ -78,8 +79,7 @@ def cut_from_scribble(
 
 
 def _require_fit(image: Image, scribble: Scribble, affinity: NDArray[np.float32] | None) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise BadInputError(f"image must be (h, w, 3) uint8, got {image.shape} {image.dtype}; decode it as RGB")
+    require_rgb(image)
     if scribble.size_hw != image.shape[:2]:
         raise BadInputError(f"scribble must be in the frame {image.shape[:2]}, got {scribble.size_hw}; scale it first")
     if affinity is not None and affinity.shape != image.shape[:2]:

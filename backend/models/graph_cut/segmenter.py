@@ -10,7 +10,8 @@ from backend.core.types import Arrays, Image, Mask, ScoredMask
 from backend.models.graph_cut.prior_cut import cut_from_prior
 from backend.models.graph_cut.scribble_cut import cut_from_scribble
 from backend.models.graph_cut.stroke_cut import cut_from_strokes
-from backend.models.segmenters import MaskCandidate, Prompt, require_rgb
+from backend.models.images import require_rgb
+from backend.models.segmenters import MaskCandidate, Prompt
 
 DISTINCT_SCORE, AGREED_SCORE, AGREED_SHARE = 0.9, 0.75, 0.93
 """Strokes take superpixels' mask from the first expected IoU on, and from the second where it holds this share of the

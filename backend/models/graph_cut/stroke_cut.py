@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from backend.core.masks import painted_masks
 from backend.core.types import Image, Mask, ScoredMask, Scribble
+from backend.models.graph_cut.grab_cut import grab_cut
 
 SURE_LOG_ODDS = 1.4
 """Colours decide only where the posterior is less sure than this."""
@@ -42,19 +43,9 @@ def cut_from_strokes(image: Image, scribble: Scribble, posterior: NDArray[np.flo
     state[log_odds < -SURE_LOG_ODDS] = cv2.GC_BGD
     state[outside] = cv2.GC_BGD
     state[painted] = cv2.GC_FGD
-    if ((state == cv2.GC_PR_FGD) | (state == cv2.GC_PR_BGD)).any() and _fits_colours(state):
-        # k-means inside GrabCut draws from a generator of this thread: the same image must give the same mask.
-        cv2.setRNGSeed(0)
-        cv2.grabCut(image, state, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
-    cut = (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
+    cut = grab_cut(image, state, ROUNDS)
     pieces = cv2.connectedComponents(cut.astype(np.uint8), connectivity=4)[1]
     touched = np.unique(pieces[painted])
     mask: Mask = np.isin(pieces, touched[touched > 0])
     support = float(posterior[mask].sum()) / (int(mask.sum()) + float(posterior[~mask & (pieces == 0)].sum()))
     return ScoredMask(mask, float(np.clip(_SCORE[0] + _SCORE[1] * support, 0.02, 0.98)))
-
-
-def _fits_colours(state: NDArray[np.uint8]) -> bool:
-    """GrabCut fits five Gaussians a side: it needs some pixels on each."""
-    likely = int(np.count_nonzero(state & 1))  # GC_FGD and GC_PR_FGD are odd
-    return min(likely, state.size - likely) >= 8

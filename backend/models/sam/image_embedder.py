@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
 from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
+from backend.models.images import require_rgb
 from backend.models.sam.attention import fuse_attention
 from backend.models.sam.options import SamOptions
-from backend.models.segmenters import Embedding, SegmenterInput, require_rgb
+from backend.models.segmenters import Embedding, SegmenterInput
 
 
 class ImageEmbedder(Protocol):

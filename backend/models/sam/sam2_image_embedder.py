@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
 from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
+from backend.models.images import require_rgb
 from backend.models.sam.image_embedder import images_at_once
 from backend.models.sam.options import SamOptions
 from backend.models.sam.package_decoder import package_prompt
 from backend.models.sam.prompt_decoding import PointTokens, mask_input
-from backend.models.segmenters import Embedding, SegmenterInput, require_rgb
+from backend.models.segmenters import Embedding, SegmenterInput
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Colours of SAM 2's input, for pixels in [0, 1]."""

@@ -103,7 +103,7 @@ def _fill(name: str, path: Path) -> None:
     Raises:
         ModelUnavailableError: it does not fit, or the network's package is not installed.
     """
-    from backend.models.encoders.timm_encoder import create_network, load_weights
+    from backend.models.encoders.timm_networks import create_network, load_weights
     from backend.models.sam.networks import SAM_MODELS, build_sam
     from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2
 

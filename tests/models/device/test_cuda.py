@@ -70,9 +70,9 @@ def test_the_gpu_is_what_auto_means() -> None:
 def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float) -> None:
     expected, found = _encoder(CPU, name), _encoder(CUDA, name)
     if half is None:
-        found._device_runner._uses_half = False
+        found.runner._uses_half = False
     else:
-        found._device_runner._amp_dtype = half
+        found.runner._amp_dtype = half
     images = [_image(), _image(1, 96, 60), _image(2), _image(3)]
     for one, other in zip(expected.encode_batch(images), found.encode_batch(images), strict=True):
         assert other.device == CPU
@@ -87,7 +87,7 @@ def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float
 
 def test_positional_directions_are_gone_there_too() -> None:
     expected, found = _encoder(CPU, positional_rank=3), _encoder(CUDA, positional_rank=3)
-    found._device_runner._uses_half = False
+    found.runner._uses_half = False
     assert float((expected.encode(_image()) * found.encode(_image())).sum(dim=-1).min()) > 0.9999
 
 
@@ -247,7 +247,7 @@ def test_recorded_passes_say_what_passes_say(name: str) -> None:
     encoder, segmenter = _encoder(CUDA, name, batch_size=2), _segmenter(CUDA)
     images = [_image(seed, *((HEIGHT, WIDTH) if seed % 2 else (WIDTH, HEIGHT))) for seed in range(6)]
     features, embeddings = encoder.encode_batch(images), segmenter.embed_batch(images)
-    networks = (encoder._device_runner, segmenter.embedder.runner)
+    networks = (encoder.runner, segmenter.embedder.runner)
     assert all(not one._recorded._recorded for one in networks)
     for _ in range(4):
         for before, one in zip(features, encoder.encode_batch(images), strict=True):

@@ -146,7 +146,7 @@ def test_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> None:
     encoder = TimmEncoder(name, None, VitOptions(side_px=112), network_options=small)
     images = [encoder.prepare(image) for image in (_image(), _image(), _image(96, 60))]
     expected = encoder.encode_async(images, dtype=torch.float16)()
-    there = encoder._device_runner = Pretended(encoder._device_runner, mode)  # type: ignore[assignment]
+    there = encoder.runner = Pretended(encoder.runner, mode)  # type: ignore[assignment]
     with mode:
         encoder.encode_async(images, dtype=torch.float16)
         there.begin()  # constants are there by now

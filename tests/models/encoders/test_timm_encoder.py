@@ -35,7 +35,7 @@ def _encoder(name: str = DINOV2, weights: Path | None = None, **options: Any) ->
 @pytest.mark.parametrize(("name", "patch", "prefix"), [(DINOV2, 14, 1), (DINOV2_REGISTERS, 14, 5), (DINOV3, 16, 5)])
 def test_patches_are_those_of_timms_own_forward(name: str, patch: int, prefix: int) -> None:
     encoder = _encoder(name)
-    network = encoder._device_runner.network
+    network = encoder.runner.network
     image = _image()
     features = encoder.encode(image)
     inputs = encoder._normalised(encoder.prepare(image)[None])[0]
@@ -104,7 +104,7 @@ def _facebook_layout(network: torch.nn.Module, registers: int) -> dict[str, Tens
 @pytest.mark.parametrize("kind", ["timm .pth", "timm .safetensors", "facebook .pth", "facebook in a wrapper"])
 def test_weights_come_in_the_layouts_of_timm_and_facebook(name: str, registers: int, kind: str, tmp_path: Path) -> None:
     source = _encoder(name)
-    network = source._device_runner.network
+    network = source.runner.network
     for parameter in network.parameters():  # position tables and scales must matter
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
     state = _facebook_layout(network, registers) if kind.startswith("facebook") else network.state_dict()
@@ -120,7 +120,7 @@ def test_weights_come_in_the_layouts_of_timm_and_facebook(name: str, registers: 
 
 def test_dinov3s_weights_come_in_facebooks_layout(tmp_path: Path) -> None:
     source = _encoder(DINOV3)
-    network = source._device_runner.network
+    network = source.runner.network
     for parameter in network.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
     renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "reg_token": "storage_tokens"}
@@ -152,7 +152,7 @@ def test_other_models_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="must hold vit_small_patch14_dinov2"):
         _encoder(DINOV2, path)
     smaller = TimmEncoder(DINOV2, None, OPTIONS, network_options={**TINY, "embed_dim": 24})
-    torch.save(smaller._device_runner.network.state_dict(), path)
+    torch.save(smaller.runner.network.state_dict(), path)
     with pytest.raises(ModelUnavailableError, match="got other tensors"):
         TimmEncoder(DINOV2, path, OPTIONS, network_options=TINY)
 
@@ -209,7 +209,7 @@ def test_where_position_dominates_the_same_content_elsewhere_gets_more_alike() -
     def alike(rank: int) -> tuple[float, float]:
         """Mean similarity of patches of the same content, and of different content."""
         encoder = _encoder(side_px=168, positional_rank=rank)
-        network: Any = encoder._device_runner.network
+        network: Any = encoder.runner.network
         with torch.no_grad():
             network.pos_embed.mul_(100)
         features = encoder.encode(image).flatten(0, 1)

@@ -1,0 +1,154 @@
+"""Networks of timm: created, filled with weights, and how their features lie."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.models.weights.state_dict import read_state_dict
+
+
+@dataclass(frozen=True)
+class FeatureGrid:
+    """How a network's features lie: found out once, with a small input of unequal sides.
+
+    Attributes:
+        patch_px: input pixels a patch covers, down and across.
+        prefix: class and register tokens before the patches; None for feature maps.
+        is_channels_last: of feature maps.
+        fixed_hw: input size of networks that take no other.
+    """
+
+    patch_px: tuple[int, int]
+    prefix: int | None
+    is_channels_last: bool
+    fixed_hw: tuple[int, int] | None
+
+    def read(self, features: Tensor, input_hw: tuple[int, int]) -> Tensor:
+        """(B, N, D) tokens, or (B, D, h, w), or (B, h, w, D) as (B, h, w, D)."""
+        if self.prefix is None:
+            return features if self.is_channels_last else features.permute(0, 2, 3, 1)
+        height, width = (side // patch for side, patch in zip(input_hw, self.patch_px, strict=True))
+        return features[:, self.prefix :].reshape(len(features), height, width, -1)
+
+    @classmethod
+    def of(cls, network: nn.Module, name: str) -> "FeatureGrid":
+        refused = ConfigurationError(
+            f"encoder must be a timm model with patch tokens or a feature map, got {name}; "
+            "name another, vit_small_patch14_dinov2 for example"
+        )
+        reduction = _patch_px(network)
+        if reduction is None:
+            raise refused
+        config = config_of(network)
+        for fixed in (False, True):
+            hw = (2 * reduction[0], 3 * reduction[1])
+            if fixed:
+                hw = (int(config["input_size"][1]), int(config["input_size"][2]))
+            try:
+                with torch.inference_mode():
+                    features = forward_features(network.eval(), torch.zeros(1, 3, *hw))
+            except (RuntimeError, AssertionError, ValueError):
+                continue
+            rows, columns = hw[0] // reduction[0], hw[1] // reduction[1]
+            kept_hw = hw if fixed else None
+            if features.ndim == 3 and features.shape[1] >= rows * columns:
+                return cls(reduction, features.shape[1] - rows * columns, False, kept_hw)
+            if features.ndim == 4 and tuple(features.shape[2:]) == (rows, columns):
+                return cls(reduction, None, False, kept_hw)
+            if features.ndim == 4 and tuple(features.shape[1:3]) == (rows, columns):
+                return cls(reduction, None, True, kept_hw)
+        raise refused
+
+
+def config_of(network: nn.Module) -> Mapping[str, Any]:
+    config: Any = network.pretrained_cfg
+    return dict(config)
+
+
+def _patch_px(network: nn.Module) -> tuple[int, int] | None:
+    if hasattr(network, "num_prefix_tokens"):
+        size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        if isinstance(size, tuple):
+            return int(size[0]), int(size[1])
+        return None if size is None else (int(size), int(size))
+    information = getattr(network, "feature_info", None)
+    if not information:
+        return None
+    stride = int(list(information)[-1]["reduction"])
+    return stride, stride
+
+
+def forward_features(network: nn.Module, batch: Tensor) -> Tensor:
+    features: Tensor = network.forward_features(batch)  # type: ignore[operator]
+    return features
+
+
+def create_network(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:
+    """Return timm's network with random weights.
+
+    Args:
+        name: of the model in timm.
+        options: for `timm.create_model`.
+        seed: of the weights; None: 0.
+
+    Raises:
+        ConfigurationError: timm has no such model.
+    """
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5])
+        raise ConfigurationError(
+            f"encoder must be a model that timm {timm.__version__} knows, got {name}; near it: {close}"
+        )
+    arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, **options}
+    takes_any_size = "dynamic_img_size" in _parameters_of(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        try:
+            network: nn.Module = timm.create_model(
+                name, **arguments, **({"dynamic_img_size": True} if takes_any_size else {})
+            )
+        except TypeError:
+            network = timm.create_model(name, **arguments)
+    return network.eval()
+
+
+def _parameters_of(name: str) -> set[str]:
+    """Names of the arguments of the class behind a model: the transformers of the timm module that defines it."""
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    classes = (getattr(module, found) for found in ("VisionTransformer", "Eva") if hasattr(module, found))
+    return {parameter for one in classes for parameter in inspect.signature(one.__init__).parameters}
+
+
+def load_weights(network: nn.Module, path: Path, name: str) -> None:
+    """Put a weights file into a network, its names turned from the publisher's layout into timm's by timm itself.
+
+    Raises:
+        ModelUnavailableError: a tensor is missing or has another shape.
+    """
+    state = read_state_dict(path)
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    wanted = network.state_dict()
+    try:
+        if convert is not None:
+            state = convert(dict(state), network)
+        kept = {key: tensor for key, tensor in state.items() if key in wanted}
+        missing = sorted(set(wanted) - set(kept))
+        if missing:
+            raise ModelUnavailableError(
+                f"{path} must hold {name}, but {len(missing)} of its {len(wanted)} tensors are missing "
+                f"({', '.join(missing[:3])}); import the file of this model"
+            )
+        network.load_state_dict(kept)
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelUnavailableError(
+            f"{path} must hold {name}, got other tensors ({str(error).splitlines()[0][:160]}); import the file of this "
+            "model"
+        ) from error
