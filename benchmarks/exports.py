@@ -31,8 +31,7 @@ from service import PROJECT, memory_mb, photograph, wait_until
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
-
-Json = dict[str, Any]
+from backend.core.types import Json
 
 HEIGHT, WIDTH = 240, 320
 _TASK = re.compile(r"/data/upload/1/([0-9]+)\.jpg")

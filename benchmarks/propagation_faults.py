@@ -22,13 +22,14 @@ from pathlib import Path
 
 import requests
 from faulty_proxy import Answer, FaultyProxy
-from propagation_scene import Json, Scene, markdown, open_scene, photographs
+from propagation_scene import Scene, markdown, open_scene, photographs
 from redis import Redis
 from rich.console import Console
 from service import region, wait_until
 
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.up import Restarts
+from backend.core.types import Json
 
 _WORKERS = 2
 _CACHE_MB, _DISK_MB = 60, 120

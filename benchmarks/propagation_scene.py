@@ -19,8 +19,7 @@ from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
-
-Json = dict[str, Any]
+from backend.core.types import Json
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 

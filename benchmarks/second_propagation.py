@@ -22,6 +22,7 @@ import torch
 from skimage import data
 
 from backend.cli.bench.timing import KeepingSoftmatcher
+from backend.core.types import Json
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
@@ -35,7 +36,6 @@ from backend.store.records import PropagationFilter
 from tests.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, png
 
 WIDTH, HEIGHT = 640, 480
-Json = dict[str, Any]
 
 
 def photographs(count: int) -> list[np.ndarray]:

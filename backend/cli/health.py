@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import requests
 
+from backend.cli.service_address import service_address
 from backend.errors import ConfigurationError, SoftmatcherError
 from backend.own_http import Session
 from backend.settings import Settings
@@ -27,12 +28,6 @@ class ServiceHealth:
     version: str
 
 
-def own_address(settings: Settings) -> str:
-    """Where the service of these settings answers, as seen from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(settings.host, settings.host)  # noqa: S104
-    return f"http://{host}:{settings.port}"
-
-
 def ask_service(settings: Settings) -> ServiceHealth:
     """Ask the service of these settings for its /health.
 
@@ -44,10 +39,10 @@ def ask_service(settings: Settings) -> ServiceHealth:
     auth = (settings.basic_auth_user or "", password.get_secret_value()) if password is not None else None
     with Session(is_own=True) as session:
         try:
-            response = session.get(f"{own_address(settings)}/health", auth=auth, timeout=_TIMEOUT_S)
+            response = session.get(f"{service_address(settings)}/health", auth=auth, timeout=_TIMEOUT_S)
         except requests.Timeout as error:
             raise HealthError(
-                f"{own_address(settings)}/health must answer within {_TIMEOUT_S:g} s, got none"
+                f"{service_address(settings)}/health must answer within {_TIMEOUT_S:g} s, got none"
             ) from error
     try:
         answer = response.json() if response.status_code in (200, 503) else {}
@@ -56,11 +51,11 @@ def ask_service(settings: Settings) -> ServiceHealth:
     if not isinstance(answer, dict):
         answer = {}
     if answer.get("status") == "DOWN":
-        raise HealthError(f"{own_address(settings)}: {answer.get('store')}")
+        raise HealthError(f"{service_address(settings)}: {answer.get('store')}")
     if answer.get("model_class") != "Softmatcher":
         raise HealthError(
-            f"{own_address(settings)}/health must answer 200 as Softmatcher, got {response.status_code}: is it another "
-            "program, or another password?"
+            f"{service_address(settings)}/health must answer 200 as Softmatcher, got {response.status_code}: is it "
+            "another program, or another password?"
         )
     return ServiceHealth(str(answer["model"]), str(answer["version"]))
 
@@ -74,7 +69,7 @@ def check_service(settings: Settings) -> str:
     try:
         health = ask_service(settings)
     except requests.ConnectionError as error:
-        raise HealthError(f"nobody answers at {own_address(settings)}") from error
+        raise HealthError(f"nobody answers at {service_address(settings)}") from error
     if health.model.startswith("failed"):
         raise HealthError(f"models {health.model}")
     return f"models {health.model}"

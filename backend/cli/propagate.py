@@ -1,7 +1,6 @@
 """`propagate`: start a propagation at the service, and watch it."""
 
 import time
-from typing import Any
 from urllib.parse import urljoin
 
 import requests
@@ -9,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from backend.cli.service_address import service_address
+from backend.core.types import Json
 from backend.errors import (
     BadInputError,
     ConflictError,
@@ -20,12 +21,9 @@ from backend.errors import (
 from backend.own_http import Session, proxy_advice
 from backend.settings import Settings
 
-Json = dict[str, Any]
-
 _POLL_S = 1.0
 _PATIENCE_S = 300.0
 """A service that restarts is waited for: the propagation itself goes on."""
-_ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104
 
 
 class ServiceAwayError(SoftmatcherError):
@@ -67,12 +65,6 @@ def propagate(
         return True
     status = _watch(client, f"{path}/{status['id']}", console)
     return bool(status["state"] == "done" and not status["counts"]["failed"])
-
-
-def service_address(settings: Settings) -> str:
-    """Where the service of these settings is reached from here."""
-    host = "127.0.0.1" if settings.host in _ANY_HOST else settings.host
-    return f"http://{host}:{settings.port}"
 
 
 class _Service:

@@ -11,6 +11,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 
 from backend.cli.process.gunicorn_worker import PatientThreadWorker
 from backend.cli.process.logs import start_logging
+from backend.cli.service_address import bind_address
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.settings import Settings, shared_settings
 from backend.web.access import is_loopback
@@ -32,7 +33,7 @@ class _Service(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         settings = self._settings
         options: dict[str, Any] = {
-            "bind": f"{settings.host}:{settings.port}",
+            "bind": bind_address(settings),
             "workers": 1,
             "worker_class": PatientThreadWorker,
             "logger_class": _logger_class(settings),

@@ -14,6 +14,7 @@ from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.running_up import announced
 from backend.cli.process.signals import signals_as_interrupt
 from backend.cli.process.supervisor import LOOPBACK, ProcessFailedError, ProcessGroup, free_port
+from backend.cli.service_address import service_address
 from backend.errors import ConfigurationError
 from backend.own_http import Session
 from backend.settings import Settings, load_settings
@@ -50,13 +51,13 @@ def up(workers: int) -> None:
                     queue.callback(valkey.close)
                     redis_url = valkey.url
                 environment = os.environ | {"REDIS_URL": redis_url, "SOFTMATCHER_PORT": str(port)}
-                start_backend(processes, environment, _local_url(settings, port), workers)
+                start_backend(processes, environment, service_address(settings, port), workers)
             own_redis_url = redis_url if settings.redis_url is None else None
             stack.enter_context(announced(settings, port=port, own_redis_url=own_redis_url))
             _say_how_to_connect(console, settings, port, redis_url, workers)
             try:
                 with console.status(f"Loading the models of profile {settings.profile} ..."):
-                    models = wait_for_models(processes, environment, _local_url(settings, port))
+                    models = wait_for_models(processes, environment, service_address(settings, port))
             except ProcessFailedError as error:
                 models = f"not loaded: {error}"  # what ended is started again below
             style = "green" if models == "ready" else "yellow"
@@ -166,13 +167,8 @@ def _own_port(settings: Settings) -> int:
     return settings.port
 
 
-def _local_url(settings: Settings, port: int) -> str:
-    is_any = settings.host in ("0.0.0.0", "::", "")  # noqa: S104
-    return f"http://{LOOPBACK if is_any else settings.host}:{port}"
-
-
 def _say_how_to_connect(console: Console, settings: Settings, port: int, redis_url: str, workers: int) -> None:
-    address = settings.public_url or _local_url(settings, port)
+    address = settings.public_url or service_address(settings, port)
     count = f"{workers} worker{'s' if workers > 1 else ''}"
     console.print(f"[bold]Softmatcher is up[/bold] at {address}  ({count})", soft_wrap=True)
     console.print(

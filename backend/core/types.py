@@ -5,7 +5,7 @@ Frames: `(H, W)` is the image at its natural size; pixel (x, y) covers [x, x+1) 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ OverlapName = Literal["exclusive", "allowed"]
 SamPath = Literal["fast", "package"]
 """Values of the setting `sam_path`: `fast` runs SAM's networks with this project's mask decoder, attention and CUDA
 graphs, `package` with the forward passes of segment-anything, mobile_sam and sam2 themselves."""
+Json = dict[str, Any]
+"""A JSON object as it came from outside, or goes there."""
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays, as safetensors stores them."""
 

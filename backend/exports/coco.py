@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from backend.core.types import Mask
+from backend.core.types import Json, Mask
 from backend.exports.options import ExportOptions
 from backend.exports.outlines import edge_polygons
-from backend.exports.records import ImageRecord, Json, MaskRecord
+from backend.exports.records import ImageRecord, MaskRecord
 from backend.exports.sinks import Sink
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from backend.core.types import Mask
+from backend.core.types import Json, Mask
 from backend.errors import BadInputError
 from backend.exports.coco_segmentation import segmentation_to_mask
 from backend.exports.image_names import name_in_file, path_parts
-from backend.exports.mask_sources import FolderImage, FoundMasks, Json, Load, MaskFolder, MaskSource, read_json
+from backend.exports.mask_sources import FolderImage, FoundMasks, Load, MaskFolder, MaskSource, read_json
 
 _KEYS = {"images", "annotations", "categories"}
 _POLYGONS = "_polygons"

@@ -9,6 +9,7 @@ from typing import IO, Protocol
 from urllib.parse import urlsplit
 
 from backend import __version__
+from backend.core.types import Json
 from backend.errors import BadInputError
 from backend.exports.coco import CocoWriter
 from backend.exports.data_card import DataCard
@@ -17,7 +18,7 @@ from backend.exports.index_png import PngWriter
 from backend.exports.options import ExportOptions, Format
 from backend.exports.parquet import ParquetWriter
 from backend.exports.reading import ExportedProject, read_images
-from backend.exports.records import ImageRecord, Json, LeftOut
+from backend.exports.records import ImageRecord, LeftOut
 from backend.exports.sinks import RECORD, Sink, ZipSink, disk_errors_told
 from backend.exports.yolo import YoloWriter
 from backend.settings import Settings

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from backend.atomic_files import replacing
+from backend.core.types import Json
 from backend.errors import BadInputError, ConflictError
-from backend.exports.records import ImageFile, Json
+from backend.exports.records import ImageFile
 from backend.exports.sinks import RECORD, SUMS
 
 _JOURNAL = ".journal.jsonl"

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from backend.core.types import Json
 from backend.errors import BadInputError, LabelStudioUnavailableError, NotFoundError, SoftmatcherError
 from backend.exports.image_matching import Match, Progress, SeenImage, TaskImage, match_images, no_progress
 from backend.exports.image_names import name_in_label_studio
@@ -18,8 +18,6 @@ from backend.exports.reading import ExportedProject
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import ImageTag, LabelConfig
-
-Json = dict[str, Any]
 
 
 @dataclass

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.core.types import Mask
+from backend.core.types import Json, Mask
 from backend.errors import BadInputError
 from backend.exports.image_names import ImageName, path_parts
 from backend.exports.sinks import RECORD, SUMS
-
-Json = dict[str, Any]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from backend.core.types import Json
 from backend.exports.coco import box_xywh, mask_to_coco_rle
 from backend.exports.options import ExportOptions
-from backend.exports.records import ImageRecord, Json
+from backend.exports.records import ImageRecord
 from backend.exports.sinks import Sink
 
 _ROWS_AT_ONCE = 100

@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from backend.core.types import Json
 from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
 from backend.exports.image_files import read_image
 from backend.exports.names import export_name
 from backend.exports.options import ExportOptions
-from backend.exports.records import ImageFile, ImageRecord, Json, LeftOut, MaskRecord, Provenance
+from backend.exports.records import ImageFile, ImageRecord, LeftOut, MaskRecord, Provenance
 from backend.exports.selection import Chosen, choose
 from backend.exports.sinks import Sink
 from backend.exports.splits import split_of

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from backend.core.types import Mask
-
-Json = dict[str, Any]
+from backend.core.types import Json, Mask
 
 
 @dataclass(frozen=True)

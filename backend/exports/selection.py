@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backend.core.types import Json
 from backend.exports.options import ExportOptions
-from backend.exports.records import Json, LeftOut
+from backend.exports.records import LeftOut
 
 _SHAPES = (
     "keypoint", "keypointlabels", "rectangle", "rectanglelabels", "polygon", "polygonlabels", "ellipse",

@@ -17,6 +17,7 @@ from typing import Any
 import requests
 from pydantic import SecretStr
 
+from backend.core.types import Json
 from backend.errors import (
     BadInputError,
     ConfigurationError,
@@ -35,8 +36,6 @@ _RENEW_BEFORE_S = 30.0
 _PAGE = 25
 _LEAN_PAGE = 100
 _SHOWN_CHARACTERS = 300
-
-Json = dict[str, Any]
 
 
 class LabelStudioClient:

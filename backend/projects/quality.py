@@ -2,13 +2,12 @@
 
 import logging
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from backend.core.masks import iou
-from backend.core.types import Mask
+from backend.core.types import Json, Mask
 from backend.errors import SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
@@ -21,7 +20,6 @@ from backend.store import Store, StoredReference
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 
 _AT_MOST = 40
 """References that are left out in turn, spread over all labels: some tenths of a second each."""

@@ -12,8 +12,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from backend.core.types import Json
 from backend.errors import BadInputError, ConfigurationError, StoreUnavailableError
-from backend.store.records import Json
 
 LOCK_TIMEOUT_S: Final = 15.0
 _CLOCK_KEPT_S: Final = 60.0

@@ -12,9 +12,9 @@ import numpy as np
 import safetensors.numpy
 import sqlalchemy as sa
 
-from backend.core.types import Mask, Reference
+from backend.core.types import Json, Mask, Reference
 from backend.errors import BadInputError
-from backend.store.records import AnnotationRecord, Json, NewReference, StoredReference
+from backend.store.records import AnnotationRecord, NewReference, StoredReference
 
 
 def pack_mask(mask: Mask) -> bytes:

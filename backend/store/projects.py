@@ -5,10 +5,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from backend.core.types import Json
 from backend.errors import BadInputError
 from backend.store import tables
 from backend.store.database import upsert
-from backend.store.records import Json, ProjectRecord
+from backend.store.records import ProjectRecord
 from backend.store.session import Database
 
 

@@ -11,8 +11,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from backend.core.types import Json
 from backend.store import tables
-from backend.store.records import FailureGroup, Json, PropagationCounts, TaskOutcome, TaskRow
+from backend.store.records import FailureGroup, PropagationCounts, TaskOutcome, TaskRow
 
 ACTIVE: Final = ("planning", "running", "finishing")
 """States in which a propagation still has something to do; a project has at most one of these."""

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from backend.core.types import Json
 from backend.errors import ConflictError, NotFoundError
 from backend.store import tables
 from backend.store.propagation_tasks import ACTIVE, PENDING, UNFINISHED, insert_rows, portions, set_pending
-from backend.store.records import Json, PropagationFilter, PropagationRecord
+from backend.store.records import PropagationFilter, PropagationRecord
 
 _KEPT_A_PROJECT: Final = 20
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from backend.core.types import Json
 from backend.store import tables
 from backend.store.propagations import lock_project
-from backend.store.records import Json
 
 _estimates = tables.quality_estimates
 

@@ -3,14 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from backend.core.types import Mask, Reference
-
-Json = dict[str, Any]
-"""A JSON object as it came from outside."""
+from backend.core.types import Json, Mask, Reference
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 from flask import Blueprint, Response
 
 from backend import __version__
+from backend.core.types import Json
 from backend.projects.composition import Projects
-from backend.web.json_body import Json
 
 logger = logging.getLogger(__name__)
 

@@ -5,16 +5,13 @@ from typing import NoReturn
 
 from flask import request
 
+from backend.core.types import Json
 from backend.errors import BadInputError
-from backend.store.records import Json
 
 MOST_CONTAINERS = 1_000_000
 """Lists and objects of a body. Each takes about 90 bytes, written in two: 28 MB of them would become 860 MB."""
 MOST_ITEMS = 200_000_000
 """Items of all lists and objects of a body, at 8 bytes each; the masks of tasks are lists of small numbers."""
-
-
-__all__ = ["Json", "read_json_object"]
 
 
 def read_json_object() -> Json:

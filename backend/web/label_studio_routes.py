@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from flask import Blueprint, g, request
 
 from backend.core.cancellation import cancellable
+from backend.core.types import Json
 from backend.errors import BadInputError, QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
 from backend.web.access import PREDICT_PATH, WEBHOOK_PATH
-from backend.web.json_body import Json, read_json_object
+from backend.web.json_body import read_json_object
 from backend.web.prediction_slots import PredictionSlots, client_is_gone
 from backend.web.request_log import note
 from backend.web.webhooks import WebhookReceiver

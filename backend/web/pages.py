@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Blueprint, render_template
 
+from backend.core.types import Json
 from backend.drawing.overlay import colour_of
 from backend.drawing.text import numbered_labels
 from backend.errors import SoftmatcherError
@@ -16,7 +17,6 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
 from backend.store import ProjectRecord
 from backend.store.records import PropagationRecord, ReferenceSummary
-from backend.web.json_body import Json
 from backend.web.known_projects import project_of
 
 _SHOWN_REFERENCES = 12

@@ -3,10 +3,10 @@
 from flask import Blueprint, Response
 from werkzeug.wrappers import Response as AnyResponse
 
+from backend.core.types import Json
 from backend.errors import QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
-from backend.web.json_body import Json
 from backend.web.known_projects import project_of
 from backend.web.request_fields import answer_done
 

@@ -3,11 +3,11 @@
 from flask import Blueprint, Response, jsonify
 from werkzeug.wrappers import Response as AnyResponse
 
+from backend.core.types import Json
 from backend.errors import QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
 from backend.store.records import PropagationFilter, PropagationRecord
-from backend.web.json_body import Json
 from backend.web.known_projects import project_of, propagation_of
 from backend.web.request_fields import answer_done, is_form, read_fields, read_flag, read_number, read_texts
 

@@ -5,8 +5,9 @@ import re
 from flask import Response, jsonify, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from backend.core.types import Json
 from backend.errors import BadInputError
-from backend.web.json_body import Json, read_json_object
+from backend.web.json_body import read_json_object
 
 
 def is_form() -> bool:

@@ -8,10 +8,11 @@ knows one project's secret can send what they like. If Redis is away, the projec
 import logging
 from collections.abc import Callable
 
+from backend.core.types import Json
 from backend.errors import BadInputError, ForbiddenError, NotFoundError, QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
-from backend.store.records import Json, PropagationFilter
+from backend.store.records import PropagationFilter
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backend.cli.demo.label_studio_server import Json
-from backend.core.types import Image
+from backend.core.types import Image, Json
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, wait_until
 
 ACTIVE = ("planning", "running", "finishing")

@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend.cli.demo.coins import COIN, sample_tasks
 from backend.cli.demo.label_studio_server import (
-    Json,
     LabelStudio,
     intersection_over_union,
     key_point,
@@ -21,7 +20,7 @@ from backend.cli.demo.label_studio_server import (
     rectangle,
 )
 from backend.cli.process.supervisor import ProcessGroup
-from backend.core.types import Mask
+from backend.core.types import Json, Mask
 from backend.projects.composition import key_of_project
 
 SAMPLES = {sample.name: sample for sample in sample_tasks()}

@@ -13,12 +13,11 @@ from backend.cli.demo.coins import COIN
 from backend.cli.demo.label_studio_server import (
     PASSWORD,
     USERNAME,
-    Json,
     LabelStudio,
     intersection_over_union,
     mask_of_regions,
 )
-from backend.core.types import Mask
+from backend.core.types import Json, Mask
 from tests.e2e.conftest import NewProject
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, centre_of, coin_mask, wait_until
 

@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from backend.cli.demo.coins import sample_tasks
-from backend.cli.demo.label_studio_server import TOKEN, Json, LabelStudio
-from backend.core.types import Mask
+from backend.cli.demo.label_studio_server import TOKEN, LabelStudio
+from backend.core.types import Json, Mask
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.rle import encode_mask
 from tests.e2e.scene import Backend, own_environment

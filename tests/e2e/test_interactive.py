@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from backend.cli.demo.coins import COIN
-from backend.cli.demo.label_studio_server import Json, intersection_over_union, key_point, mask_of_regions
-from backend.core.types import Mask
+from backend.cli.demo.label_studio_server import intersection_over_union, key_point, mask_of_regions
+from backend.core.types import Json, Mask
 from tests.e2e.scene import MARKED, SAMPLES, Project, box_around, centre_of, coin_mask, point_on
 
 SIZE_HW = SAMPLES[MARKED].size_hw

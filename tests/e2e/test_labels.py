@@ -3,7 +3,8 @@
 import numpy as np
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
-from backend.cli.demo.label_studio_server import Json, mask_of_regions
+from backend.cli.demo.label_studio_server import mask_of_regions
+from backend.core.types import Json
 from tests.e2e.conftest import NewProject
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, box_around, coin_mask, point_on, wait_until
 

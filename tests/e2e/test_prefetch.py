@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from backend.cli.demo.coins import COIN
-from backend.cli.demo.label_studio_server import TOKEN, Json, LabelStudio, key_point
-from backend.core.types import Image
+from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, key_point
+from backend.core.types import Image, Json
 from backend.labelstudio.client import LabelStudioClient
 from tests.e2e.conftest import NewProject
 from tests.e2e.scene import Backend, Project, wait_until

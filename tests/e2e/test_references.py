@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from backend.cli.demo.coins import COIN
-from backend.cli.demo.label_studio_server import Json, key_point
+from backend.cli.demo.label_studio_server import key_point
+from backend.core.types import Json
 from tests.e2e.conftest import NewProject, StartBackend
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, coin_mask, point_on, wait_until
 

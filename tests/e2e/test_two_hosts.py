@@ -18,9 +18,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.cli.demo.label_studio_server import TOKEN, Json, LabelStudio
+from backend.cli.demo.label_studio_server import TOKEN, LabelStudio
 from backend.cli.process.embedded_valkey import valkey_program
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
+from backend.core.types import Json
 from tests import postgres
 from tests.e2e.conftest import NewProject
 from tests.e2e.propagation_scene import assert_each_task_once, many_coins, start, wait_for_end

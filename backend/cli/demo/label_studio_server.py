@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 
 from backend.cli.label_studio_env import protection_but
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup
-from backend.core.types import Image, Mask
+from backend.core.types import Image, Json, Mask
 from backend.errors import ConfigurationError, LabelStudioError
 from backend.own_http import Session, with_loopback_direct
 
@@ -24,7 +24,6 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"  # noqa: S105
 FIRST_START_S = 240
 NAME = "label-studio"
 
-Json = dict[str, Any]
 """What Label Studio sends and takes; its fields are in the API reference of Label Studio."""
 
 

@@ -8,8 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from backend.cli.demo.coins import SampleTask
-from backend.cli.demo.label_studio_server import Json, LabelStudio, intersection_over_union, mask_of_regions
+from backend.cli.demo.label_studio_server import LabelStudio, intersection_over_union, mask_of_regions
 from backend.cli.demo.sample_projects import SampleProject
+from backend.core.types import Json
 from backend.errors import SoftmatcherError
 from backend.own_http import Session
 

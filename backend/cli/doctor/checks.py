@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import requests
 
-from backend.cli.health import HealthError, ask_service, own_address
+from backend.cli.health import HealthError, ask_service
+from backend.cli.service_address import service_address
 from backend.errors import SoftmatcherError
 from backend.labelstudio.transport import is_public
 from backend.settings import Settings
@@ -82,7 +83,7 @@ def _password(settings: Settings) -> Check:
 
 
 def _service(settings: Settings) -> Check:
-    address = own_address(settings)
+    address = service_address(settings)
     try:
         answer = ask_service(settings)
     except requests.ConnectionError:

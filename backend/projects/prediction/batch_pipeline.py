@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from backend.core.types import EncodedImage
+from backend.core.types import EncodedImage, Json
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
@@ -18,8 +18,6 @@ from backend.projects.model_host import Models
 from backend.projects.prediction.read_ahead import begin_ahead
 
 logger = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

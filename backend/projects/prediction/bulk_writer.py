@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from backend.core.types import Json
 from backend.errors import (
     BadInputError,
     LabelStudioError,
@@ -35,7 +35,6 @@ from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 
 _TASKS_A_BATCH = 24
 _TURNS_A_BATCH = 6

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.core.cancellation import time_limit
+from backend.core.types import Json
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
@@ -24,7 +25,6 @@ from backend.store import ProjectRecord, Store
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 
 _INTERACTIVE_WAIT_S = 30.0
 _INTERACTIVE_READ_S = 5.0

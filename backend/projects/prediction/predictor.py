@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from backend.core import cancellation
 from backend.core.cancellation import CancelledWorkError
-from backend.core.types import EncodedImage, LabelMask
+from backend.core.types import EncodedImage, Json, LabelMask
 from backend.engine.plans import SegmentationPlan
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import mask_to_region
@@ -31,7 +30,6 @@ from backend.store import Store
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 _Files = Mapping[str, ImageFile | SoftmatcherError]
 """Image tag -> its file, or what is wrong with it."""
 

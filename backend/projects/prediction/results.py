@@ -1,8 +1,6 @@
 """Regions as a prediction of Label Studio."""
 
-from typing import Any
-
-Json = dict[str, Any]
+from backend.core.types import Json
 
 
 def prediction_of(regions: list[Json], version: str) -> Json:

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from backend.core.cancellation import WorkTimeoutError
+from backend.core.types import Json
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
@@ -22,7 +22,6 @@ from backend.store.records import PropagationFilter, PropagationRecord
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 
 _PLAN_ATTEMPTS = 3
 

@@ -9,8 +9,8 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from backend.core.types import Json
 from backend.errors import BadInputError
 from backend.metrics import PropagationCounters
 from backend.projects.connections import Connections
@@ -23,7 +23,6 @@ from backend.store.records import FailureGroup, PropagationCounts, PropagationFi
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 
 _COUNTERS_KEPT_S = 5.0
 

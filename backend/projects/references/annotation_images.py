@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from backend.core.types import Json
 from backend.errors import (
     BadInputError,
     LabelStudioError,
@@ -15,7 +16,6 @@ from backend.projects.connections import Connections
 from backend.projects.images import TaskImage, TaskImages, versions_from_json
 from backend.store import AnnotationRecord, ProjectRecord
 
-Json = Mapping[str, Any]
 ImagesFound = Literal["changed", "unchanged"] | SoftmatcherError
 
 

@@ -2,10 +2,10 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from backend.core.types import Json
 from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
 from backend.labelstudio.client import LabelStudioClient
 from backend.metrics import Metrics
@@ -19,7 +19,6 @@ from backend.store import ProjectRecord, Store
 
 logger = logging.getLogger(__name__)
 
-Json = Mapping[str, Any]
 
 _MODEL_WAIT_S = 120.0
 _ASKED_FOR_AT_A_TIME = 200
