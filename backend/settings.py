@@ -111,6 +111,12 @@ class Settings(BaseSettings):
         description="How SAM's networks run (not `lite`): `fast` with this project's mask decoder, attention and CUDA "
         "graphs, `package` with the packages' own forward passes (docs/models.md).",
     )
+    calibration: Path | None = Field(
+        None,
+        json_schema_extra=_SHARED,
+        description="File that `calibrate` wrote: presence and scores go by it in place of the profile's own fit. "
+        "Every machine needs it at this path.",
+    )
     weights_dir: Path | None = Field(
         None, json_schema_extra=_LOCAL, description="Folder of model weights. Default: `weights` in the data folder."
     )

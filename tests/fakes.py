@@ -489,13 +489,19 @@ class Backend:
         return count
 
 
-def make_backend(folder: Path, label_studio: FakeLabelStudio, **settings: object) -> Backend:
+def make_backend(
+    folder: Path,
+    label_studio: FakeLabelStudio,
+    *,
+    softmatcher: type[ColourSoftmatcher] = ColourSoftmatcher,
+    **settings: object,
+) -> Backend:
     """A backend whose data lie in `folder`: a second one there sees what the first left."""
     made = load_settings(data_dir=folder, **settings)
     folder.mkdir(exist_ok=True)
     store, metrics, queue = Store(made.store_url), Metrics(), PatientQueue()
     store.create_tables()
-    models = Models(made, metrics, load=lambda profile, on_stage: ColourSoftmatcher(on_stage))  # type: ignore[arg-type,return-value]
+    models = Models(made, metrics, load=lambda profile, on_stage: softmatcher(on_stage))  # type: ignore[arg-type,return-value]
     projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
     models.get(10)
     app = create_app(projects, queue)  # type: ignore[arg-type]

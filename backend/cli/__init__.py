@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.cli.bench.commands import bench
+from backend.cli.calibrate import calibrate
 from backend.cli.evaluate import evaluate
 from backend.cli.export import export, import_masks
 from backend.cli.failure import clear_errors
@@ -253,6 +254,7 @@ def health(
     typer.echo(check_worker(settings) if worker else check_service(settings))
 
 
+app.command()(clear_errors(calibrate))
 app.command()(clear_errors(evaluate))
 app.command()(clear_errors(export))
 app.command("import-masks")(clear_errors(import_masks))

@@ -138,7 +138,7 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
     """The engine of a profile with the weights, device and encoder of the settings.
 
     Raises:
-        ConfigurationError: no such profile, encoder or device.
+        ConfigurationError: no such profile, encoder, device or calibration.
         ModelUnavailableError: its weights are missing or wrong; says which command helps.
     """
     source = ModelSource(
@@ -149,4 +149,4 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
         positional_rank=settings.positional_rank,
         sam_path=settings.sam_path,
     )
-    return load_softmatcher(profile, on_stage, source)
+    return load_softmatcher(profile, on_stage, source, calibration=settings.calibration)

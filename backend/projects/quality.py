@@ -2,21 +2,23 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import ndimage
 
-from backend.core.masks import iou
+from backend.core.calibration_fit import Row
+from backend.core.masks import iou, mask_to_size
 from backend.core.types import Json, Mask
 from backend.errors import SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
-from backend.projects.images import TaskImages
+from backend.projects.images import TaskImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import is_complete, match_options
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.settings import Settings
-from backend.store import Store, StoredReference
+from backend.store import ProjectRecord, Store, StoredReference
 
 logger = logging.getLogger(__name__)
 
@@ -60,29 +62,12 @@ class Quality:
             LabelStudioUnavailableError: an image cannot be had now.
         """
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
-        project = self._store.project(project_key)
-        if project is None or not project.label_config:
+        project, by_label = self._references(project_key, softmatcher.signature)
+        if project is None:
             return {"labels": {}, "iou": None}
-        config = parse_label_config(project.label_config)
-        by_label: dict[str, list[StoredReference]] = defaultdict(list)
-        for stored in self._store.references(project_key, labels=config.labels, signature=softmatcher.signature):
-            if stored.reference is not None:
-                by_label[stored.label].append(stored)
-        client, fetcher = self._connections.client(project_key), self._connections.fetcher(project_key)
         options = match_options(self._settings, project)
         ious: dict[str, list[float]] = defaultdict(list)
-        for left_out in _in_turn(by_label, _AT_MOST):
-            others = _others(config, by_label, left_out)
-            if not others.get(left_out.label):
-                continue
-            try:
-                (task,) = client.tasks_of(project.project_id, [left_out.task_id]) or (None,)
-                if task is None:
-                    continue
-                image = self._images.load(task, config.image(left_out.image_tag), fetcher, is_interactive=False)
-            except SoftmatcherError as error:
-                logger.warning("project=%s reference=%d is not tried: %s", project_key, left_out.id, error)
-                continue
+        for left_out, image, others in self._left_out(project, by_label, _AT_MOST):
             with self._models.scheduler.slot(is_interactive=False):
                 found = softmatcher.segment(
                     image.encoded,
@@ -105,6 +90,76 @@ class Quality:
         figures: Json = {"labels": labels, "iou": round(float(np.mean(means)), 3) if means else None}
         self._store.quality.save(project_key, self._banks.model_version(project_key, wait_s=_MODEL_WAIT_S), figures)
         return figures
+
+    def calibration_rows(self, project_key: str) -> list[Row]:
+        """Return what a calibration is fitted on: each reference left out in turn, and predicted from the others.
+
+        A label that has no mark on an image counts as absent only if annotators mark every object
+        (`complete_annotations`): else nobody knows.
+
+        Raises:
+            ModelUnavailableError: no models.
+            LabelStudioUnavailableError: an image cannot be had now.
+        """
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        project, by_label = self._references(project_key, softmatcher.signature)
+        if project is None:
+            return []
+        options, marks_all = match_options(self._settings, project), is_complete(self._settings, project)
+        labels_of: dict[str, set[str]] = defaultdict(set)
+        for label, some in by_label.items():
+            for one in some:
+                labels_of[one.image_sha256].add(label)
+        rows: list[Row] = []
+        seen: set[str] = set()
+        for left_out, image, others in self._left_out(project, by_label, sum(map(len, by_label.values()))):
+            absent = [label for label in others if label not in labels_of[left_out.image_sha256]]
+            tried = [left_out.label, *(absent if marks_all and left_out.image_sha256 not in seen else [])]
+            seen.add(left_out.image_sha256)
+            with self._models.scheduler.slot(is_interactive=False):
+                banks = [[one.reference for one in others[label] if one.reference] for label in tried]
+                proposals = softmatcher.propose(image.encoded, banks, options)
+            for label, proposal in zip(tried, proposals, strict=True):
+                is_present = label == left_out.label
+                mask = mask_to_size(proposal.mask, image.encoded.size_hw)
+                if is_present and not marks_all:
+                    mask = _touching(mask, left_out.mask)
+                reached = _iou_at_size(mask, left_out.mask) if is_present else 0.0
+                rows.append(Row(left_out.image_sha256, is_present, reached, proposal.features))
+        return rows
+
+    def _references(
+        self, project_key: str, signature: str
+    ) -> tuple[ProjectRecord | None, dict[str, list[StoredReference]]]:
+        by_label: dict[str, list[StoredReference]] = defaultdict(list)
+        project = self._store.project(project_key)
+        if project is None or not project.label_config:
+            return None, by_label
+        labels = parse_label_config(project.label_config).labels
+        for stored in self._store.references(project_key, labels=labels, signature=signature):
+            if stored.reference is not None:
+                by_label[stored.label].append(stored)
+        return project, by_label
+
+    def _left_out(
+        self, project: ProjectRecord, by_label: dict[str, list[StoredReference]], at_most: int
+    ) -> Iterator[tuple[StoredReference, TaskImage, dict[str, list[StoredReference]]]]:
+        """Yield each reference in turn, its image, and what that is predicted from; log those without an image."""
+        config = parse_label_config(project.label_config or "")
+        client, fetcher = self._connections.client(project.key), self._connections.fetcher(project.key)
+        for left_out in _in_turn(by_label, at_most):
+            others = _others(config, by_label, left_out)
+            if not others.get(left_out.label):
+                continue
+            try:
+                (task,) = client.tasks_of(project.project_id, [left_out.task_id]) or (None,)
+                if task is None:
+                    continue
+                image = self._images.load(task, config.image(left_out.image_tag), fetcher, is_interactive=False)
+            except SoftmatcherError as error:
+                logger.warning("project=%s reference=%d is not tried: %s", project.key, left_out.id, error)
+                continue
+            yield left_out, image, others
 
 
 def _in_turn(by_label: dict[str, list[StoredReference]], at_most: int) -> list[StoredReference]:

@@ -15,6 +15,8 @@ from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.models.calibrations import read_calibration
+from backend.models.profiles import find_profile
 from backend.projects.model_host import Models
 from backend.projects.options import match_options
 from backend.settings import Settings
@@ -58,6 +60,7 @@ class ReferenceBanks:
         self._settings = settings
         self._store = store
         self._models = models
+        self._calibration = read_calibration(find_profile(settings.profile).calibration, settings.calibration).digest()
         self._kept: OrderedDict[tuple[str, str], Banks] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,7 +91,7 @@ class ReferenceBanks:
                 has another name by now shows nothing.
             labels: of them; None: all.
         """
-        parts = [signature]
+        parts = [signature, self._calibration]
         if project is not None:
             wanted = () if config is None else config.labels if labels is None else labels
             parts.append(match_options(self._settings, project).digest())
