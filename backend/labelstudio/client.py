@@ -5,12 +5,9 @@ among them; requests: 0.1 s and 16 MB), its task listing makes Label Studio ask 
 reads, and its errors hold whole responses.
 """
 
-import base64
-import binascii
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,22 +17,18 @@ from pydantic import SecretStr
 from backend.core.types import Json
 from backend.errors import (
     BadInputError,
-    ConfigurationError,
-    LabelStudioError,
     LabelStudioUnavailableError,
     NotFoundError,
-    TooLargeError,
 )
+from backend.labelstudio.api_answers import items_of, object_of, read_answer
+from backend.labelstudio.api_token import ApiToken
 from backend.labelstudio.transport import is_transient, keep_headers, network_errors, retry_after_s, retry_transient
 from backend.own_http import Session, proxy_advice
 
 logger = logging.getLogger(__name__)
 
-_RENEW_BEFORE_S = 30.0
-"""Access tokens live 300 s; one that ends while a request is on its way would cost a 401 and another request."""
 _PAGE = 25
 _LEAN_PAGE = 100
-_SHOWN_CHARACTERS = 300
 
 
 class LabelStudioClient:
@@ -63,7 +56,7 @@ class LabelStudioClient:
         """
         self._url = url.rstrip("/")
         self._timeout_s = timeout_s
-        self._token = _Token(self._url, api_key, timeout_s)
+        self._token = ApiToken(self._url, api_key, timeout_s)
         self._local = threading.local()
 
     def auth_headers(self, *, renew: bool = False) -> dict[str, str]:
@@ -158,7 +151,7 @@ class LabelStudioClient:
         filters = _task_filters(only_unlabeled=only_unlabeled, more_predictions_than=more_predictions_than)
         while True:
             answer = self._list(project_id, [*filters, _filter("id", "greater", after)], page_size=_LEAN_PAGE)
-            ids = [int(task["id"]) for task in _items(answer.get("tasks"))]
+            ids = [int(task["id"]) for task in items_of(answer.get("tasks"))]
             if ids:
                 yield ids
             if len(ids) < _LEAN_PAGE:
@@ -209,12 +202,12 @@ class LabelStudioClient:
 
     def ml_backends(self, project_id: int) -> list[Json]:
         """A project's ML backends, with `id`, `url`, `title`, `state`. Label Studio calls their /setup for it."""
-        return _items(self._request("GET", "/api/ml", params={"project": project_id}))
+        return items_of(self._request("GET", "/api/ml", params={"project": project_id}))
 
     def webhooks(self, project_id: int) -> list[Json]:
         """A project's webhooks, with `id`, `url`, `headers`, `is_active`."""
         try:
-            return _items(self._request("GET", "/api/webhooks/", params={"project": project_id}))
+            return items_of(self._request("GET", "/api/webhooks/", params={"project": project_id}))
         except BadInputError as error:  # the id is a filter here: Label Studio calls an unknown one an invalid choice
             raise NotFoundError(f"Label Studio does not have project {project_id} (any more)") from error
 
@@ -256,7 +249,7 @@ class LabelStudioClient:
         # "review" is the one way to list tasks without Label Studio asking the ML backend for predictions meanwhile.
         listing = {"fields": "all", "resolve_uri": "false", "review": "true", "page": 1, "page_size": page_size}
         params = {"project": project_id, "query": json.dumps(query), **listing}
-        return _items(self._get("/api/tasks", params=params).get("tasks"))
+        return items_of(self._get("/api/tasks", params=params).get("tasks"))
 
     def _list(self, project_id: int, filters: Sequence[Json], *, page_size: int) -> Json:
         query = {"filters": {"conjunction": "and", "items": list(filters)}, "ordering": ["tasks:id"]}
@@ -264,11 +257,11 @@ class LabelStudioClient:
         return self._get("/api/tasks", params={"project": project_id, "query": json.dumps(query), **listing})
 
     def _get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
-        return _object(self._request("GET", path, params=params))
+        return object_of(self._request("GET", path, params=params))
 
     def _send(self, method: str, path: str, *, body: object) -> Json:
         answer = self._request(method, path, body=body)
-        return _object({} if answer is None else answer)
+        return object_of({} if answer is None else answer)
 
     def _request(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: object = None
@@ -288,7 +281,7 @@ class LabelStudioClient:
 
         # What changes something is sent once: an answer that got lost does not say that nothing was done.
         response = retry_transient(once, timeout_s=self._timeout_s) if method == "GET" else once()
-        return _read_answer(response, f"{method} {path}")
+        return read_answer(response, f"{method} {path}")
 
     def _ask(
         self, method: str, path: str, params: Mapping[str, Any] | None, body: object, headers: Mapping[str, str]
@@ -313,138 +306,6 @@ class LabelStudioClient:
         return session
 
 
-class _Token:
-    """A legacy token, or a personal access token with the access token that it was last exchanged for."""
-
-    def __init__(self, url: str, api_key: SecretStr | str, timeout_s: float) -> None:
-        self._url = url
-        self._timeout_s = timeout_s
-        self._key = SecretStr(api_key) if isinstance(api_key, str) else api_key
-        claims = _jwt_claims(self._key.get_secret_value())
-        if not self._key.get_secret_value().strip():
-            raise ConfigurationError("LABEL_STUDIO_API_KEY must be a token of Label Studio, got an empty one: set it")
-        if claims is not None and float(claims.get("exp", time.time() + 1)) < time.time():
-            raise ConfigurationError("LABEL_STUDIO_API_KEY must be a valid token, got an expired one: make a new one")
-        self.can_renew = claims is not None
-        self._access: SecretStr | None = None
-        self._renew_at = 0.0
-        self._lock = threading.Lock()
-
-    def headers(self, *, refused: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The Authorization header; a new one if the last one ends soon or is the one that was refused."""
-        if not self.can_renew:
-            return {"Authorization": f"Token {self._key.get_secret_value().strip()}"}
-        with self._lock:
-            # Of threads that were refused together the first renews: the others find another header than theirs.
-            if self._access is None or time.time() >= self._renew_at or refused == self._bearer():
-                self._access = self._exchange()
-                claims = _jwt_claims(self._access.get_secret_value()) or {}
-                self._renew_at = float(claims.get("exp", time.time() + 2 * _RENEW_BEFORE_S)) - _RENEW_BEFORE_S
-            return self._bearer()
-
-    def _bearer(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._access.get_secret_value()}"} if self._access else {}
-
-    def _exchange(self) -> SecretStr:
-        where = f"Label Studio at {self._url} (POST /api/token/refresh)"
-
-        def once() -> requests.Response:
-            with network_errors(where, self._url), Session() as session:
-                response = session.post(
-                    f"{self._url}/api/token/refresh/",
-                    json={"refresh": self._key.get_secret_value()},
-                    auth=keep_headers,
-                    timeout=self._timeout_s,
-                    allow_redirects=False,
-                )
-            if is_transient(response.status_code):
-                raise LabelStudioUnavailableError(
-                    f"{where} answered {response.status_code}: try again later{proxy_advice(self._url)}",
-                    retry_after_s=retry_after_s(response.headers),
-                )
-            return response
-
-        response = retry_transient(once, timeout_s=self._timeout_s)
-        if response.status_code in (400, 401, 403):
-            raise LabelStudioError(
-                f"Label Studio refused the personal access token ({response.status_code}): set LABEL_STUDIO_API_KEY to "
-                "a new one (Account & Settings > Personal Access Token)"
-            )
-        access = _object(_read_answer(response, "POST /api/token/refresh/")).get("access")
-        if not isinstance(access, str):
-            raise LabelStudioError(f"{where} must answer with an access token, got none: check LABEL_STUDIO_URL")
-        return SecretStr(access)
-
-
-def _jwt_claims(token: str) -> Mapping[str, Any] | None:
-    """The claims of a JWT, unverified; None for any other token."""
-    parts = token.strip().split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError):
-        return None
-    return claims if isinstance(claims, dict) else None
-
-
-def _read_answer(response: requests.Response, what: str) -> object:
-    status = response.status_code
-    if status == 204 or (status < 300 and not response.content):
-        return None
-    if status < 300:
-        try:
-            return response.json()
-        except ValueError as error:
-            raise LabelStudioError(
-                f"Label Studio must answer {what} with JSON, got {response.headers.get('Content-Type')}: check that "
-                f"LABEL_STUDIO_URL is its address{proxy_advice(response.url)}"
-            ) from error
-    if status == 404:
-        if not _is_label_studios_own(response):
-            raise LabelStudioUnavailableError(
-                f"{what} was answered with 404 by something else than Label Studio "
-                f"({response.headers.get('Content-Type')}): check that it runs, and that LABEL_STUDIO_URL and the "
-                f"proxies before it lead there{proxy_advice(response.url)}"
-            )
-        raise NotFoundError(f"Label Studio does not have it (any more): {what} was answered with 404")
-    if status in (401, 403):
-        raise LabelStudioError(
-            f"Label Studio refused {what} ({status}: {_detail(response)}): set LABEL_STUDIO_API_KEY to a token of one "
-            "who may see the project (Account & Settings > Personal Access Token; a Legacy Token only where the "
-            "organisation allows them)"
-        )
-    if status == 413:
-        raise TooLargeError(f"{what} was too large for Label Studio or a proxy before it (413)")
-    if status == 400:
-        raise BadInputError(f"Label Studio found fault with {what}: {_detail(response)}")
-    if 300 <= status < 400:
-        raise LabelStudioError(
-            f"Label Studio redirects {what} ({status}): set LABEL_STUDIO_URL to the address that it redirects to, with "
-            "https where that is the difference"
-        )
-    raise LabelStudioError(f"Label Studio answered {what} with {status}: {_detail(response)}")
-
-
-def _is_label_studios_own(response: requests.Response) -> bool:
-    """Whether Label Studio 1.23.2 wrote an error itself: its API's errors name their status and its version."""
-    try:
-        answer = response.json()
-    except ValueError:
-        return False
-    return isinstance(answer, dict) and answer.get("status_code") == response.status_code and "version" in answer
-
-
-def _detail(response: requests.Response) -> str:
-    try:
-        answer = response.json()
-    except ValueError:
-        return f"no JSON but {response.headers.get('Content-Type')}"
-    if isinstance(answer, dict):
-        answer = answer.get("validation_errors") or answer.get("detail") or "no detail"
-    return str(answer)[:_SHOWN_CHARACTERS]
-
-
 def _task_filters(*, only_unlabeled: bool = False, more_predictions_than: int | None = None) -> list[Json]:
     filters = [_filter("total_annotations", "equal", 0)] if only_unlabeled else []
     if more_predictions_than is not None:
@@ -457,17 +318,3 @@ def _filter(column: str, operator: str, value: int) -> Json:
 
 
 _HAS_ANNOTATIONS = _filter("total_annotations", "greater", 0)
-
-
-def _object(answer: object) -> Json:
-    if not isinstance(answer, dict):
-        raise LabelStudioError(
-            f"Label Studio must answer with an object, got {type(answer).__name__}: check its version"
-        )
-    return answer
-
-
-def _items(answer: object) -> list[Json]:
-    if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
-        raise LabelStudioError(f"Label Studio must answer with a list, got {type(answer).__name__}: check it")
-    return answer

@@ -1,8 +1,4 @@
-"""The images of tasks: where from, with whose authority, and as pixels.
-
-Label Studio's token goes to Label Studio's own address and nowhere else; other hosts are asked only if the operator
-named them, or if Label Studio itself sent us there (a presigned address of a cloud storage) and they are public.
-"""
+"""Downloads the images of tasks, within bounds of size and time; `image_hosts` decides whom to ask."""
 
 import base64
 import binascii
@@ -12,15 +8,12 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Literal
-from urllib.parse import quote, unquote, unquote_to_bytes, urljoin
+from urllib.parse import unquote_to_bytes
 
 import requests
-from urllib3.exceptions import LocationParseError
-from urllib3.util import Url, parse_url
 
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError
-from backend.labelstudio.image_decoding import decode_image
+from backend.labelstudio.image_hosts import Hop, ImageHosts
 from backend.labelstudio.transport import (
     NO_PROXY,
     AuthHeaders,
@@ -34,14 +27,8 @@ from backend.labelstudio.transport import (
 )
 from backend.own_http import Session, proxy_advice
 
-__all__ = ["FetchedFile", "ImageFetcher", "Validators", "decode_image"]
-
 logger = logging.getLogger(__name__)
 
-_CLOUD_SCHEMES = ("s3", "s3s", "gs", "azure-blob", "azure-spi")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_MEDIA_PATHS = ("/data/upload/", "/data/local-files/", "/storage-data/", "/tasks/", "/static/")
-"""Where Label Studio 1.23.2 serves files: uploads, local files, storages behind nginx, presigned ones, its samples."""
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 16
 
@@ -49,8 +36,6 @@ _CLOCK_TICK_S = 2.0
 """A file that changed so shortly before its answer may change again without its time telling: HTTP's count seconds."""
 _USER_TAG = re.compile(r'"\d{1,15}"')
 """Label Studio's storage proxy names the user and no content where the storage itself gives no ETag (1.23.2)."""
-
-_Trust = Literal["label_studio", "allowed", "public"]
 
 
 @dataclass(frozen=True)
@@ -81,19 +66,6 @@ class FetchedFile:
     validators: Validators | None
 
 
-@dataclass(frozen=True)
-class _Hop:
-    """One address to ask. `label_studio`: with our token; `allowed`: the operator named it; `public`: public IPs."""
-
-    url: str
-    trust: _Trust
-
-    @property
-    def shown(self) -> str:
-        """For messages: without the query, which may be a key, unless it is Label Studio's own."""
-        return self.url if self.trust == "label_studio" else self.url.partition("?")[0]
-
-
 class ImageFetcher:
     """Fetches the files of task images; threads share one."""
 
@@ -118,10 +90,8 @@ class ImageFetcher:
             max_bytes: largest file.
             timeout_s: for one image with all its redirects and retries; only looking a name up may take longer.
         """
-        self._base = parse_url(label_studio_url.rstrip("/"))
+        self._hosts = ImageHosts(label_studio_url, allowed=allowed_hosts, label_studio_aliases=label_studio_aliases)
         self._auth_headers = auth_headers
-        self._allowed = frozenset(host.lower() for host in allowed_hosts)
-        self._aliases = frozenset(host.lower() for host in label_studio_aliases)
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
 
@@ -175,66 +145,11 @@ class ImageFetcher:
         if url[:5].lower() == "data:":
             return FetchedFile(self._read_data_uri(url), None)
         deadline = time.monotonic() + self._timeout_s
-        first = self._first_hop(url, task_id)
+        first = self._hosts.first_hop(url, task_id)
         return retry_transient(lambda: self._download(first, deadline, known, sizes), timeout_s=self._timeout_s)
 
-    def _first_hop(self, url: str, task_id: int | None) -> _Hop:
-        if url.startswith("//"):
-            url = f"{self._base.scheme}:{url}"
-        scheme, separator, _ = url.partition("://")
-        if not separator:
-            return self._on_label_studio("/" + url.lstrip("/"))
-        if scheme.lower() in _CLOUD_SCHEMES:
-            if task_id is None:
-                raise BadInputError(
-                    f"image address {scheme}://... needs a task that Label Studio knows, got one without id"
-                )
-            # Label Studio takes the URI in base64 or quoted; plain text can decode as base64 by accident.
-            fileuri = base64.urlsafe_b64encode(url.encode()).decode()
-            return self._on_label_studio(f"/tasks/{int(task_id)}/presign/?fileuri={quote(fileuri)}")
-        if scheme.lower() not in _DEFAULT_PORTS:
-            raise BadInputError(
-                "image address must be a path on Label Studio, http(s)://, s3://, gs://, azure-blob:// or a data: URI, "
-                f"got {scheme[:20]}://: import the task with an address that Label Studio can show"
-            )
-        parsed = _parse(url)
-        if self._is_label_studio(parsed):
-            return self._on_label_studio(parsed.request_uri)
-        if self._is_allowed(parsed):
-            return _Hop(parsed.url, "allowed")
-        raise BadInputError(
-            f"image host must be Label Studio's ({self._base.netloc}) or one of SOFTMATCHER_ALLOWED_IMAGE_HOSTS, got "
-            f"{parsed.netloc}: add it to that setting if its images may be fetched"
-        )
-
-    def _next_hop(self, hop: _Hop, location: str) -> _Hop:
-        parsed = _parse(urljoin(hop.url, location))
-        if hop.trust == "label_studio" and _is_https_of(parsed, _parse(hop.url)):
-            raise LabelStudioError(
-                f"Label Studio redirects {hop.shown} to https: set LABEL_STUDIO_URL to "
-                f"https://{parsed.netloc}{self._base.path or ''}"
-            )
-        if self._is_label_studio(parsed):
-            if (parsed.path or "").rstrip("/").endswith("/user/login"):
-                raise LabelStudioError(f"{hop.shown} asks for a login: set LABEL_STUDIO_API_KEY to a valid token")
-            if hop.trust == "label_studio":
-                return self._on_label_studio(parsed.request_uri)
-        elif self._is_allowed(parsed):
-            return _Hop(parsed.url, "allowed")
-        elif hop.trust != "allowed":
-            return _Hop(parsed.url, "public")
-        if _is_https_of(parsed, _parse(hop.url)):
-            raise BadInputError(
-                f"{hop.shown} redirects to https, whose port is not allowed: import the task with the https address, "
-                f"and add {parsed.netloc} to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
-            )
-        raise BadInputError(
-            f"{hop.shown} redirects to {parsed.netloc}, which is not allowed: if images may come from there, add that "
-            "host to SOFTMATCHER_ALLOWED_IMAGE_HOSTS"
-        )
-
     def _download(
-        self, hop: _Hop, deadline: float, known: Validators | None, sizes: frozenset[int] | None
+        self, hop: Hop, deadline: float, known: Validators | None, sizes: frozenset[int] | None
     ) -> FetchedFile:
         with closing(Cutter(deadline)) as cutter:
             try:
@@ -244,14 +159,14 @@ class ImageFetcher:
                 raise
 
     def _follow(
-        self, hop: _Hop, deadline: float, cutter: Cutter, known: Validators | None, sizes: frozenset[int] | None
+        self, hop: Hop, deadline: float, cutter: Cutter, known: Validators | None, sizes: frozenset[int] | None
     ) -> FetchedFile:
         for _ in range(_MAX_REDIRECTS + 1):
             # A session for each hop: no cookie, connection or header of one host is ever there for another.
             with Session() as session, closing(self._ask(session, hop, deadline, cutter, known)) as response:
                 location = response.headers.get("Location")
                 if response.is_redirect and location:
-                    hop = self._next_hop(hop, location)
+                    hop = self._hosts.next_hop(hop, location)
                     continue
                 if response.status_code == 304 and known is not None and known.etag:
                     return FetchedFile(None, known)
@@ -268,7 +183,7 @@ class ImageFetcher:
         )
 
     def _ask(
-        self, session: requests.Session, hop: _Hop, deadline: float, cutter: Cutter, known: Validators | None
+        self, session: requests.Session, hop: Hop, deadline: float, cutter: Cutter, known: Validators | None
     ) -> requests.Response:
         for scheme in ("http://", "https://"):
             session.mount(scheme, WatchedAdapter(cutter, is_public=hop.trust == "public"))
@@ -294,7 +209,7 @@ class ImageFetcher:
             response.close()
         return response
 
-    def _read_body(self, hop: _Hop, response: requests.Response, deadline: float) -> bytes:
+    def _read_body(self, hop: Hop, response: requests.Response, deadline: float) -> bytes:
         declared = response.headers.get("Content-Length", "")
         content = bytearray()
         if not (re.fullmatch("[0-9]{1,18}", declared) and int(declared) > self._max_bytes):
@@ -309,7 +224,7 @@ class ImageFetcher:
                 return bytes(content)
         raise self._too_large(hop.shown)
 
-    def _left(self, hop: _Hop, deadline: float) -> float:
+    def _left(self, hop: Hop, deadline: float) -> float:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise LabelStudioUnavailableError(
@@ -317,21 +232,6 @@ class ImageFetcher:
                 "SOFTMATCHER_DOWNLOAD_TIMEOUT_S"
             )
         return left_s
-
-    def _on_label_studio(self, request_uri: str) -> _Hop:
-        prefix = self._base.path or ""
-        path = request_uri.partition("?")[0].partition("#")[0]
-        _check_media_path(path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path)
-        if prefix and not request_uri.startswith(f"{prefix}/"):
-            request_uri = prefix + request_uri
-        return _Hop(f"{self._base.scheme}://{self._base.netloc}{request_uri}", "label_studio")
-
-    def _is_label_studio(self, url: Url) -> bool:
-        # Without the scheme: http to a Label Studio that is reached by https is asked by https, token and all.
-        return _host_port(url) == _host_port(self._base) or _is_named(url, self._aliases)
-
-    def _is_allowed(self, url: Url) -> bool:
-        return _is_named(url, self._allowed)
 
     def _read_data_uri(self, uri: str) -> bytes:
         head, comma, text = uri[5:].partition(",")
@@ -362,60 +262,12 @@ def _is_of_another_size(response: requests.Response, sizes: frozenset[int]) -> b
     return is_plain and re.fullmatch("[0-9]{1,18}", declared) is not None and int(declared) not in sizes
 
 
-def _parse(url: str) -> Url:
-    try:
-        parsed = parse_url(url)
-    except LocationParseError as error:
-        raise BadInputError("image address must be a valid http(s) address, got one that cannot be parsed") from error
-    if parsed.scheme not in _DEFAULT_PORTS or not parsed.host:
-        raise BadInputError(f"image address must be http(s) with a host, got scheme {parsed.scheme!r}: correct it")
-    if parsed.auth:
-        raise BadInputError(f"image address must not hold a user or password, got one for {parsed.host}")
-    return parsed
-
-
-def _check_media_path(path: str) -> None:
-    """Refuse what our token could read beside images, and paths that a server may take for others.
-
-    Args:
-        path: on Label Studio, below the path of its address.
-
-    Raises:
-        BadInputError: no path of Label Studio's media, or one with dots, back-slashes or control characters.
-    """
-    decoded = path
-    for _ in range(3):  # a proxy may decode once more than the server behind it
-        decoded = unquote(decoded)
-    is_plain = not any(part in (".", "..") for part in decoded.split("/")) and "\\" not in decoded
-    if not (is_plain and decoded.isprintable() and decoded.startswith(_MEDIA_PATHS)):
-        raise BadInputError(
-            f"image address on Label Studio must be a file's ({', '.join(_MEDIA_PATHS)}...), got {path[:60]!r}: "
-            "upload the image, or connect the storage that has it"
-        )
-
-
-def _host_port(url: Url) -> tuple[str, int | None]:
-    port = None if url.port in (None, _DEFAULT_PORTS.get(url.scheme or "")) else url.port
-    return (url.host or "").lower(), port
-
-
-def _is_https_of(url: Url, plain: Url) -> bool:
-    """Return whether an address is the same as a plain http one but for https and its port."""
-    is_same = (url.host, url.path) == (plain.host, plain.path)
-    return is_same and (url.scheme, plain.scheme) == ("https", "http")
-
-
-def _is_named(url: Url, names: frozenset[str]) -> bool:
-    host = (url.host or "").lower()
-    return host in names or f"{host}:{url.port or _DEFAULT_PORTS.get(url.scheme or '')}" in names
-
-
-def _proxied(hop: _Hop) -> str:
+def _proxied(hop: Hop) -> str:
     """Return the address if a proxy of the environment may be asked for it."""
     return "" if hop.trust == "public" else hop.url
 
 
-def _check_status(hop: _Hop, response: requests.Response) -> None:
+def _check_status(hop: Hop, response: requests.Response) -> None:
     status = response.status_code
     if status == 200:
         return
@@ -444,7 +296,7 @@ def _check_status(hop: _Hop, response: requests.Response) -> None:
     raise BadInputError(f"{hop.shown} must answer 200 with an image, got {status}: correct the task's address")
 
 
-def _validators_of(hop: _Hop, response: requests.Response) -> Validators | None:
+def _validators_of(hop: Hop, response: requests.Response) -> Validators | None:
     """Return what to ask with the next time; None if nothing that came would tell of every change."""
     etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
     if etag and hop.trust == "label_studio" and _USER_TAG.fullmatch(etag):

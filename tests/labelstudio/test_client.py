@@ -22,6 +22,7 @@ from backend.errors import (
     SoftmatcherError,
     TooLargeError,
 )
+from backend.labelstudio.api_token import ApiToken
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.transport import retry_after_s
 
@@ -313,7 +314,7 @@ def test_no_token_is_in_any_message_or_log(web: Web, token: str, caplog: pytest.
             chain = [caught.value, caught.value.__cause__]
             assert token not in "".join(f"{error!r}" for error in chain)
     assert token not in caplog.text
-    assert token not in repr(client.__dict__) + repr(vars(client._token))
+    assert token not in repr(vars(client)) + repr(vars(ApiToken(web.url, token, 1.0)))
 
 
 def test_a_task_of_a_known_project_is_listed_without_predictions_being_made(web: Web) -> None:

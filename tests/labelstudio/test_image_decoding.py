@@ -12,7 +12,7 @@ from PIL.Image import Transpose
 from PIL.PngImagePlugin import PngInfo
 
 from backend.errors import BadInputError
-from backend.labelstudio.images import decode_image
+from backend.labelstudio.image_decoding import decode_image
 
 UNDO = {
     1: None,
