@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
+from backend.exports.options import CHOICES
+
 if TYPE_CHECKING:
     from backend.exports.exporter import Report
     from backend.exports.importing import ImportReport
@@ -23,7 +25,7 @@ _THREADS = 8
 
 def export(
     project: Annotated[int, typer.Option(help="Id of the project in Label Studio.")],
-    format_: Annotated[str, typer.Option("--format", help="coco, yolo-seg, png or parquet.")],
+    format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(CHOICES['format'])}.")],
     out: Annotated[Path, typer.Option(help="A new folder, that of an earlier export to replace, or FILE.zip.")],
     source: Annotated[
         str, typer.Option(help="annotations, predictions, or both: predictions where a task has no annotation.")

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from backend.core.types import Json, Mask
 from backend.exports.options import ExportOptions
-from backend.exports.outlines import edge_polygons
+from backend.exports.outlines import edge_polygons, tolerance_note
 from backend.exports.records import ImageRecord, MaskRecord
 from backend.exports.sinks import Sink
 
@@ -63,6 +63,15 @@ class CocoWriter:
         for split in options.splits:
             for part in ("images", "rle", "polygons"):
                 (sink.scratch / f"{split}-{part}").touch()
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what each file has."""
+        return [
+            "`annotations/instances_<split>.json` has the masks as run-length codes: exactly those of Label Studio.",
+            "`annotations/instances_<split>_polygons.json` has the same objects as polygons.",
+            tolerance_note(self._options.tolerance_px),
+        ]
 
     def add(self, image: ImageRecord) -> None:
         """Note an image and its masks."""

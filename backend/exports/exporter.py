@@ -5,35 +5,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 from urllib.parse import urlsplit
 
 from backend import __version__
 from backend.core.types import Json
 from backend.errors import BadInputError
-from backend.exports.coco import CocoWriter
 from backend.exports.data_card import DataCard
 from backend.exports.folder_sink import FolderSink
-from backend.exports.index_png import PngWriter
-from backend.exports.options import ExportOptions, Format
-from backend.exports.parquet import ParquetWriter
+from backend.exports.formats import FORMATS
+from backend.exports.options import ExportOptions
 from backend.exports.reading import ExportedProject, read_images
 from backend.exports.records import ImageRecord, LeftOut
 from backend.exports.sinks import RECORD, Sink, ZipSink, disk_errors_told
-from backend.exports.yolo import YoloWriter
 from backend.settings import Settings
-
-
-class FormatWriter(Protocol):
-    """Turns image records into files."""
-
-    def add(self, image: ImageRecord) -> None:
-        """Take an image."""
-        ...
-
-    def finish(self) -> None:
-        """Write what needs all of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ def _export(
             card.note_left_out(one)
             _write_line(left_out, {"task": one.task_id, "kind": one.kind, "message": one.message})
 
-        writer = _WRITERS[options.format](labels, options, project.title, sink)
+        writer = FORMATS[options.format](labels, options, project.title, sink)
         for image in read_images(project, options, sink, threads=threads, on_task=on_task, on_left_out=note):
             if not card.images:
                 # First in a zip, too: whoever downloads one sees at once that it has begun.
@@ -150,39 +135,8 @@ def _export(
     sink.write("left-out.jsonl", _chunks(sink.scratch / "left-out"))
     for name, picture in card.pictures():
         sink.write(f"card/{name}", [picture])
-    notes = list(_NOTES[options.format])
-    if isinstance(writer, PngWriter):
-        notes.append(f"Pixels that masks of several labels claim: {writer.contested_px}; the later label is seen.")
-    if isinstance(writer, YoloWriter):
-        notes.extend(writer.notes)
-    if options.format in ("coco", "yolo-seg"):
-        notes.append(f"Polygons keep within {options.tolerance_px:g} px of the masks' outlines.")
-    sink.write("README.md", [card.markdown(notes).encode()])
+    sink.write("README.md", [card.markdown(writer.notes).encode()])
     return Report(card.images, card.objects, card.left_out, problems, card.empty_splits)
-
-
-_WRITERS: dict[Format, Callable[..., FormatWriter]] = {
-    "coco": CocoWriter,
-    "yolo-seg": YoloWriter,
-    "png": PngWriter,
-    "parquet": ParquetWriter,
-}
-_NOTES: dict[Format, tuple[str, ...]] = {
-    "coco": (
-        "`annotations/instances_<split>.json` has the masks as run-length codes: exactly those of Label Studio.",
-        "`annotations/instances_<split>_polygons.json` has the same objects as polygons.",
-    ),
-    "yolo-seg": (
-        "`data.yaml` is what Ultralytics trains from. A line is an object: holes and further parts hang on its polygon "
-        "by lines there and back; between parts these are drawn one pixel wide.",
-    ),
-    "png": (
-        "`masks/<split>/<name>.png`: pixels are class numbers, see `labels.json` and `legend.html`; 0 is nothing.",
-    ),
-    "parquet": (
-        "`data/<split>-*.parquet`: a row an image; `rle_counts` with `[height, width]` is COCO's run-length code.",
-    ),
-}  # fmt: skip
 
 
 def _object_lines(image: ImageRecord, options: ExportOptions) -> Iterator[Json]:

@@ -105,12 +105,20 @@ class PngWriter:
             raise BadInputError(f"png has numbers for {MOST_LABELS} labels, got {len(labels)}: export as coco")
         self._labels = labels
         self._sink = sink
-        self.contested_px = 0
+        self._contested_px = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what a pixel's number means, and how many pixels several labels have."""
+        return [
+            "`masks/<split>/<name>.png`: pixels are class numbers, see `labels.json` and `legend.html`; 0 is nothing.",
+            f"Pixels that masks of several labels claim: {self._contested_px}; the later label is seen.",
+        ]
 
     def add(self, image: ImageRecord) -> None:
         """Write the mask of an image."""
         indices, contested = to_index_mask(image, self._labels)
-        self.contested_px += contested
+        self._contested_px += contested
         self._sink.write(f"masks/{image.split}/{image.stem}.png", [to_png(indices)])
 
     def finish(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 from backend.errors import BadInputError
 
-Format = Literal["coco", "yolo-seg", "png", "parquet"]
 Source = Literal["annotations", "predictions", "both"]
 Images = Literal["include", "path"]
 Annotators = Literal["newest", "all"]
@@ -21,7 +20,7 @@ class ExportOptions:
     """Which masks, as what.
 
     Attributes:
-        format: of the data set.
+        format: of the data set, a name among `CHOICES["format"]`.
         source: whose masks; `both` takes a task's predictions only where it has no annotation with masks.
         min_score: predicted regions below it are left out; those without a score too, if it is over 0.
         images: put the image files into the data set, or only their addresses in Label Studio.
@@ -31,7 +30,7 @@ class ExportOptions:
         leave_out_unreachable: go on without images whose host does not answer, instead of stopping there.
     """
 
-    format: Format
+    format: str
     source: Source = "annotations"
     min_score: float = 0.0
     images: Images = "include"
@@ -46,7 +45,7 @@ class ExportOptions:
         Raises:
             BadInputError: one is not what it may be.
         """
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise BadInputError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 <= self.min_score <= 1:
@@ -70,12 +69,13 @@ class ExportOptions:
         return {**asdict(self), "split": list(self.split)}
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "format": get_args(Format),
+CHOICES: dict[str, tuple[str, ...]] = {
+    "format": ("coco", "yolo-seg", "png", "parquet"),
     "source": get_args(Source),
     "images": get_args(Images),
     "annotators": get_args(Annotators),
 }
+"""Accepted values of the options that have a list of them; `formats.FORMATS` has the writers of the formats."""
 
 
 def options_from_texts(told: Mapping[str, str]) -> ExportOptions:
@@ -89,7 +89,7 @@ def options_from_texts(told: Mapping[str, str]) -> ExportOptions:
     if unknown:
         raise BadInputError(f"unknown option {unknown[0]!r}: there are {', '.join(known)}")
     if "format" not in told:
-        raise BadInputError(f"format is missing: name one of {', '.join(_CHOICES['format'])}")
+        raise BadInputError(f"format is missing: name one of {', '.join(CHOICES['format'])}")
     values: dict[str, Any] = dict(told)
     for name in ("min_score", "tolerance_px"):
         if name in told:

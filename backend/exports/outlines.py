@@ -135,3 +135,8 @@ def _walk(
             count = len(rings[number])
             around = [(number, (start + step) % count) for step in range(count + 1)]
             path.append(iter([*around, at]))
+
+
+def tolerance_note(tolerance_px: float) -> str:
+    """Return the sentence that says how close polygons are to the masks' outlines."""
+    return f"Polygons keep within {tolerance_px:g} px of the masks' outlines."

@@ -87,6 +87,14 @@ class ParquetWriter:
         self._sink = sink
         self._shards = {split: _Shards(split, self._schema, sink) for split in options.splits}
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what a row is."""
+        return [
+            "`data/<split>-*.parquet`: one row per image; `rle_counts` with `[height, width]` is COCO's run-length "
+            "code."
+        ]
+
     def add(self, image: ImageRecord) -> None:
         """Add a row."""
         row = to_row(image, self._labels, with_image=self._with_image)

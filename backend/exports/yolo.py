@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from backend.exports.options import SPLITS, ExportOptions
-from backend.exports.outlines import pixel_polygon
+from backend.exports.outlines import pixel_polygon, tolerance_note
 from backend.exports.records import ImageRecord, MaskRecord
 from backend.exports.sinks import Sink
 
@@ -56,9 +56,14 @@ class YoloWriter:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence for each split that `data.yaml` has to name although it has no images."""
+        """Return what a line is, and the splits that `data.yaml` has to name although they have no images."""
         used = self._filled
-        return [f"`data.yaml`: {_stand_in_note(split, used[0])}" for split in ("train", "val") if split not in used]
+        return [
+            "`data.yaml` is what Ultralytics trains from. A line is an object: holes and further parts hang on its "
+            "polygon by lines there and back; between parts these are drawn one pixel wide.",
+            *(f"`data.yaml`: {_stand_in_note(split, used[0])}" for split in ("train", "val") if split not in used),
+            tolerance_note(self._options.tolerance_px),
+        ]
 
     @property
     def _filled(self) -> list[str]:
