@@ -26,7 +26,7 @@ from backend.models.weights.store import StoredWeights, WeightsStore
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where models come from.
+    """The files, device and options that models are built with.
 
     Attributes:
         weights_folder: of `WeightsStore`; None for profiles that need none.
@@ -49,7 +49,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a model is built of.
+    """The name, weights and options that a model is built of.
 
     Attributes:
         name: of the model, as signatures show it.
@@ -68,7 +68,7 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class SegmenterKind:
-    """How segmenters of one name are built.
+    """The builder of the segmenters of one name.
 
     Attributes:
         build: makes one.

@@ -1,4 +1,4 @@
-"""What a segmenter is: its protocols, its prompts and its mask candidates, without any implementation."""
+"""The protocols of segmenters, their prompts and mask candidates, without any implementation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Embedding = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What points at one object, in the segmenter's working frame of (h, w) px.
+    """A prompt for one object, in the segmenter's working frame of (h, w) px.
 
     Attributes:
         scribble: its points, boxes and strokes; `size_hw` is the working size.
@@ -38,9 +38,9 @@ class MaskCandidate:
 
     Attributes:
         mask: (h, w) bool in the working frame.
-        score: what the segmenter itself makes of it, in [0, 1].
+        score: the segmenter's own rating, in [0, 1].
         prompt_index: of the prompt that it answers.
-        rejection_reason: why there is no mask: it is empty then, and says so to who asks.
+        rejection_reason: why the mask is empty; "" if it is not.
     """
 
     mask: Mask
@@ -64,7 +64,7 @@ class SegmenterInput:
 
 @dataclass(frozen=True, eq=False)
 class DecodePlan:
-    """What a segmenter is to decode of one image: made by its `plan`, for its `decode_planned`.
+    """The prompts for one image: made by a segmenter's `plan`, for its `decode_planned`.
 
     A segmenter may add to it what can be worked out without a device.
 
@@ -82,7 +82,7 @@ class Segmenter(Protocol):
 
     @property
     def signature(self) -> str:
-        """Name, weights and sizes."""
+        """Return name, weights and sizes: two segmenters of one signature give the same masks."""
         ...
 
     @property
@@ -96,34 +96,34 @@ class Segmenter(Protocol):
         ...
 
     def embed(self, image: Image) -> Embedding:
-        """What decoding needs of an image, (H, W, 3) uint8 RGB: computed once, cached."""
+        """Compute what decoding needs of an image, (H, W, 3) uint8 RGB. It can be cached."""
         ...
 
     def working_hw(self, embedding: Embedding) -> tuple[int, int]:
-        """Size of the frame that prompts and candidates are in; its aspect ratio is the image's."""
+        """Return the size of the frame that prompts and candidates are in; its aspect ratio is the image's."""
         ...
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[MaskCandidate]:
-        """Candidates of all prompts of one image in one call; a prompt without any mask has none, or a refusal."""
+        """Return the candidates of all prompts of one image: for a prompt without a mask none, or a rejected one."""
         ...
 
 
 @runtime_checkable
 class BatchSegmenter(Segmenter, Protocol):
-    """A segmenter whose images share forward passes."""
+    """Segments several images in shared forward passes."""
 
     def prepare(self, image: Image) -> SegmenterInput:
-        """(H, W, 3) uint8 RGB as `embed_async` takes it; needs no device."""
+        """Return (H, W, 3) uint8 RGB as `embed_async` takes it. Needs no device."""
         ...
 
     def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
-        """Begin to `embed` several images; gives what waits for them."""
+        """Start to embed several images; return what waits for the embeddings."""
         ...
 
     def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> DecodePlan:
-        """What `decode_planned` needs for `decode` of this; needs no device."""
+        """Work out what `decode_planned` asks. Needs no device."""
         ...
 
     def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
-        """`decode` of what was planned, of any images, in as few passes as will do."""
+        """Decode what was planned, of any images, in as few passes as possible."""
         ...

@@ -26,7 +26,9 @@ _FREE_SHARE = 0.5
 
 
 class CudaGraphCache:
-    """The passes of one network in one stream. Whoever calls sees to it that nobody else uses the stream meanwhile.
+    """Records and replays the passes of one network in one stream.
+
+    Callers make sure that nothing else uses the stream meanwhile.
 
     Args:
         device: CUDA.
@@ -42,7 +44,7 @@ class CudaGraphCache:
         self._is_off = False
 
     def of(self, kind: Hashable, batch: Tensor, forward: Pass) -> "CudaGraph | None":
-        """The recorded pass of a kind; None while it has none.
+        """Return the recorded pass of a kind; None while it has none.
 
         Args:
             kind: what the pass does, as far as shape and type of the batch do not tell.
@@ -82,7 +84,7 @@ class CudaGraphCache:
 
 
 class CudaGraph:
-    """One kind of pass.
+    """Replays one kind of pass.
 
     Args:
         graph: of CUDA.
@@ -96,7 +98,7 @@ class CudaGraph:
         self._answer = answer
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """The answer, there when the stream comes to what is queued next, and until the next pass of the kind."""
+        """Queue the pass; the answer holds for what the stream does next, until the next pass of the kind."""
         self._batch.copy_(batch)
         self._graph.replay()
         return self._answer

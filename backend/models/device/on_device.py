@@ -1,4 +1,4 @@
-"""A network on its device: half precision and pinned transfers on CUDA, and what happens when its memory is full."""
+"""Networks on a device: half precision and pinned memory on CUDA, smaller batches when its memory is full."""
 
 import copy
 import logging
@@ -38,7 +38,7 @@ class DeviceRunner:
         network: its parameters are frozen.
         device: where it goes.
         uses_half: see above.
-        is_urgent: its kernels go before those of networks that are not.
+        is_urgent: its kernels take precedence over those of other networks.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeviceRunner:
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
         self._launching = threading.Lock()
-        self._untold: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._unreported: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._amp_dtype = torch.float32
         self._stream: torch.cuda.Stream | None = None
         self._transfers: Transfers | None = None
@@ -70,23 +70,23 @@ class DeviceRunner:
 
     @property
     def network(self) -> nn.Module:
-        """The network on its device: for parts that are called by themselves."""
+        """Return the network on its device, for parts that are called by themselves."""
         return self._network
 
     @property
     def preferred_batch_size(self) -> int:
-        """Images that are worth encoding together: one on a CPU, where a batch gains nothing and holds others up."""
+        """Return the number of images worth encoding together; 1 on a CPU, where a batch gains nothing."""
         return 8 if self.device.type == "cuda" else 1
 
     @property
     def memory_mb(self) -> float | None:
-        """Of a GPU, in 2**20 bytes, whoever uses it; None on a CPU."""
+        """Return the total memory of the GPU, in 2**20 bytes; None on a CPU."""
         if self.device.type != "cuda":
             return None
         return float(torch.cuda.get_device_properties(self.device).total_memory) / 2**20
 
     def run(self, items: Sequence[Tensor], call: NetworkCall, *, at_once: int = 0) -> list[Tensor]:
-        """Forward passes over items, on the device as far as its memory goes.
+        """Run forward passes over items, on the device as far as its memory goes.
 
         Args:
             items: tensors on the CPU; the smaller their type, the quicker they are there.
@@ -107,10 +107,12 @@ class DeviceRunner:
         assemble: Assemble = torch.stack,
         kind: Hashable = None,
     ) -> Callable[[], list[Tensor]]:
-        """`run`, begun: gives what waits for the answers. On CUDA all passes are queued by then, on a CPU none is.
+        """Start `run`; return what waits for the answers. On CUDA all passes are queued by then, on a CPU none is.
 
         Args:
-            items, call, at_once: as `run` takes them.
+            items: tensors on the CPU.
+            call: gets the network and a batch on its device, gives (B, ...).
+            at_once: items of a pass; 0: all.
             assemble: makes a batch of B items that are on a device.
             kind: calls of one kind do the same with batches of one shape, and wait for nothing on the CPU: on CUDA
                 they are recorded (`CudaGraphCache`). None: this one is not.
@@ -124,14 +126,14 @@ class DeviceRunner:
 
             return lambda: self.run_parts(len(items), at_once, on_cpu, lambda answer, part: list(answer))
         transfers = self._transfers
-        carried: list[Tensor] = []
+        pinned_inputs: list[Tensor] = []
 
         def run_part(network: nn.Module, device: torch.device, part: slice) -> Answer:
             if device != self.device:
                 batch = assemble(list(items[part]))
                 return Answer(self.timed(device, lambda: call(network, batch)), lambda: None)
             pinned = [transfers.pin(item) for item in items[part]]
-            carried.extend(pinned)
+            pinned_inputs.extend(pinned)
             # A thread's launches must not get into another's recording, nor its batch into what that one launches.
             with self._launching:
                 batch = assemble([transfers.to_device(one, device) for one in pinned])
@@ -150,9 +152,9 @@ class DeviceRunner:
                     answer.wait()
                     # One by one: each has memory of its own, whoever else of its batch is still held.
                     answers += [copy_into(one, torch.empty_like(one)) for one in answer.values]
-            # What was carried there was read by then.
-            transfers.give_back([*carried, *(answer.values for answer in passes if answer.is_pinned)])
-            self._tell()
+            # The inputs were read by then.
+            transfers.give_back([*pinned_inputs, *(answer.values for answer in passes if answer.is_pinned)])
+            self._report()
             return answers
 
         return wait
@@ -160,7 +162,7 @@ class DeviceRunner:
     def run_parts(
         self, count: int, at_once: int, forward: PartCall[R], finish: Callable[[R, slice], list[T]]
     ) -> list[T]:
-        """Forward passes over parts of `count` things, halved where the device's memory does not hold a part.
+        """Run forward passes over parts of `count` things, halved if the device's memory does not hold a part.
 
         Args:
             count: how many things there are.
@@ -169,7 +171,7 @@ class DeviceRunner:
             finish: gets what `forward` gave, on that device, and which things; gives one answer for each.
         """
         done = self._queue_parts(count, at_once, forward, finish)
-        self._tell()
+        self._report()
         return done
 
     def _queue_parts(
@@ -217,7 +219,7 @@ class DeviceRunner:
             return finish(answer, part)
 
     def timed(self, device: torch.device, call: Callable[[], R]) -> R:
-        """What the call gives; `on_forward` is told how long the device took for it.
+        """Call, and report to `on_forward` how long the device took.
 
         On CUDA that is between two events in the stream, told once they are over: copies that were queued before it do
         not count, nor does what a thread waits for after it.
@@ -234,16 +236,16 @@ class DeviceRunner:
         answer = call()
         end.record(self._stream)
         with self._lock:
-            self._untold.append((begin, end))
+            self._unreported.append((begin, end))
         return answer
 
-    def _tell(self) -> None:
-        """Tell `on_forward` of the passes on CUDA, which are over."""
+    def _report(self) -> None:
+        """Report the passes on CUDA, which are over, to `on_forward`."""
         if self.on_forward is None:
             return
         with self._lock:
-            untold, self._untold = self._untold, []
-        for begin, end in untold:
+            unreported, self._unreported = self._unreported, []
+        for begin, end in unreported:
             end.synchronize()
             self.on_forward(begin.elapsed_time(end) / 1000)
 
@@ -255,7 +257,7 @@ class DeviceRunner:
 
 
 class Constants:
-    """Tensors that forward passes need wherever they run: carried there once.
+    """Copies tensors that forward passes need to each device, once.
 
     Args:
         tensors: on the CPU.
@@ -265,14 +267,14 @@ class Constants:
         self._on = {torch.device("cpu"): tensors}
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """They, on a device."""
+        """Return the tensors on a device."""
         if device not in self._on:
             self._on[device] = tuple(one.to(device) for one in self._on[torch.device("cpu")])
         return self._on[device]
 
 
 def make_cancellable(network: nn.Module) -> None:
-    """Let forward passes of a network end between two of its blocks once nobody waits for them (`core.cancellation`).
+    """Let forward passes of a network end between two of its blocks when they are cancelled (`core.cancellation`).
 
     Blocks are the items of its module lists and sequences of modules: ViT blocks, stages of a convolutional network.
     """

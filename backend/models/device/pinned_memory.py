@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 _PINNED_BYTES = 512 * 2**20
-"""Kept for inputs and answers to come, of a network: some MB each."""
+"""Bound of the pinned memory that a network keeps for inputs and answers to come: some MB each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Of a pass, on its way to the CPU.
+    """The answer of a pass, on its way to the CPU.
 
     Attributes:
         values: (B, ...), there once `wait` returns.
@@ -29,7 +29,7 @@ class Answer:
 
 
 class Transfers:
-    """What a network's stream carries to a CUDA device and back, beside the kernels of others.
+    """Copies to a CUDA device and back in a network's stream, beside the kernels of others.
 
     That needs pinned memory, and pinning takes longer than a copy: it is used again.
     """
@@ -41,15 +41,15 @@ class Transfers:
         self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
     def pin(self, item: Tensor) -> Tensor:
-        """A copy in pinned memory."""
+        """Return a copy in pinned memory."""
         return copy_into(item, self._pinned(item))
 
     def to_device(self, pinned: Tensor, device: torch.device) -> Tensor:
-        """A copy on the device, there when the stream comes to what is queued next."""
+        """Return a copy on the device, complete when the stream comes to what is queued next."""
         return pinned.to(device, non_blocking=True)
 
     def to_host(self, answer: Tensor) -> Answer:
-        """An answer, to pinned memory."""
+        """Start to copy an answer to pinned memory."""
         pinned = self._pinned(answer)
         pinned.copy_(answer, non_blocking=True)
         there = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class Transfers:
         return Answer(pinned, there.synchronize, is_pinned=True)
 
     def give_back(self, pinned: Sequence[Tensor]) -> None:
-        """Memory that nobody reads or writes any more."""
+        """Take back pinned memory that nothing reads or writes any more."""
         with self._lock:
             for one in pinned:
                 # Shapes of late come last: those of images that are not seen any more are let go first.
@@ -78,6 +78,6 @@ class Transfers:
 
 
 def copy_into(source: Tensor, into: Tensor) -> Tensor:
-    """By NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile."""
+    """Copy by NumPy, in this thread: torch would ask all cores for it, which decode images meanwhile."""
     np.copyto(into.numpy(), source.numpy())
     return into

@@ -8,7 +8,7 @@ from backend.errors import ConfigurationError
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:<number>` as a device that exists.
+    """Return the device of `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:<number>`.
 
     Raises:
         ConfigurationError: no such device here.
@@ -31,13 +31,13 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def set_threads(count: int) -> None:
-    """Threads of one model call; 0 keeps PyTorch's choice, which is the number of cores."""
+    """Set the threads of one model call; 0 keeps PyTorch's choice, the number of cores."""
     if count:
         torch.set_num_threads(count)
 
 
 def good_threads(device: torch.device, calls_at_a_time: int = 1) -> int:
-    """Threads that `set_threads` is best given.
+    """Return the number of threads that is best for `set_threads`.
 
     With a GPU one: what is left for the processor is too small to be shared, threads wait longer for one another than
     they work. On a CPU all cores for a single call, its share of them for one of several.

@@ -49,7 +49,7 @@ LONGEST_INPUT_PX = 1344
 
 
 class EfficientNetLiteEncoder:
-    """EfficientNet-Lite2, four of its stages fused on the grid of stride 16.
+    """Encodes with EfficientNet-Lite2, four of its stages fused on the grid of stride 16.
 
     Each level is of unit length by itself before it is joined to the others, so that its weight is its share of the
     cosine similarity, whatever the size of its activations.
@@ -72,7 +72,7 @@ class EfficientNetLiteEncoder:
         self.object_feature_space = _object_feature_space(self._net, options.level_weights)
 
     def encode(self, image: Image) -> Tensor:
-        """The feature map of an image.
+        """Encode an image.
 
         Args:
             image: (H, W, 3) uint8 RGB of any size.
@@ -120,10 +120,10 @@ def _fuse(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 
 
 def _object_feature_space(network: Any, weights: tuple[float, ...]) -> ObjectFeatureSpace:
-    """The two deepest stages, and their mean over the images that the network was trained on.
+    """Return the two deepest stages, and their mean over the images that the network was trained on.
 
     Each block of a stage ends in a batch normalisation, whose outputs have its bias as their mean and its weight as
-    their spread, and is added to the block before where it has a skip: the network itself knows what is typical.
+    their spread, and is added to the block before where it has a skip: the network itself holds what is typical.
     """
     parts = []
     for stage, weight in zip(STAGES, weights, strict=True):

@@ -1,4 +1,4 @@
-"""What an encoder is: the protocols that the engine knows, without any implementation."""
+"""The protocols of encoders, without any implementation."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -15,49 +15,49 @@ class Encoder(Protocol):
 
     @property
     def signature(self) -> str:
-        """Name, weights and sizes: two encoders of one signature give one feature map."""
+        """Return name, weights and sizes: two encoders of one signature give the same feature maps."""
         ...
 
     @property
     def temperature(self) -> float:
-        """The softmax scale at which this encoder's similarities are sharp enough, and no sharper."""
+        """Return the softmax scale of the matching for this encoder's similarities."""
         ...
 
     @property
     def similarity_floor(self) -> float:
-        """The cosine below which two of this encoder's patches have nothing in common."""
+        """Return the cosine below which two of this encoder's patches have nothing in common."""
         ...
 
     @property
     def object_feature_space(self) -> ObjectFeatureSpace:
-        """Where this encoder's features tell the kind of an object."""
+        """Return the space in which this encoder's features tell one kind of object from another."""
         ...
 
     def encode(self, image: Image) -> Tensor:
-        """(H, W, 3) uint8 RGB to (H_p, W_p, D) float32, each patch of unit length."""
+        """Encode (H, W, 3) uint8 RGB as (H_p, W_p, D) float32, each patch of unit length."""
         ...
 
 
 @runtime_checkable
 class BatchEncoder(Encoder, Protocol):
-    """An encoder whose images share forward passes."""
+    """Encodes several images in shared forward passes."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Return the device that it runs on."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Images that are worth encoding together; 1 where a batch gains nothing."""
+        """Return the number of images worth encoding together; 1 if a batch gains nothing."""
         ...
 
     def prepare(self, image: Image) -> Tensor:
-        """(H, W, 3) uint8 RGB as `encode_async` takes it; needs no device."""
+        """Return (H, W, 3) uint8 RGB as `encode_async` takes it. Needs no device."""
         ...
 
     def encode_async(
         self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
     ) -> Callable[[], list[Tensor]]:
-        """Begin to `encode` several images; gives what waits for them, on the CPU in the wanted type."""
+        """Start to encode several images; return what waits for their feature maps, on the CPU in the wanted type."""
         ...

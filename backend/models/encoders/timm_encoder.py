@@ -47,7 +47,7 @@ class VitOptions:
 
 
 class TimmEncoder:
-    """The last feature map of a timm model, each patch of unit length.
+    """Encodes with the last feature map of a timm model, each patch of unit length.
 
     Its values are the model's own `forward_features` (after its last norm): class and register tokens are dropped, and
     what the model gives as tokens, channels first or channels last comes out as one grid.
@@ -108,16 +108,16 @@ class TimmEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Return the device that it runs on."""
         return self.runner.device
 
     @property
     def batch_size(self) -> int:
-        """Images that `encode_batch` takes to the device at a time."""
+        """Return the number of images that `encode_batch` takes to the device at a time."""
         return self._options.batch_size or self.runner.preferred_batch_size
 
     def encode(self, image: Image) -> Tensor:
-        """The feature map of an image.
+        """Encode an image.
 
         Args:
             image: (H, W, 3) uint8 RGB of any size.
@@ -131,7 +131,7 @@ class TimmEncoder:
         return self.encode_batch([image])[0]
 
     def encode_batch(self, images: Sequence[Image]) -> list[Tensor]:
-        """The same for several images: those of one input size share a forward pass.
+        """Encode several images; those of one input size share a forward pass.
 
         Raises:
             BadInputError: one of them is no such image.
@@ -139,7 +139,7 @@ class TimmEncoder:
         return self.encode_async([self.prepare(image) for image in images])()
 
     def prepare(self, image: Image) -> Tensor:
-        """What `encode_async` takes in place of an image: (h, w, 3) at the network's size. Needs no device.
+        """Return an image as `encode_async` takes it: (h, w, 3) uint8 at the network's size. Needs no device.
 
         Raises:
             BadInputError: no such image.
@@ -151,11 +151,11 @@ class TimmEncoder:
     def encode_async(
         self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
     ) -> Callable[[], list[Tensor]]:
-        """Begin `encode_batch` of what `prepare` made.
+        """Start to encode what `prepare` made.
 
         Args:
             prepared: images of any sizes.
-            dtype: float32 or, for less to carry from the device, float16.
+            dtype: float32, or float16 to copy less from the device.
 
         Returns:
             what waits for the features.
@@ -178,7 +178,7 @@ class TimmEncoder:
         return wait
 
     def input_hw(self, height: int, width: int) -> tuple[int, int]:
-        """Size at which an image of (height, width) px is encoded: whole patches, nearly its aspect ratio."""
+        """Return the size at which an image of (height, width) px is encoded: whole patches, near its aspect ratio."""
         patch = self._grid.patch_px
         scale = min(self._options.side_px / math.sqrt(height * width), self._options.longest_px / max(height, width))
         return max(round(height * scale / patch[0]), 1) * patch[0], max(round(width * scale / patch[1]), 1) * patch[1]
@@ -202,12 +202,12 @@ class TimmEncoder:
         return self.runner.run_async(inputs, forward, at_once=self.batch_size, kind=kind)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """(B, h, w, 3) uint8 to (B, 3, h, w) float32 as timm expects it."""
+        """Return (B, h, w, 3) uint8 as (B, 3, h, w) float32, normalised as timm expects it."""
         mean, std = self._colours.on(pixels.device)
         return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
 
     def _positional_basis(self, input_hw: tuple[int, int]) -> Tensor:
-        """(D, rank) float32: a constant of the model at one size, computed once a size."""
+        """Return (D, rank) float32, a constant of the model at one size: computed once per size."""
         with self._lock:
             known = self._bases.get(input_hw)
         if known is not None:
@@ -224,11 +224,11 @@ class TimmEncoder:
 
 
 def positional_basis(blank: Tensor, rank: int) -> Tensor:
-    """The directions along which a blank image's patches differ from nothing.
+    """Return the leading directions of a blank image's patches.
 
     Args:
         blank: (H_p, W_p, D) float32, its features.
-        rank: directions wanted; at most min(H_p W_p, D) come.
+        rank: directions wanted; up to min(H_p W_p, D) are returned.
 
     Returns:
         (D, rank) float32, orthonormal columns: the leading right singular vectors of the patches of unit length.

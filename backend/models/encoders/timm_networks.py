@@ -17,7 +17,7 @@ from backend.models.weights.state_dict import read_state_dict
 
 @dataclass(frozen=True)
 class FeatureGrid:
-    """How a network's features lie: found out once, with a small input of unequal sides.
+    """The layout of a network's features, found out once with a small input of unequal sides.
 
     Attributes:
         patch_px: input pixels a patch covers, down and across.
@@ -32,7 +32,7 @@ class FeatureGrid:
     fixed_hw: tuple[int, int] | None
 
     def read(self, features: Tensor, input_hw: tuple[int, int]) -> Tensor:
-        """(B, N, D) tokens, or (B, D, h, w), or (B, h, w, D) as (B, h, w, D)."""
+        """Return (B, N, D) tokens, or (B, D, h, w), or (B, h, w, D) as (B, h, w, D)."""
         if self.prefix is None:
             return features if self.is_channels_last else features.permute(0, 2, 3, 1)
         height, width = (side // patch for side, patch in zip(input_hw, self.patch_px, strict=True))
@@ -40,13 +40,18 @@ class FeatureGrid:
 
     @classmethod
     def of(cls, network: nn.Module, name: str) -> "FeatureGrid":
-        refused = ConfigurationError(
+        """Find out the layout of a network's features.
+
+        Raises:
+            ConfigurationError: it has neither patch tokens nor a feature map.
+        """
+        unfit = ConfigurationError(
             f"encoder must be a timm model with patch tokens or a feature map, got {name}; "
             "name another, vit_small_patch14_dinov2 for example"
         )
         reduction = _patch_px(network)
         if reduction is None:
-            raise refused
+            raise unfit
         config = config_of(network)
         for fixed in (False, True):
             hw = (2 * reduction[0], 3 * reduction[1])
@@ -65,10 +70,11 @@ class FeatureGrid:
                 return cls(reduction, None, False, kept_hw)
             if features.ndim == 4 and tuple(features.shape[1:3]) == (rows, columns):
                 return cls(reduction, None, True, kept_hw)
-        raise refused
+        raise unfit
 
 
 def config_of(network: nn.Module) -> Mapping[str, Any]:
+    """Return what timm says of a network: mean, std and size of its input."""
     config: Any = network.pretrained_cfg
     return dict(config)
 
@@ -87,6 +93,7 @@ def _patch_px(network: nn.Module) -> tuple[int, int] | None:
 
 
 def forward_features(network: nn.Module, batch: Tensor) -> Tensor:
+    """Run a network up to its last features."""
     features: Tensor = network.forward_features(batch)  # type: ignore[operator]
     return features
 
@@ -121,7 +128,7 @@ def create_network(name: str, options: Mapping[str, Any], *, seed: int | None) -
 
 
 def _parameters_of(name: str) -> set[str]:
-    """Names of the arguments of the class behind a model: the transformers of the timm module that defines it."""
+    """Return the names of the arguments of the transformers in the timm module that defines a model."""
     module = sys.modules[timm.model_entrypoint(name).__module__]
     classes = (getattr(module, found) for found in ("VisionTransformer", "Eva") if hasattr(module, found))
     return {parameter for one in classes for parameter in inspect.signature(one.__init__).parameters}

@@ -9,6 +9,7 @@ from backend.models.graph_cut.superpixels import Flags, FloatImage, Floats, Ints
 
 
 def seed_hypotheses(scene: Scene, seeds: Ints, scribble: Scribble) -> Flags:
+    """Return regions that hold the seeds, (k, n): from merge levels, contours around them, and their colours."""
     pixels = scene.pixels
     levels = scene.levels
     from_levels = np.array([np.isin(level, level[seeds]) for level in levels])
@@ -35,6 +36,7 @@ def seed_hypotheses(scene: Scene, seeds: Ints, scribble: Scribble) -> Flags:
 
 
 def share_in_box(scene: Scene, box: Floats) -> Floats:
+    """Return the share of each superpixel that lies in a box, (n,) in [0, 1]; the box is (4,) xyxy px."""
     inside = np.zeros(scene.pixels.labels.shape, np.float32)
     x0, y0, x1, y1 = np.maximum(0, np.round(box)).astype(int)
     inside[y0:y1, x0:x1] = 1
@@ -42,6 +44,7 @@ def share_in_box(scene: Scene, box: Floats) -> Floats:
 
 
 def box_hypotheses(scene: Scene, box: Floats, seeds: Ints) -> Flags:
+    """Return regions that fill a box, (k, n): from merge levels, contours in it, and its colours."""
     pixels = scene.pixels
     share = share_in_box(scene, box)
     out = scene.sure_out | (share < 0.4)
@@ -74,12 +77,16 @@ def box_hypotheses(scene: Scene, box: Floats, seeds: Ints) -> Flags:
 def _grow(
     scene: Scene, start: Floats, prior: Floats, backdrop: Floats, seeds: Ints, sure_out: Flags, rounds: int = 3
 ) -> Flags:
-    """GrabCut's loop on superpixels: colour models from the current masks, then a diffusion.
+    """Run GrabCut's loop on superpixels: colour models from the current masks, then a diffusion.
 
     Args:
+        scene: the image.
         start: (n, k) in [0, 1]: k first masks.
         prior: (n, k) in [0, 1]: of being inside, whatever the colour.
         backdrop: (n, k): how much a superpixel counts in the background's colours.
+        seeds: superpixels that are inside.
+        sure_out: (n,) bool: those that are not.
+        rounds: of the loop.
 
     Returns:
         (2 k, n) bool: with the wide kernel, then with a kernel of half its width.
@@ -119,13 +126,16 @@ def _grow_by(
 
 
 def _contours(edges: FloatImage, centres_xy: Floats, radii_px: Floats, angles: int = 48, steps: int = 24) -> Floats:
-    """Around each centre the closed contour that follows the strongest edges between r and 3 r.
+    """Return around each centre the closed contour that follows the strongest edges between r and 3 r.
 
     Dynamic programming over angles in polar coordinates; neighbouring rays differ by at most one step of the radius.
 
     Args:
+        edges: (h, w) float32, see `edge_strength`.
         centres_xy: (c, 2) px.
         radii_px: (c, 2) px: r along x and along y.
+        angles: rays of a contour.
+        steps: of a ray.
 
     Returns:
         Polygons (c, angles, 2), px.
@@ -168,7 +178,7 @@ def _best_paths(reward: Floats, start: Ints | None, bend: float = 0.05) -> Ints:
 
 
 def _fill(pixels: Superpixels, polygons: Floats) -> Flags:
-    """The superpixels that lie mostly inside each polygon, (k, n)."""
+    """Return the superpixels that lie mostly inside each polygon, (k, n)."""
     rows = []
     for polygon in polygons:
         inside = np.zeros(pixels.labels.shape, np.uint8)

@@ -58,7 +58,7 @@ FEATURES = (
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What counts for one kind of scribble: fitted over photographs of many kinds, then rounded by hand.
+    """The weights for one kind of scribble: fitted over photographs of many kinds, then rounded by hand.
 
     Attributes:
         weights: (len(FEATURES),): quality is their product with the features.
@@ -92,7 +92,7 @@ BOX = Judgement(
 def choose(
     scene: Scene, hypotheses: Flags, seeds: Ints, box: Floats | None, *, has_strokes: bool = False
 ) -> tuple[Flags, float] | None:
-    """The hypothesis with the highest expected IoU with the others, and its own expected IoU."""
+    """Return the hypothesis with the highest expected IoU with the others, and its own expected IoU."""
     found = tidy(scene, hypotheses, seeds)
     if not len(found):
         return None
@@ -105,13 +105,13 @@ def choose(
     odds = np.exp(quality - quality.max())
     best = int((overlap @ odds).argmax())
     # The choice is sure of itself; what it is worth shows in how many of the weaker hypotheses agree.
-    doubt = odds**0.3
-    agreement = float(overlap[best] @ doubt / doubt.sum())
+    softened = odds**0.3
+    agreement = float(overlap[best] @ softened / softened.sum())
     return found[best], float(np.clip(np.dot(judgement.score, (agreement, quality[best], 1.0)), 0.02, 0.98))
 
 
 def tidy(scene: Scene, hypotheses: Flags, seeds: Ints) -> Flags:
-    """Distinct hypotheses with every seed in, all negatives out, no stray parts; never nearly all of the image."""
+    """Return distinct hypotheses with every seed in, all negatives out, no stray parts, none nearly the whole image."""
     found = hypotheses & ~scene.sure_out
     found[:, seeds] = True
     found = keep_seeded_parts(scene.pixels, found, seeds, scene.sure_out)
@@ -122,7 +122,7 @@ def tidy(scene: Scene, hypotheses: Flags, seeds: Ints) -> Flags:
 
 
 def features(scene: Scene, found: Flags, overlap: Floats, seeds: Ints, box: Floats | None) -> Floats:
-    """What tells an object from an arbitrary region, (k, len(FEATURES))."""
+    """Return what tells an object from an arbitrary region, (k, len(FEATURES))."""
     pixels = scene.pixels
     zero: Floats = np.zeros(len(found))
     area = found @ pixels.area_px

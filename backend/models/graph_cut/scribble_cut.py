@@ -34,7 +34,7 @@ HIERARCHIES = ((0.25, 1.0), (0.5, 2.0))
 def cut_from_scribble(
     image: Image, scribble: Scribble, affinity: NDArray[np.float32] | None = None
 ) -> ScoredMask | None:
-    """The mask of what a scribble marks.
+    """Cut out what a scribble marks.
 
     Args:
         image: (h, w, 3) uint8 RGB at working size; meant for a longest side of 128 to 400 px.
@@ -87,7 +87,7 @@ def _require_fit(image: Image, scribble: Scribble, affinity: NDArray[np.float32]
 
 
 def _keep_marks(mask: Mask, labels: Ints, scribble: Scribble) -> Mask:
-    """What the user marked holds to the pixel: a superpixel that was marked both ways is split between its marks."""
+    """Keep to the pixel what was marked: a superpixel that was marked both ways is split between its marks."""
     marks = {True: np.zeros(mask.shape, bool), False: np.zeros(mask.shape, bool)}
     height, width = mask.shape
     for sign, points, strokes in (
@@ -137,7 +137,7 @@ def _at(pixels: Superpixels, points_xy: NDArray[np.float32]) -> Ints:
 
 
 def _seeds(scene: Scene, scribble: Scribble) -> Ints:
-    """The superpixels that the positive points and strokes lie on."""
+    """Return the superpixels that the positive points and strokes lie on."""
     seeds = _at(scene.pixels, scribble.positive_xy)
     if scribble.positive_strokes is not None and scribble.positive_strokes.any():
         share = scene.pixels.share_of(scribble.positive_strokes)

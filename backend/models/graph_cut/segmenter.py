@@ -20,7 +20,7 @@ _NOT_IN_THE_CUT = "no piece of the score map's cut lies under these points"
 
 
 class LiteSegmenter:
-    """Graph cuts on colour: no weights. Its embedding is the image at working size."""
+    """Segments by graph cuts on colour, without weights. An embedding is the image at working size."""
 
     def __init__(self, *, working_px: int = 256) -> None:
         self._working_px = working_px
@@ -29,7 +29,7 @@ class LiteSegmenter:
         self.reads_similarity = True
 
     def embed(self, image: Image) -> Arrays:
-        """The image with its longer side at the working size.
+        """Return the image with its longer side at the working size.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
@@ -41,12 +41,12 @@ class LiteSegmenter:
         return {"image": cv2.resize(image, (width, height), interpolation=interpolation)}
 
     def working_hw(self, embedding: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
-        """Size of the image in the embedding."""
+        """Return the size of the image in the embedding."""
         height, width = embedding["image"].shape[:2]
         return int(height), int(width)
 
     def decode(self, embedding: Mapping[str, NDArray[np.generic]], prompts: Sequence[Prompt]) -> list[MaskCandidate]:
-        """One candidate a prompt at most."""
+        """Return up to one candidate per prompt."""
         image = embedding["image"].astype(np.uint8, copy=False)
         candidates = []
         # Prompts of one label share its score map: one cut serves them all.
@@ -68,7 +68,7 @@ class LiteSegmenter:
 
 
 def _cut_scribble(image: Image, prompt: Prompt) -> ScoredMask | None:
-    """Strokes are cut by the posterior, but for an object so distinct that superpixels agree on its outline."""
+    """Cut strokes by the posterior, but for an object so distinct that superpixels agree on its outline."""
     regions = cut_from_scribble(image, prompt.scribble, prompt.affinity)
     if prompt.posterior is None or len(prompt.scribble.boxes_xyxy):
         return regions

@@ -21,7 +21,7 @@ _SCORE = (0.34, 0.69)
 
 
 def cut_from_strokes(image: Image, scribble: Scribble, posterior: NDArray[np.float32]) -> ScoredMask | None:
-    """The mask of what strokes mark.
+    """Cut out what strokes mark.
 
     Args:
         image: (h, w, 3) uint8 RGB at working size.

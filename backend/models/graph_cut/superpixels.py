@@ -45,18 +45,18 @@ class Superpixels:
     strength: Floats
 
     def share_of(self, values: NDArray[np.generic]) -> Floats:
-        """Mean of a map (h, w) over each superpixel, (n,)."""
+        """Return the mean of a map (h, w) over each superpixel, (n,)."""
         return mean_by_label(self.labels.ravel(), values, self.area_px)
 
 
 def mean_by_label(labels: Ints, values: NDArray[np.generic], area_px: Floats) -> Floats:
-    """Mean of `values` over the pixels of each label, (n,); `labels` is flat."""
+    """Return the mean of `values` over the pixels of each label, (n,); `labels` is flat."""
     means: Floats = np.bincount(labels, values.ravel().astype(np.float64), len(area_px)) / area_px
     return means
 
 
 def edge_strength(channels: FloatImage, sigma_px: float = 1.0) -> FloatImage:
-    """Gradient magnitude over all channels, (h, w) float32 in [0, 1): 0.63 at three times the image's mean."""
+    """Return the gradient over all channels, (h, w) float32 in [0, 1): 0.63 at three times the image's mean."""
     smooth = cv2.GaussianBlur(channels, (0, 0), sigma_px)
     dx = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, borderType=cv2.BORDER_REPLICATE)
     dy = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, borderType=cv2.BORDER_REPLICATE)
@@ -67,7 +67,7 @@ def edge_strength(channels: FloatImage, sigma_px: float = 1.0) -> FloatImage:
 
 
 def find_superpixels(channels: FloatImage, edges: FloatImage, spacing_px: int) -> Superpixels:
-    """Watershed from the minima of the edge map.
+    """Flood the edge map from its minima.
 
     Args:
         channels: (h, w, C) float32: L, a, b and further channels on the scale of L (0 to 100).
@@ -124,7 +124,7 @@ def _contacts(labels: Ints, edges: FloatImage, n: int) -> tuple[Ints, Floats, Fl
 
 
 def _sum_by_pair(low: Ints, high: Ints, length: Floats, total: Floats, n: int) -> tuple[Ints, Floats, Floats]:
-    """Distinct pairs (m, 2), their summed length, and total / length."""
+    """Return distinct pairs (m, 2), their summed length, and total / length."""
     keys, where = np.unique(low * n + high, return_inverse=True)
     lengths = np.bincount(where, length, len(keys))
     totals = np.bincount(where, total, len(keys))
@@ -133,7 +133,7 @@ def _sum_by_pair(low: Ints, high: Ints, length: Floats, total: Floats, n: int) -
 
 
 def merge_levels(pixels: Superpixels, *, area_power: float, edge_weight: float, colour_scale: float = 20.0) -> Ints:
-    """A merge hierarchy: in each round all pairs of regions that are each other's nearest neighbour join.
+    """Merge regions in rounds: all pairs that are each other's nearest neighbour join.
 
     Nearness is (mean edge strength along the contact + distance of mean colours) * area of the smaller ** area_power.
 
@@ -173,7 +173,7 @@ def merge_levels(pixels: Superpixels, *, area_power: float, edge_weight: float, 
 
 
 def components(pixels: Superpixels, masks: Flags) -> NDArray[np.int32]:
-    """Connected parts of each mask, (k, n) int32; masks share no id, and a superpixel off its mask is a part itself."""
+    """Return connected parts, (k, n) int32; masks share no id, and a superpixel off its mask is a part itself."""
     k, n = masks.shape
     row, contact = np.nonzero(masks[:, pixels.pairs[:, 0]] & masks[:, pixels.pairs[:, 1]])
     a, b = pixels.pairs[contact, 0] + row * n, pixels.pairs[contact, 1] + row * n
@@ -183,7 +183,7 @@ def components(pixels: Superpixels, masks: Flags) -> NDArray[np.int32]:
 
 
 def keep_seeded_parts(pixels: Superpixels, masks: Flags, seeds: Ints, sure_out: Flags) -> Flags:
-    """Each mask (k, n) with only its parts that hold a seed (all parts if there are no seeds) and without its holes.
+    """Return masks (k, n) with only their parts that hold a seed (all, if there are no seeds) and without their holes.
 
     A hole with a superpixel of `sure_out` (n,) in it stays.
     """
@@ -201,7 +201,7 @@ def keep_seeded_parts(pixels: Superpixels, masks: Flags, seeds: Ints, sure_out: 
 
 
 def colour_kernel(pixels: Superpixels, width: float = 8.0) -> Floats:
-    """Gaussian kernel between the superpixels' colours, (n, n)."""
+    """Return the Gaussian kernel between the superpixels' colours, (n, n)."""
     points = (pixels.colour / width).astype(np.float32)
     squared = (points**2).sum(axis=1)
     distance = np.maximum(0, squared[:, None] + squared[None] - 2 * points @ points.T)
@@ -209,11 +209,14 @@ def colour_kernel(pixels: Superpixels, width: float = 8.0) -> Floats:
 
 
 def diffuse(pixels: Superpixels, target: Floats, trust: Floats, *, sharpness: float = 8.0, rounds: int = 25) -> Floats:
-    """Random walker with priors, (L + diag(trust)) p = trust * target, by Jacobi iteration.
+    """Solve a random walker with priors, (L + diag(trust)) p = trust * target, by Jacobi iteration.
 
     Args:
-        target: (n, k) in [0, 1]: what each superpixel's own evidence says.
+        pixels: the graph.
+        target: (n, k) in [0, 1]: what each superpixel's own colours say.
         trust: (n, k) > 0: its weight against the contacts, whose weight is length * exp(-sharpness * strength).
+        sharpness: see `trust`.
+        rounds: of the iteration.
 
     Returns:
         p: (n, k) in [0, 1].

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head attention whose logits get a bias of the relative position, one for each axis.
+    """Attends with several heads whose logits get a bias of the relative position, one for each axis.
 
         softmax(q k^T / sqrt(c) + q R_h[y_q - y_k] + q R_w[x_q - x_k]) v
 
@@ -34,7 +34,7 @@ class RelativeAttention(nn.Module):
         self._places = nn.Buffer(_one_hot_places(len(rows), len(columns)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, C) to (B, h, w, C), on the grid that the relative positions were made for."""
+        """Turn (B, h, w, C) into (B, h, w, C), on the grid that the relative positions were made for."""
         batch, height, width, channels = x.shape
         qkv = self.qkv(x).reshape(batch, height * width, 3, self._heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -50,7 +50,7 @@ class RelativeAttention(nn.Module):
         return answer
 
     def _with_places(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """(B, heads, N, c) queries, keys and values, (B, heads, N, h) and (B, heads, N, w) biases of the queries."""
+        """Attend with (B, heads, N, c) q, k, v and the biases (B, heads, N, h) and (B, heads, N, w) of the queries."""
         channels = q.shape[-1]
         places = self._places.to(q.dtype).expand(*k.shape[:2], -1, -1)
         queries = torch.cat([q * self._scale, rows.to(q.dtype), columns.to(q.dtype)], dim=-1)
@@ -62,7 +62,7 @@ class RelativeAttention(nn.Module):
 
 
 def fuse_attention(image_encoder: Any) -> None:
-    """Put it in the place of segment-anything's in an image encoder; other networks are left as they are."""
+    """Replace segment-anything's attention in an image encoder by `RelativeAttention`; leave other networks alone."""
     for block in getattr(image_encoder, "blocks", ()):
         attention = getattr(block, "attn", None)
         if attention is not None and getattr(attention, "use_rel_pos", False):
@@ -70,12 +70,12 @@ def fuse_attention(image_encoder: Any) -> None:
 
 
 def _by_distance(table: Tensor) -> Tensor:
-    """(2n - 1, c) by distance to (n, n, c) by the places of query and key."""
+    """Turn (2n - 1, c) by distance into (n, n, c) by the places of query and key."""
     places = torch.arange((len(table) + 1) // 2)
     return table[places[:, None] - places[None, :] + len(places) - 1]
 
 
 def _one_hot_places(height: int, width: int) -> Tensor:
-    """(h w, h + w) float32: for each place a one for its row and one for its column."""
+    """Return (h w, h + w) float32: for each place a one for its row and one for its column."""
     row = torch.eye(height).repeat_interleave(width, dim=0)
     return torch.cat([row, torch.eye(width).repeat(height, 1)], dim=1)

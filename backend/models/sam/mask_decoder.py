@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """Images as a layer needs them.
+    """Images projected as a layer needs them.
 
     Attributes:
         keys, values: (P, N, C') for the attention of the tokens.
@@ -51,7 +51,7 @@ class Begun:
 
 
 class MaskDecoder(nn.Module):
-    """Images and tokens to logits and predicted IoU.
+    """Decodes images and tokens to logits and predicted IoU.
 
     Args:
         original: a `MaskDecoder` of segment-anything with a `TwoWayTransformer`, its weights loaded.
@@ -73,12 +73,12 @@ class MaskDecoder(nn.Module):
         self._iou_head: nn.Module = original.iou_prediction_head
 
     def begin(self, images: Tensor) -> Begun:
-        """What all prompts with one of M images share: (M, C, h, w) float32, with their mask inputs added."""
+        """Compute what prompts share, of M images (M, C, h, w) float32 with their mask inputs added."""
         cells = images.flatten(2).transpose(1, 2).contiguous()
         return Begun(cells, self._layers[0].project(cells), (images.shape[2], images.shape[3]))  # type: ignore[operator]
 
     def forward(self, begun: Begun, which: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
-        """P prompts to (P, K, 4h, 4w) logits, the first one that of a mask alone, and (P, K) predicted IoU.
+        """Decode P prompts to (P, K, 4h, 4w) logits, the first one of a mask alone, and (P, K) predicted IoU.
 
         Args:
             begun: the images.
@@ -104,7 +104,7 @@ class MaskDecoder(nn.Module):
         return self._masks(cells, torch.stack(weights, dim=1), begun.hw), self._iou_head(answer[:, 0])
 
     def _masks(self, cells: Tensor, weights: Tensor, hw: tuple[int, int]) -> Tensor:
-        """(P, N, C) cells and (P, K, c) weights of K masks to (P, K, 4h, 4w) logits."""
+        """Turn (P, N, C) cells and (P, K, c) weights of K masks into (P, K, 4h, 4w) logits."""
         first, second = self._upscaling
         halves: Tensor = self._activation(self._upscaling_norm(first(cells)))  # (P, N, 4, C / 4)
         quarters: Tensor = self._activation(second(halves))  # (P, N, 4, 4, c)
@@ -115,10 +115,10 @@ class MaskDecoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A `TwoWayAttentionBlock`.
+    """Runs a `TwoWayAttentionBlock`.
 
     Args:
-        original: it.
+        original: the block.
         places: (N, C) of the image.
     """
 
@@ -134,11 +134,11 @@ class _Layer(nn.Module):
         self._norms = nn.ModuleList((original.norm1, original.norm2, original.norm3, original.norm4))
 
     def project(self, cells: Tensor) -> Projected:
-        """(P, N, C) cells as `forward` needs them."""
+        """Project (P, N, C) cells as `forward` needs them."""
         return self._tokens_to_image.project(cells)
 
     def forward(self, queries: Tensor, tokens: Tensor, cells: Tensor, projected: Projected) -> tuple[Tensor, Tensor]:
-        """(P, T, C) tokens as they are by now and as they came, and (P, N, C) cells: both, having seen each other."""
+        """Return (P, T, C) queries and (P, N, C) cells after each attended to the other, with the first `tokens`."""
         norm_1, norm_2, norm_3, norm_4 = self._norms
         if self._is_first:
             queries = norm_1(self._tokens_to_tokens(queries, queries, queries))
@@ -151,7 +151,7 @@ class _Layer(nn.Module):
 
 
 class _TokenAttention(nn.Module):
-    """An `Attention` of tokens among themselves, with PyTorch's fused kernel."""
+    """Runs an `Attention` of tokens among themselves, with PyTorch's fused kernel."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -162,16 +162,16 @@ class _TokenAttention(nn.Module):
         self._heads = int(original.num_heads)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, N, C) queries, (B, M, C) keys and values to (B, N, C)."""
+        """Attend: (B, N, C) queries, (B, M, C) keys and values to (B, N, C)."""
         answer: Tensor = self._out_proj(_attend(self._q_proj(q), self._k_proj(k), self._v_proj(v), self._heads))
         return answer
 
 
 class _TokensToImage(nn.Module):
-    """An `Attention` of tokens to the image.
+    """Runs an `Attention` of tokens to the image.
 
     Args:
-        original: it.
+        original: the attention.
         image_queries: projects the image for its own attention, that is then done here too; None: it has none.
         places: (N, C) of the image.
     """
@@ -189,20 +189,20 @@ class _TokensToImage(nn.Module):
         self._count = len(parts)
 
     def project(self, cells: Tensor) -> Projected:
-        """(P, N, C) cells as `forward`, and what comes after it, need them."""
+        """Project (P, N, C) cells as `forward`, and what comes after it, need them."""
         count = len(cells)
         joined = torch.baddbmm(self._offset.expand(count, -1, -1), cells, self._weight.expand(count, -1, -1))
         keys, values, *queries = joined.chunk(self._count, dim=-1)
         return Projected(keys, values, queries[0] if queries else None)
 
     def forward(self, tokens: Tensor, image: Projected) -> Tensor:
-        """(P, T, C) to (P, T, C)."""
+        """Attend: (P, T, C) to (P, T, C)."""
         answer: Tensor = self._out_proj(_attend(self._q_proj(tokens), image.keys, image.values, self._heads))
         return answer
 
 
 class _ImageToTokens(nn.Module):
-    """An `Attention` of the image to tokens: its residual comes with it."""
+    """Runs an `Attention` of the image to tokens, with its residual."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class _ImageToTokens(nn.Module):
         self._out_bias = nn.Buffer(original.out_proj.bias.detach().clone())
 
     def forward(self, cells: Tensor, image: Projected, keys: Tensor, values: Tensor) -> Tensor:
-        """(P, N, C) cells, projected, and (P, T, C) tokens to (P, N, C): cells and what they saw."""
+        """Attend with (P, N, C) cells, projected, to (P, T, C) tokens; return (P, N, C)."""
         assert image.queries is not None
         own_keys = self._scale * self._k_proj(keys).unflatten(-1, (self._heads, -1))
         # Each key in its head's channels alone, each value as the output makes it of its head: two large products.
@@ -229,7 +229,7 @@ class _ImageToTokens(nn.Module):
 
 
 class _Twofold(nn.Module):
-    """A `ConvTranspose2d` with kernel and stride of two: (..., C) to (..., 4, c), row by row."""
+    """Runs a `ConvTranspose2d` with kernel and stride of two: (..., C) to (..., 4, c), row by row."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -241,6 +241,6 @@ class _Twofold(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """(B, N, C) queries, (B, M, C) keys and values to (B, N, C)."""
+    """Attend: (B, N, C) queries, (B, M, C) keys and values to (B, N, C)."""
     q, k, v = (one.reshape(*one.shape[:2], heads, -1).transpose(1, 2) for one in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""SAM and MobileSAM as networks: built by their packages, filled by us. The only place that imports them."""
+"""SAM and MobileSAM as networks: built by their packages, filled by us."""
 
 import threading
 import warnings
@@ -18,7 +18,7 @@ _import_lock = threading.Lock()
 
 
 def build_sam(name: str, weights: Path | None, *, seed: int = 0) -> nn.Module:
-    """A `Sam`: its parts are `image_encoder`, `prompt_encoder`, `mask_decoder`.
+    """Build a `Sam`: its parts are `image_encoder`, `prompt_encoder`, `mask_decoder`.
 
     Args:
         name: one of `SAM_MODELS`.
@@ -79,7 +79,7 @@ def _import_segment_anything() -> ModuleType:
 
 
 def _import_mobile_sam() -> ModuleType:
-    """mobile_sam, without what importing it does to timm.
+    """Import mobile_sam without what that does to timm.
 
     It registers its TinyViT under timm's own names, whose models of that name would then be MobileSAM's; and it
     imports timm by deprecated paths, which warn.
@@ -100,7 +100,7 @@ def _import_mobile_sam() -> ModuleType:
 
 
 def randomise_empty_parameters(sam: nn.Module) -> None:
-    """SAM starts position tables at zero: with random weights they shall matter too."""
+    """Fill position tables, which SAM starts at zero: with random weights they matter too."""
     for parameter in sam.parameters():
         if not bool(parameter.detach().any()):
             nn.init.normal_(parameter, std=0.02)

@@ -31,7 +31,7 @@ _DECODE_SHARE_OF_GPU = 1 / 16
 
 
 class PointTokens(nn.Module):
-    """What a prompt encoder of SAM, or of SAM 2, makes of points and boxes, without asking the device what they are.
+    """Embeds points and boxes as a prompt encoder of SAM or SAM 2 does, without a wait for the device.
 
     The package looks for points of each label and changes those: a GPU is waited for six times a pass. Here a label
     chooses its row of a table.
@@ -52,7 +52,7 @@ class PointTokens(nn.Module):
         self._to_unit = nn.Buffer(torch.tensor([2 / width, 2 / height]), persistent=False)
 
     def forward(self, points: Tensor) -> Tensor:
-        """(P, T, 3) float32 of x, y in the input frame and label, to (P, T, C) tokens."""
+        """Embed (P, T, 3) float32 of x, y in the input frame and label as (P, T, C) tokens."""
         labels = points[..., 2].long()
         # A pixel's index is its centre; the input frame lies between -1 and 1.
         angles = ((points[..., :2] + 0.5) * self._to_unit - 1) @ self._frequencies
@@ -61,7 +61,7 @@ class PointTokens(nn.Module):
 
 
 def mask_input(prompt_encoder: Any, masks: Tensor | None) -> Tensor:
-    """What mask inputs (M, 1, 4h, 4w) add to image embeddings, (M, C, h, w); without any (1, C, 1, 1)."""
+    """Return what mask inputs (M, 1, 4h, 4w) add to image embeddings, (M, C, h, w); without any (1, C, 1, 1)."""
     added: Tensor = (
         prompt_encoder.no_mask_embed.weight[:, :, None, None]
         if masks is None
@@ -71,7 +71,7 @@ def mask_input(prompt_encoder: Any, masks: Tensor | None) -> Tensor:
 
 
 class SamDecoder(nn.Module):
-    """Prompt encoder and mask decoder as one network, so that they lie on one device and fall back together."""
+    """Joins prompt encoder and mask decoder into one network: they lie on one device and fall back together."""
 
     always_ends = False
     """Without a box the points end with one that is none; SAM 2's end so in any case."""
@@ -83,7 +83,7 @@ class SamDecoder(nn.Module):
         self.mask_decoder = MaskDecoder(mask_decoder, prompt_encoder.get_dense_pe())
 
     def begin(self, images: tuple[Tensor, ...], masks: Tensor | None) -> Any:
-        """What prompts with the same image and mask input share: `forward` takes it.
+        """Compute what prompts with the same image and mask input share, for `forward`.
 
         Args:
             images: each level (M, C, h, w) float32 of the image embeddings.
@@ -93,7 +93,7 @@ class SamDecoder(nn.Module):
         return self.mask_decoder.begin(image_embedding + mask_input(self.prompt_encoder, masks))
 
     def forward(self, begun: Any, which: Tensor, points: Tensor, is_multimask: bool) -> tuple[Tensor, Tensor]:
-        """P prompts to (P, 3 or 1, 4h, 4w) logits and (P, 3 or 1) predicted IoU.
+        """Decode P prompts to (P, 3 or 1, 4h, 4w) logits and (P, 3 or 1) predicted IoU.
 
         Args:
             begun: what `begin` made of M images.
@@ -107,7 +107,7 @@ class SamDecoder(nn.Module):
 
 
 class Images:
-    """Image embeddings, brought to a device once for all the passes of a call.
+    """Copies image embeddings to a device once for all the passes of a call.
 
     Args:
         embeddings: of the images.
@@ -121,19 +121,21 @@ class Images:
 
     @property
     def cells(self) -> int:
-        """Of one image's coarsest level."""
+        """Return the number of cells of one image's coarsest level."""
         return self._here[0][0].shape[-1] * self._here[0][0].shape[-2]
 
     def of(self, owners: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
-        """Each level (N, C, h, w) float32 of N of them."""
+        """Return each level (N, C, h, w) float32 of N images."""
         if device not in self._there:
             self._there[device] = [[one.to(device).float() for one in level] for level in self._here]
         # Not by a list of indices, which would be carried there first.
         return tuple(torch.stack([level[owner] for owner in owners]) for level in self._there[device])
 
     def begun(self, asked: Sequence[tuple[int, MaskLogits | None]], network: Any, device: torch.device) -> Any:
-        """What `SamDecoder.begin` makes of images and their mask inputs; if they were those of the pass before, it is
-        done already."""
+        """Return what `SamDecoder.begin` makes of images and their mask inputs.
+
+        If they are those of the pass before, nothing is computed again.
+        """
         key = device, [(owner, id(mask)) for owner, mask in asked]
         if self._begun[0] != key:
             masks = [torch.from_numpy(mask) for _, mask in asked if mask is not None]
@@ -207,7 +209,7 @@ class PromptDecoder:
 def _forward_of(
     decoder: DeviceRunner, images: Images, owners: Sequence[int], group: Sequence[SamPrompt], is_multimask: bool
 ) -> Callable[[nn.Module, torch.device, slice], tuple[Tensor, Tensor]]:
-    """What `DeviceRunner.run_parts` calls: the decoder's pass over a part of the prompts, all of one shape.
+    """Return the decoder's pass over a part of the prompts, all of one shape, as `DeviceRunner.run_parts` calls it.
 
     Args:
         decoder: whose pass it is.
@@ -238,7 +240,7 @@ def _forward_of(
 
 
 def _labelled(group: Sequence[SamPrompt], always_ends: bool) -> NDArray[np.float32]:
-    """(P, T, 3) of P prompts of one shape: their points, then the corners of their boxes, each with its label."""
+    """Return (P, T, 3) of P prompts of one shape: points, then the corners of boxes, each with its label."""
     rows = []
     for prompt in group:
         own = [(x, y, label) for (x, y), label in zip(prompt.points_xy, prompt.point_labels, strict=True)]

@@ -35,12 +35,12 @@ class SamPrompt:
 
     @property
     def shape(self) -> tuple[int, bool, bool]:
-        """Prompts of one shape can share a pass."""
+        """Return what has to be equal for prompts to share a pass."""
         return len(self.points_xy), self.box_xyxy is not None, self.mask_logits is not None
 
     @property
     def is_ambiguous(self) -> bool:
-        """A lone point may mean a part or the whole; everything else says enough."""
+        """Return whether the prompt is a lone point, which may mean a part or the whole."""
         return len(self.points_xy) <= 1 and self.box_xyxy is None and self.mask_logits is None
 
 
@@ -51,7 +51,7 @@ def scribble_to_prompts(
     mask_logits: NDArray[np.float32] | None = None,
     most_points: int = 16,
 ) -> list[SamPrompt]:
-    """A prompt for each box (with the points in it), and one for the points that are in none.
+    """Return a prompt for each box (with the points in it), and one for the points that are in none.
 
     Args:
         scribble: in a frame of the image's aspect ratio.
@@ -83,7 +83,7 @@ def scribble_to_prompts(
 def prior_to_logits(
     prior: NDArray[np.float32], input_hw: tuple[int, int], *, input_px: int, logits_px: int
 ) -> NDArray[np.float32]:
-    """A score map as SAM's mask input: log-odds, bounded, the padding certainly outside.
+    """Turn a score map into SAM's mask input: log-odds, bounded, the padding certainly outside.
 
     Args:
         prior: (h, w) float32 in [0, 1], over the whole image.
@@ -101,7 +101,7 @@ def prior_to_logits(
 
 
 def logits_hw(input_hw: tuple[int, int], *, input_px: int, logits_px: int) -> tuple[int, int]:
-    """Size of the image in the logits frame."""
+    """Return the size of the image in the logits frame."""
     height, width = (min(logits_px, max(1, round(side * logits_px / input_px))) for side in input_hw)
     return height, width
 
@@ -109,7 +109,7 @@ def logits_hw(input_hw: tuple[int, int], *, input_px: int, logits_px: int) -> tu
 def points_by_object(
     scribbles: Sequence[Scribble], prior: NDArray[np.float32]
 ) -> list[tuple[list[int], Scribble, float]]:
-    """The positive points of several scribbles, joined by the piece of a score map that they lie on.
+    """Join the positive points of several scribbles by the piece of a score map that they lie on.
 
     Args:
         scribbles: in the score map's frame; only their points count.
@@ -144,7 +144,7 @@ def points_by_object(
 
 
 def uncovered_points(scribble: Scribble, masks: Sequence[Mask]) -> Scribble | None:
-    """The scribble's key points that none of the masks covers, with its negatives; None if all are covered."""
+    """Return the scribble's key points that no mask covers, with its negatives; None if all are covered."""
     if not masks or not len(scribble.positive_xy):
         return None
     covered = np.asarray(np.stack(masks).any(axis=0))
@@ -180,7 +180,7 @@ def _is_in(points_xy: NDArray[np.float32], box_xyxy: NDArray[np.float32]) -> NDA
 
 
 def _stroke_points(strokes: Mask | None) -> NDArray[np.float32]:
-    """(N, 2) float32: pixel centres of a stroke that are deep in it and far from each other."""
+    """Return (N, 2) float32: pixel centres of a stroke that are deep in it and far from each other."""
     if strokes is None or not strokes.any():
         return np.zeros((0, 2), np.float32)
     depth = cv2.distanceTransform(np.pad(strokes, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -189,7 +189,7 @@ def _stroke_points(strokes: Mask | None) -> NDArray[np.float32]:
 
 
 def _spread(points_xy: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    """At most `most` of the points: the one nearest to their middle, then always the farthest from those taken."""
+    """Return up to `most` of the points: the one nearest to their middle, then always the farthest from those taken."""
     if len(points_xy) <= most:
         return points_xy
     chosen = [int(np.square(points_xy - points_xy.mean(axis=0)).sum(axis=1).argmin())]

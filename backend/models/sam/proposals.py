@@ -60,7 +60,7 @@ class ObjectPrompt:
 
 @dataclass(frozen=True, eq=False)
 class SamPlan(DecodePlan):
-    """What SAM is asked about one image.
+    """The prompts that SAM gets for one image.
 
     Attributes:
         frame: sizes of the image.

@@ -1,5 +1,8 @@
-"""SAM 2's image side, and its decoder. Unlike SAM's, its input frame is a square that the image is squeezed into, and
-its decoder looks at two finer levels of the image beside the embedding."""
+"""SAM 2's image side, and its decoder.
+
+Unlike SAM's, the input frame is a square that the image is squeezed into, and the decoder looks at two finer levels of
+the image beside the embedding.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar

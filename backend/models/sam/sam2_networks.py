@@ -1,5 +1,4 @@
-"""SAM 2 as a network: built from the classes of the package `sam2`, without its configurations. The only place that
-imports it: the package is an optional extra."""
+"""SAM 2 as a network: built from the classes of the package `sam2`, an optional extra, without its configurations."""
 
 import sys
 import threading
@@ -23,7 +22,7 @@ _import_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Sam2Sizes:
-    """What tells the SAM 2.1 models from each other: their Hiera backbone. The defaults are Hiera's own.
+    """The sizes of a SAM 2.1's Hiera backbone, by which the models differ. The defaults are Hiera's own.
 
     Source: `sam2/configs/sam2.1/*.yaml` of the package (Apache 2.0).
 
@@ -66,7 +65,7 @@ SAM2_MODELS = {
 
 
 def build_sam2(name: str, weights: Path | None, *, seed: int = 0) -> nn.Module:
-    """A `SAM2Base` without memory: its parts are `image_encoder`, `sam_prompt_encoder`, `sam_mask_decoder`.
+    """Build a `SAM2Base` without memory; its parts are `image_encoder`, `sam_prompt_encoder`, `sam_mask_decoder`.
 
     Args:
         name: one of `SAM2_MODELS`.
@@ -108,7 +107,7 @@ def _import_sam2() -> None:
 
 
 def assemble_sam2(sizes: Sam2Sizes, name: str = "sam2", *, seed: int = 0) -> nn.Module:
-    """The network with random weights.
+    """Build the network with random weights.
 
     Raises:
         ModelUnavailableError: the package is not installed.

@@ -180,7 +180,9 @@ def sam2_segmenter(
 
     Args:
         sam: a `SAM2Base` (`sam2_networks.build_sam2`, or a small one of its layout).
-        signature, options, device: as `sam_segmenter` takes them.
+        signature: its name and weights.
+        options: sizes and thresholds.
+        device: where it runs.
     """
     own: Any = sam.eval()
     embedder = Sam2ImageEmbedder(own, options, device)

@@ -1,4 +1,4 @@
-"""Which of SAM's masks a score map supports."""
+"""Selection of the masks of SAM that a score map supports."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from backend.models.sam.options import SelectionOptions
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """For each prompt one of its masks.
+    """The mask chosen for each prompt.
 
     Attributes:
         index: (N,) int64: which one; -1 where none fits.
@@ -25,10 +25,10 @@ class Selected:
 
 
 def rejection_reasons(options: SelectionOptions) -> tuple[str, ...]:
-    """Why none of a prompt's masks is kept, by the number of demands that are met."""
+    """Return why none of a prompt's masks is kept, by the number of criteria that are met."""
     return (
         "SAM's masks are empty",
-        f"SAM itself believes in none of its masks: predicted IoU below {options.minimum_iou:g}",
+        f"SAM rates none of its masks high enough: predicted IoU below {options.minimum_iou:g}",
         f"SAM's masks lie where the score map is low: its mean inside is below {options.minimum_prior:g}",
         "SAM's masks end where the score map does not: it is not higher inside than around by "
         f"{options.minimum_contrast:g}",
@@ -36,7 +36,7 @@ def rejection_reasons(options: SelectionOptions) -> tuple[str, ...]:
 
 
 def select_by_prior(masks: Tensor, predicted_iou: Tensor, prior: Tensor, options: SelectionOptions) -> Selected:
-    """The mask that fits a score map best, for each prompt, if any does. Runs where its tensors are.
+    """Choose for each prompt the mask that fits its score map best, if any does. Runs where its tensors are.
 
     Of one prompt's masks, parts and wholes of one thing, the best is the one with the highest predicted IoU times soft
     IoU with the score map, `sum(q in m) / (|m| + sum(q outside m))`.
@@ -69,7 +69,7 @@ def select_by_prior(masks: Tensor, predicted_iou: Tensor, prior: Tensor, options
 
 
 def _ring_around(inside: Tensor, options: SelectionOptions) -> Tensor:
-    """(N, C, h, w) float32: 1 in a square ring around each mask, 0 elsewhere."""
+    """Return (N, C, h, w) float32: 1 in a square ring around each mask, 0 elsewhere."""
     width_px = max(1, round(options.ring_percent / 100 * max(inside.shape[2:])))
     # Sums over a square, one axis after the other: as wide a maximum would cost its width at every pixel.
     near = inside

@@ -91,12 +91,12 @@ KNOWN_WEIGHTS = (
 
 
 def known_weights(name: str) -> KnownWeights | None:
-    """The file of a model by the model's or the file's name; None for one that is not in the catalogue."""
+    """Return the file of a model by the model's or the file's name; None if it is not in the catalogue."""
     return next((known for known in KNOWN_WEIGHTS if name in (known.name, known.file_name)), None)
 
 
 def weights_of(profile_or_name: str) -> list[KnownWeights]:
-    """The files of a profile, or the one of a model.
+    """Return the files of a profile, or the one of a model.
 
     Raises:
         ConfigurationError: neither.

