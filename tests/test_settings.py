@@ -39,7 +39,7 @@ def test_environment_is_read_by_settings_alone() -> None:
         if re.search(r"os\.environ|getenv", path.read_text()) and "cli" not in path.parts
     ]
     # Its children get a part of the environment passed on; it reads none of it.
-    assert readers == ["backend/labelstudio/image_decoding.py"]
+    assert readers == ["backend/labelstudio/decoding_pool.py"]
 
 
 def test_lists_are_split(monkeypatch: pytest.MonkeyPatch) -> None:

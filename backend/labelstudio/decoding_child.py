@@ -1,6 +1,6 @@
 """Run as a script: decodes image files that may be made to do harm, within bounds of memory and time.
 
-`image_decoding` starts it, sends it files over a socket (its standard input) and gets pixels back. A file that takes
+`decoding_pool` starts it, sends it files over a socket (its standard input) and gets pixels back. A file that takes
 more than its bounds ends this process and nothing else. Imports Pillow, NumPy and the standard library only: it has to
 start at once, to stay small, and to hold no secret.
 """

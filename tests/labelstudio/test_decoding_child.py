@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from backend.cli.process.gunicorn_worker import PatientThreadWorker
 from backend.errors import BadInputError, DecodingUnavailableError
 from backend.jobs import tasks
 from backend.labelstudio import image_decoding
+from backend.labelstudio.decoding_pool import MOST_CHILDREN, DecodingPool
 from backend.labelstudio.image_decoding import allow_decoding, decode_file, decode_image, stop_decoding
 from tests.labelstudio.bombs import progressive_jpeg_with_scans, tiff_with_a_huge_tile
 
@@ -31,14 +33,20 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
+@contextmanager
+def in_use(pool: DecodingPool) -> Iterator[DecodingPool]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(image_decoding, "pool", pool)
+        yield pool
+    pool.allow()
+    pool.end()
+
+
 @pytest.fixture(autouse=True)
-def _own_children() -> Iterator[None]:
-    """Children of a test's own, which a test may kill or patch."""
-    before, image_decoding._children = image_decoding._children, image_decoding._Children()
-    yield
-    allow_decoding()
-    image_decoding._children.end()
-    image_decoding._children = before
+def pool() -> Iterator[DecodingPool]:
+    """Children of a test's own, which it may kill."""
+    with in_use(DecodingPool()) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -109,25 +117,24 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
     assert int(kilobytes) < 300_000
 
 
-def test_what_takes_too_long_is_refused_and_the_next_file_decoded(
-    long_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(image_decoding, "SECONDS", 0.5)
-    with pytest.raises(BadInputError, match=r"decodable within 0\.5 s, got one that takes longer: save it anew"):
-        decode_image(long_jpeg)
-    monkeypatch.undo()
-    assert decode_image(png(7))[0, 0].tolist() == [7, 0, 0]
+def test_what_takes_too_long_is_refused_and_the_next_file_decoded(long_jpeg: bytes) -> None:
+    with in_use(DecodingPool(seconds=1.0)):
+        with pytest.raises(BadInputError, match="decodable within 1 s, got one that takes longer: save it anew"):
+            decode_image(long_jpeg)
+        assert decode_image(png(7))[0, 0].tolist() == [7, 0, 0]
 
 
-def kill_those_at_work(is_over: threading.Event) -> None:
+def kill_those_at_work(pool: DecodingPool, is_over: threading.Event) -> None:
     while not is_over.wait(0.01):
-        for child in list(image_decoding._children._busy):
+        for child in pool.busy:
             child.kill()
 
 
-def test_a_file_that_kills_its_process_is_refused_and_the_next_one_decoded(long_jpeg: bytes) -> None:
+def test_a_file_that_kills_its_process_is_refused_and_the_next_one_decoded(
+    long_jpeg: bytes, pool: DecodingPool
+) -> None:
     is_over = threading.Event()
-    killer = threading.Thread(target=kill_those_at_work, args=(is_over,))
+    killer = threading.Thread(target=kill_those_at_work, args=(pool, is_over))
     killer.start()
     try:
         with pytest.raises(BadInputError, match=r"ended the process that decodes it 2 times \(signal 9\)"):
@@ -138,12 +145,12 @@ def test_a_file_that_kills_its_process_is_refused_and_the_next_one_decoded(long_
     assert decode_image(png(7))[0, 0].tolist() == [7, 0, 0]
 
 
-def test_a_child_that_somebody_killed_is_replaced() -> None:
+def test_a_child_that_somebody_killed_is_replaced(pool: DecodingPool) -> None:
     decode_image(png(1))
-    (child,) = image_decoding._children._idle
-    os.kill(child._process.pid, signal.SIGKILL)
+    (child,) = pool.idle
+    os.kill(child.pid, signal.SIGKILL)
     assert decode_image(png(2))[0, 0].tolist() == [2, 0, 0]
-    assert child._process.poll() == -signal.SIGKILL, "it was reaped"
+    assert child.exit_code == -signal.SIGKILL, "it was reaped"
 
 
 def test_a_process_that_is_to_end_ends_what_it_decodes(long_jpeg: bytes) -> None:
@@ -156,38 +163,37 @@ def test_a_process_that_is_to_end_ends_what_it_decodes(long_jpeg: bytes) -> None
     assert decode_image(png(7)).shape == (6, 8, 3)
 
 
-def test_worker_and_service_end_their_decoding_at_sigterm() -> None:
+def test_worker_and_service_end_their_decoding_at_sigterm(pool: DecodingPool) -> None:
     tasks.ask_to_stop()
-    assert image_decoding._children._ending is not None
+    assert pool.will_end
     tasks.use_projects(None)
-    assert image_decoding._children._ending is None
+    assert not pool.will_end
     worker = object.__new__(PatientThreadWorker)
     worker.alive = False  # nothing else is to be done
     worker.handle_exit(signal.SIGTERM, None)
-    assert image_decoding._children._ending is not None
+    assert pool.will_end
 
 
-def test_no_process_to_be_had_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_decoding.sys, "executable", "/nowhere/python")
-    with pytest.raises(DecodingUnavailableError, match="cannot be started"):
+@pytest.mark.parametrize(
+    ("python", "problem"), [("/nowhere/python", "cannot be started"), ("/bin/false", r"got none \(exit code 1\)")]
+)
+def test_no_process_to_be_had_is_no_fault_of_the_image(python: str, problem: str) -> None:
+    with in_use(DecodingPool(python=python)), pytest.raises(DecodingUnavailableError, match=problem):
         decode_image(png(7))
-    monkeypatch.setattr(image_decoding.sys, "executable", "/bin/false")
-    with pytest.raises(DecodingUnavailableError, match=r"got none \(exit code 1\)"):
-        decode_image(png(7))
 
 
-def test_threads_get_their_own_pixels() -> None:
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda value: int(decode_image(png(value))[0, 0, 0]), range(200)))
+def test_threads_get_their_own_pixels(pool: DecodingPool) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda value: int(decode_image(png(value))[0, 0, 0]), range(200)))
     assert found == list(range(200))
-    assert len(image_decoding._children._idle) <= image_decoding.MOST_CHILDREN
+    assert len(pool.idle) <= MOST_CHILDREN
 
 
-def test_a_child_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_has_no_secret(monkeypatch: pytest.MonkeyPatch, pool: DecodingPool) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "very-secret")
     decode_image(png(1))
-    (child,) = image_decoding._children._idle
-    assert b"very-secret" not in Path(f"/proc/{child._process.pid}/environ").read_bytes()
+    (child,) = pool.idle
+    assert b"very-secret" not in Path(f"/proc/{child.pid}/environ").read_bytes()
 
 
 def test_a_fork_has_children_of_its_own() -> None:
@@ -197,7 +203,7 @@ from backend.labelstudio import image_decoding as decoding
 buffer = io.BytesIO(); PIL.Image.new("RGB", (4, 4)).save(buffer, "PNG"); data = buffer.getvalue()
 def decode():
     assert decoding.decode_image(data).shape == (4, 4, 3)
-    return decoding._children._idle[0]._process.pid
+    return decoding.pool.idle[0].pid
 first = decode()
 if (pid := os.fork()) == 0:
     os._exit(0 if decode() != first else 1)
@@ -216,9 +222,9 @@ import threading, time
 from backend.labelstudio import image_decoding as decoding
 data = open({str(tmp_path / "long.jpg")!r}, "rb").read()
 threading.Thread(target=decoding.decode_image, args=(data,), daemon=True).start()
-while not decoding._children._busy:
+while not decoding.pool.busy:
     time.sleep(0.01)
-print(*(child._process.pid for child in decoding._children._busy), flush=True)
+print(*(child.pid for child in decoding.pool.busy), flush=True)
 time.sleep(600)
 """
     with subprocess.Popen(script(code), stdout=subprocess.PIPE, text=True) as parent:

@@ -18,6 +18,7 @@ import pytest
 
 from backend.errors import BadInputError
 from backend.labelstudio import image_decoding
+from backend.labelstudio.decoding_pool import DecodingChild, DecodingPool
 from backend.labelstudio.image_decoding import decode_file
 from tests.fakes import draw
 
@@ -101,17 +102,16 @@ def _changed(data: bytes, choose: random.Random) -> bytes:
 
 
 @pytest.fixture
-def _own_children() -> Iterator[None]:
-    before, image_decoding._children = image_decoding._children, image_decoding._Children()
-    yield
-    image_decoding._children.end()
-    image_decoding._children = before
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodingPool]:
+    pool = DecodingPool()
+    monkeypatch.setattr(image_decoding, "pool", pool)
+    yield pool
+    pool.end()
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("_own_children")
 @pytest.mark.parametrize("kind", SEEDS)
-def test_any_file_is_decoded_or_refused(kind: str) -> None:
+def test_any_file_is_decoded_or_refused(kind: str, pool: DecodingPool) -> None:
     outcomes: Counter[str] = Counter()
     most_kilobytes = 0
     for number in range(CASES // len(SEEDS)):
@@ -130,13 +130,13 @@ def test_any_file_is_decoded_or_refused(kind: str) -> None:
             assert decoded.pixels.size <= 3 * MAX_PIXELS
             outcomes["pixels"] += 1
         if number % 20 == 0:
-            most_kilobytes = max(most_kilobytes, *(_most_kilobytes(child) for child in image_decoding._children._idle))
+            most_kilobytes = max(most_kilobytes, *(_most_kilobytes(child) for child in pool.idle))
     print(kind, dict(outcomes), f"{most_kilobytes // 1000} MB")  # noqa: T201
     assert outcomes["pixels"], "nothing got as far as the pixels"
     assert len(outcomes) > 1, "nothing was refused"
     assert most_kilobytes < MOST_KILOBYTES
 
 
-def _most_kilobytes(child: image_decoding._Child) -> int:
-    status = Path(f"/proc/{child._process.pid}/status").read_text()
+def _most_kilobytes(child: DecodingChild) -> int:
+    status = Path(f"/proc/{child.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
