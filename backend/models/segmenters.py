@@ -92,7 +92,7 @@ class Segmenter(Protocol):
 
     @property
     def reads_similarity(self) -> bool:
-        """Return whether `decode` reads affinity and posterior of a scribble's prompt: else nobody computes them."""
+        """Return whether `decode` reads affinity and posterior of a scribble's prompt; if not, none is computed."""
         ...
 
     def embed(self, image: Image) -> Embedding:

@@ -1,7 +1,7 @@
 """Forward passes recorded as CUDA graphs: launched as one, not kernel by kernel.
 
-A pass of an encoder launches a thousand kernels from Python, each with Python's lock given away and taken back, beside
-threads that want it too. A GPU that is quicker than that waits for them.
+A pass of an encoder launches a thousand kernels from Python. Each releases Python's lock and takes it again, beside
+threads that want it too, and a fast GPU waits for them.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Pass = Callable[[Tensor], Tensor]
 _AFTER = 2
-"""Passes of one kind before it is recorded: what comes once, an image of an odd size, is not worth it."""
+"""Passes of one kind before it is recorded: a kind that comes once, such as an odd image size, is not worth it."""
 _MOST = 8
 """Kinds of passes: each keeps memory of its own for its input and answer."""
 _FREE_SHARE = 0.5

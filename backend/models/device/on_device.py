@@ -32,7 +32,7 @@ class DeviceRunner:
     on the CPU, slowly, with a warning. `torch.inference_mode` is on, and on CUDA autocast (bfloat16 where it is fast,
     otherwise float16) unless `uses_half` is false.
 
-    On CUDA every instance has a stream of its own: what one thread waits for is not queued behind another's batch.
+    On CUDA every instance has a stream of its own, so that no thread waits behind the batch of another.
 
     Args:
         network: its parameters are frozen.
@@ -46,7 +46,7 @@ class DeviceRunner:
     ) -> None:
         self.device = device
         self.on_forward: Callable[[float], None] | None = None
-        """Gets the seconds that the device took for each call in `timed`: for benchmarks."""
+        """Gets the seconds that the device took for each call in `timed`; for benchmarks."""
         self._uses_half = uses_half
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
@@ -150,7 +150,7 @@ class DeviceRunner:
             with torch.inference_mode():
                 for answer in passes:
                     answer.wait()
-                    # One by one: each has memory of its own, whoever else of its batch is still held.
+                    # One by one: each gets memory of its own, so that it does not keep the rest of its batch alive.
                     answers += [copy_into(one, torch.empty_like(one)) for one in answer.values]
             # The inputs were read by then.
             transfers.give_back([*pinned_inputs, *(answer.values for answer in passes if answer.is_pinned)])
@@ -186,7 +186,7 @@ class DeviceRunner:
             try:
                 done += self._pass(self._network, self.device, part, forward, finish)
             except torch.OutOfMemoryError:
-                # The failed pass' tensors are gone with its frame: what the allocator kept of them can be given back.
+                # The failed pass' tensors are gone with its frame: the memory that the allocator kept can be freed.
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 taken = part.stop - part.start
@@ -221,8 +221,8 @@ class DeviceRunner:
     def timed(self, device: torch.device, call: Callable[[], R]) -> R:
         """Call, and report to `on_forward` how long the device took.
 
-        On CUDA that is between two events in the stream, told once they are over: copies that were queued before it do
-        not count, nor does what a thread waits for after it.
+        On CUDA that is the time between two events in the stream, reported once they are over: copies that were queued
+        before do not count, nor what a thread waits for afterwards.
         """
         if self.on_forward is None:
             return call()

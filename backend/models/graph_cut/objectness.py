@@ -1,4 +1,4 @@
-"""Which of several regions of an image is the object that a scribble means, and how sure that is."""
+"""Choice among regions of an image: which one is the object that a scribble means, and how sure that is."""
 
 from dataclasses import dataclass
 

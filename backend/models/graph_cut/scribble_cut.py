@@ -5,7 +5,7 @@ kinds of hypotheses are made - regions of merge hierarchies that hold the scribb
 programming around it, colour models that are diffused from it - and the one that agrees best with all the others,
 weighted by how much each looks like one object, is the answer. Its score comes from that agreement.
 
-Deterministic, and no state is kept: threads may share it.
+The same input always gives the same mask, and no state is kept: threads may share it.
 """
 
 import cv2

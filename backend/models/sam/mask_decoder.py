@@ -3,9 +3,9 @@
 The weights are segment-anything's, or MobileSAM's, which has the same decoder, and so are the values. The arithmetic is
 ordered otherwise:
 
-- In the first layer the image has not seen any tokens yet: what it is projected to is the same for all prompts with one
+- In the first layer the image has not attended to any tokens yet: its projections are the same for all prompts with one
   image and one mask input.
-- All projections of the image that a layer needs are one product, and its places are projected once for all.
+- All projections of the image that a layer needs are one product, and its positions are projected once for all.
 - The image attends to a few tokens only: values and output are projected together, for tokens, not for its 4096 cells.
 - A transposed convolution of stride two is a linear layer of each cell. Its four cells stay side by side until there is
   one number a mask to be put where it belongs.
@@ -182,7 +182,7 @@ class _TokensToImage(nn.Module):
         self._out_proj: nn.Module = original.out_proj
         self._heads = int(original.num_heads)
         parts = [original.k_proj, original.v_proj] + ([] if image_queries is None else [image_queries])
-        # Values are not told where they are.
+        # Values get no positions.
         offsets = [part(places * (part is not original.v_proj)) for part in parts]
         self._weight = nn.Buffer(torch.cat([part.weight for part in parts]).detach().T.contiguous())
         self._offset = nn.Buffer(torch.cat(offsets, dim=1).detach()[None])

@@ -128,7 +128,7 @@ class Images:
         """Return each level (N, C, h, w) float32 of N images."""
         if device not in self._there:
             self._there[device] = [[one.to(device).float() for one in level] for level in self._here]
-        # Not by a list of indices, which would be carried there first.
+        # Not by a list of indices, which would be copied there first.
         return tuple(torch.stack([level[owner] for owner in owners]) for level in self._there[device])
 
     def begun(self, asked: Sequence[tuple[int, MaskLogits | None]], network: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""The weights files that are known by name: where they come from and what they are.
+"""The weights files that are known by name: addresses, sizes and digests.
 
 The six digits in the names of SAM's files are the beginning of their MD5, not of their SHA-256. The SHA-256 below are
 not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM
@@ -24,9 +24,9 @@ class KnownWeights:
     Attributes:
         name: of the model: timm's for encoders, one of `SAM_MODELS` or `SAM2_MODELS` for segmenters.
         file_name: the official one.
-        url: where its publisher offers it; None where one has to ask for it.
+        url: address at its publisher; None if it is given out on request only.
         size_bytes: of the file, or None if it is not known.
-        sha256: of the file, or None: then what was imported first is recorded and held to.
+        sha256: of the file, or None: then the digest of the first import is recorded, and required from then on.
         md5_start: what the MD5 begins with, from the official name, or None.
         licence: of the weights.
     """

@@ -1,4 +1,4 @@
-"""Where model weights lie and what they are: files addressed by their sha256."""
+"""The sha256 of weights files, and the file that comes with a package."""
 
 import hashlib
 from functools import cache

@@ -1,4 +1,4 @@
-"""Weights from the network: goes on where it stopped, refuses what it did not ask for."""
+"""Weights from the network: downloads resume where they stopped, and reject what was not asked for."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ from backend.own_http import Session, proxy_advice
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int | None], None]
-"""Gets the bytes that are there and the bytes that there will be, or None if nobody knows."""
+"""Gets the bytes that are there and the bytes that there will be, or None if that is unknown."""
 
 _CHUNK_BYTES = 2**16
 """Also what is lost of a connection that breaks."""
@@ -55,14 +55,14 @@ def fetch_weights(
     on_progress: OnProgress | None = None,
     options: FetchOptions = FetchOptions(),
 ) -> StoredWeights:
-    """Have a known file in the store: at once if it is there, otherwise from its publisher or a mirror.
+    """Get a known file into the store: at once if it is there, otherwise from its publisher or a mirror.
 
     Args:
         store: where it goes.
         known: which file.
         mirror: folder in place of the publisher's, `https:`, `http:` or `file:`; the official file name is appended
             unless the address ends with it.
-        on_progress: is told of every piece.
+        on_progress: is called after every piece.
         options: how long to try.
 
     Raises:
@@ -98,7 +98,7 @@ def _address(known: KnownWeights, mirror: str | None) -> str:
     if mirror is None:
         if known.url is None:
             raise ModelUnavailableError(
-                f"{known.file_name} is given out on request only: ask its publisher, then "
+                f"{known.file_name} is given out on request only: ask its publisher for it, then run "
                 f"`python -m backend weights import PATH --as {known.name}`"
             )
         return known.url

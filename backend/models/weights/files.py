@@ -1,4 +1,4 @@
-"""What a file that is brought as weights really is: tensors or something else, and of which known model's layout."""
+"""Identification of files offered as weights: tensors or something else, and of which known model's layout."""
 
 import warnings
 import zipfile
@@ -37,7 +37,7 @@ def reason_not_weights(path: Path) -> str | None:
 
 
 def _kind_by_head(head: bytes, path: Path) -> str | None:
-    """Return what a file that cannot be read as weights seems to be, None if nothing is told by its first bytes."""
+    """Return what a file that cannot be read as weights seems to be, None if its first bytes do not tell."""
     if not head:
         return "it is empty"
     if head.startswith(_POINTER):

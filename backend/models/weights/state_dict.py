@@ -1,4 +1,4 @@
-"""Weights files: PyTorch's (.pth, .pt) and safetensors, told apart by their content, never unpickled freely."""
+"""Weights files: PyTorch's (.pth, .pt) and safetensors, recognised by their content, never unpickled freely."""
 
 import struct
 from collections.abc import Mapping

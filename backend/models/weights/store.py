@@ -34,8 +34,7 @@ class StoredWeights:
         size_bytes: likewise.
         file_name: it came under.
         source: address or path it came from.
-        checked: `catalogue` if the digest is one that is known of the official file, `recorded` if it is only what was
-            imported first.
+        checked: `catalogue` if the digest is that of the official file, `recorded` if it is that of the first import.
         layout: model of the catalogue whose network it fills, under a name of its own: a fine-tuned checkpoint.
     """
 
@@ -176,12 +175,12 @@ class WeightsStore:
     def add(
         self, path: Path, *, name: str | None, source: str, keep: bool = True, known: KnownWeights | None = None
     ) -> StoredWeights:
-        """Take a file in.
+        """Add a file to the store.
 
         Args:
             path: of the file.
             known: what it has to be; None: the catalogue is asked.
-            name: of its model; None: known by its digest or its file name.
+            name: of its model; None: recognised by its digest or its file name.
             source: where it comes from, for the record.
             keep: copy it; otherwise it is moved.
 
