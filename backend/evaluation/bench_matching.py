@@ -76,7 +76,7 @@ def bench_sizes(
     seed: int = 0,
     on_row: OnRow | None = None,
 ) -> list[MatchingRow]:
-    """Every matcher at every size, from small to large.
+    """Measure every matcher at every size, from small to large.
 
     Args:
         matchers: names of `MATCHERS`, `assignment`, `softmatcher-pairwise`.
@@ -121,11 +121,19 @@ def bench_references(
     seed: int = 0,
     on_row: OnRow | None = None,
 ) -> list[MatchingRow]:
-    """One target against more and more reference images, a quarter of each inside the mask.
+    """Measure one target against more and more reference images, a quarter of each inside the mask.
 
     Args:
+        matchers: as for `bench_sizes`.
+        counts: numbers of references.
         most_patches: bound of the memory bank; None to keep every patch.
-        others: as for `bench_sizes`.
+        size_px: side of the images.
+        patch_px: side of their patches.
+        dims: of the features.
+        repeats: runs that are measured, after the first.
+        slowest_s: a matcher whose run takes longer is left out from then on.
+        seed: of the features.
+        on_row: called with each row as soon as it is measured.
     """
     rows: list[MatchingRow] = []
     last: dict[str, MatchingRow] = {}
@@ -157,7 +165,7 @@ def bench_references(
 
 
 def speedups(rows: Sequence[MatchingRow], over: str = ASSIGNMENT) -> dict[str, dict[int, float]]:
-    """Matcher to size to how many times faster it is than `over` there."""
+    """Return matcher -> size -> how many times faster it is than `over` there."""
     slow = {row.size_px: row.seconds_median for row in rows if row.matcher == over}
     found: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -167,7 +175,7 @@ def speedups(rows: Sequence[MatchingRow], over: str = ASSIGNMENT) -> dict[str, d
 
 
 def growth_in_patches(rows: Sequence[MatchingRow], matcher: str) -> float | None:
-    """Power of the number of patches that the time grows with, fitted over all sizes; None below two sizes."""
+    """Return the power of the number of patches that the time grows with, over all sizes; None below two sizes."""
     own = [row for row in rows if row.matcher == matcher]
     if len({row.patches for row in own}) < 2:
         return None
@@ -175,7 +183,7 @@ def growth_in_patches(rows: Sequence[MatchingRow], matcher: str) -> float | None
 
 
 def settings_of_run(threads: int, dims: int, patch_px: int, seed: int) -> dict[str, object]:
-    """What has to be known to repeat a run."""
+    """Return what has to be known to repeat a run."""
     return {
         "threads": threads,
         "dims": dims,
@@ -215,7 +223,7 @@ def _row(
 
 
 def _measure(run: Callable[[], object], repeats: int) -> tuple[list[float], float]:
-    """Seconds of each run after the first, and the peak memory of the first in MB on top of what was there."""
+    """Return seconds of each run after the first, and the peak memory of the first in MB on top of what was there."""
     with torch.inference_mode():
         start = time.perf_counter()
         peak_mb = _peak_mb(run)
@@ -231,7 +239,7 @@ def _measure(run: Callable[[], object], repeats: int) -> tuple[list[float], floa
 
 
 def _peak_mb(run: Callable[[], object]) -> float:
-    """What `run` adds to the process' resident memory at most; NaN where the system does not tell."""
+    """Return what `run` adds to the process' resident memory at most; NaN where the system does not tell."""
     try:
         # Freed memory that the allocator keeps would hide what is taken from it again.
         with suppress(OSError, AttributeError):
@@ -246,13 +254,13 @@ def _peak_mb(run: Callable[[], object]) -> float:
 
 
 def _resident_mb() -> tuple[float, float]:
-    """Resident memory now, and its peak since it was last set back."""
+    """Return the resident memory now, and its peak since it was last set back."""
     figures = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return tuple(int(figures[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
 def _smooth_features(side: int, dims: int, seed: int) -> Tensor:
-    """(side * side, dims) float32 of unit length: a few directions over an image, and noise of each patch's own."""
+    """Make features, (side * side, dims) float32 of unit length: a few directions over an image, and noise."""
     shared = torch.randn(1, dims, 6, 6, generator=torch.Generator().manual_seed(12345))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(36, generator=generator)

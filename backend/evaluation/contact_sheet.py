@@ -36,10 +36,15 @@ def draw_contact_sheets(
     A green line is the data set's mask, a red area what was found.
 
     Args:
-        directory, shots, limit, is_complete: of the run.
+        directory: of the run.
         result: of the run.
-        engine, options: what it was run with.
+        engine: it was run with.
+        options: it was run with.
         folder: is made.
+        shots: of the run.
+        limit: of the run.
+        is_complete: of the run.
+        count: targets on each sheet.
     """
     classes = {one.name: one for one in find_classes(directory)}
     targets = sorted((one for scores in result.classes.values() for one in scores), key=lambda one: one.iou)

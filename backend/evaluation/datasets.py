@@ -31,7 +31,7 @@ class ImageClass:
 
     @property
     def name(self) -> str:
-        """`set/class`."""
+        """Return `set/class`."""
         return f"{self.set_name}/{self.class_name}"
 
 
@@ -44,7 +44,7 @@ class Episode:
 
 
 def find_classes(directory: Path) -> list[ImageClass]:
-    """All classes under a directory, sorted; a class with fewer than two images is left out.
+    """Find all classes under a directory, sorted; a class with fewer than two images is left out.
 
     FSS-1000 has no folders of sets: `fewshot_data/<class>/<n>.jpg` with `<n>.png`, and a list of its test classes. It
     may be given as that folder or as the one above. Where its list is there (`TEST_LISTS`, in the folder of the classes
@@ -110,7 +110,7 @@ def draw_episode(one: ImageClass, *, shots: int, seed: int, limit: int | None = 
 
 
 def draw_absent_target(one: ImageClass, classes: Sequence[ImageClass], *, seed: int) -> Path | None:
-    """An image of another set and another class name, so that the object should not be on it; None without any."""
+    """Draw an image of another set and class name, so that the object should not be on it; None without any."""
     others = [
         image
         for other in classes
@@ -121,12 +121,12 @@ def draw_absent_target(one: ImageClass, classes: Sequence[ImageClass], *, seed: 
 
 
 def read_image(path: Path) -> Image:
-    """(H, W, 3) uint8 RGB."""
+    """Read an image: (H, W, 3) uint8 RGB."""
     with PillowImage.open(path) as image:
         return np.array(image.convert("RGB"))
 
 
 def read_mask(image_path: Path) -> Mask:
-    """(H, W) bool: the mask beside an image."""
+    """Read the mask beside an image: (H, W) bool."""
     with PillowImage.open(image_path.with_suffix(".png")) as mask:
         return np.array(mask.convert("L")) > 127

@@ -86,8 +86,16 @@ def evaluate_joint(
     """Measure each set of a directory with all its classes as labels of one project.
 
     Args:
-        directory, profile, shots, seeds, limit, options, is_complete, on_progress, load: as for `evaluate`.
-        labels: at most this many classes of a set, drawn by the seed; None for all.
+        directory: `<set>/<class>/<n>.jpg` with `<n>.png`.
+        profile: which models.
+        shots: references per class.
+        seeds: each draws other references.
+        limit: up to this many targets per class and seed.
+        labels: up to this many classes of a set, drawn by the seed; None for all.
+        options: of the matching; None for the profile's own.
+        is_complete: the masks of the data set are all there is of the class on their images.
+        on_progress: called before each set and at the end.
+        load: makes the engine (tests bring their own).
 
     Raises:
         BadInputError: no set of two classes there, or labels below 2.

@@ -19,7 +19,7 @@ _FIGURES = (
 
 
 def variants_to_markdown(result: VariantsResult) -> str:
-    """The variants side by side: figures, milliseconds of each stage, mIoU of each set and class."""
+    """Show the variants side by side: figures, milliseconds of each stage, mIoU of each set and class."""
     by_name = {name: one.to_json() for name, one in result.variants.items()}
     lines = [_row("figure", *by_name), _row("---", *("---:" for _ in by_name))]
     lines += [_row(figure, *(_number(figures[figure]) for figures in by_name.values())) for figure in _FIGURES]

@@ -124,7 +124,7 @@ def _score(
 
 
 def soft_iou(claimed: torch.Tensor, covered: torch.Tensor) -> float:
-    """IoU of claimed patches (T,) bool with a mask that covers `covered` (T,) of each; 1 where both are empty."""
+    """Return the IoU of claimed patches (T,) bool with a mask that covers `covered` (T,) of each; 1 if both empty."""
     shared = float(covered[claimed].sum())
     union = float(claimed.sum()) + float(covered.sum()) - shared
     return shared / union if union > 0 else 1.0

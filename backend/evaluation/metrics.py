@@ -6,7 +6,7 @@ import numpy as np
 
 
 def area_under_roc(scores: Sequence[float], is_positive: Sequence[bool]) -> float | None:
-    """Chance that a positive has the higher score than a negative, ties counted half; None without both kinds."""
+    """Return the chance that a positive scores higher than a negative, ties half; None without both kinds."""
     values, positive = np.asarray(scores, float), np.asarray(is_positive, bool)
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
@@ -17,7 +17,7 @@ def area_under_roc(scores: Sequence[float], is_positive: Sequence[bool]) -> floa
 
 
 def calibration_error(scores: Sequence[float], ious: Sequence[float], *, bins: int = 10) -> float | None:
-    """Expected calibration error of scores that claim to be the expected IoU.
+    """Return the expected calibration error of scores that claim to be the expected IoU.
 
         sum_b n_b / n * | mean score in bin b - mean IoU in bin b |,     bins of equal width over [0, 1]
 

@@ -28,7 +28,7 @@ class Chart:
 
 
 def draw_charts(charts: Sequence[Chart]) -> PillowImage.Image:
-    """The panels, two in a row, and a legend under them; a name has one colour in all of them."""
+    """Draw the panels, two in a row, and a legend under them; a name has one colour in all of them."""
     names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     rows, columns = math.ceil(len(charts) / 2), min(2, len(charts))

@@ -69,18 +69,18 @@ class EvaluationResult:
     peak_mb: float
 
     def miou(self, seed: int | None = None) -> float:
-        """Mean over classes of the mean over targets (of one seed, or of all)."""
+        """Return the mean over classes of the mean over targets (of one seed, or of all)."""
         return statistics.fmean(self.class_mious(seed).values())
 
     def class_mious(self, seed: int | None = None) -> dict[str, float]:
-        """`set/class` to the mean IoU of its targets."""
+        """Return `set/class` to the mean IoU of its targets."""
         return {
             name: statistics.fmean(one.iou for one in targets if seed is None or one.seed == seed)
             for name, targets in self.classes.items()
         }
 
     def to_json(self) -> dict[str, object]:
-        """The figures as JSON values."""
+        """Return the figures as JSON values."""
         per_class = self.class_mious()
         seeds = sorted({one.seed for targets in self.classes.values() for one in targets})
         per_seed = [self.miou(seed) for seed in seeds]
@@ -127,7 +127,7 @@ class StageClock:
             self._seconds.setdefault(stage, []).append(seconds)
 
     def medians_ms(self) -> dict[str, float]:
-        """Stage to the median of its timings, in milliseconds."""
+        """Return stage to the median of its timings, in milliseconds."""
         with self._lock:
             return {stage: 1000 * statistics.median(values) for stage, values in self._seconds.items()}
 

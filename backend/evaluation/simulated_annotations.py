@@ -21,10 +21,11 @@ WORTH_CORRECTING = 0.02
 
 
 def simulated_points(mask: Mask, *, seed: int) -> Scribble:
-    """Key points on the largest objects of a mask: one where each is thickest, the others where the seed puts them.
+    """Simulate key points on the largest objects of a mask: one where each is thickest, the others by the seed.
 
     Args:
         mask: (H, W) bool, not empty.
+        seed: of the others.
     """
     points: list[tuple[float, float]] = []
     for piece in largest_pieces(mask):
@@ -35,10 +36,11 @@ def simulated_points(mask: Mask, *, seed: int) -> Scribble:
 
 
 def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
-    """A stroke through each of the largest objects of a mask, never outside of it.
+    """Simulate a stroke through each of the largest objects of a mask, never outside of it.
 
     Args:
         mask: (H, W) bool, not empty.
+        seed: of its corners.
     """
     strokes = np.zeros(mask.shape, np.uint8)
     for piece in largest_pieces(mask):
@@ -52,13 +54,13 @@ def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
 
 
 def marks_all(mask: Mask) -> bool:
-    """Are the objects that `simulated_points` and `simulated_strokes` mark all that there are, but for crumbs?"""
+    """Return whether the simulated points and strokes mark all objects, but for small components."""
     pieces = largest_pieces(mask)
     return sum(int(piece.sum()) for piece in pieces) >= 0.9 * int(mask.sum())
 
 
 def corrected(scribble: Scribble, found: Mask, mask: Mask) -> Scribble | None:
-    """The scribble with one mark more, where the mask found is most wrong: the way a user goes on who sees it.
+    """Return the scribble with one mark more, where the mask found is most wrong: the way a user goes on who sees it.
 
     The thickest wrong patch gets a point in its middle, or, if the scribble has strokes, a stroke as wide as those:
     positive where the object was missed, negative where it was exceeded. Objects that were not marked at first stay
@@ -94,14 +96,15 @@ def corrected(scribble: Scribble, found: Mask, mask: Mask) -> Scribble | None:
 
 
 def largest_object(mask: Mask) -> Mask:
-    """The largest piece of a mask: what is marked if one object of several is."""
+    """Return the largest piece of a mask: what is marked if one object of several is."""
     return largest_pieces(mask)[0]
 
 
 def largest_pieces(mask: Mask) -> list[Mask]:
+    """Return the largest pieces of a mask, those that a user marks."""
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     order = sorted(range(1, count), key=lambda index: -int(stats[index, cv2.CC_STAT_AREA]))
-    # Crumbs beside an object are not what a user marks.
+    # Small components beside an object are not what a user marks.
     least = 0.1 * int(stats[order[0], cv2.CC_STAT_AREA])
     kept = [index for index in order[:MOST_OBJECTS] if int(stats[index, cv2.CC_STAT_AREA]) >= least]
     return [pieces == index for index in kept]

@@ -59,13 +59,13 @@ class VariantsResult:
     resumed: int
 
     def joined_with(self, other: "VariantsResult") -> "VariantsResult":
-        """Both runs side by side; what was marked is of this one."""
+        """Join both runs side by side; what was marked is of this one."""
         return VariantsResult(
             {**self.variants, **other.variants}, self.simulated_annotations, self.resumed + other.resumed
         )
 
     def to_json(self) -> dict[str, object]:
-        """The figures of the first variant, and of all side by side."""
+        """Return the figures of the first variant, and of all side by side."""
         first = next(iter(self.variants.values())).to_json()
         brief = {
             name: {key: value for key, value in result.to_json().items() if key != "scores"}
@@ -101,12 +101,19 @@ def evaluate_variants(
     """Run all variants over all classes of a directory; every image is encoded once for all of them.
 
     Args:
-        directory, profile, shots, seeds, limit, is_complete, on_progress, load: as for `evaluate`.
+        directory: `<set>/<class>/<n>.jpg` with `<n>.png`.
         variants: name to options, at least one.
+        profile: which models.
+        shots: references per class.
+        seeds: each draws other references.
+        limit: up to this many targets per class and seed.
+        is_complete: the masks of the data set are all there is of the class on their images.
         with_simulated_annotations: also match from simulated points, strokes and one object of several, with the first
             variant.
         journal: a file that gets a line for each finished class; classes that it has for the same run are not run
             again. It is removed at the end.
+        on_progress: called before each class and at the end.
+        load: makes the engine (tests bring their own).
 
     Raises:
         BadInputError: no data set there, no variants, no seeds, shots or limit below 1.
@@ -245,7 +252,7 @@ class _Run:
         return {"scores": scores, "absent": absent, "markings": markings, "stages": self.stages.take()}
 
     def _describe(self, path: Path, target: EncodedImage, kind: str) -> Reference | None:
-        """The reference that a marking makes; None where the scribble finds no mask."""
+        """Return the reference that a simulated annotation makes; None if the scribble finds no mask."""
         image, mask = read_image(path), read_mask(path)
         if not mask.any():
             return None
@@ -270,8 +277,7 @@ class _Run:
         return self.engine.describe(image, target, mask, is_complete=is_complete, uncertainty=uncertainty)
 
     def _corrected(self, target: EncodedImage, mask: Mask, scribble: Scribble | None) -> Mask | None:
-        """What the engine makes of a simulated scribble and of what a user adds who sees its mask, until it is
-        submitted."""
+        """Return the mask of a simulated scribble and of what a user adds who sees it, until it is submitted."""
         best: Mask | None = None
         for _ in range(1 + MOST_CORRECTIONS):
             if scribble is None:

@@ -15,20 +15,20 @@ from backend.exports.sinks import Sink
 
 
 def mask_to_coco_rle(mask: Mask) -> Json:
-    """`{"size": [H, W], "counts": "..."}`, as pycocotools compresses it."""
+    """Return `{"size": [H, W], "counts": "..."}`, as pycocotools compresses it."""
     encoded = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
 def box_xywh(mask: Mask) -> list[int]:
-    """The box around a mask with at least one pixel: x, y, width, height in px."""
+    """Return the box around a mask with at least one pixel: x, y, width, height in px."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
 def to_coco_image(image: ImageRecord) -> Json:
-    """An entry of `images`; `sha256` and `task` are ours."""
+    """Return an entry of `images`; `sha256` and `task` are ours."""
     height, width = image.file.size_hw
     return {
         "id": image.id, "file_name": image.file_name, "width": width, "height": height,
@@ -37,7 +37,7 @@ def to_coco_image(image: ImageRecord) -> Json:
 
 
 def to_coco_annotation(image: ImageRecord, one: MaskRecord, category: int, segmentation: object) -> Json:
-    """An entry of `annotations`; `provenance` is ours."""
+    """Return an entry of `annotations`; `provenance` is ours."""
     return {
         "id": one.id, "image_id": image.id, "category_id": category, "iscrowd": 0,
         "bbox": box_xywh(one.mask), "area": int(np.count_nonzero(one.mask)), "segmentation": segmentation,
@@ -46,7 +46,7 @@ def to_coco_annotation(image: ImageRecord, one: MaskRecord, category: int, segme
 
 
 def to_coco_polygons(mask: Mask, tolerance_px: float) -> list[list[float | int]]:
-    """`[[x, y, x, y, ...], ...]`: one list a component, holes cut in."""
+    """Return `[[x, y, x, y, ...], ...]`: one list a component, holes cut in."""
     rings = [ring for ring in edge_polygons(mask, tolerance_px) if len(ring) >= 3]
     return [ring.astype(int).ravel().tolist() for ring in rings]
 

@@ -58,22 +58,22 @@ class DataCard:
 
     @property
     def images(self) -> int:
-        """How many there are so far."""
+        """Return how many there are so far."""
         return self._images.total()
 
     @property
     def objects(self) -> int:
-        """How many there are so far."""
+        """Return how many there are so far."""
         return self._sources.total()
 
     @property
     def empty_splits(self) -> tuple[str, ...]:
-        """Splits that have a share but no image."""
+        """Return splits that have a share but no image."""
         return tuple(split for split in self._options.splits if not self._images[split])
 
     @property
     def left_out(self) -> dict[str, int]:
-        """What is not in the data set, by kind."""
+        """Return what is not in the data set, by kind."""
         return dict(sorted(self._left_out.items()))
 
     def add(self, image: ImageRecord) -> None:
@@ -106,11 +106,11 @@ class DataCard:
             self._examples[one.kind].append(one)
 
     def pictures(self) -> list[tuple[str, bytes]]:
-        """The samples: file name and PNG."""
+        """Return the samples: file name and PNG."""
         return self._samples.pictures()
 
     def markdown(self, notes: Sequence[str]) -> str:
-        """The page.
+        """Return the page.
 
         Args:
             notes: about the format, a sentence each.
@@ -268,7 +268,7 @@ class _Samples:
             self._pictures = {key: picture for key, picture in self._pictures.items() if key in wanted}
 
     def chosen(self) -> list[tuple[str, str]]:
-        """Names of the pictures and of their images: of each label one, then another, up to a dozen."""
+        """Return names of the pictures and of their images: of each label one, then another, up to a dozen."""
         ranked = [sorted(kept, reverse=True) for kept in self._kept.values()]
         in_turn = [kept[turn] for turn in range(_SAMPLES_A_LABEL) for kept in ranked if turn < len(kept)]
         chosen = dict.fromkeys((image_id, name) for _, image_id, name in in_turn)
@@ -305,6 +305,6 @@ def _cell(count: int, total: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Somebody's text where it can be no Markdown and no HTML."""
+    """Return somebody's text so that it is no Markdown and no HTML."""
     kept = " ".join(text.split())
     return "".join(f"\\{each}" if each in "\\`*_{}[]<>#|!" else each for each in kept)

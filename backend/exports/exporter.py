@@ -44,7 +44,7 @@ OnTask = Callable[[], None]
 
 
 def identity(project: ExportedProject, options: ExportOptions, settings: Settings) -> Json:
-    """What an export is of and in what form: the same exports have the same."""
+    """Return what an export is of and in what form: the same exports have the same."""
     address = urlsplit(settings.label_studio_url)
     return {
         "label_studio": f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}",
@@ -100,7 +100,7 @@ def export_to_zip(
 
 
 def archive_name(project: ExportedProject, options: ExportOptions) -> str:
-    """The folder in a zip, and its file name without the ending."""
+    """Return the folder in a zip, and its file name without the ending."""
     return f"project-{project.id}-{options.format}"
 
 
@@ -140,7 +140,7 @@ def _export(
 
 
 def _object_lines(image: ImageRecord, options: ExportOptions) -> Iterator[Json]:
-    """A line an object, or one for an image without objects: where it comes from."""
+    """Return a line per object, or one for an image without objects: where it comes from."""
     common: Json = {
         "image": image.file_name, "split": image.split, "task": image.task_id, "sha256": image.file.sha256,
     }  # fmt: skip

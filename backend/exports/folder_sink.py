@@ -33,7 +33,7 @@ class FolderSink:
     """
 
     def __init__(self, out: Path, identity: Json) -> None:
-        """Opens nothing yet.
+        """Open nothing yet.
 
         Args:
             out: the folder that shall be there in the end.
@@ -140,7 +140,7 @@ class FolderSink:
 
     @property
     def scratch(self) -> Path:
-        """A folder for what is needed in between."""
+        """Return a folder for what is needed in between."""
         return self._partial / _SCRATCH
 
     def write(self, path: str, chunks: Iterable[bytes]) -> None:
@@ -155,7 +155,7 @@ class FolderSink:
         self._note_sum(path, digest.hexdigest())
 
     def recall_image(self, task_id: int, tag: str, address: str) -> ImageFile | None:
-        """What the interrupted run knew of an image; ask in the order of the tasks."""
+        """Return what the interrupted run knew of an image; ask in the order of the tasks."""
         while self._next is not None and self._next["task"] < task_id:
             self._next = next(self._known, None)
         while self._next is not None and self._next["task"] == task_id:
@@ -181,11 +181,11 @@ class FolderSink:
             self._note_sum(path, file.stored_sha256)
 
     def read(self, path: str) -> bytes | None:
-        """A file that was written before."""
+        """Return a file that was written before."""
         return (self._partial / path).read_bytes()
 
     def finish(self) -> None:
-        """Sweep up, and make the folder appear under its name."""
+        """Remove leftovers, and make the folder appear under its name."""
         assert self._sums is not None
         assert self._journal is not None
         self._sums.close()
@@ -208,7 +208,7 @@ class FolderSink:
 
 
 def check_replaceable(out: Path, identity: Json) -> None:
-    """Nothing happens if there is nothing at `out`, or an export of the same project and format as it was written.
+    """Check that there is nothing at `out`, or an export of the same project and format as it was written.
 
     Raises:
         BadInputError: there is something else, which an export would destroy.
@@ -239,7 +239,7 @@ def check_replaceable(out: Path, identity: Json) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files that a data set says it has; its list is one of them."""
+    """Return the files that a data set says it has; its list is one of them."""
     with (folder / SUMS).open() as lines:
         return {SUMS, *(line.rstrip("\n").partition("  ")[2] for line in lines)}
 
@@ -251,7 +251,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _remove_what_is_not_listed(folder: Path) -> None:
-    """Of an interrupted run: its notes, and images of tasks that are gone by now."""
+    """Remove what an interrupted run left: its notes, and images of tasks that are gone by now."""
     shutil.rmtree(folder / _SCRATCH)
     listed = _listed(folder)
     for path in list(_files(folder)):
@@ -263,7 +263,7 @@ def _remove_what_is_not_listed(folder: Path) -> None:
 
 
 def _read_journal(path: Path) -> Iterator[Json]:
-    """The entries, in the order of the tasks; one that was cut short ends them."""
+    """Read the entries, in the order of the tasks; one that was cut short ends them."""
     if not path.exists():
         return
     with path.open() as lines:
@@ -275,7 +275,7 @@ def _read_journal(path: Path) -> Iterator[Json]:
 
 
 def _merge_journals(first: Path, second: Path) -> None:
-    """Both runs' entries in `first`: the second's, and what the first knew beyond them."""
+    """Merge both runs' entries in `first`: the second's, and what the first knew beyond them."""
     merged = first.with_name(f"{_JOURNAL}.merged")
     last = 0
     with merged.open("w") as file:
@@ -290,5 +290,5 @@ def _merge_journals(first: Path, second: Path) -> None:
 
 
 def _digest(address: str) -> str:
-    """Of an address, which may be an image in itself, or hold a key."""
+    """Return the digest of an address, which may be an image in itself, or hold a key."""
     return hashlib.sha256(address.encode()).hexdigest()

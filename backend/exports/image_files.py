@@ -48,7 +48,7 @@ def read_image(content: bytes, max_pixels: int) -> ImageFile:
 
 
 def carries_orientation(content: bytes) -> bool:
-    """Whether a reader can find an orientation other than 1 in the bytes of an image file.
+    """Return whether a reader can find an orientation other than 1 in the bytes of an image file.
 
     Which of EXIF, XMP, a PNG's text or an AVIF's own turn a reader applies differs, so all of them count, wherever
     they stand in the file. What Pillow finds beside them, `decode_file` tells.

@@ -156,7 +156,7 @@ def _import_match(
 
 
 def _regions(config: LabelConfig, tag: ImageTag, match: Match, report: ImportReport) -> list[Json]:
-    """As regions with ids that follow from what they show, in the form that says: this is a finished mask."""
+    """Return masks as regions with ids that follow from what they show, marked as complete masks."""
     regions: list[Json] = []
     counts: Counter[str] = Counter()
     empty: list[str] = []

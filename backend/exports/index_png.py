@@ -23,7 +23,7 @@ _WIDTH_PX, _TEXT_PX = 420, 54
 
 
 def palette_colour(index: int) -> tuple[int, int, int]:
-    """Of a class number: the bits of the number, spread over the colours from the top. 0 is black.
+    """Return the colour of a class number: its bits, spread over the colours from the top; 0 is black.
 
     Source: the colour map of PASCAL VOC's development kit.
     """
@@ -35,7 +35,7 @@ def palette_colour(index: int) -> tuple[int, int, int]:
 
 
 def to_index_mask(image: ImageRecord, labels: Sequence[str]) -> tuple[NDArray[np.uint8], int]:
-    """Class numbers, and how many pixels masks of several labels claim.
+    """Return class numbers, and how many pixels masks of several labels claim.
 
     Labels are painted in their order: where two overlap, the later one is seen.
 
@@ -53,7 +53,7 @@ def to_index_mask(image: ImageRecord, labels: Sequence[str]) -> tuple[NDArray[np
 
 
 def to_png(indices: NDArray[np.uint8]) -> bytes:
-    """A palette PNG: readers that convert to colours show them, all others get the numbers."""
+    """Return a palette PNG: readers that convert to colours show them, all others get the numbers."""
     picture = PillowImage.fromarray(indices, "L")
     picture.putpalette([value for index in range(256) for value in palette_colour(index)])
     buffer = io.BytesIO()
@@ -62,7 +62,7 @@ def to_png(indices: NDArray[np.uint8]) -> bytes:
 
 
 def to_legend(labels: Sequence[str]) -> bytes:
-    """A PNG that shows each class number's colour, and its name if the font has all letters of that."""
+    """Return a PNG that shows each class number's colour, and its name if the font has all letters of that."""
     rows = [NOTHING, *labels]
     picture = PillowImage.new("RGB", (_WIDTH_PX, _SWATCH_PX * len(rows) + 8), "white")
     draw = ImageDraw.Draw(picture)
@@ -79,7 +79,7 @@ def to_legend(labels: Sequence[str]) -> bytes:
 
 
 def to_legend_page(labels: Sequence[str]) -> bytes:
-    """The same as a web page, which has every name whole in the letters that it is written in."""
+    """Return the same as a web page, which has every name whole in the letters that it is written in."""
     rows = "".join(
         f'<tr><td style="background:{_hex(number)};width:2em"></td>'
         f"<td>{number}</td><td>{html.escape(label)}</td></tr>\n"

@@ -10,7 +10,7 @@ from backend.labelstudio.label_config import LabelConfig
 
 
 def find_masks(folder: Path, config: LabelConfig) -> FoundMasks:
-    """The masks in a folder: COCO files (`*.json` with images and annotations) if there are any, else index PNGs.
+    """Find the masks in a folder: COCO files (`*.json` with images and annotations) if there are any, else index PNGs.
 
     Image files beside them are known by their content.
 

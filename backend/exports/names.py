@@ -9,7 +9,7 @@ _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 
 
 def original_name(address: str) -> str:
-    """The file name that an image had before Label Studio: "a.jpg" of "/data/upload/3/1a2b3c4d-a.jpg"; may be "".
+    """Return an image's file name before Label Studio: "a.jpg" of "/data/upload/3/1a2b3c4d-a.jpg"; may be "".
 
     Args:
         address: as in task data; a data: URI has no name.
@@ -37,7 +37,7 @@ def image_path(address: str) -> tuple[str, bool]:
 
 
 def export_name(task_id: int, address: str, extension: str, tag: str | None = None) -> str:
-    """The name of a task's image in a data set: "<task>-<original name>.<extension>", ASCII only.
+    """Return the name of a task's image in a data set: "<task>-<original name>.<extension>", ASCII only.
 
     Args:
         task_id: makes it unique.

@@ -61,11 +61,11 @@ class ExportOptions:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have a share."""
+        """Return the splits that have a share."""
         return tuple(name for name, share in zip(SPLITS, self.split, strict=True) if share > 0)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for the data set's own record of how it was made."""
+        """Return all of it, for the data set's own record of how it was made."""
         return {**asdict(self), "split": list(self.split)}
 
 
@@ -79,7 +79,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def options_from_texts(told: Mapping[str, str]) -> ExportOptions:
-    """Options as an address or a command line gives them; what is missing has its default.
+    """Read options as an address or a command line gives them; what is missing has its default.
 
     Raises:
         BadInputError: an unknown name, no format, or a value that does not fit.

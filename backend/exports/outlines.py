@@ -23,7 +23,7 @@ _MOST_REBUILDS = 100
 
 
 def edge_polygons(mask: Mask, tolerance_px: float) -> list[Ring]:
-    """Outlines along the edges of pixels: one polygon a component, its holes cut in.
+    """Return outlines along the edges of pixels: one polygon a component, its holes cut in.
 
     A hole hangs on the outline by a line that is walked there and back and encloses nothing.
 
@@ -39,7 +39,7 @@ def edge_polygons(mask: Mask, tolerance_px: float) -> list[Ring]:
 
 
 def pixel_polygon(mask: Mask, tolerance_px: float) -> Ring:
-    """All of a mask in one polygon through the centres of its outermost pixels, for readers that paint its line.
+    """Draw a mask as one polygon through the centres of its outermost pixels, for readers that paint its line.
 
     Holes and further components hang on it by lines that are walked there and back: readers paint those between
     components as lines of one pixel. Ultralytics' own converter does the same.
@@ -62,7 +62,7 @@ def pixel_polygon(mask: Mask, tolerance_px: float) -> Ring:
 
 
 def _components(mask: Mask, tolerance_px: float, *, is_edge: bool) -> list[list[Ring]]:
-    """The rings of each component, the outer one first; components from the largest outline down."""
+    """Return the rings of each component, the outer one first; components from the largest outline down."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return []
@@ -98,7 +98,7 @@ def _simplify(contour: NDArray[np.int32], tolerance_px: float, *, is_edge: bool)
 
 
 def _join(rings: Sequence[Ring]) -> Ring:
-    """One ring that walks all of them: each hangs on the nearest point of what there is by a line there and back."""
+    """Join rings to one: each hangs on the nearest point of what there is by a line there and back."""
     if len(rings) == 1:
         return rings[0]
     # (ring, point) -> the (ring, point) that hang there.
@@ -119,7 +119,7 @@ def _join(rings: Sequence[Ring]) -> Ring:
 def _walk(
     rings: Sequence[Ring], hanging: Mapping[tuple[int, int], Sequence[tuple[int, int]]]
 ) -> Iterator[tuple[int, int]]:
-    """Around the first ring; where another hangs around that one, back to where it hangs, and on."""
+    """Walk around the first ring; where another hangs, around that one, back to where it hangs, and on."""
     path = [iter([(0, point) for point in range(len(rings[0]))])]
     seen: set[tuple[int, int]] = set()
     while path:

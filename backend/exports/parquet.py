@@ -34,7 +34,7 @@ _IMAGE: Json = {
 
 
 def to_row(image: ImageRecord, labels: Sequence[str], *, with_image: bool) -> Json:
-    """One image. `rle_counts` with `[height, width]` is what pycocotools decodes; `label_id` counts from 0."""
+    """Return an image as a row. `rle_counts` with `[height, width]` is pycocotools' RLE; `label_id` counts from 0."""
     height, width = image.file.size_hw
     objects = [
         {
@@ -52,7 +52,7 @@ def to_row(image: ImageRecord, labels: Sequence[str], *, with_image: bool) -> Js
 
 
 def schema(*, with_image: bool) -> pa.Schema:
-    """Of a file; its metadata tell `datasets` to decode the images."""
+    """Return the schema of a file; its metadata tell `datasets` to decode the images."""
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     shown = pa.field("image", image_type) if with_image else pa.field("address", pa.string())
     columns = [shown, *(pa.field(name, _arrow(kind)) for name, kind in _IMAGE.items())]

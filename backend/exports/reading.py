@@ -54,11 +54,11 @@ class ExportedProject:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes of a data set, in the config's order."""
+        """Return the classes of a data set, in the config's order."""
         return tuple(label for label in self.config.labels if label not in self.background)
 
     def is_mask(self, region: Mapping[str, Any]) -> bool:
-        """Whether a region, as Label Studio has it, is of a brush, or a shape of a label that a brush has."""
+        """Return whether a region, as Label Studio has it, is of a brush, or a shape of a label that a brush has."""
         if str(region.get("type")).lower() == "brushlabels":
             return True
         control, to_name, value = str(region.get("from_name")), str(region.get("to_name")), region.get("value")
@@ -69,7 +69,7 @@ class ExportedProject:
         return any(self.config.label_names[control].get(str(name)) in shape.labels for name in written)
 
     def is_background(self, region: Mapping[str, Any]) -> bool:
-        """Whether a mask's region, as Label Studio has it, marks background and nothing else."""
+        """Return whether a mask's region, as Label Studio has it, marks background and nothing else."""
         value = region.get("value")
         written = value.get(str(region.get("type")).lower()) if isinstance(value, dict) else None
         names = self.config.label_names.get(str(region.get("from_name")), {})
@@ -124,16 +124,16 @@ class ReferenceIndex:
         }
 
     def of_annotation(self, annotation_id: int, label: str) -> tuple[int, ...]:
-        """Those made of it."""
+        """Return those made of it."""
         return tuple(self._of_annotation.get((annotation_id, label), ()))
 
     def of_prediction(self, model_version: str | None, label: str) -> tuple[int, ...]:
-        """Those it was made with; () unless they are the project's present ones."""
+        """Draw a JPEG of a task's image with the masks of this backend's newest prediction."""
         return tuple(self._of_prediction.get((model_version or "", label), ()))
 
 
 def count_candidates(project: ExportedProject, options: ExportOptions) -> int:
-    """How many tasks will be looked at."""
+    """Return how many tasks will be looked at."""
     total = project.client.count_tasks(project.id)
     if options.source == "annotations":
         return total - project.client.count_tasks(project.id, only_unlabeled=True)
@@ -149,7 +149,7 @@ def read_images(
     on_task: Callable[[], None],
     on_left_out: Callable[[LeftOut], None],
 ) -> Iterator[ImageRecord]:
-    """All that is exported, in the order of the tasks.
+    """Read all that is exported, in the order of the tasks.
 
     Memory holds a page of tasks and `2 * threads` images, whatever the size of the project. Image files are put into
     the sink as they come.
@@ -218,7 +218,7 @@ class _Reader:
             yield _Work(task_id, tag, address, tuple(chosen), image)
 
     def end(self, work: _Work) -> Iterator[ImageRecord]:
-        """The record of an image, or the reason why there is none."""
+        """Return the record of an image, or the reason why there is none."""
         try:
             file = work.image.result()
         except LabelStudioUnavailableError as error:
@@ -286,7 +286,7 @@ class _Reader:
 
     @property
     def _is_stored(self) -> bool:
-        """Whether images are files of the data set: Parquet holds them in its rows."""
+        """Return whether images are files of the data set: Parquet holds them in its rows."""
         return self._options.images == "include" and self._options.format != "parquet"
 
     def _masks_on(self, work: _Work) -> list[Json]:

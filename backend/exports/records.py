@@ -37,7 +37,7 @@ class Provenance:
     updated_at: str | None
 
     def to_json(self) -> Json:
-        """All of it, in this order."""
+        """Return all of it, in this order."""
         return {**asdict(self), "reference_ids": list(self.reference_ids)}
 
 
@@ -100,7 +100,7 @@ class ImageRecord:
 
     @property
     def stem(self) -> str:
-        """The file name without its ending."""
+        """Return the file name without its ending."""
         return self.file_name.rpartition(".")[0]
 
 
@@ -119,5 +119,5 @@ class LeftOut:
 
     @property
     def is_problem(self) -> bool:
-        """True for what the options did not ask for: something is broken."""
+        """Return whether it is a fault, and not what the options ask for."""
         return self.kind.startswith(("image", "region", "mask"))

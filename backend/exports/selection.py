@@ -30,7 +30,7 @@ class Chosen:
     result: tuple[Json, ...]
 
     def score_of(self, region_id: str) -> float | None:
-        """The region's own score, else that of its prediction."""
+        """Return the region's own score, else that of its prediction."""
         for region in self.result:
             if str(region.get("id")) == region_id:
                 return _score(region, self.found)
@@ -44,7 +44,7 @@ def choose(
     is_mask: Callable[[Json], bool],
     is_background: Callable[[Json], bool],
 ) -> tuple[list[Chosen], list[LeftOut]]:
-    """What of a task is exported, and what is not although there is something.
+    """Choose what of a task is exported, and what is not although there is something.
 
     A task of which nothing is exported is not in the data set: nobody said that there is nothing on its image. An
     annotation without regions says so, and its image is exported without objects. One with key points or boxes but no

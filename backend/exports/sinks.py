@@ -45,7 +45,7 @@ class Sink(Protocol):
 
     @property
     def scratch(self) -> Path:
-        """A folder for what is needed in between."""
+        """Return a folder for what is needed in between."""
         ...
 
     def write(self, path: str, chunks: Iterable[bytes]) -> None:
@@ -53,7 +53,7 @@ class Sink(Protocol):
         ...
 
     def recall_image(self, task_id: int, tag: str, address: str) -> ImageFile | None:
-        """What an interrupted run knew of an image; asked in the order in which they were noted."""
+        """Return what an interrupted run knew of an image; asked in the order in which they were noted."""
         ...
 
     def note_image(self, task_id: int, tag: str, address: str, file: ImageFile, path: str | None) -> None:
@@ -61,7 +61,7 @@ class Sink(Protocol):
         ...
 
     def read(self, path: str) -> bytes | None:
-        """A file that was written before; None if this sink cannot read."""
+        """Return a file that was written before; None if this sink cannot read."""
         ...
 
 
@@ -86,7 +86,7 @@ class ZipSink:
 
     @property
     def scratch(self) -> Path:
-        """A folder for what is needed in between."""
+        """Return a folder for what is needed in between."""
         return self._scratch
 
     def write(self, path: str, chunks: Iterable[bytes]) -> None:
@@ -108,14 +108,14 @@ class ZipSink:
         return digest.hexdigest()
 
     def recall_image(self, task_id: int, tag: str, address: str) -> ImageFile | None:
-        """Nothing: a zip is written in one go."""
+        """Recall nothing: a zip is written in one go."""
         return None
 
     def note_image(self, task_id: int, tag: str, address: str, file: ImageFile, path: str | None) -> None:
-        """Nothing to remember."""
+        """Remember nothing: a zip is written in one go."""
 
     def read(self, path: str) -> bytes | None:
-        """Not from a stream."""
+        """Return None: a stream cannot be read."""
         return None
 
     def finish(self) -> None:

@@ -8,7 +8,7 @@ _RANGE = 1 << 64
 
 
 def split_of(sha256: str, shares: Sequence[float]) -> str:
-    """The split that an image belongs to.
+    """Return the split that an image belongs to.
 
     The hash is a number in [0, 1) as evenly spread as if it were drawn; the shares cut that range in their order. It
     depends on this image alone. If the shares change, images move between neighbours only.

@@ -10,7 +10,7 @@ from backend.exports.sinks import Sink
 
 
 def to_yolo_line(one: MaskRecord, class_index: int, tolerance_px: float) -> str:
-    """One object."""
+    """Return the line of one object."""
     height, width = one.mask.shape
     shares = pixel_polygon(one.mask, tolerance_px) / (width, height)
     return " ".join([str(class_index), *(f"{value:.6f}" for value in shares.ravel())])

@@ -10,6 +10,16 @@ _SHOWN_CHARACTERS = 300
 
 
 def read_answer(response: requests.Response, what: str) -> object:
+    """Return the JSON of an answer; None if it has no content.
+
+    Args:
+        response: of Label Studio, or of a proxy before it.
+        what: was asked, for messages.
+
+    Raises:
+        NotFoundError, LabelStudioError, LabelStudioUnavailableError, BadInputError, TooLargeError: see
+            `LabelStudioClient`.
+    """
     status = response.status_code
     if status == 204 or (status < 300 and not response.content):
         return None
@@ -48,7 +58,7 @@ def read_answer(response: requests.Response, what: str) -> object:
 
 
 def _is_label_studios_own(response: requests.Response) -> bool:
-    """Whether Label Studio 1.23.2 wrote an error itself: its API's errors name their status and its version."""
+    """Return whether Label Studio 1.23.2 wrote an error itself: its API's errors name their status and its version."""
     try:
         answer = response.json()
     except ValueError:
@@ -67,6 +77,7 @@ def _detail(response: requests.Response) -> str:
 
 
 def object_of(answer: object) -> Json:
+    """Return an answer that must be a JSON object; LabelStudioError if it is none."""
     if not isinstance(answer, dict):
         raise LabelStudioError(
             f"Label Studio must answer with an object, got {type(answer).__name__}: check its version"
@@ -75,6 +86,7 @@ def object_of(answer: object) -> Json:
 
 
 def items_of(answer: object) -> list[Json]:
+    """Return an answer that must be a list of JSON objects; LabelStudioError if it is none."""
     if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
-        raise LabelStudioError(f"Label Studio must answer with a list, got {type(answer).__name__}: check it")
+        raise LabelStudioError(f"Label Studio must answer with a list, got {type(answer).__name__}: check its version")
     return answer

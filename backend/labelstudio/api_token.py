@@ -38,7 +38,7 @@ class ApiToken:
         self._lock = threading.Lock()
 
     def headers(self, *, refused: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The Authorization header; a new one if the last one ends soon or is the one that was refused."""
+        """Return the Authorization header; a new one if the last one ends soon or is the one that was refused."""
         if not self.can_renew:
             return {"Authorization": f"Token {self._key.get_secret_value().strip()}"}
         with self._lock:
@@ -84,7 +84,7 @@ class ApiToken:
 
 
 def _jwt_claims(token: str) -> Mapping[str, Any] | None:
-    """The claims of a JWT, unverified; None for any other token."""
+    """Return the claims of a JWT, unverified; None for any other token."""
     parts = token.strip().split(".")
     if len(parts) != 3:
         return None

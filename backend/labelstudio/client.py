@@ -44,7 +44,7 @@ class LabelStudioClient:
     """
 
     def __init__(self, url: str, api_key: SecretStr | str, *, timeout_s: float = 30.0) -> None:
-        """Connects to nothing yet.
+        """Connect to nothing yet.
 
         Args:
             url: Label Studio's address as it is reached from here, with its path if it has one.
@@ -60,7 +60,7 @@ class LabelStudioClient:
         self._local = threading.local()
 
     def auth_headers(self, *, renew: bool = False) -> dict[str, str]:
-        """The Authorization header for Label Studio.
+        """Return the Authorization header for Label Studio.
 
         Args:
             renew: get a new access token first: the last one was answered with 401. Nothing changes for a legacy token.
@@ -68,15 +68,15 @@ class LabelStudioClient:
         return self._token.headers(refused=self._token.headers() if renew else None)
 
     def version(self) -> str:
-        """Label Studio's release, like "1.23.2"."""
+        """Return Label Studio's release, like "1.23.2"."""
         return str(self._get("/api/version").get("release", "unknown"))
 
     def whoami(self) -> str:
-        """The e-mail address of the token's user."""
+        """Return the e-mail address of the token's user."""
         return str(self._get("/api/current-user/whoami").get("email", "unknown"))
 
     def project(self, project_id: int) -> Json:
-        """A project, with its `label_config`, `title` and `created_at`.
+        """Return a project, with its `label_config`, `title` and `created_at`.
 
         Raises:
             NotFoundError: Label Studio does not have it, or not for this token, while it knows the token.
@@ -88,13 +88,14 @@ class LabelStudioClient:
             raise
 
     def annotation(self, annotation_id: int) -> Json:
-        """An annotation, with its `result`, `task` and `project`."""
+        """Return an annotation, with its `result`, `task` and `project`."""
         return self._get(f"/api/annotations/{annotation_id}/")
 
     def task(self, task_id: int, project_id: int | None = None) -> Json:
-        """A task, with its `data` as it was imported (addresses of cloud storages unresolved) and its annotations.
+        """Return a task, with its annotations and its `data` as imported (addresses of cloud storages unresolved).
 
         Args:
+            task_id: of the task.
             project_id: give it wherever it is known: without it Label Studio is asked as its editor does, and asks the
                 project's ML backend (this one, that is) for predictions of the task before it answers.
         """
@@ -107,11 +108,11 @@ class LabelStudioClient:
         return tasks[0]
 
     def all_tasks(self, project_id: int, *, only_annotated: bool = False) -> Iterator[Json]:
-        """All tasks of a project in the order of their ids, read page by page, with annotations and predictions."""
+        """Yield a project's tasks in the order of their ids, with annotations and predictions; read page by page."""
         return self._pages(project_id, [_HAS_ANNOTATIONS] if only_annotated else [])
 
     def tasks_after(self, project_id: int, task_id: int, count: int) -> list[Json]:
-        """The tasks that follow one in the order of their ids, at most `count`; [] after the last."""
+        """Return the tasks that follow one in the order of their ids, up to `count`; [] after the last."""
         if count < 1:
             return []
         query = {
@@ -121,12 +122,12 @@ class LabelStudioClient:
         return self._tasks(project_id, query, page_size=count)
 
     def annotated_tasks(self, project_id: int) -> Iterator[tuple[Json, list[Json]]]:
-        """All tasks of a project that have annotations, in the order of their ids, read page by page; with these."""
+        """Yield the tasks of a project that have annotations, and these, in the order of ids; read page by page."""
         for task in self.all_tasks(project_id, only_annotated=True):
             yield task, list(task.get("annotations") or [])
 
     def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[Json]:
-        """The tasks of these ids that the project has, with annotations and predictions, in one request.
+        """Return the tasks of these ids that the project has, with annotations and predictions, in one request.
 
         Args:
             project_id: of the project.
@@ -140,7 +141,7 @@ class LabelStudioClient:
     def task_ids(
         self, project_id: int, *, after: int = 0, only_unlabeled: bool = False, more_predictions_than: int | None = None
     ) -> Iterator[list[int]]:
-        """The ids of a project's tasks in their order, page by page, without what the tasks contain.
+        """Return the ids of a project's tasks in their order, page by page, without what the tasks contain.
 
         Args:
             project_id: of the project.
@@ -159,7 +160,7 @@ class LabelStudioClient:
             after = ids[-1]
 
     def count_tasks(self, project_id: int, *, only_unlabeled: bool = False) -> int:
-        """How many tasks a project has."""
+        """Return how many tasks a project has."""
         answer = self._list(project_id, _task_filters(only_unlabeled=only_unlabeled), page_size=1)
         return int(answer.get("total", 0))
 
@@ -178,6 +179,7 @@ class LabelStudioClient:
         """Add predictions, all in one request; those that are there already stay.
 
         Args:
+            project_id: of the tasks.
             predictions: each with `task` (id), `result`, `score` and `model_version`.
 
         Returns:
@@ -201,11 +203,11 @@ class LabelStudioClient:
         self._send("DELETE", f"/api/projects/{project_id}/model-versions/", body={"model_version": model_version})
 
     def ml_backends(self, project_id: int) -> list[Json]:
-        """A project's ML backends, with `id`, `url`, `title`, `state`. Label Studio calls their /setup for it."""
+        """Return a project's ML backends (`id`, `url`, `title`, `state`). Label Studio calls their /setup for it."""
         return items_of(self._request("GET", "/api/ml", params={"project": project_id}))
 
     def webhooks(self, project_id: int) -> list[Json]:
-        """A project's webhooks, with `id`, `url`, `headers`, `is_active`."""
+        """Return a project's webhooks, with `id`, `url`, `headers`, `is_active`."""
         try:
             return items_of(self._request("GET", "/api/webhooks/", params={"project": project_id}))
         except BadInputError as error:  # the id is a filter here: Label Studio calls an unknown one an invalid choice
@@ -222,7 +224,7 @@ class LabelStudioClient:
         return self._send("PATCH", f"/api/webhooks/{webhook['id']}/", body=body)
 
     def create_webhook(self, project_id: int, url: str, headers: Mapping[str, str]) -> Json:
-        """A new webhook for all actions of a project, with their payload."""
+        """Create a webhook for all actions of a project, with their payload."""
         body = {
             "project": project_id,
             "url": url,

@@ -85,8 +85,13 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class RegionsRead:
-    """The regions that could be read, in the order of the result, a message for each one that could not, and the kinds
-    of regions that were passed over, each named once."""
+    """What was read of a result.
+
+    Attributes:
+        regions: those that could be read, in the order of the result.
+        problems: a message for each one that could not.
+        passed_over: the kinds of regions that were passed over, each named once.
+    """
 
     regions: tuple[Region, ...]
     problems: tuple[str, ...]
@@ -94,23 +99,24 @@ class RegionsRead:
 
 
 def new_region_id() -> str:
-    """An id for a region of ours: unique, and recognised by `is_own_region_id` when an accepted region comes back."""
+    """Return a unique id for a region of ours, which `is_own_region_id` recognises when an accepted one comes back."""
     return f"softmatcher-{uuid4().hex}"
 
 
 def is_own_region_id(region_id: str) -> bool:
-    """True if `new_region_id` made it."""
+    """Return whether `new_region_id` made it."""
     return _OWN_ID.fullmatch(region_id) is not None
 
 
 def mask_to_region(
     mask: Mask, *, brush: BrushControl, label: str, score: float, region_id: str | None = None
 ) -> dict[str, Any]:
-    """A brush region for a prediction or an interactive answer.
+    """Return a brush region for a prediction or an interactive answer.
 
     Args:
         mask: (H, W) bool at the image's natural size: the editor shows nothing at any other.
         brush: the control that the region belongs to; has `label`.
+        label: of the region.
         score: in [0, 1].
         region_id: a new id of ours if None.
 
@@ -155,7 +161,7 @@ def read_regions(
     budget: ReadingBudget | None = None,
     joins_masks: bool = False,
 ) -> RegionsRead:
-    """All key points, brush masks and shapes of a result (of an annotation, draft, prediction or context).
+    """Read all key points, brush masks and shapes of a result (of an annotation, draft, prediction or context).
 
     Shapes are polygons, ellipses, bitmasks and rectangles of controls that are not smart: masks as they are, of labels
     that a brush of the image has. Other regions (of labels without a brush, videos, ...) are passed over; choices, text

@@ -110,17 +110,17 @@ class DecodingChild:
 
     @property
     def pid(self) -> int:
-        """The id of its process."""
+        """Return the id of its process."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """What its process ended with, negative for a signal; None while it runs."""
+        """Return what its process ended with, negative for a signal; None while it runs."""
         return self._process.poll()
 
     @property
     def is_usable(self) -> bool:
-        """Whether it runs and may take another file."""
+        """Return whether it runs and may take another file."""
         return self._files < _FILES_A_CHILD and self.exit_code is None
 
     def decode(self, data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
@@ -240,18 +240,18 @@ class DecodingPool:
 
     @property
     def idle(self) -> tuple[DecodingChild, ...]:
-        """The children that wait for a file."""
+        """Return the children that wait for a file."""
         return tuple(self._idle)
 
     @property
     def busy(self) -> tuple[DecodingChild, ...]:
-        """The children that decode one."""
+        """Return the children that decode one."""
         with self._lock:
             return tuple(self._busy)
 
     @property
     def will_end(self) -> bool:
-        """Whether `stop_later` was called and not taken back."""
+        """Return whether `stop_later` was called and not taken back."""
         return self._ending is not None
 
     def decode(self, data: bytes, max_pixels: float, wanted: int) -> DecodedFile:

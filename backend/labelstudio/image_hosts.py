@@ -31,7 +31,7 @@ class Hop:
 
     @property
     def shown(self) -> str:
-        """For messages: without the query, which may be a key, unless it is Label Studio's own."""
+        """Return the address for messages: without the query, which may be a key, unless it is Label Studio's own."""
         return self.url if self.trust == "label_studio" else self.url.partition("?")[0]
 
 
@@ -51,6 +51,11 @@ class ImageHosts:
         self._aliases = frozenset(host.lower() for host in label_studio_aliases)
 
     def first_hop(self, url: str, task_id: int | None) -> Hop:
+        """Return which address is asked for the image at an address of task data.
+
+        Raises:
+            BadInputError: no kind of address that can be asked, or a host that is not allowed.
+        """
         if url.startswith("//"):
             url = f"{self._base.scheme}:{url}"
         scheme, separator, _ = url.partition("://")
@@ -80,6 +85,12 @@ class ImageHosts:
         )
 
     def next_hop(self, hop: Hop, location: str) -> Hop:
+        """Return the address that a redirect leads to.
+
+        Raises:
+            BadInputError: it leads to a host that is not allowed.
+            LabelStudioError: Label Studio redirects to a login, or to https.
+        """
         parsed = _parse(urljoin(hop.url, location))
         if hop.trust == "label_studio" and _is_https_of(parsed, _parse(hop.url)):
             raise LabelStudioError(

@@ -79,7 +79,7 @@ class ImageFetcher:
         max_bytes: int = 100_000_000,
         timeout_s: float = 20.0,
     ) -> None:
-        """Connects to nothing yet.
+        """Connect to nothing yet.
 
         Args:
             label_studio_url: Label Studio's address as it is reached from here, with its path if it has one.
@@ -96,7 +96,7 @@ class ImageFetcher:
         self._timeout_s = timeout_s
 
     def fetch(self, url: str, task_id: int | None = None) -> bytes:
-        """The file behind an address of task data, undecoded.
+        """Return the file behind an address of task data, undecoded.
 
         Args:
             url: a path on Label Studio ("/data/upload/..."), an http(s) address, a cloud storage's (s3://, gs://,
@@ -319,7 +319,7 @@ def _is_settled(last_modified: str, answered: str | None) -> bool:
 
 
 def _is_upload_gone(response: requests.Response) -> bool:
-    """Label Studio 1.23.2 fails with a 500 of its own (no FileUpload of that name: None) where a 404 is meant."""
+    """Return whether a 500 means a 404: Label Studio 1.23.2 answers so for an upload that is gone."""
     return b"'NoneType' object has no attribute 'has_permission'" in response.raw.read(
         _CHUNK_BYTES, decode_content=True
     )

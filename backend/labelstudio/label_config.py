@@ -56,7 +56,7 @@ class ImageTag:
         return _at_path(task_data, self.task_key) if found is None else found
 
     def address(self, task_data: Mapping[str, object]) -> str:
-        """The image's address in a task's data.
+        """Return the image's address in a task's data.
 
         Raises:
             BadInputError: the task has no such key, or no text there.
@@ -129,7 +129,7 @@ class LabelConfig:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that masks can be made for (those of all brushes), in the config's order, each once."""
+        """Return the labels that masks can be made for (those of all brushes), in the config's order, each once."""
         return tuple(dict.fromkeys(label for brush in self.brushes for label in brush.labels))
 
     def labels_named(self, names: Collection[str]) -> frozenset[str]:
@@ -155,7 +155,7 @@ class LabelConfig:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=_in_order).encode()).hexdigest()
 
     def brush_for(self, to_name: str, label: str) -> BrushControl:
-        """The first brush on image `to_name` that has `label`.
+        """Return the first brush on image `to_name` that has `label`.
 
         Raises:
             BadInputError: there is none.
@@ -176,7 +176,7 @@ class LabelConfig:
         return tuple(dict.fromkeys(brush.to_name for brush in self.brushes if brush.name in names))
 
     def image(self, to_name: str) -> ImageTag:
-        """The <Image> of that name.
+        """Return the <Image> of that name.
 
         Raises:
             BadInputError: there is none.
@@ -190,7 +190,7 @@ class LabelConfig:
         )
 
     def task_key(self, to_name: str) -> str:
-        """Where task data has the address of image `to_name`.
+        """Return where task data has the address of image `to_name`.
 
         Raises:
             BadInputError: there is no such image.
@@ -274,7 +274,7 @@ def _refuse_what_is_too_much(controls: Sequence[Element]) -> None:
 
 
 def _distinct_names(controls: Sequence[tuple[str, Element]]) -> dict[str, dict[str, str]]:
-    """For each control what its labels are called, by value and alias.
+    """Return what each control's labels are called, by value and alias.
 
     A label is its brush and its name: where two brushes of an image have the same name, each is called by its brush's
     name, too. Labels of other controls mean those of the brush of the same image that has most of their labels.

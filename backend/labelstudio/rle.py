@@ -28,7 +28,7 @@ _RUNS_AT_ONCE = 1 << 18
 
 
 def encode_mask(mask: Mask) -> list[int]:
-    """The RLE of a mask, as JSON carries it: ints in [0, 255].
+    """Return the RLE of a mask, as JSON carries it: ints in [0, 255].
 
     Args:
         mask: (H, W) bool with at least one pixel.
@@ -57,7 +57,7 @@ def encode_mask(mask: Mask) -> list[int]:
 
 
 def rle_pixels(rle: Sequence[int]) -> int:
-    """How many pixels an RLE says that it is of; reads the header only.
+    """Return how many pixels an RLE says that it is of; reads the header only.
 
     Raises:
         BadInputError: not bytes, or too few for a header.
@@ -66,8 +66,9 @@ def rle_pixels(rle: Sequence[int]) -> int:
 
 
 def decode_mask(rle: Sequence[int], size_hw: tuple[int, int]) -> Mask:
-    """The mask that an RLE paints: alpha over half of the region's own largest, since the editor's strokes are
-    anti-aliased, and other programs write 1, or a colour's own alpha, for a painted pixel.
+    """Return the mask that an RLE paints: alpha over half of the region's own largest.
+
+    The editor's strokes are anti-aliased, and other programs write 1, or a colour's own alpha, for a painted pixel.
 
     Args:
         rle: ints in [0, 255].
@@ -129,7 +130,7 @@ def _run_sizes_word() -> int:
 
 
 def _token_bits(lengths: NDArray[np.int64], is_set: bool) -> NDArray[np.uint8]:
-    """The bits of alternating runs, the first of them set or not; a run over 65536 takes several tokens."""
+    """Return the bits of alternating runs, the first of them set or not; a run over 65536 takes several tokens."""
     values = np.where((np.arange(lengths.size) % 2 == 0) == is_set, 255, 0)
     pieces = (lengths + _LONGEST_RUN - 1) // _LONGEST_RUN
     is_split = pieces > 1
@@ -148,7 +149,7 @@ def _token_bits(lengths: NDArray[np.int64], is_set: bool) -> NDArray[np.uint8]:
 
 
 def _pixels_over(data: bytes, length: int, run_bits: Sequence[int], threshold: int) -> Iterator[tuple[int, int, int]]:
-    """The pixel ranges [start, end) whose alpha byte, the fourth of each pixel, is over a threshold, with the alpha."""
+    """Yield pixel ranges [start, end) whose alpha byte, the fourth of a pixel, is over a threshold, with the alpha."""
     bit, bits_in_data, index = _HEADER_BITS, len(data) * 8, 0
     padded = data + bytes(8)
     while index < length:

@@ -27,7 +27,7 @@ _PIXELS_AT_ONCE = 1 << 20
 
 
 def draw_touches(mask: Mask, touches: Sequence[Mapping[str, Any]], budget: ReadingBudget | None = None) -> Mask:
-    """The mask after all touches: each paints or erases the pixels whose centre is within half its width of its line.
+    """Draw all touches: each paints or erases the pixels whose centre is within half its width of its line.
 
     That is alpha > 127 of the editor's anti-aliased canvas, up to single pixels of the outline.
 
@@ -75,7 +75,7 @@ def _read_touch(touch: Mapping[str, Any], width: int, height: int, budget: Readi
 
 
 def _split(start_xy: Point, end_xy: Point, radius_px: float) -> Iterator[tuple[Point, Point]]:
-    """Pieces of a segment about as long as the stroke is wide: a long one's bounding box can be the whole image."""
+    """Split a segment into pieces about as long as the stroke is wide: else a bounding box can be the whole image."""
     pieces = math.ceil(float(np.hypot(*(end_xy - start_xy))) / max(2 * radius_px, _SHORTEST_PIECE_PX)) or 1
     return pairwise(start_xy + (end_xy - start_xy) * step for step in np.linspace(0, 1, pieces + 1))
 

@@ -43,16 +43,18 @@ _Result = TypeVar("_Result")
 class AuthHeaders(Protocol):
     """Gives the Authorization header for Label Studio; `renew` after a 401: a cached token may be revoked."""
 
-    def __call__(self, *, renew: bool = False) -> Mapping[str, str]: ...
+    def __call__(self, *, renew: bool = False) -> Mapping[str, str]:
+        """Return the header."""
+        ...
 
 
 def is_transient(status: int) -> bool:
-    """True for answers that are worth another try: 408, 425, 429 and 5xx."""
+    """Return whether an answer is worth another try: 408, 425, 429 and 5xx."""
     return status in _TRANSIENT or status >= 500
 
 
 def retry_transient(call: Callable[[], _Result], *, timeout_s: float) -> _Result:
-    """What `call` returns; up to three tries while it raises LabelStudioUnavailableError, none begun after `timeout_s`.
+    """Return what `call` returns, after up to three tries while Label Studio is unavailable, none after `timeout_s`.
 
     Between tries is what the server asked for, or a little more each time. A server that asks for more than some
     seconds is not asked again.
@@ -70,7 +72,7 @@ def retry_transient(call: Callable[[], _Result], *, timeout_s: float) -> _Result
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """What `Retry-After` says, seconds or a date; None without it, or if it cannot be read."""
+    """Return what `Retry-After` says, seconds or a date; None without it, or if it cannot be read."""
     told = headers.get("Retry-After", "").strip()
     if told.isdigit():
         return float(told)
@@ -91,13 +93,13 @@ def _wait_s(state: RetryCallState) -> float:
 
 
 def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An `auth` that changes nothing: without one, requests takes a password of ~/.netrc and overwrites our header."""
+    """Change nothing, as an `auth`: without one, requests takes a password of ~/.netrc and overwrites our header."""
     return request
 
 
 @contextmanager
 def network_errors(where: str, url: str = "") -> Iterator[None]:
-    """Turns what requests and urllib3 raise into our errors.
+    """Turn what requests and urllib3 raise into our errors.
 
     Args:
         where: what was asked, as the message shall say.
@@ -137,7 +139,7 @@ _NEVER_PUBLIC = [
 
 
 def is_public(address: str) -> bool:
-    """True for an IP address of the public internet; not private, loopback, link-local, shared, reserved, multicast."""
+    """Return whether an IP address is public: not private, loopback, link-local, shared, reserved or multicast."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if any(ip in network for network in _NEVER_PUBLIC):
@@ -150,7 +152,7 @@ def is_public(address: str) -> bool:
 
 
 def connect_public(host: str, port: int, timeout_s: float | None) -> socket.socket:
-    """A TCP connection to a public address of `host`.
+    """Open a TCP connection to a public address of `host`.
 
     The address is looked up once and that one is connected to, so a name cannot change to a private address in between.
 
@@ -182,8 +184,10 @@ class Cutter:
     """
 
     def __init__(self, deadline: float) -> None:
-        """Args:
-        deadline: of time.monotonic().
+        """Start the clock.
+
+        Args:
+            deadline: of time.monotonic().
         """
         self._connections: list[int] = []
         self._lock = threading.Lock()
@@ -210,7 +214,7 @@ class Cutter:
                     connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """The download is done, or has failed."""
+        """Note that the download is done, or has failed."""
         self._timer.cancel()
         with self._lock:
             for handle in self._connections:
@@ -230,10 +234,12 @@ class WatchedAdapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make pools whose connections are watched."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = _pools(self._cutter, self._is_public)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Make pools whose connections through a proxy are watched."""
         manager = super().proxy_manager_for(proxy, **kwargs)
         manager.pool_classes_by_scheme = _pools(self._cutter, self._is_public)
         return manager

@@ -42,7 +42,7 @@ class Projects:
     """All projects of one backend. Threads share it; what lasts is in the store.
 
     Attributes:
-        references: takes annotations in.
+        references: ingests annotations.
         banks: keeps the references of the last few projects in memory; gives model_versions.
         predictions: predicts tasks from references.
         interactive: predicts the open task from its scribbles.
@@ -91,7 +91,7 @@ class Projects:
         access_token: str | None,
         backend_url: str,
     ) -> str:
-        """A project connects, or Label Studio asks for its version: remember it, return its model_version.
+        """Remember a project that connects, or that Label Studio asks about, and return its model_version.
 
         Raises:
             BadInputError: label config or extra params cannot be used; the message says what to change.
@@ -114,7 +114,7 @@ class Projects:
         return self.banks.model_version(project_key, wait_s=_SIGNATURE_WAIT_S)
 
     def versions(self) -> list[str]:
-        """The current model_version of every project, without repetition."""
+        """Return the current model_version of every project, without repetition."""
         return sorted({self.banks.model_version(project.key, wait_s=0.5) for project in self.store.projects()})
 
     def hinted_project(self, project: object) -> tuple[str, bool]:
@@ -190,7 +190,7 @@ class Projects:
         return project_key
 
     def project_key(self, project: object, tasks: Sequence[Mapping[str, Any]]) -> str:
-        """The key of the project a /predict is about.
+        """Return the key of the project a /predict is about.
 
         Raises:
             BadInputError: neither the request nor its tasks name a project that is known.
@@ -207,11 +207,11 @@ class Projects:
         )
 
     def count_references(self) -> dict[str, int]:
-        """References by project id, for /metrics."""
+        """Return references by project id, for /metrics."""
         return {key.split(".")[0]: count for key, count in self.store.count_references().items()}
 
     def client_for(self, project_key: str) -> LabelStudioClient:
-        """The API client for a project.
+        """Return the API client for a project.
 
         Raises:
             ConfigurationError: there is no token.
@@ -219,7 +219,7 @@ class Projects:
         return self._connections.client(project_key)
 
     def fetcher_for(self, project_key: str) -> ImageFetcher:
-        """The image fetcher for a project.
+        """Return the image fetcher for a project.
 
         Raises:
             ConfigurationError: there is no token.
@@ -227,7 +227,7 @@ class Projects:
         return self._connections.fetcher(project_key)
 
     def connected_urls(self) -> list[tuple[str, str]]:
-        """Projects that called /setup since the start, and the address at which they reached this backend."""
+        """Return the projects that called /setup since the start, with the address at which they reach this backend."""
         with self._lock:
             return list(self._connected.items())
 
@@ -239,7 +239,7 @@ class Projects:
 
 
 def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: int = 1) -> Projects:
-    """The composition root: opens the store (makes its tables) and wires everything; models load later.
+    """Open the store (make its tables) and wire everything; models load later.
 
     Args:
         settings: of this process.

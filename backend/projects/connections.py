@@ -26,7 +26,7 @@ class Connections:
         self._lock = threading.Lock()
 
     def client(self, project_key: str) -> LabelStudioClient:
-        """The API client for a project.
+        """Return the API client for a project.
 
         Raises:
             ConfigurationError: there is no token.
@@ -34,7 +34,7 @@ class Connections:
         return self._client(self._store.project(project_key))
 
     def fetcher(self, project_key: str) -> ImageFetcher:
-        """The image fetcher for a project.
+        """Return the image fetcher for a project.
 
         Raises:
             ConfigurationError: there is no token.

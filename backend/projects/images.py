@@ -83,7 +83,7 @@ class TaskImage:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, hex."""
+        """Return the sha256 of the file's bytes, hex."""
         return self.version.sha256
 
 
@@ -107,12 +107,12 @@ class ReadImage:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, hex."""
+        """Return the sha256 of the file's bytes, hex."""
         return self.version.sha256
 
     @property
     def features(self) -> EncodedImage:
-        """Its encoded self, once `encode_read` has seen it."""
+        """Return its encoded self; `encode_read` must have seen it."""
         assert self.encoded is not None
         return self.encoded
 
@@ -148,7 +148,7 @@ class TaskImages:
         file: ImageFile | None = None,
         wait_s: float = 60.0,
     ) -> TaskImage:
-        """The encoded image that a task shows in an image tag.
+        """Return the encoded image that a task shows in an image tag.
 
         Args:
             task: as Label Studio gives it.
@@ -218,11 +218,11 @@ class TaskImages:
 
     @property
     def preferred_batch_size(self) -> int:
-        """Images that are worth giving `encode_read` at a time; 1 where it gains nothing."""
+        """Return how many images are worth giving `encode_read` at a time; 1 if several gain nothing."""
         return max(1, self._models.get(60.0)[0].preferred_batch_size)
 
     def read(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> "ReadImage":
-        """A task's image, ready for `encode_read`; needs no turn on the models. For threads that run ahead.
+        """Read a task's image for `encode_read`, without a slot on the models; for threads that run ahead.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
@@ -267,7 +267,7 @@ class TaskImages:
                     del self._awaited[sha256]
 
     def download(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> ImageFile:
-        """The file that `load` will need, for threads that fetch ahead; without content if its features are known.
+        """Download the file that `load` will need, for threads that fetch ahead; no content if its features are known.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
@@ -289,7 +289,7 @@ class TaskImages:
         return fetched.content is None or hashlib.sha256(fetched.content).hexdigest() == version.sha256
 
     def picture(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> Image:
-        """The decoded image, (H, W, 3) uint8, for showing; needs no model.
+        """Return the decoded image, (H, W, 3) uint8, for showing; needs no model.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.

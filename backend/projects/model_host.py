@@ -100,7 +100,7 @@ class Models:
 
     @property
     def state(self) -> str:
-        """`loading`, `ready` or `failed: why`. Asking after a failure makes it look again, for whoever asks next."""
+        """Return `loading`, `ready` or `failed: why`. Asking after a failure starts another try."""
         if not self._ready.is_set():
             return "loading"
         known = "ready" if self._loaded else f"failed: {self._failure}"
@@ -108,7 +108,7 @@ class Models:
         return known
 
     def get(self, wait_s: float) -> tuple[Softmatcher, FeatureCache]:
-        """Softmatcher and its feature cache.
+        """Return softmatcher and its feature cache.
 
         Raises:
             ModelUnavailableError: not loaded after `wait_s` seconds, or cannot be loaded.
@@ -122,7 +122,7 @@ class Models:
         return self._loaded
 
     def _try_again(self) -> None:
-        """After a failure: the weights may have been fetched meanwhile."""
+        """Load again after a failure: the weights may have been fetched meanwhile."""
         with self._lock:
             is_due = self._ready.is_set() and self._loaded is None
             if is_due and time.monotonic() - self._failed_at > _TRY_AGAIN_AFTER_S:
@@ -130,12 +130,12 @@ class Models:
                 self._start_to_load()
 
     def cache_counters(self) -> dict[str, float]:
-        """For /metrics: hits, misses, evictions, bytes; empty while loading."""
+        """Return hits, misses, evictions and bytes for /metrics; empty while loading."""
         return asdict(self._loaded[1].stats) if self._loaded else {}
 
 
 def load_configured(settings: Settings, profile: str, on_stage: OnStage | None = None) -> Softmatcher:
-    """The engine of a profile with the weights, device and encoder of the settings.
+    """Return the engine of a profile with the weights, device and encoder of the settings.
 
     Raises:
         ConfigurationError: no such profile, encoder, device or calibration.

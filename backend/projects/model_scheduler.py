@@ -58,7 +58,7 @@ class ModelScheduler:
 
     @property
     def is_wanted(self) -> bool:
-        """True if a call that a person or a batch waits for is in the queue: a prefetch then gives way."""
+        """Return whether a call that a person or a batch waits for is in the queue: a prefetch then gives way."""
         return any(waiter.priority < Priority.PREFETCH for waiter in self._waiters)
 
     @contextmanager

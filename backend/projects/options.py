@@ -33,7 +33,7 @@ class ProjectOptions(BaseModel):
 
 
 def read_extra_params(extra_params: Any) -> ProjectOptions:
-    """Extra params as Label Studio stores them: an object, a text that holds one, or nothing.
+    """Read extra params as Label Studio stores them: an object, a text that holds one, or nothing.
 
     Raises:
         BadInputError: not JSON, or a value that means nothing; says what there is.
@@ -58,13 +58,13 @@ def read_extra_params(extra_params: Any) -> ProjectOptions:
 
 
 def received_on_setup(options: ProjectOptions, hostname: object) -> dict[str, Any]:
-    """What a project's record keeps of a /setup: its options, and the address that Label Studio gives itself."""
+    """Return what a project's record keeps of a /setup: its options, and Label Studio's address for itself."""
     kept: dict[str, Any] = {"extra_params": options.model_dump(exclude_none=True)}
     return {**kept, "hostname": hostname} if isinstance(hostname, str) and hostname else kept
 
 
 def known_hostnames(project: ProjectRecord | None) -> frozenset[str]:
-    """`host:port` under which Label Studio knows itself: synchronised storages write it into image addresses."""
+    """Return `host:port` under which Label Studio knows itself: synchronised storages write it into addresses."""
     hostname = (project.settings or {}).get("hostname") if project else None
     host = urlsplit(hostname).netloc.rpartition("@")[2] if isinstance(hostname, str) else ""
     return frozenset({host}) if host else frozenset()
@@ -75,7 +75,7 @@ def _own_options(project: ProjectRecord) -> ProjectOptions:
 
 
 def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
-    """How this project's references are matched."""
+    """Return how this project's references are matched."""
     own = _own_options(project)
     return MatchOptions(
         matcher=own.matcher or settings.matcher,
@@ -87,13 +87,13 @@ def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
 
 
 def is_complete(settings: Settings, project: ProjectRecord) -> bool:
-    """Whether annotators of this project mark every object of an image."""
+    """Return whether annotators of this project mark every object of an image."""
     own = _own_options(project).complete_annotations
     return settings.complete_annotations if own is None else own
 
 
 def background_labels_of(config: LabelConfig, settings: Settings) -> frozenset[str]:
-    """The labels of a config, of any of its controls, that mean «not the object»."""
+    """Return the labels of a config, of any of its controls, that mean «not the object»."""
     return config.labels_named(settings.background_labels)
 
 

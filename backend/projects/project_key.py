@@ -9,7 +9,7 @@ from backend.store import ProjectRecord, Store
 
 
 def key_of_project(project: Mapping[str, Any]) -> str:
-    """`<id>.<unix time of creation>`, as Label Studio names a project in /setup and /predict.
+    """Return `<id>.<unix time of creation>`, as Label Studio names a project in /setup and /predict.
 
     Raises:
         BadInputError: id or time of creation are missing or no such things.
@@ -28,7 +28,7 @@ def key_of_project(project: Mapping[str, Any]) -> str:
 
 
 def project_of_request(store: Store, project_key: str, label_config: str) -> ProjectRecord:
-    """The project, made known if the backend never saw it: it connected to another store, or one that is lost."""
+    """Return the project that a request names; one that this store does not have is made known."""
     project = store.project(project_key)
     if project is None:
         return store.save_project(project_key, label_config=label_config, needs_reconcile=True)

@@ -48,7 +48,7 @@ class Quality:
         self._banks = banks
 
     def estimate(self, project_key: str) -> Json:
-        """IoU of each reference's mask with what the references of other images find on its image; kept in the store.
+        """Measure the IoU of each reference's mask with what references of other images find on its image; store it.
 
         Unless annotators are said to mark every object, only what touches the marked one counts: the rest of the image
         may hold others like it that nobody marked.
@@ -163,7 +163,7 @@ class Quality:
 
 
 def _in_turn(by_label: dict[str, list[StoredReference]], at_most: int) -> list[StoredReference]:
-    """The same number of each label, as far as there are, in an order that depends on content only."""
+    """Choose references, as far as possible the same number per label, in an order that depends on content only."""
     queues = [list(some) for _, some in sorted(by_label.items())]
     chosen: list[StoredReference] = []
     while len(chosen) < at_most and any(queues):
@@ -190,7 +190,7 @@ def _others(
 
 
 def _touching(mask: Mask, other: Mask) -> Mask:
-    """The connected parts of a mask that meet another one."""
+    """Return the connected parts of a mask that meet another one."""
     if mask.shape != other.shape:
         return mask
     parts, _ = ndimage.label(mask)

@@ -39,7 +39,7 @@ class Thumbnails:
         self._slots = threading.BoundedSemaphore(_AT_A_TIME)
 
     def of_reference(self, project: ProjectRecord, reference_id: int) -> bytes:
-        """JPEG of a reference's image with its mask.
+        """Draw a JPEG of a reference's image with its mask.
 
         Raises:
             NotFoundError: no such reference (any more), or its task or image is gone.
@@ -54,7 +54,7 @@ class Thumbnails:
         )
 
     def of_prediction(self, project: ProjectRecord, task_id: int) -> bytes:
-        """JPEG of a task's image with the masks of this backend's newest prediction.
+        """Draw a JPEG of a task's image with the masks of this backend's newest prediction.
 
         Raises:
             NotFoundError: the task, its image or its prediction is gone.

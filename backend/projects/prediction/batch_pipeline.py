@@ -1,4 +1,4 @@
-"""Many tasks on a device that encodes several images at a time: while it does, others are read and finished."""
+"""Predicts many tasks on a device that encodes several images at a time, while others are read and finished."""
 
 import logging
 from collections import deque
@@ -36,7 +36,7 @@ class TaskPrediction:
 
     @property
     def problem(self) -> str | None:
-        """What is missing and why, for people; None if nothing is."""
+        """Return what is missing and why, for people; None if nothing is."""
         named = [f"without image {tag!r}: {error}" for tag, error in self.failures.items()]
         return "; ".join(named) or None
 
@@ -56,7 +56,7 @@ _BATCHES_BEHIND = 3
 
 @dataclass(frozen=True)
 class BatchStages:
-    """What is done with encoded images, outside of turns.
+    """What is done with encoded images, without a slot of the models.
 
     Attributes:
         plan: matches one task's, by tag name; those that can be had.
@@ -68,10 +68,10 @@ class BatchStages:
 
 
 class BatchPipeline:
-    """Predicts tasks in steps: one batch is encoded while those before it are matched, segmented and packed.
+    """Predicts tasks in stages: one batch is encoded while those before it are matched, segmented and packed.
 
-    Encoding a batch is one turn on the models: what a person waits for comes in between two of them. All else waits for
-    no turn and holds none, since it takes the device for milliseconds at a time.
+    Encoding a batch takes one slot of the models: what a person waits for comes in between two of them. All else waits
+    for no slot and holds none, since it takes the device for milliseconds at a time.
     """
 
     def __init__(self, models: Models, images: TaskImages) -> None:
@@ -160,7 +160,7 @@ class _Task:
 
     @classmethod
     def of(cls, task: Json, files: Mapping[str, Future[ReadImage]]) -> "_Task":
-        """The task when its files are read."""
+        """Make the task when its files are read."""
         made = cls(task)
         for name, future in files.items():
             try:
@@ -176,7 +176,7 @@ class _Task:
 
     @property
     def encoded(self) -> dict[str, EncodedImage]:
-        """Its features, by tag name."""
+        """Return its features, by tag name."""
         return {name: image.features for name, image in self.images.items()}
 
     def finish(self) -> None:
@@ -192,7 +192,7 @@ class _Task:
         self.images, self.planned, self.predict = {}, None, None
 
     def answer(self) -> TaskPrediction:
-        """Its prediction; raises what was wrong."""
+        """Return its prediction, or raise what was wrong."""
         if self.failure is not None:
             raise self.failure
         return TaskPrediction(self.prediction, self.versions, self.failures)
@@ -203,8 +203,10 @@ def _segment(
     segment: Callable[[Sequence[Any]], list[Callable[[], Json | None]]],
     finishers: ThreadPoolExecutor,
 ) -> list[Future[None]]:
-    """The decoder's part of what is planned; where that fails for all together, each by itself, so that one spoils
-    nothing. Gives what waits for the rest."""
+    """Do the decoder's part of what is planned, and start the rest; return what waits for that.
+
+    If the decoder fails for all together, each is tried by itself, so that one spoils nothing.
+    """
     good: list[tuple[_Task, Any]] = []
     for one in tasks:
         try:
@@ -237,5 +239,5 @@ def _answers(tasks: Sequence[_Task], segmented: Future[list[Future[None]]]) -> I
 
 
 def _alone() -> None:
-    """One thread for each thread: their kernels on the CPU are small, and wait for one another otherwise."""
+    """Limit PyTorch to one thread per thread: kernels on the CPU are small, and wait for one another otherwise."""
     torch.set_num_threads(1)

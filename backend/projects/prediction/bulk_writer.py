@@ -76,7 +76,7 @@ class BulkPredictions:
 
     @property
     def preferred_batch_size(self) -> int:
-        """Tasks that are worth giving `run`.
+        """Return how many tasks are worth giving `run`.
 
         Raises:
             ModelUnavailableError: no models.
@@ -180,7 +180,7 @@ class BulkPredictions:
         outcomes: list[TaskOutcome],
         waits_for_images: bool,
     ) -> dict[int, TaskPrediction]:
-        """Task id -> prediction; failures go to the outcomes."""
+        """Predict tasks, and return task id -> prediction; failures go to the outcomes."""
         found: dict[int, TaskPrediction] = {}
         alike: deque[str] = deque(maxlen=max(_FEWEST_ALIKE, min(_ALIKE_FAILURES, len(tasks))))
 
@@ -242,7 +242,7 @@ class BulkPredictions:
 
 
 def _kind(error: SoftmatcherError) -> str:
-    """For /metrics: few kinds, whatever the addresses and files in the reasons."""
+    """Return the kind of a failure for /metrics: few kinds, whatever the addresses and files in the reasons."""
     if isinstance(error, NotFoundError):
         return "image_missing"
     return "image_unusable" if isinstance(error, BadInputError) else "image_refused"

@@ -59,7 +59,7 @@ class InteractivePredictions:
         self._banks = banks
 
     def predict(self, project_key: str, label_config: str, task: Json, context: Sequence[Json]) -> Json:
-        """The mask of the scribbles on the open task: one brush region for each label used, none if nothing is found.
+        """Return the masks of the scribbles on the open task: up to one brush region for each label used.
 
         Results of other controls (text, choices) are no marks: without any the answer is empty, and no image is loaded.
         Strokes of the same label that are only in the user's draft count too; so do its prompts of another kind. Those
@@ -130,7 +130,7 @@ def _from_drafts(
     own: Sequence[Region],
     budget: ReadingBudget,
 ) -> list[Region]:
-    """Scribbles in the user's drafts that belong to those of the context: same image and label, another kind."""
+    """Return scribbles of the user's drafts that belong to those of the context: same image and label, another kind."""
     wanted = {(region.to_name, region.label) for region in own}
     kinds = {region.kind for region in own}
     drafts = [draft for draft in _list_in(task, "drafts") if isinstance(draft, dict)]
@@ -148,6 +148,6 @@ def _list_in(holder: Json, name: str) -> list[Any]:
 
 
 def _is_scribble(item: object) -> bool:
-    """Strokes drawn since the draft was last merged (`touches`), or a prompt; a finished brush region is neither."""
+    """Return whether a region is a prompt, or has strokes drawn since the draft was last merged (`touches`)."""
     value = item.get("value") if isinstance(item, dict) else None
     return isinstance(value, dict) and ("touches" in value or "rle" not in value)

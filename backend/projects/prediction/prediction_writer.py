@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from backend.core.types import Json
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError, TooLargeError
 from backend.labelstudio.client import LabelStudioClient
 from backend.metrics import Metrics
@@ -14,8 +14,6 @@ from backend.projects.prediction.reference_banks import OWN_VERSIONS, Prediction
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 
 class PredictionWriter:
@@ -175,5 +173,6 @@ def own_predictions(task: Json, version: str) -> tuple[list[Json], list[Json]]:
 
 
 def score_of(prediction: Json) -> float | None:
+    """Return a prediction's score; None if it has none."""
     score = prediction.get("score")
     return float(score) if isinstance(score, int | float) else None

@@ -1,4 +1,4 @@
-"""While somebody looks at a task, the images of the next ones are encoded: opening those then takes no encoder."""
+"""Encodes the images of the next tasks while somebody looks at one: opening those then takes no encoder."""
 
 import atexit
 import logging
@@ -23,7 +23,7 @@ _PAUSE_S = 0.1
 
 
 class Prefetch:
-    """One thread that looks ahead, least important of all: it gives its turn on the models up within one layer's time.
+    """Looks ahead in one thread of lowest priority: it gives its slot of the models up within one layer's time.
 
     Its queue is bounded, and the newest opened task goes first: what was opened before is looked at by then.
     """
@@ -37,8 +37,12 @@ class Prefetch:
         count: int,
         is_held_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """
+        """Start nothing yet.
+
         Args:
+            connections: to Label Studio.
+            images: encodes them.
+            metrics: counts them.
             count: tasks to look ahead; 0 does nothing.
             is_held_up: true while anyone wants the models: nothing is begun then.
         """
@@ -53,7 +57,7 @@ class Prefetch:
         self._is_closed = threading.Event()
 
     def note_opened(self, project_key: str, task_id: object, config: LabelConfig) -> None:
-        """Somebody opened this task. Returns at once, whatever happens."""
+        """Note that somebody opened this task. Returns at once, whatever happens."""
         if self._count == 0 or not isinstance(task_id, int) or self._is_closed.is_set():
             return
         with self._lock:

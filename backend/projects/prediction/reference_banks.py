@@ -65,7 +65,7 @@ class ReferenceBanks:
         self._lock = threading.Lock()
 
     def model_version(self, project_key: str, *, wait_s: float = _MODEL_WAIT_S) -> str:
-        """Release, models, and a digest of the project's references and options: the same for the same masks.
+        """Return a project's model_version: release, models, and a digest of its references and options.
 
         Raises:
             ModelUnavailableError: no models after `wait_s` seconds.
@@ -82,7 +82,7 @@ class ReferenceBanks:
         config: LabelConfig | None,
         labels: Sequence[str] | None = None,
     ) -> str:
-        """The model_version that models of this signature have with the project's references; needs no models.
+        """Return the model_version that models of this signature have with the project's references; needs no models.
 
         Args:
             project: None if it is not known yet.
@@ -157,7 +157,7 @@ class ReferenceBanks:
         return banks
 
     def references_digest(self, project: ProjectRecord, labels: Sequence[str]) -> str:
-        """Digest of the references of these labels.
+        """Return a digest of the references of these labels.
 
         Raises:
             ModelUnavailableError: no models.
@@ -167,7 +167,7 @@ class ReferenceBanks:
 
 
 def _places(config: LabelConfig, label: str) -> list[str]:
-    """Where a label's regions go: brush, image, and where a task has that one's address."""
+    """Return where a label's regions go: brush, image, and the task key of that image."""
     return [
         json.dumps([label, brush.name, brush.to_name, config.image(brush.to_name).task_key])
         for brush in config.brushes

@@ -112,7 +112,7 @@ class PropagationPlans:
                 return
 
     def versions(self, project: ProjectRecord, wanted: PropagationFilter) -> tuple[str, str, bool]:
-        """The model_version that tasks would get now, the digest of their references, and whether there are any.
+        """Return the model_version that tasks would get now, the digest of their references, and whether there are any.
 
         Raises:
             ModelUnavailableError: no models.
@@ -126,7 +126,7 @@ class PropagationPlans:
 
 
 def project_of(store: Store, project_key: str) -> ProjectRecord:
-    """A project.
+    """Return a project.
 
     Raises:
         NotFoundError: it is not known.

@@ -49,7 +49,7 @@ class Propagations:
     def start(
         self, project_key: str, wanted: PropagationFilter, started_by: str, *, supersede: bool
     ) -> PropagationRecord:
-        """A new propagation; a worker looks the project through and plans it.
+        """Start a propagation; a worker lists the project's tasks and plans it.
 
         Raises:
             ConflictError: one runs, and `supersede` is False.
@@ -62,7 +62,7 @@ class Propagations:
         return record
 
     def count(self, project_key: str, wanted: PropagationFilter) -> int:
-        """How many tasks a propagation would have; nothing is started.
+        """Return how many tasks a propagation would have; nothing is started.
 
         Raises:
             NotFoundError: the project is not known.
@@ -106,7 +106,7 @@ class Propagations:
         raise BadInputError(f"expected what to retry: failed, unfinished or outdated, got {what[:40]!r}")
 
     def due_projects(self) -> list[str]:
-        """Projects with enough new references for a propagation to start by itself."""
+        """Return the projects with enough new references for a propagation to start by itself."""
         enough = self._settings.propagate_after_references
         if not enough:
             return []
@@ -118,7 +118,7 @@ class Propagations:
         ]
 
     def version_now(self, record: PropagationRecord) -> str:
-        """The model_version that its tasks would get now.
+        """Return the model_version that its tasks would get now.
 
         Raises:
             NotFoundError: the project is not known.
@@ -127,7 +127,7 @@ class Propagations:
         return self._plans.versions(project_of(self._store, record.project_key), record.wanted)[0]
 
     def counters(self) -> PropagationCounters:
-        """For /metrics; at most some seconds old, since counting a million tasks takes tenths of a second."""
+        """Return counters for /metrics, up to some seconds old: counting a million tasks takes tenths of a second."""
         with self._lock:
             read_at, counters = self._counters
             if counters is not None and time.monotonic() - read_at < _COUNTERS_KEPT_S:
@@ -152,7 +152,7 @@ class Propagations:
         return []
 
     def status(self, record: PropagationRecord) -> Json:
-        """What `GET /projects/<id>/propagations/<id>` answers."""
+        """Return what `GET /projects/<id>/propagations/<id>` answers."""
         counts = self._store.propagation_tasks.counts(record.id)
         rate = _rate(record, counts, self._store.now())
         return {
@@ -186,7 +186,7 @@ class Propagations:
 
 
 def _rate(record: PropagationRecord, counts: PropagationCounts, now_s: float) -> float:
-    """Tasks per second within the last minute, or since it began."""
+    """Return tasks per second within the last minute, or since it began."""
     if not record.is_active:
         began, ended = record.started_at, record.finished_at
         done = counts.done + counts.empty + counts.failed

@@ -69,11 +69,11 @@ class _WorkBudget:
         self._lock = threading.Lock()
 
     def must_stop(self) -> bool:
-        """Whether to leave even a batch that was begun: a slow model takes minutes for one."""
+        """Return whether to leave even a batch that was begun: a slow model takes minutes for one."""
         return self._is_stopped.is_set() or time.monotonic() > self._deadline or self._should_stop()
 
     def is_over(self) -> bool:
-        """Whether to begin no other batch."""
+        """Return whether to begin no other batch."""
         return self.finished >= self._tasks or self.must_stop()
 
     def note(self, finished: int) -> None:
@@ -229,7 +229,7 @@ class PropagationWork:
         return write()
 
     def _tidy_up(self, record: PropagationRecord) -> None:
-        """Label Studio's own retrieval, or an import whose answer got lost, may have left a task with two."""
+        """Remove surplus predictions: of Label Studio's own retrieval, or of an import whose answer got lost."""
         store = self._store.propagations
         removed = self._remove_surplus(record)
         if store.complete(record.id):

@@ -66,6 +66,6 @@ class AnnotationImages:
 
 
 def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:
-    """The config's images that regions of a result are on."""
+    """Return the config's images that regions of a result are on."""
     named = {str(region.get("to_name")) for region in result if isinstance(region, Mapping)}
     return [tag for tag in config.images if tag.name in named]
