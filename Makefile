@@ -74,7 +74,7 @@ install: .venv/installed-dev .venv-label-studio/installed-$(LABEL_STUDIO_VERSION
 clean: ## remove what was installed and built; data/ is kept
 	rm -rf .venv .venv-label-studio .venv-audit .venv-lock build dist artifacts *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
-	find backend tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find backend tests testing benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \

@@ -1,6 +1,6 @@
 """Does an export of many tasks stay small, and how fast is it?
 
-    python benchmarks/exports.py [--tasks 1000 20000] [--formats coco parquet] [--download 1000 20000] [--json FILE]
+    python -m benchmarks.exports [--tasks 1000 20000] [--formats coco parquet] [--download 1000 20000] [--json FILE]
 
 A simulated Label Studio lists as many annotated tasks as are asked for, each with one brush mask on a 320 x 240 px
 image of its own content. The export runs as the command does, in a process of its own: its memory after the first 200
@@ -26,12 +26,12 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import requests
-from service import PROJECT, memory_mb, photograph, wait_until
 
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from backend.core.types import Json
+from benchmarks.service import PROJECT, memory_mb, photograph, wait_until
 
 HEIGHT, WIDTH = 240, 320
 _TASK = re.compile(r"/data/upload/1/([0-9]+)\.jpg")

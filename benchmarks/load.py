@@ -1,6 +1,6 @@
 """Does the service stay up, quick and small under 50 clients at once?
 
-    python benchmarks/load.py [--clients 50] [--minutes 5] [--json FILE]
+    python -m benchmarks.load [--clients 50] [--minutes 5] [--json FILE]
 
 A real service and worker (profile lite, embedded Valkey), a stub of Label Studio that serves the images. Each client
 sends one request after the other without a pause: 40 % key points, 20 % one task predicted, 5 % batches of four, 15 %
@@ -25,10 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from service import ANNOTATION, KEY, LABEL_CONFIG, PROJECT, LabelStudioStub, memory_mb, region, task, wait_until
 
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
+from benchmarks.service import (
+    ANNOTATION,
+    KEY,
+    LABEL_CONFIG,
+    PROJECT,
+    LabelStudioStub,
+    memory_mb,
+    region,
+    task,
+    wait_until,
+)
 
 IMAGES = 300
 ANNOTATIONS = 40

@@ -1,6 +1,6 @@
 """What does the memory bank lose with hundreds of references of one label?
 
-    python benchmarks/many_references.py DIR [--sets coco_mini,via_objects] [--references 200] [--targets 16]
+    python -m benchmarks.many_references DIR [--sets coco_mini,via_objects] [--references 200] [--targets 16]
 
 No class of the data sets has hundreds of images, so all classes of some sets become one label: the hardest label there
 is for a bank, whose few patches must stand for everything. Posteriors of targets that are no reference, from the bank

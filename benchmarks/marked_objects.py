@@ -1,6 +1,6 @@
 """Are several marks in one annotation cut as what they mean: each its own object, or one object together?
 
-    python benchmarks/marked_objects.py DIR [--images 1] [--seed 0] [--grid] [--json FILE]
+    python -m benchmarks.marked_objects DIR [--images 1] [--seed 0] [--grid] [--json FILE]
 
 DIR holds image sets as `python -m backend evaluate` reads them; without it nothing is measured. Of each class so many
 images are drawn by the seed. Annotations are simulated from the masks, whose connected pieces are the objects:
@@ -18,7 +18,6 @@ constant changed at a time, and strokes of several regions as those of one). The
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,19 +26,15 @@ import cv2
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from backend.core import marked_objects  # noqa: E402
-from backend.core.masks import iou  # noqa: E402
-from backend.core.strokes import mask_to_stroke  # noqa: E402
-from backend.core.types import EncodedImage, Mask, Scribble  # noqa: E402
-from backend.engine.loading import load_softmatcher  # noqa: E402
-from backend.engine.softmatcher import Softmatcher  # noqa: E402
-from backend.errors import BadInputError  # noqa: E402
-from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask  # noqa: E402
-from backend.evaluation.simulated_annotations import largest_pieces, simulated_points, simulated_strokes  # noqa: E402
+from backend.core import marked_objects
+from backend.core.masks import iou
+from backend.core.strokes import mask_to_stroke
+from backend.core.types import EncodedImage, Mask, Scribble
+from backend.engine.loading import load_softmatcher
+from backend.engine.softmatcher import Softmatcher
+from backend.errors import BadInputError
+from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
+from backend.evaluation.simulated_annotations import largest_pieces, simulated_points, simulated_strokes
 
 COVERED = 0.9
 NEIGHBOURS_PX = 0.1

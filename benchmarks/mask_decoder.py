@@ -1,6 +1,6 @@
 """SAM's mask decoder, ours against segment-anything's, in one process and in turns.
 
-    python benchmarks/mask_decoder.py [--model mobile_sam] [--repeats 15] [--seed 0] [--json FILE]
+    python -m benchmarks.mask_decoder [--model mobile_sam] [--repeats 15] [--seed 0] [--json FILE]
 
 Both have the same weights (random) and are asked the same: prompts of three points and one mask input, of one image.
 The package's is called as its `SamPredictor` does, on the image and its prompts, in passes of as many prompts as ours.

@@ -1,6 +1,6 @@
 """Time and memory of the lite pipeline, stage by stage.
 
-    python benchmarks/pipeline.py [--width 640 --height 480] [--runs 20] [--json FILE]
+    python -m benchmarks.pipeline [--width 640 --height 480] [--runs 20] [--json FILE]
 
 Photographs of scikit-image stand in for tasks. Warm: models are loaded and run once before anything is timed.
 """

@@ -1,8 +1,8 @@
 """How fast is a propagation, what does it survive, does it leave labelers' answers quick, does a long plan stay small?
 
-    python benchmarks/propagation.py rate [--tasks 500] [--alone 60] [--json FILE]
-    python benchmarks/propagation.py faults [--tasks 200] [--only NAME ...] [--json FILE]
-    python benchmarks/propagation.py plan [--tasks 1000 100000] [--json FILE]
+    python -m benchmarks.propagation rate [--tasks 500] [--alone 60] [--json FILE]
+    python -m benchmarks.propagation faults [--tasks 200] [--only NAME ...] [--json FILE]
+    python -m benchmarks.propagation plan [--tasks 1000 100000] [--json FILE]
 
 What each does is said in propagation_rate.py, propagation_faults.py and propagation_plan.py.
 """
@@ -11,9 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from propagation_faults import FAULTS, measure_faults
-from propagation_plan import measure_plan
-from propagation_rate import measure_rate
+from benchmarks.propagation_faults import FAULTS, measure_faults
+from benchmarks.propagation_plan import measure_plan
+from benchmarks.propagation_rate import measure_rate
 
 
 def main() -> None:

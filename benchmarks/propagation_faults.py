@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
-from faulty_proxy import Answer, FaultyProxy
-from propagation_scene import Scene, markdown, open_scene, photographs
 from redis import Redis
 from rich.console import Console
-from service import region, wait_until
 
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.up import Restarts
 from backend.core.types import Json
+from benchmarks.faulty_proxy import Answer, FaultyProxy
+from benchmarks.propagation_scene import Scene, markdown, open_scene, photographs
+from benchmarks.service import region, wait_until
 
 _WORKERS = 2
 _CACHE_MB, _DISK_MB = 60, 120

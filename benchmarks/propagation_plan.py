@@ -23,13 +23,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import requests
 import sqlalchemy as sa
-from propagation_scene import in_own_process
-from service import ANNOTATION, KEY, PROJECT, memory_mb, photograph, task, wait_until
 
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from backend.core.types import Json
+from benchmarks.propagation_scene import in_own_process
+from benchmarks.service import ANNOTATION, KEY, PROJECT, memory_mb, photograph, task, wait_until
 
 
 class _ManyTasks(BaseHTTPRequestHandler):

@@ -21,14 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from propagation_scene import Scene, in_own_process, markdown, open_scene, photographs
-from service import region
-
 from backend.cli.demo.coins import COIN, LABEL_CONFIG
 from backend.cli.demo.label_studio_server import LabelStudio
 from backend.core.types import Json
 from backend.jobs.worker import NICENESS
 from backend.settings import CONCURRENT_BATCHES
+from benchmarks.propagation_scene import Scene, in_own_process, markdown, open_scene, photographs
+from benchmarks.service import region
 
 _WITH_KEY_POINTS = 150
 """Tasks of the propagation beside which key points are asked for."""

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import requests
 from PIL import Image
-from service import HEIGHT, WIDTH, photograph, region, wait_until
 
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from backend.core.types import Json
+from benchmarks.service import HEIGHT, WIDTH, photograph, region, wait_until
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 

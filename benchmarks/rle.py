@@ -1,6 +1,6 @@
 """How long brush RLE takes: ours (backend.labelstudio.rle) and label_studio_sdk.converter.brush's, in one process.
 
-    python benchmarks/rle.py [--runs 5] [--sdk-limit-mpx 7] [--json FILE]
+    python -m benchmarks.rle [--runs 5] [--sdk-limit-mpx 7] [--json FILE]
 
 Masks are blobs with the outline of a real segmentation, and the same with 1 % of single wrong pixels (the worst seen).
 Reported: median and spread (least to most) over the runs after one warm-up, milliseconds; ints of the RLE; the peak

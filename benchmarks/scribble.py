@@ -1,6 +1,6 @@
 """How good and how fast are masks cut from a scribble without a network?
 
-    python benchmarks/scribble.py [--sets coins,davis_video] [--per-class 3] [--affinity] [--baseline] [--json FILE]
+    python -m benchmarks.scribble [--sets coins,davis_video] [--per-class 3] [--affinity] [--baseline] [--json FILE]
 
 Scribbles are simulated from the known mask with fixed seeds: one point, one point and a negative one, three points, a
 box whose sides are off by up to 5 %, a stroke along the middle of the object. Where a mask has several components, one
@@ -36,14 +36,10 @@ from skimage.graph import route_through_array
 from skimage.measure import label as connected_components
 from skimage.segmentation import watershed
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from backend.core.self_similarity import scribble_affinity  # noqa: E402
-from backend.core.types import Image, Mask, ScoredMask, Scribble  # noqa: E402
-from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder  # noqa: E402
-from backend.models.graph_cut.scribble_cut import cut_from_scribble  # noqa: E402
+from backend.core.self_similarity import scribble_affinity
+from backend.core.types import Image, Mask, ScoredMask, Scribble
+from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder
+from backend.models.graph_cut.scribble_cut import cut_from_scribble
 
 KINDS = ("point", "point+negative", "three points", "box", "stroke")
 
@@ -284,7 +280,7 @@ def evaluate(
 def main() -> None:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("SOFTMATCHER_TEST_DATASETS", str(ROOT.parent / "shared" / "datasets"))
+    default = os.environ.get("SOFTMATCHER_TEST_DATASETS", "../shared/datasets")
     parser.add_argument("--data", type=Path, default=Path(default))
     parser.add_argument(
         "--sets", default="", help="comma separated; default: coins, coins-384 and every folder of --data"

@@ -33,7 +33,7 @@ from backend.projects.model_host import Models
 from backend.settings import load_settings
 from backend.store import Store
 from backend.store.records import PropagationFilter
-from tests.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, png
+from testing.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, png
 
 WIDTH, HEIGHT = 640, 480
 

@@ -1,6 +1,6 @@
 """How long do the answers take, and what stays quick while a batch runs?
 
-    python benchmarks/service.py [--tasks 20] [--json FILE]
+    python -m benchmarks.service [--tasks 20] [--json FILE]
 
 A real service and worker (profile lite, embedded Valkey) on 640 x 480 px photographs made of scikit-image's astronaut,
 each with other pixels, so that no answer comes from a cache that its row does not name. A stub of Label Studio serves

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from backend.jobs import tasks
+from testing.fakes import Backend, FakeLabelStudio, make_backend
 from tests import postgres
-from tests.fakes import Backend, FakeLabelStudio, make_backend
 
 _NOT_FOR_WANT_OF_A_PACKAGE = ("data sets", "this machine does not allow", "SOFTMATCHER_TEST_FULL_SAM", "no CUDA device")
 """What CI may skip: what no package brings, what a sandbox forbids, minutes of full-size models, a GPU."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from backend.web.access import WEBHOOK_PATH
-from tests.fakes import Backend, FakeLabelStudio, draw, png
+from testing.fakes import Backend, FakeLabelStudio, draw, png
 
 Json = Any
 CASES = int(os.environ.get("SOFTMATCHER_TEST_FUZZ_CASES", "1000"))

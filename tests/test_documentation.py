@@ -15,7 +15,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics, PropagationCounters
 from backend.settings import Settings, environment_name
 from backend.web.app import create_app
-from tests.fakes import Backend
+from testing.fakes import Backend
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -87,7 +87,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 def test_pages_that_the_code_names_exist() -> None:
     files = [*ROOT.glob("*.yml"), *ROOT.glob("docker/*"), ROOT / "Makefile", ROOT / "pyproject.toml"]
-    files += [path for folder in ("backend", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    files += [
+        path for folder in ("backend", "benchmarks", "testing", "tests") for path in (ROOT / folder).rglob("*.py")
+    ]
     for file in files:
         for name in re.findall(r"docs/[\w./-]+\.(?:md|py|png|svg)", file.read_text() if file.is_file() else ""):
             assert (ROOT / name).is_file(), f"{file.relative_to(ROOT)} names {name}"
@@ -136,15 +138,12 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 
 
 def check_scripts(where: str, line: str) -> None:
-    """Scripts that a line calls are there, have its flags, and find their imports when called like that."""
-    for module, path, rest in re.findall(
-        r"python (?:-m benchmarks\.(\w+)|((?:benchmarks|docs)/\w+\.py))([^#|;&>]*)", line
-    ):
+    """Scripts that a line calls are there, have its flags, and are called in the one way that finds their imports."""
+    assert "python benchmarks/" not in line, f"{where}: {line.strip()}: say python -m benchmarks.NAME"
+    for module, path, rest in re.findall(r"python (?:-m benchmarks\.(\w+)|(docs/\w+\.py))([^#|;&>]*)", line):
         file = ROOT / (path or f"benchmarks/{module}.py")
         assert file.exists(), f"{where} names {file}"
         text = file.read_text()
-        # A script finds what lies beside it, a module what lies beside its package.
-        assert bool(module) == ("\nfrom tests." in text), f"{where}: {line.strip()} finds no tests, or none beside it"
         for flag in re.findall(r"--[a-z][a-z-]*", rest):
             assert f'"{flag}"' in text, f"{where}: {file.name} has no {flag}"
 
@@ -221,7 +220,7 @@ def test_the_picture_of_the_rooms_is_the_import_contract() -> None:
 def test_files_of_the_code_that_pages_name_exist() -> None:
     for page in PAGES:
         if page.name != "CHANGELOG.md":  # of releases that had them
-            for name in re.findall(r"`((?:backend|tests|benchmarks|docker)/[\w./-]*)`", page.read_text()):
+            for name in re.findall(r"`((?:backend|tests|testing|benchmarks|docker)/[\w./-]*)`", page.read_text()):
                 assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
@@ -244,3 +243,21 @@ def test_the_label_config_to_copy_is_one_that_the_backend_reads() -> None:
     for prompt in read.prompts:
         assert any(set(prompt.labels) <= set(brush.labels) for brush in read.brushes)
     assert {prompt.kind for prompt in read.prompts} >= {"keypoint"}
+
+
+NO_IMPORTS_OF = {
+    "tests": "benchmarks",
+    "benchmarks": "tests",
+    "testing": "tests|benchmarks",
+    "backend": "tests|benchmarks|testing",
+}
+
+
+@pytest.mark.parametrize(("folder", "banned"), NO_IMPORTS_OF.items())
+def test_tests_benchmarks_and_the_backend_do_not_import_each_other(folder: str, banned: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line in re.findall(rf"^[ ]*(?:from|import) (?:{banned})\b.*", path.read_text(), re.MULTILINE)
+    ]
+    assert not found, "what both need belongs in testing/"

@@ -21,9 +21,9 @@ from backend.exports.formats import FORMATS
 from backend.exports.options import CHOICES
 from backend.models.loading import OWN_ENCODERS
 from backend.models.profiles import PROFILES
+from testing.fakes import Backend
 from tests.engine.test_softmatcher import describe, scene
 from tests.exports.scene import MASKS, export, fill
-from tests.fakes import Backend
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()

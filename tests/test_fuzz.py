@@ -18,8 +18,8 @@ from schemathesis.core.result import Ok
 from sqlalchemy import make_url
 
 from backend.jobs import tasks
+from testing.fakes import Backend, FakeLabelStudio, make_backend
 from tests import fuzzing
-from tests.fakes import Backend, FakeLabelStudio, make_backend
 
 CASES = fuzzing.CASES
 FRESH_AFTER = 500

@@ -15,8 +15,8 @@ from backend.core.types import EncodedImage
 from backend.engine.options import MatchOptions
 from backend.engine.plans import LabelReferences, Proposal
 from backend.errors import ConfigurationError
+from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 from tests.engine.test_softmatcher import scene
-from tests.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
 POINT = {
     "id": "a", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,

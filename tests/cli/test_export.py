@@ -15,8 +15,8 @@ from backend.cli import app
 from backend.errors import LabelStudioUnavailableError
 from backend.projects.composition import Projects
 from backend.settings import Settings
+from testing.fakes import Backend
 from tests.exports.scene import box, brush, fill
-from tests.fakes import Backend
 
 
 @pytest.fixture

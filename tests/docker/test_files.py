@@ -17,8 +17,8 @@ from sqlalchemy import make_url
 
 from backend.cli import app
 from backend.settings import Settings, environment_name, load_settings
+from testing.fakes import Backend
 from tests.docker.dockerfile import read_dockerfile, words_of_copy
-from tests.fakes import Backend
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "operations.md").read_text()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from backend.errors import BadInputError
 from backend.evaluation.joint import evaluate_joint, joint_to_json
-from tests.fakes import ColourSoftmatcher
+from testing.fakes import ColourSoftmatcher
 
 COLOURS = {"red": (200, 0, 0), "blue": (0, 0, 200), "green": (0, 200, 0)}
 

@@ -12,7 +12,7 @@ from backend.exports.exporter import Report, export_to_folder
 from backend.exports.options import options_from_texts
 from backend.exports.reading import ExportedProject, open_project
 from backend.labelstudio.rle import encode_mask
-from tests.fakes import Backend, FakeLabelStudio, draw, png
+from testing.fakes import Backend, FakeLabelStudio, draw, png
 
 Json = dict[str, Any]
 SIZE_HW = (48, 64)

@@ -18,8 +18,8 @@ from backend.exports.exporter import export_to_zip
 from backend.exports.folder_sink import FolderSink
 from backend.exports.options import options_from_texts
 from backend.labelstudio.image_decoding import decode_image
+from testing.fakes import Backend
 from tests.exports.scene import MASKS, box, brush, export, files, fill, key_point, opened, picture
-from tests.fakes import Backend
 
 FORMATS = ["coco", "yolo-seg", "png", "parquet"]
 

@@ -17,8 +17,8 @@ from backend.core.types import Mask
 from backend.errors import BadInputError
 from backend.exports.index_png import palette_colour, to_legend, to_legend_page
 from backend.exports.options import options_from_texts
+from testing.fakes import Backend
 from tests.exports.scene import LABELS, MASKS, export, fill, opened
-from tests.fakes import Backend
 
 ONE_SPLIT = {"split": "1,0,0"}
 

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 
 from backend.exports.image_files import carries_orientation, read_image
 from backend.labelstudio.image_decoding import decode_image
-from tests.fakes import draw
+from testing.fakes import draw
 
 PICTURE = PillowImage.fromarray(draw((48, 64), red=(10, 10, 30, 30)))
 XMP = (

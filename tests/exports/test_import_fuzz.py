@@ -24,9 +24,9 @@ from backend.exports.mask_files import find_masks
 from backend.exports.reading import ExportedProject
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.rle import decode_mask
+from testing.fakes import LABEL_CONFIG, FakeLabelStudio
 from tests import fuzzing
 from tests.exports.scene import SIZE_HW, box, picture
-from tests.fakes import LABEL_CONFIG, FakeLabelStudio
 
 NAMES = ("a.png", "b.png", "sub/c.png")
 MASKS = tuple(box(4 + 10 * number, 4, 12 + 10 * number, 12 + number) for number in range(3))

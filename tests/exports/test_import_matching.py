@@ -17,8 +17,8 @@ from backend.exports.image_names import name_in_file, name_in_label_studio
 from backend.exports.importing import ImportReport, import_masks
 from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
+from testing.fakes import Backend, png
 from tests.exports.scene import box, opened, picture
-from tests.fakes import Backend, png
 
 Json = dict[str, Any]
 POLYGON = [[4, 4, 20, 4, 20, 12, 4, 12]]

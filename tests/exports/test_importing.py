@@ -15,8 +15,8 @@ from backend.exports.mask_files import find_masks
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_prompts import group_annotation
+from testing.fakes import Backend, FakeLabelStudio, make_backend
 from tests.exports.scene import MASKS, box, brush, export, files, fill, opened, picture
-from tests.fakes import Backend, FakeLabelStudio, make_backend
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from backend.errors import LabelStudioUnavailableError
+from testing.fakes import Backend, FakeLabelStudio, make_backend
 from tests.exports.scene import export, files, fill
-from tests.fakes import Backend, FakeLabelStudio, make_backend
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from backend.jobs.worker_identity import own_name
 from backend.projects.propagation.work import BATCH_SEPARATOR, Worked
 from backend.settings import load_settings, shared_settings
 from backend.store.records import PropagationFilter
-from tests.fakes import Backend, draw, png
+from testing.fakes import Backend, draw, png
 from tests.labelstudio.web import Answer, serve
 
 POINT = {

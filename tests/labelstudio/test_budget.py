@@ -16,7 +16,7 @@ from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.rle import encode_mask
 from backend.labelstudio.strokes import draw_touches
-from tests.fakes import LABEL_CONFIG
+from testing.fakes import LABEL_CONFIG
 
 CONFIG = parse_label_config(LABEL_CONFIG)
 SIZE_HW = (480, 640)

@@ -17,7 +17,7 @@ from backend.errors import BadInputError
 from backend.labelstudio.codec import mask_to_region, read_regions
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.rle import encode_mask
-from tests.fakes import LABEL_CONFIG
+from testing.fakes import LABEL_CONFIG
 from tests.fuzzing import CASES, no_hang
 
 _CONTAINERS = ("View", "Style", "Collapse", "Panel", "Filter", "view", "Repeater")

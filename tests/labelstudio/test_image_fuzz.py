@@ -20,7 +20,7 @@ from backend.errors import BadInputError
 from backend.labelstudio import image_decoding
 from backend.labelstudio.decoding_pool import DecodingChild, DecodingPool
 from backend.labelstudio.image_decoding import decode_file
-from tests.fakes import draw
+from testing.fakes import draw
 
 CASES = int(os.environ.get("SOFTMATCHER_TEST_FUZZ_CASES", "600"))
 MAX_PIXELS = 4e6

@@ -12,8 +12,8 @@ from backend.models.one_by_one import OneByOne, OneByOneEncoder, batch_encoder, 
 from backend.models.sam.options import SamOptions
 from backend.models.sam.segmenter import sam_segmenter
 from backend.models.segmenters import BatchSegmenter, DecodePlan, Prompt
+from testing.small_sam import small_sam
 from tests.engine.test_softmatcher import ColourEncoder, scene
-from tests.models.small_sam import small_sam
 
 IMAGES = [scene(red=(50 + 30 * index, 80, 30))[0] for index in range(3)]
 

@@ -10,7 +10,7 @@ from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.sam.options import SamOptions
 from backend.models.sam.segmenter import sam_segmenter
-from tests.models.small_sam import small_sam
+from testing.small_sam import small_sam
 
 CHANGE_NOTHING = {"decode_mb", "batch_size"}
 """Options that say how many prompts or images share a pass."""

@@ -9,7 +9,7 @@ import pytest
 from backend.jobs import tasks
 from backend.projects.prediction import interactive
 from backend.projects.references import ingestion
-from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
+from testing.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
 TWO_BRUSHES = """<View><Image name="image" value="$image"/>

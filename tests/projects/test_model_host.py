@@ -14,7 +14,7 @@ from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
 from backend.projects.model_host import Models, ModelScheduler
 from backend.settings import load_settings
-from tests.fakes import ColourSoftmatcher
+from testing.fakes import ColourSoftmatcher
 
 
 def test_interactive_call_goes_before_batch_calls_that_wait() -> None:

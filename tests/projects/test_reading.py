@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from backend.jobs import tasks
 from backend.labelstudio.rle import encode_mask
 from backend.store import tables
-from tests.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
+from testing.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
 
 WITH_BACKGROUND = LABEL_CONFIG.replace("</BrushLabels>", '<Label value="Ground"/></BrushLabels>')
 

@@ -9,7 +9,7 @@ import pytest
 from backend.core.types import Image
 from backend.jobs import tasks
 from backend.store.records import PropagationFilter
-from tests.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png, stored_masks
+from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png, stored_masks
 
 RED_BOX, BLUE_BOX = (10, 10, 30, 30), (40, 5, 60, 20)
 ONE_BRUSH = """<View><Image name="left" value="$image1"/><Image name="right" value="$image2"/>
@@ -33,7 +33,7 @@ class InBatches(ColourSoftmatcher):
 
 @pytest.fixture(params=[OneByOne, InBatches])
 def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    monkeypatch.setattr("tests.fakes.ColourSoftmatcher", request.param)
+    monkeypatch.setattr("testing.fakes.ColourSoftmatcher", request.param)
     backend = make_backend(tmp_path / "data", FakeLabelStudio(label_config=ONE_BRUSH))
     tasks.use_projects(backend.projects, backend.queue)  # type: ignore[arg-type]
     yield backend

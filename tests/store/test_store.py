@@ -31,7 +31,7 @@ from backend.errors import BadInputError, ConfigurationError, NotFoundError, Sto
 from backend.store import AnnotationRecord, NewReference, Store, StoredReference, database, tables
 from backend.store.packing import pack_mask, unpack_mask
 from backend.store.records import PropagationFilter
-from tests.fakes import stored_masks
+from testing.fakes import stored_masks
 
 KEY = "1.1795365244"
 OTHER_KEY = "2.1795365300"

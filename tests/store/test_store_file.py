@@ -14,7 +14,7 @@ from backend.cli.health import HealthError, check_service
 from backend.errors import StoreUnavailableError
 from backend.settings import load_settings
 from backend.store import Store
-from tests.fakes import Backend
+from testing.fakes import Backend
 from tests.labelstudio.web import Answer, serve
 
 KEY, OTHER_KEY = "1.1795365244", "2.1795365300"

@@ -14,7 +14,7 @@ from backend.web.access import (
     webhook_authorization,
 )
 from backend.web.json_body import MOST_CONTAINERS
-from tests.fakes import Backend, FakeLabelStudio, make_backend
+from testing.fakes import Backend, FakeLabelStudio, make_backend
 
 AUTH = {"basic_auth_user": "ls", "basic_auth_pass": "secret"}
 

@@ -24,7 +24,7 @@ from backend.store import tables
 from backend.store.records import PropagationFilter
 from backend.web.app import create_app
 from backend.web.prediction_slots import client_is_gone
-from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png, stored_masks
+from testing.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, PatientQueue, draw, make_backend, png, stored_masks
 
 PAYLOADS = sorted((Path(__file__).parents[1] / "payloads").glob("*.json"))
 RED_BOX = (10, 10, 30, 30)

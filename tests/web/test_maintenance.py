@@ -9,7 +9,7 @@ from backend.jobs import tasks
 from backend.settings import shared_settings
 from backend.web.access import former_webhook_authorization, webhook_authorization
 from backend.web.maintenance import Maintenance
-from tests.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
+from testing.fakes import LABEL_CONFIG, Backend, FakeLabelStudio, make_backend
 
 URL = "http://127.0.0.1:9090"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from tests.fakes import Backend, FakeLabelStudio, draw, make_backend, png
+from testing.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 RED_BOX = (10, 10, 30, 30)
 BASE = "/projects/1/propagations"

@@ -8,7 +8,7 @@ from rich.console import Console
 from backend.cli.doctor.checks import Check
 from backend.cli.doctor.doctor import models_in_use, project_checks, run_doctor
 from backend.settings import load_settings
-from tests.fakes import Backend, draw, png
+from testing.fakes import Backend, draw, png
 
 
 def _report(**settings: object) -> tuple[bool, str]:

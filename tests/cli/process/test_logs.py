@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.cli.process.logs import JsonLines, TextLines
-from tests.fakes import Backend
+from testing.fakes import Backend
 
 
 def _record(message: str, **more: object) -> logging.LogRecord:

@@ -23,7 +23,7 @@ from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOpt
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.segmenter import SamSegmenter, sam_segmenter
 from backend.models.sam.selection import select_by_prior
-from tests.models.small_sam import small_sam
+from testing.small_sam import small_sam
 
 CALIBRATION = read_calibration("lite.json")
 

@@ -27,7 +27,7 @@ from backend.models.sam.options import KEEP_EVERYTHING, SamOptions
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter, sam_segmenter
 from backend.models.sam.selection import select_by_prior
-from tests.models.small_sam import small_sam
+from testing.small_sam import small_sam
 from tests.models.small_sam2 import small_sam2
 
 CUDA = torch.device("cuda", 0)

@@ -14,7 +14,7 @@ from backend.models.sam.package_decoder import PackageDecoder
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter, sam_segmenter
 from backend.models.segmenters import Prompt
-from tests.models.small_sam import small_sam
+from testing.small_sam import small_sam
 from tests.models.small_sam2 import small_sam2
 
 HAS_SAM2 = importlib.util.find_spec("sam2") is not None

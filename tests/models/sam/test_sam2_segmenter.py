@@ -30,8 +30,8 @@ from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.sam2_networks import SAM2_MODELS, assemble_sam2, build_sam2, load_sam2_weights
 from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter
 from backend.models.segmenters import BatchSegmenter, Prompt
+from testing.small_sam import mixed_up
 from tests.engine.test_softmatcher import ColourEncoder, scene
-from tests.models.small_sam import mixed_up
 from tests.models.small_sam2 import small_sam2
 
 CALIBRATION = read_calibration("lite.json")

@@ -24,7 +24,7 @@ from backend.models.sam.prompts import (
 from backend.models.sam.segmenter import SamSegmenter, sam_segmenter
 from backend.models.sam.selection import rejection_reasons, select_by_prior
 from backend.models.segmenters import Prompt
-from tests.models.small_sam import mixed_up, small_sam
+from testing.small_sam import mixed_up, small_sam
 
 HEIGHT, WIDTH = 60, 96
 EVERYTHING = SelectionOptions(minimum_iou=-9.0, minimum_contrast=-1.0, minimum_prior=0.0)

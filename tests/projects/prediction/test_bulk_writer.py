@@ -20,7 +20,7 @@ from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.images import TaskImages
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
-from tests.fakes import (
+from testing.fakes import (
     LABEL_CONFIG,
     Backend,
     ColourSoftmatcher,
@@ -54,7 +54,7 @@ def bulk_of(
     engine: BatchSoftmatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, missing: int = 0
 ) -> Iterator[tuple[Backend, FakeLabelStudio, BulkPredictions, Batch]]:
     """Tasks 2 to 8 of a project with a reference, one of them without an image."""
-    monkeypatch.setattr("tests.fakes.ColourSoftmatcher", lambda on_stage: engine)
+    monkeypatch.setattr("testing.fakes.ColourSoftmatcher", lambda on_stage: engine)
     label_studio = FakeLabelStudio()
     label_studio.add_task(1, png(draw(red=(5, 5, 30, 30))))
     for task_id in range(2, 9):

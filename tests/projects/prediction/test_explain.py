@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image as PillowImage
 
-from tests.fakes import Backend, draw, png
+from testing.fakes import Backend, draw, png
 from tests.web.test_app import _setup, _with_red_reference
 
 

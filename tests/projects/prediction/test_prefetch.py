@@ -12,7 +12,7 @@ import pytest
 from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
 from backend.projects.composition import Projects
-from tests.fakes import LABEL_CONFIG, Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
+from testing.fakes import LABEL_CONFIG, Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
 
 class SlowSoftmatcher(ColourSoftmatcher):
@@ -34,7 +34,7 @@ class SlowSoftmatcher(ColourSoftmatcher):
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowSoftmatcher:
     made = SlowSoftmatcher()
-    monkeypatch.setattr("tests.fakes.ColourSoftmatcher", lambda on_stage: made)
+    monkeypatch.setattr("testing.fakes.ColourSoftmatcher", lambda on_stage: made)
     return made
 
 

@@ -13,7 +13,7 @@ from backend.projects.propagation.work import Worked
 from backend.store import tables
 from backend.store.records import PropagationCounts, PropagationFilter, PropagationRecord
 from backend.web.maintenance import Maintenance
-from tests.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
+from testing.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
 
 RED_BOX = (10, 10, 30, 30)
 ALL = PropagationFilter()

@@ -1,0 +1,1 @@
+"""Stand-ins and loads that tests and benchmarks share; neither imports the other."""
