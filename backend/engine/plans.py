@@ -133,3 +133,16 @@ class Proposal:
         return (
             self.presence >= options.minimum_presence and self.score >= options.minimum_score and bool(self.mask.any())
         )
+
+
+def labels_to_find(
+    references: Mapping[str, LabelReferences], sources: Mapping[str, Sequence[ScoreSource]]
+) -> tuple[LabelToFind, ...]:
+    """Return the labels that have references or another source, in that order."""
+    labels = []
+    for name in dict.fromkeys([*references, *sources]):
+        known, further = references.get(name), tuple(sources.get(name, ()))
+        has_references = isinstance(known, ReferenceBank) or bool(known)
+        if has_references or further:
+            labels.append(LabelToFind(name, known if has_references else None, further))
+    return tuple(labels)

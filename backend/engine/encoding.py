@@ -1,0 +1,58 @@
+"""Encoding: all that later steps need of an image, made by encoder and segmenter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from backend.core.types import EncodedImage, Image
+from backend.engine.plans import PreparedImage
+from backend.engine.stages import StageTimer
+from backend.models.encoders.protocol import BatchEncoder
+from backend.models.segmenters import BatchSegmenter
+
+
+class ImageEncoding:
+    """Encodes images, several in one pass if that is quicker.
+
+    Args:
+        encoder: makes feature maps.
+        segmenter: makes image embeddings.
+        signature: of both, kept in each encoded image.
+        stage: times what is done.
+    """
+
+    def __init__(self, encoder: BatchEncoder, segmenter: BatchSegmenter, signature: str, stage: StageTimer) -> None:
+        self._encoder = encoder
+        self._segmenter = segmenter
+        self._signature = signature
+        self._stage = stage
+
+    def encode(self, image: Image) -> EncodedImage:
+        """Encode one image at once, see `Softmatcher.encode`."""
+        with self._stage("encode"):
+            features = self._encoder.encode(image)
+        with self._stage("embed"):
+            embedding = self._segmenter.embed(image)
+        size_hw = (image.shape[0], image.shape[1])
+        return EncodedImage(size_hw, features.numpy().astype(np.float16), embedding, self._signature)
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """Prepare an image for `encode_prepared`, see `Softmatcher.prepare`."""
+        with self._stage("prepare"):
+            size_hw = (image.shape[0], image.shape[1])
+            return PreparedImage(size_hw, self._encoder.prepare(image), self._segmenter.prepare(image))
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Encode what `prepare` made."""
+        with self._stage("encode", images=len(prepared)):
+            # Both are on their way before one is waited for: the device has always something to do.
+            encoding = self._encoder.encode_async([one.for_encoder for one in prepared], dtype=torch.float16)
+            embedding = self._segmenter.embed_async([one.for_segmenter for one in prepared])
+            features = encoding()
+        with self._stage("embed", images=len(prepared)):
+            embeddings = embedding()
+        return [
+            EncodedImage(image.size_hw, one.numpy(), embedded, self._signature)
+            for image, one, embedded in zip(prepared, features, embeddings, strict=True)
+        ]
