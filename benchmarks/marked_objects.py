@@ -41,7 +41,7 @@ NEIGHBOURS_PX = 0.1
 """Objects count as neighbours up to this gap, as a share of the image's longer side."""
 GRID = {
     "COVERED_SHARE": (0.3, 0.7),
-    "SURER_TOGETHER": (0.1, 0.3, 0.4),
+    "SURER_AS_ONE": (0.1, 0.3, 0.4),
     "SURER_CLUSTER": (0.15, 0.35),
 }
 

@@ -91,10 +91,10 @@ def test_a_photograph_matched_with_itself_finds_its_mask() -> None:
 def test_a_reference_is_small_and_known_where_the_mask_is() -> None:
     tiles, truths = coin_tiles()
     reference = engine().describe(tiles[0], engine().encode(tiles[0]), largest_coin(truths[0]))
-    size = reference.features.nbytes + reference.inside.nbytes + reference.known.nbytes
+    size = reference.features.nbytes + reference.foreground_coverage.nbytes + reference.ignore_weight.nbytes
     assert size < 4_000_000
-    assert (reference.known[reference.inside > 0] == 1).all()
-    assert (reference.known == 0).any()
+    assert (reference.ignore_weight[reference.foreground_coverage > 0] == 1).all()
+    assert (reference.ignore_weight == 0).any()
 
 
 @pytest.mark.parametrize("seed", range(3))

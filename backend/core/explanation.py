@@ -17,7 +17,7 @@ class ClusterMask:
         mask: (h, w) bool, empty where the segmenter found nothing.
         score: what the segmenter makes of it, in [0, 1].
         is_kept: it is part of the label's mask.
-        reason: why it was kept or dropped.
+        reason: why it was kept or rejected.
     """
 
     points_xy: NDArray[np.float32]
@@ -34,16 +34,16 @@ class LabelExplanation:
     Attributes:
         label: its name.
         score_map: (h, w) float32 in [0, 1]: the posterior, after the labels competed.
-        proposals: one a cluster.
+        cluster_masks: one per prompt cluster.
         mask: (h, w) bool: what they made together, cleaned, without what other labels took.
         score: expected IoU, in [0, 1].
         is_kept: it is part of the segmentation.
-        reason: why it was kept or dropped.
+        reason: why it was kept or rejected.
     """
 
     label: str
     score_map: NDArray[np.float32]
-    proposals: tuple[ClusterMask, ...]
+    cluster_masks: tuple[ClusterMask, ...]
     mask: Mask
     score: float
     is_kept: bool

@@ -27,7 +27,7 @@ MOST_MARKS = MOST_STROKES
 """A scribble of more marks is cut as one object: each mark alone costs a cut, 0.1 s on a processor."""
 COVERED_SHARE = 0.5
 """A mark lies on an object that covers this share of it."""
-SURER_TOGETHER = 0.2
+SURER_AS_ONE = 0.2
 """Marks on several objects are cut as one where the best of them is expected to be this much worse than the one, and it
 holds `COVERED_SHARE` of each: on cracks and other faint things a mark alone finds next to nothing."""
 SURER_CLUSTER = 0.25
@@ -103,23 +103,23 @@ class _Marks:
         groups = self._group(singles)
 
         def cut_group(group: tuple[int, ...]) -> ScoredMask | None:
-            together = cut(self._scribble if group == everything else self._scribble_of(group))
+            joined = cut(self._scribble if group == everything else self._scribble_of(group))
             alone = [singles[number] for number in group]
-            return self._add_up(together, alone) if points_add_up and self._are_points(group) else together
+            return self._add_up(joined, alone) if points_add_up and self._are_points(group) else joined
 
         found_of = {group: singles[group[0]] if len(group) == 1 else cut_group(group) for group in groups}
         for touching in _touching(found_of):
             # A part that a first mask left out lies beside it. Sure masks are objects of their own: coins may touch.
             merged = tuple(sorted(number for group in touching for number in group))
             parts = [part for part in map(found_of.get, touching) if part is not None]
-            if _mean_score(parts) >= 1 - SURER_TOGETHER:
+            if _mean_score(parts) >= 1 - SURER_AS_ONE:
                 continue
             whole = cut_group(merged)
             if whole is not None and whole.score >= _mean_score(parts) and _holds(whole, parts):
                 found_of = {group: found for group, found in found_of.items() if group not in touching}
                 found_of[merged] = whole
         objects = [found for found in found_of.values() if found is not None]
-        if len(found_of) > 1 and _best_score(objects) < 1 - SURER_TOGETHER:
+        if len(found_of) > 1 and _best_score(objects) < 1 - SURER_AS_ONE:
             as_one = cut_group(everything)
             if as_one is not None and _is_better(as_one, objects):
                 return [MarkedObject(self._scribble, as_one)]
@@ -165,14 +165,14 @@ class _Marks:
         return bool(mask[y, x])
 
     @staticmethod
-    def _add_up(together: ScoredMask | None, alone: Sequence[ScoredMask | None]) -> ScoredMask | None:
+    def _add_up(joined: ScoredMask | None, alone: Sequence[ScoredMask | None]) -> ScoredMask | None:
         """The union of the points' own masks, but where all points together are much surer of theirs."""
         found = [one for one in alone if one is not None]
         mean = sum(one.score for one in found) / len(alone)
-        if not found or (together is not None and mean < together.score - SURER_CLUSTER):
-            return together
+        if not found or (joined is not None and mean < joined.score - SURER_CLUSTER):
+            return joined
         # Measured: the union agrees better with what was meant than what all points together give, at that one's score.
-        score = mean if together is None else max(mean, together.score)
+        score = mean if joined is None else max(mean, joined.score)
         return ScoredMask(np.logical_or.reduce([one.mask for one in found]), score)
 
     def _are_points(self, group: Sequence[int]) -> bool:
@@ -202,8 +202,8 @@ class _Marks:
 
 
 def _is_better(as_one: ScoredMask, objects: Sequence[ScoredMask]) -> bool:
-    """Return whether marks on several objects are rather on one, see `SURER_TOGETHER`."""
-    is_surer = _best_score(objects) < as_one.score - SURER_TOGETHER
+    """Return whether marks on several objects are rather on one, see `SURER_AS_ONE`."""
+    is_surer = _best_score(objects) < as_one.score - SURER_AS_ONE
     return is_surer and _holds(as_one, objects)
 
 

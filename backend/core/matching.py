@@ -92,15 +92,25 @@ def check_references(references: Sequence[Reference], signature: str) -> None:
                 "describe their images again"
             )
         count = len(reference.features)
-        if reference.features.ndim != 2 or reference.inside.shape != (count,) or reference.known.shape != (count,):
+        if (
+            reference.features.ndim != 2
+            or reference.foreground_coverage.shape != (count,)
+            or reference.ignore_weight.shape != (count,)
+        ):
             raise BadInputError(
-                "reference must have features (R, D), inside (R,) and known (R,), got "
-                f"{reference.features.shape}, {reference.inside.shape} and {reference.known.shape}; "
-                "describe its image again"
+                "reference must have features (R, D), foreground_coverage (R,) and ignore_weight (R,), got "
+                f"{reference.features.shape}, {reference.foreground_coverage.shape} and "
+                f"{reference.ignore_weight.shape}; describe its image again"
             )
         if not np.isfinite(reference.features).all():
             raise BadInputError("reference features must be finite, got NaN or infinity; encode the image again")
-    if sum(float(reference.inside.astype(np.float32) @ reference.known) for reference in references) < MINIMUM_MASS:
+    if (
+        sum(
+            float(reference.foreground_coverage.astype(np.float32) @ reference.ignore_weight)
+            for reference in references
+        )
+        < MINIMUM_MASS
+    ):
         raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
 
 
@@ -112,8 +122,8 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
     """
     check_references(references, signature)
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
-    inside = torch.cat([torch.from_numpy(reference.inside.astype(np.float32)) for reference in references])
-    known = torch.cat([torch.from_numpy(reference.known.astype(np.float32)) for reference in references])
+    inside = torch.cat([torch.from_numpy(reference.foreground_coverage.astype(np.float32)) for reference in references])
+    known = torch.cat([torch.from_numpy(reference.ignore_weight.astype(np.float32)) for reference in references])
     return ReferenceBank(features, inside * known, (1 - inside) * known, mean_objects(references))
 
 
@@ -121,8 +131,8 @@ def mean_objects(references: Sequence[Reference]) -> Tensor:
     """The mean feature of the object on each reference that marks one, (N, D) float32."""
     means = []
     for reference in references:
-        marked = np.flatnonzero(reference.inside > 0)
-        inside = reference.inside[marked].astype(np.float32)
+        marked = np.flatnonzero(reference.foreground_coverage > 0)
+        inside = reference.foreground_coverage[marked].astype(np.float32)
         if len(marked):
             means.append(inside @ reference.features[marked].astype(np.float32) / inside.sum())
     return torch.from_numpy(np.stack(means))

@@ -53,7 +53,7 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
         return gather_references(ordered, signature)
     inside, known = (
         np.concatenate([getattr(reference, name) for reference in ordered]).astype(np.float32)
-        for name in ("inside", "known")
+        for name in ("foreground_coverage", "ignore_weight")
     )
     # Any part of the mask counts: an object smaller than a patch must not be drawn with the background.
     is_inside = inside > 0
@@ -100,6 +100,6 @@ def _rows(parts: Sequence[NDArray[np.float16]], rows: Indices) -> NDArray[np.flo
 
 def _content_digest(reference: Reference) -> bytes:
     digest = hashlib.sha256()
-    for array in (reference.features, reference.inside, reference.known):
+    for array in (reference.features, reference.foreground_coverage, reference.ignore_weight):
         digest.update(np.ascontiguousarray(array).data)
     return digest.digest()

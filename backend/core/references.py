@@ -43,19 +43,19 @@ class ReferenceView:
 
     image: Image
     mask: Mask
-    outside: Mask | None
+    background: Mask | None
     uncertainty: MaskUncertainty | None
 
 
 def reference_views(
-    image: Image, mask: Mask, outside: Mask | None, uncertainty: MaskUncertainty | None = None
+    image: Image, mask: Mask, background: Mask | None, uncertainty: MaskUncertainty | None = None
 ) -> Iterator[ReferenceView]:
     """The image as it is, mirrored, and zoomed to the object.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool, not empty.
-        outside: (H, W) bool or None.
+        background: (H, W) bool, marked as not the object, or None.
         uncertainty: of the mask, or None.
     """
     whole = slice(None)
@@ -63,28 +63,29 @@ def reference_views(
         yield ReferenceView(
             np.ascontiguousarray(image[window]),
             np.ascontiguousarray(mask[window]),
-            None if outside is None else np.ascontiguousarray(outside[window]),
+            None if background is None else np.ascontiguousarray(background[window]),
             None if uncertainty is None else uncertainty.seen_in(window),
         )
 
 
 def blend_uncertainty(
-    inside: Tensor, known: Tensor, soft_mask: Tensor, confidence: float | Tensor
+    foreground_coverage: Tensor, ignore_weight: Tensor, soft_mask: Tensor, confidence: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What is known of patches by a mask that counts for `confidence` only, the rest being as likely says.
+    """Blend what a mask and what its soft mask state about patches, by the mask's confidence.
 
     Args:
-        inside, known: (R,) float32 in [0, 1], as the mask has it.
+        foreground_coverage: (R,) float32 in [0, 1], by the mask.
+        ignore_weight: (R,) float32 in [0, 1], by the mask.
         soft_mask: (R,) float32 in [0, 1], of `MaskUncertainty`.
         confidence: in [0, 1]; (R,) float32, or one for all patches.
 
     Returns:
-        inside and known, (R,) float32 in [0, 1]; their foreground `inside * known` and background
-        `(1 - inside) * known` are the means of both opinions.
+        Foreground coverage c and ignore weight w, (R,) float32 in [0, 1]; their foreground c * w and background
+        (1 - c) * w are the means of both opinions.
     """
-    foreground = confidence * inside * known + (1 - confidence) * soft_mask
-    known = confidence * known + (1 - confidence)
-    return foreground / known.clamp_min(torch.finfo(torch.float32).tiny), known
+    foreground = confidence * foreground_coverage * ignore_weight + (1 - confidence) * soft_mask
+    weight = confidence * ignore_weight + (1 - confidence)
+    return foreground / weight.clamp_min(torch.finfo(torch.float32).tiny), weight
 
 
 def _zoom_window(mask: Mask) -> tuple[slice, slice]:
@@ -97,33 +98,34 @@ def _zoom_window(mask: Mask) -> tuple[slice, slice]:
     return rows, columns
 
 
-def ambiguous_patch_weights(features: Tensor, inside: Tensor, outside: Tensor | None, *, temperature: float) -> Tensor:
-    """How much is known of each patch of a view when nobody said that the mask is all there is.
+def ambiguous_patch_weights(
+    features: Tensor, foreground_coverage: Tensor, background_coverage: Tensor | None, *, temperature: float
+) -> Tensor:
+    """Return the ignore weight of each patch of a view, if the mask need not show all objects of the label.
 
-    A patch outside the mask may belong to another, unmarked object of the label. Which ones look so is asked of the
-    view itself: the half of the outside patches that is least similar to the mask's mean feature is taken for
-    background, and a patch is unknown if between mask and this background its posterior (`matching.match_posterior`,
-    without its own vote) is above 0.5, unless the user said that it is outside.
+    A patch off the mask may belong to another, unmarked object of the label. Which ones look so is asked of the view
+    itself: the half of these patches that is least similar to the mask's mean feature is taken as background, and a
+    patch is ambiguous if between mask and this background its posterior (`matching.match_posterior`, without its own
+    vote) is above 0.5, unless the user marked it as background.
 
     Args:
         features: (R, D) float32, of unit length.
-        inside: (R,) float32 in [0, 1].
-        outside: (R,) float32 in [0, 1] or None: what the user said is not the object.
+        foreground_coverage: (R,) float32 in [0, 1].
+        background_coverage: (R,) float32 in [0, 1] or None: what the user marked as not the object.
         temperature: of these features.
 
     Returns:
         (R,) float32 in [0, 1]; 1 for every patch that the mask touches, whose rest is the object's own border.
     """
-    # A patch that the mask touches is no stranger.
-    strangers = inside <= 0.0
-    if not bool(strangers.any()):
-        return torch.ones_like(inside)
-    mean = (inside @ features) / inside.sum()
+    off_mask = foreground_coverage <= 0.0
+    if not bool(off_mask.any()):
+        return torch.ones_like(foreground_coverage)
+    mean = (foreground_coverage @ features) / foreground_coverage.sum()
     similarity = features @ mean
-    background = strangers & (similarity <= torch.quantile(similarity[strangers], BACKGROUND_QUANTILE))
+    background = off_mask & (similarity <= torch.quantile(similarity[off_mask], BACKGROUND_QUANTILE))
     weights = ((features @ features.T - 1.0) / temperature).exp_().fill_diagonal_(0.0)
-    foreground_sum = (inside @ weights) / inside.sum().sqrt()
+    foreground_sum = (foreground_coverage @ weights) / foreground_coverage.sum().sqrt()
     background_sum = (background.float() @ weights) / background.float().sum().sqrt()
-    is_look_alike = strangers & ~background & (foreground_sum > background_sum)
-    known = torch.where(is_look_alike, 0.0, 1.0)
-    return known if outside is None else torch.maximum(known, outside)
+    is_ambiguous = off_mask & ~background & (foreground_sum > background_sum)
+    weight = torch.where(is_ambiguous, 0.0, 1.0)
+    return weight if background_coverage is None else torch.maximum(weight, background_coverage)

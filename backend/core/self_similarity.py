@@ -100,7 +100,7 @@ def stroke_posterior(
 def scribble_uncertainty(
     features: NDArray[np.floating],
     objects: Sequence[MarkedObject],
-    finished: Mask | None = None,
+    complete: Mask | None = None,
     *,
     temperature: float = 0.05,
 ) -> MaskUncertainty | None:
@@ -113,7 +113,7 @@ def scribble_uncertainty(
     Args:
         features: (H_p, W_p, D), each patch of unit length.
         objects: at least one; what the scribble's marks gave.
-        finished: (H, W) bool or None: more of the same label, of which nothing is doubted.
+        complete: (H, W) bool or None: more of the same label, of which nothing is doubted.
         temperature: the encoder's softmax scale.
 
     Returns:
@@ -135,13 +135,13 @@ def scribble_uncertainty(
         return None
     soft_mask[negative] = 0.0
     soft_mask[positive] = 1.0
-    if len(objects) == 1 and finished is None:
+    if len(objects) == 1 and complete is None:
         return MaskUncertainty(least, soft_mask)
     confidence_of = np.full(size_hw, least, np.float32)
     for one, confidence in sorted(zip(objects, confidences, strict=True), key=itemgetter(1)):
         confidence_of[one.found.mask] = confidence
-    if finished is not None:
-        confidence_of[finished] = 1.0
+    if complete is not None:
+        confidence_of[complete] = 1.0
     return MaskUncertainty(confidence_of, soft_mask)
 
 

@@ -150,19 +150,20 @@ class Reference:
 
     Attributes:
         features: (R, D) float16: patch features of unit length, of all views of the reference.
-        inside: (R,) float16 in [0, 1]: how much of a patch the label's mask covers.
-        known: (R,) float16 in [0, 1]: 0 where nothing is known of a patch that is not inside (an unmarked look-alike).
+        foreground_coverage: (R,) float16 in [0, 1]: share of each patch that the label's mask covers.
+        ignore_weight: (R,) float16 in [0, 1]: weight of each patch; 0 for an ambiguous one, which nobody marked but
+            which looks like the object.
         signature: of the models that made the features.
     """
 
     features: NDArray[np.float16]
-    inside: NDArray[np.float16]
-    known: NDArray[np.float16]
+    foreground_coverage: NDArray[np.float16]
+    ignore_weight: NDArray[np.float16]
     signature: str
 
     def to_arrays(self) -> Arrays:
         """The same as named arrays, for safetensors."""
-        return {"features": self.features, "inside": self.inside, "known": self.known}
+        return {"features": self.features, "inside": self.foreground_coverage, "known": self.ignore_weight}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, signature: str) -> "Reference":
@@ -171,7 +172,7 @@ class Reference:
         Raises:
             KeyError: an array is missing.
         """
-        features, inside, known = (
+        features, coverage, weight = (
             arrays[name].astype(np.float16, copy=False) for name in ("features", "inside", "known")
         )
-        return cls(features, inside, known, signature)
+        return cls(features, coverage, weight, signature)

@@ -1,5 +1,4 @@
-"""A segmentation's trace as a picture: score map, points, proposals with their scores, and why each was kept or
-dropped."""
+"""Drawing of explanations: score map, points, cluster masks with their scores, and why each was kept or rejected."""
 
 import io
 from collections.abc import Sequence
@@ -21,66 +20,79 @@ _THUMBNAIL_PX = 180
 _GAP_PX = 12
 _CAPTION_PX = 54
 _PER_ROW = 5
-_KEPT, _DROPPED, _INK, _POINT = (40, 140, 70), (190, 50, 50), (30, 30, 30), (255, 220, 0)
+_KEPT, _REJECTED, _INK, _POINT = (40, 140, 70), (190, 50, 50), (30, 30, 30), (255, 220, 0)
 _WIDTH_PX = _PER_ROW * (_THUMBNAIL_PX + _GAP_PX) + _GAP_PX
 
 
 def draw_explanations(images: Sequence[tuple[Image, Explanation, str]], labels: Sequence[str]) -> bytes:
-    """Traces of the images of one task as a PNG.
+    """Draw the explanations of the images of one task as one PNG.
 
     Args:
-        images: (H, W, 3) uint8 RGB, at any size of its aspect ratio; the trace of its segmentation; a first line.
-        labels: of the label config, in its order: one that cannot be drawn goes by its number in it.
+        images: for each image (H, W, 3) uint8 RGB, at any size of its aspect ratio; its explanation; a title.
+        labels: of the label config, in its order: a label that cannot be drawn is shown by its number.
+
+    Returns:
+        The PNG file.
     """
-    parts = [part for image, trace, title in images for part in _image_parts(image, _drawable(trace, labels), title)]
-    height = sum(part.height for part in parts) + _GAP_PX
+    blocks = [
+        block
+        for image, explanation, title in images
+        for block in _image_blocks(image, _drawable(explanation, labels), title)
+    ]
+    height = sum(block.height for block in blocks) + _GAP_PX
     sheet = PillowImage.new("RGB", (_WIDTH_PX, height), "white")
     y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height
+    for block in blocks:
+        sheet.paste(block, (0, y))
+        y += block.height
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
 
 
-def _drawable(trace: Explanation, labels: Sequence[str]) -> Explanation:
+def _drawable(explanation: Explanation, labels: Sequence[str]) -> Explanation:
     return replace(
-        trace,
+        explanation,
         labels=tuple(
             replace(
                 each,
                 label=drawable(each.label, labels),
                 reason=drawable(each.reason, labels),
-                proposals=tuple(replace(one, reason=drawable(one.reason, labels)) for one in each.proposals),
+                cluster_masks=tuple(replace(one, reason=drawable(one.reason, labels)) for one in each.cluster_masks),
             )
-            for each in trace.labels
+            for each in explanation.labels
         ),
     )
 
 
-def _image_parts(image: Image, trace: Explanation, title: str) -> list[PillowImage.Image]:
-    parts = [
-        _text_block(f"{drawable(title, ())}   matcher {trace.matcher}, recipe {trace.strategy}", _WIDTH_PX, size_px=17)
+def _image_blocks(image: Image, explanation: Explanation, title: str) -> list[PillowImage.Image]:
+    blocks = [
+        _text_block(
+            f"{drawable(title, ())}   matcher {explanation.matcher}, strategy {explanation.strategy}",
+            _WIDTH_PX,
+            size_px=17,
+        )
     ]
-    if not trace.labels:
-        parts.append(
+    if not explanation.labels:
+        blocks.append(
             _text_block(
                 "No label has a reference yet (annotate a task and submit it), or the image is too small.", _WIDTH_PX
             )
         )
-    for label in trace.labels:
-        parts += _label_parts(image, label)
-    return parts
+    for label in explanation.labels:
+        blocks += _label_blocks(image, label)
+    return blocks
 
 
-def _label_parts(image: Image, label: LabelExplanation) -> list[PillowImage.Image]:
-    verdict = f"{label.label}: {'kept' if label.is_kept else 'dropped'}, expected IoU {label.score:.2f}. {label.reason}"
-    parts = [_text_block(verdict, _WIDTH_PX, colour=_KEPT if label.is_kept else _DROPPED, size_px=17)]
-    points = [proposal.points_xy for proposal in label.proposals]
+def _label_blocks(image: Image, label: LabelExplanation) -> list[PillowImage.Image]:
+    verdict = (
+        f"{label.label}: {'kept' if label.is_kept else 'rejected'}, expected IoU {label.score:.2f}. {label.reason}"
+    )
+    blocks = [_text_block(verdict, _WIDTH_PX, colour=_KEPT if label.is_kept else _REJECTED, size_px=17)]
+    points = [cluster.points_xy for cluster in label.cluster_masks]
     working_hw = label.score_map.shape
     all_points = np.concatenate(points) if points else np.zeros((0, 2), np.float32)
-    colour = _KEPT if label.is_kept else _DROPPED
+    colour = _KEPT if label.is_kept else _REJECTED
     panels = [
         (
             _heat(image, label.score_map, _PANEL_PX),
@@ -89,20 +101,20 @@ def _label_parts(image: Image, label: LabelExplanation) -> list[PillowImage.Imag
         (_dots(_scaled(image, _PANEL_PX), all_points, working_hw), f"{len(all_points)} points, {len(points)} clusters"),
         (_overlay(image, label.mask, _PANEL_PX, colour), f"mask, {100 * label.mask.mean():.1f} % of the image"),
     ]
-    parts.append(_row([(panel, caption, _INK) for panel, caption in panels], _PANEL_PX))
-    thumbnails = [_thumbnail(image, proposal, working_hw) for proposal in label.proposals]
-    parts += [
+    blocks.append(_row([(panel, caption, _INK) for panel, caption in panels], _PANEL_PX))
+    thumbnails = [_thumbnail(image, cluster, working_hw) for cluster in label.cluster_masks]
+    blocks += [
         _row(thumbnails[start : start + _PER_ROW], _THUMBNAIL_PX) for start in range(0, len(thumbnails), _PER_ROW)
     ]
-    return parts
+    return blocks
 
 
 def _thumbnail(
-    image: Image, proposal: ClusterMask, working_hw: tuple[int, ...]
+    image: Image, cluster: ClusterMask, working_hw: tuple[int, ...]
 ) -> tuple[PillowImage.Image, str, tuple[int, int, int]]:
-    colour = _KEPT if proposal.is_kept else _DROPPED
-    picture = _overlay(image, proposal.mask, _THUMBNAIL_PX, colour)
-    return _dots(picture, proposal.points_xy, working_hw), f"{proposal.score:.2f} {proposal.reason}", colour
+    colour = _KEPT if cluster.is_kept else _REJECTED
+    picture = _overlay(image, cluster.mask, _THUMBNAIL_PX, colour)
+    return _dots(picture, cluster.points_xy, working_hw), f"{cluster.score:.2f} {cluster.reason}", colour
 
 
 def _row(panels: list[tuple[PillowImage.Image, str, tuple[int, int, int]]], side_px: int) -> PillowImage.Image:

@@ -8,7 +8,7 @@ import numpy as np
 from backend.core.masks import resolve_overlaps
 from backend.core.types import Mask
 from backend.engine.options import MatchOptions
-from backend.engine.plans import Proposal
+from backend.engine.plans import LabelCandidate
 
 SAME_REGION_IOU = 0.5
 """Masks of two labels whose IoU is at least this are one region: it goes to one of them as a whole."""
@@ -17,13 +17,13 @@ LEAST_LEFT_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class Claim:
-    """What a label may keep of its proposal beside the other labels.
+class CompetitionResult:
+    """What a label may keep of its candidate beside the other labels.
 
     Attributes:
         mask: (h, w) bool.
         presence: probability that the object is there, judged before the labels compete.
-        score: expected IoU of the proposal.
+        score: expected IoU of the candidate.
         is_kept: whether the mask is returned.
     """
 
@@ -33,16 +33,16 @@ class Claim:
     is_kept: bool
 
 
-def compete(proposals: Sequence[Proposal], options: MatchOptions) -> list[Claim]:
+def compete(candidates: Sequence[LabelCandidate], options: MatchOptions) -> list[CompetitionResult]:
     """Decide which labels are there, and then which of them gets the pixels that several claim.
 
     A label that is not there takes nothing from one that is. If two masks are mostly the same region, the label with
     the larger presence probability gets all that they share; elsewhere each pixel goes to the label with the higher
     posterior.
     """
-    is_there = [proposal.is_there(options) for proposal in proposals]
-    masks = [proposal.mask for proposal in proposals]
-    chances = [proposal.presence for proposal in proposals]
+    is_there = [candidate.is_there(options) for candidate in candidates]
+    masks = [candidate.mask for candidate in candidates]
+    chances = [candidate.presence for candidate in candidates]
     while options.overlap == "exclusive":
         present = [index for index, there in enumerate(is_there) if there]
         own = _without_shared_regions([masks[index] for index in present], [chances[index] for index in present])
@@ -50,7 +50,7 @@ def compete(proposals: Sequence[Proposal], options: MatchOptions) -> list[Claim]
         # What is left of a region that went to another label is no object of its own, and the others get it back.
         gone = [index for index in present if left[index].sum() < LEAST_LEFT_SHARE * masks[index].sum()]
         if not gone:
-            resolved = resolve_overlaps(own, [proposals[index].posterior for index in present])
+            resolved = resolve_overlaps(own, [candidates[index].posterior for index in present])
             left = dict(zip(present, resolved, strict=True))
             gone = [index for index in present if left[index].sum() < LEAST_LEFT_SHARE * masks[index].sum()]
         if not gone:
@@ -58,8 +58,8 @@ def compete(proposals: Sequence[Proposal], options: MatchOptions) -> list[Claim]
             break
         is_there[min(gone, key=lambda index: chances[index])] = False
     return [
-        Claim(mask, proposal.presence, proposal.score, there)
-        for mask, proposal, there in zip(masks, proposals, is_there, strict=True)
+        CompetitionResult(mask, candidate.presence, candidate.score, there)
+        for mask, candidate, there in zip(masks, candidates, is_there, strict=True)
     ]
 
 

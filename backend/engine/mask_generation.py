@@ -1,4 +1,4 @@
-"""Mask generation: from score maps to prompts, from the segmenter's candidates to one proposal per label."""
+"""Mask generation: from score maps to prompts, from the segmenter's candidates to one mask per label."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from backend.core.masks import clean_mask
 from backend.core.score_map import map_peak, recentre_log_odds
 from backend.core.types import EncodedImage, Mask
 from backend.engine.options import MatchOptions
-from backend.engine.plans import ImagePlan, LabelMatch, Proposal
-from backend.engine.proposals import plan_prompts, select_masks
+from backend.engine.plans import ImagePlan, LabelCandidate, LabelMatch
+from backend.engine.prompting import plan_prompts, select_masks
 from backend.engine.stages import StageTimer
 from backend.models.segmenters import BatchSegmenter, MaskCandidate
 
@@ -61,8 +61,8 @@ class MaskGeneration:
             candidates = iter(self._segmenter.decode_planned(calls))
         return [(plan, [next(candidates) for _ in plan.calls]) for plan in plans]
 
-    def propose(self, decoded: Decoded, options: MatchOptions) -> list[Proposal]:
-        """Join each label's cluster masks to its proposal."""
+    def label_candidates(self, decoded: Decoded, options: MatchOptions) -> list[LabelCandidate]:
+        """Join each label's cluster masks to one mask, with its scores."""
         plan, candidates = decoded
         with self._stage("clean-up"):
             clusters = [
@@ -70,10 +70,10 @@ class MaskGeneration:
             ]
             masks = [_join_cluster_masks(own, plan.working_hw, options) for own in clusters]
         return [
-            self._judge(plan, index, mask, own) for index, (mask, own) in enumerate(zip(masks, clusters, strict=True))
+            self._measure(plan, index, mask, own) for index, (mask, own) in enumerate(zip(masks, clusters, strict=True))
         ]
 
-    def _judge(self, plan: ImagePlan, index: int, mask: Mask, clusters: tuple[ClusterMask, ...]) -> Proposal:
+    def _measure(self, plan: ImagePlan, index: int, mask: Mask, clusters: tuple[ClusterMask, ...]) -> LabelCandidate:
         posterior, similarities = plan.posteriors[index], plan.similarities[index]
         to_references, among_references = similarities or (0.0, 0.0)
         features = mask_features(
@@ -88,7 +88,7 @@ class MaskGeneration:
         else:
             # Without references there is nothing to be similar to: the surest patches decide.
             presence = float(posterior[mask].max()) if mask.any() else 0.0
-        return Proposal(mask, posterior, presence, self._calibration.expected_iou(features), features, clusters)
+        return LabelCandidate(mask, posterior, presence, self._calibration.expected_iou(features), features, clusters)
 
 
 def _join_cluster_masks(clusters: Sequence[ClusterMask], working_hw: tuple[int, int], options: MatchOptions) -> Mask:

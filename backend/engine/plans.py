@@ -1,4 +1,4 @@
-"""What the boxes of the engine hand to one another: prepared images, labels to find, plans, proposals."""
+"""What the boxes of the engine hand to one another: prepared images, labels to find, plans, candidates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from backend.core.explanation import ClusterMask
 from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, Image, Mask, Reference
 from backend.engine.options import MatchOptions
-from backend.engine.proposals import PromptPlan
+from backend.engine.prompting import PromptPlan
 from backend.engine.refiner import Refiner
 from backend.engine.score_source import ScoreSource
 from backend.models.segmenters import DecodePlan, SegmenterInput
@@ -109,8 +109,8 @@ class SegmentationPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Proposal:
-    """A label's mask before labels compete, all in the segmenter's working frame of (h, w) px.
+class LabelCandidate:
+    """The mask of a label before labels compete, all in the segmenter's working frame of (h, w) px.
 
     Attributes:
         mask: (h, w) bool, may be empty.

@@ -96,7 +96,7 @@ class ReferenceSegmentation:
                 coverage = mask_coverage(view.mask, grid_hw).flatten()
                 weight = torch.ones_like(coverage)
                 if not is_complete or uncertainty is not None:
-                    marked = mask_coverage(view.outside, grid_hw).flatten() if view.outside is not None else None
+                    marked = mask_coverage(view.background, grid_hw).flatten() if view.background is not None else None
                     weight = ambiguous_patch_weights(patches, coverage, marked, temperature=temperature)
                 if view.uncertainty is not None:
                     soft_mask = patch_means(torch.from_numpy(view.uncertainty.soft_mask), grid_hw).flatten()

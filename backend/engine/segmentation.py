@@ -13,11 +13,11 @@ from backend.core.grid import map_to_size
 from backend.core.instances import split_instances
 from backend.core.masks import mask_to_size, nearest_to_size
 from backend.core.types import EncodedImage, LabelMask
-from backend.engine.competition import Claim, compete
+from backend.engine.competition import CompetitionResult, compete
 from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
-from backend.engine.plans import ImagePlan, LabelToFind, Proposal, SegmentationPlan
+from backend.engine.plans import ImagePlan, LabelToFind, LabelCandidate, SegmentationPlan
 from backend.engine.stages import StageTimer
 
 
@@ -26,7 +26,7 @@ class Segmentation:
 
     Args:
         matching: makes score maps.
-        masks: makes proposals of score maps.
+        masks: makes candidates of score maps.
         stage: times what is done.
     """
 
@@ -41,46 +41,46 @@ class Segmentation:
             matches = self._matching.match(encoded, labels, options)
         return self._masks.plan(encoded, matches, options)
 
-    def propose(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> list[Proposal]:
-        """Make the proposal of each label, as if there were one pass only."""
+    def label_candidates(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> list[LabelCandidate]:
+        """Make the candidate of each label, as if there were one pass only."""
         (decoded,) = self._masks.decode([self.plan(encoded, labels, options)])
-        return self._masks.propose(decoded, options)
+        return self._masks.label_candidates(decoded, options)
 
     def finish(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelMask]]]:
         """Return for each planned target what does the rest, see `Softmatcher.segment_planned`."""
         return [
-            list if plan.image is None else partial(self._finish, plan, proposals)
-            for plan, proposals in zip(plans, self._propose_planned(plans), strict=True)
+            list if plan.image is None else partial(self._finish, plan, candidates)
+            for plan, candidates in zip(plans, self._candidates_of(plans), strict=True)
         ]
 
     def explain(self, plan: SegmentationPlan) -> Explanation:
         """Return what becomes of a planned target, label by label, and why."""
-        (propose,) = self._propose_planned([plan])
-        proposals = propose()
-        claims = compete(proposals, plan.options)
+        (make,) = self._candidates_of([plan])
+        candidates = make()
+        results = compete(candidates, plan.options)
         return Explanation(
             plan.options.matcher,
             plan.options.strategy,
             tuple(
-                _explain_label(label.name, proposal, claim, plan.options)
-                for label, proposal, claim in zip(plan.labels, proposals, claims, strict=True)
+                _explain_label(label.name, candidate, result, plan.options)
+                for label, candidate, result in zip(plan.labels, candidates, results, strict=True)
             ),
         )
 
-    def _propose_planned(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[Proposal]]]:
+    def _candidates_of(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelCandidate]]]:
         # Of several labels in two passes: which are on the image is judged while each has all others' objects as
         # background. Then those that are there are matched again as if there were no others: an absent label changes
         # nothing of a present one's mask.
         decoded = iter(self._masks.decode([plan.image for plan in plans if plan.image is not None]))
-        made: list[Callable[[], list[Proposal]]] = []
-        again: list[tuple[int, list[Proposal], list[int], ImagePlan]] = []
+        made: list[Callable[[], list[LabelCandidate]]] = []
+        again: list[tuple[int, list[LabelCandidate], list[int], ImagePlan]] = []
         for number, plan in enumerate(plans):
             if plan.image is None:
                 made.append(list)
             elif len(plan.labels) == 1:
-                made.append(partial(self._masks.propose, next(decoded), plan.options))
+                made.append(partial(self._masks.label_candidates, next(decoded), plan.options))
             else:
-                first = self._masks.propose(next(decoded), plan.options)
+                first = self._masks.label_candidates(next(decoded), plan.options)
                 made.append(partial(list, first))
                 present = [index for index, one in enumerate(first) if one.is_there(plan.options)]
                 if 0 < len(present) < len(plan.labels):
@@ -88,40 +88,40 @@ class Segmentation:
                     again.append((number, first, present, self.plan(plan.encoded, labels, plan.options)))
         second = self._masks.decode([image for *_, image in again]) if again else []
         for (number, first, present, _), one in zip(again, second, strict=True):
-            propose = partial(self._masks.propose, one, plans[number].options)
-            made[number] = partial(_with_new_masks, first, present, propose)
+            make = partial(self._masks.label_candidates, one, plans[number].options)
+            made[number] = partial(_with_new_masks, first, present, make)
         return made
 
-    def _finish(self, plan: SegmentationPlan, propose: Callable[[], list[Proposal]]) -> list[LabelMask]:
+    def _finish(self, plan: SegmentationPlan, make: Callable[[], list[LabelCandidate]]) -> list[LabelMask]:
         found: list[LabelMask] = []
         size_hw, options = plan.encoded.size_hw, plan.options
-        proposals = propose()
-        claims = compete(proposals, options)
+        candidates = make()
+        results = compete(candidates, options)
         with self._stage("upsample"):
-            for label, proposal, claim in zip(plan.labels, proposals, claims, strict=True):
-                if not claim.is_kept:
+            for label, candidate, result in zip(plan.labels, candidates, results, strict=True):
+                if not result.is_kept:
                     continue
-                natural = mask_to_size(claim.mask, size_hw)
+                natural = mask_to_size(result.mask, size_hw)
                 refiner = plan.refiners.get(label.name)
                 if refiner is not None and plan.pixels is not None and natural.any():
-                    natural = refiner.refine(natural, _to_size(proposal.posterior, size_hw), plan.pixels)
+                    natural = refiner.refine(natural, _to_size(candidate.posterior, size_hw), plan.pixels)
                 if options.overlap == "exclusive":
                     # Masks that touch in the working frame may share the pixels that its border became.
                     for other in found:
                         natural &= ~other.mask
                 if options.instances:
-                    owner = nearest_to_size(split_instances(claim.mask), size_hw)
+                    owner = nearest_to_size(split_instances(result.mask), size_hw)
                     objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
                 else:
                     objects = [natural]
-                found += [LabelMask(label.name, one, claim.score) for one in objects if one.any()]
+                found += [LabelMask(label.name, one, result.score) for one in objects if one.any()]
         return found
 
 
 def _with_new_masks(
-    first: Sequence[Proposal], present: Sequence[int], propose: Callable[[], list[Proposal]]
-) -> list[Proposal]:
-    better = dict(zip(present, propose(), strict=True))
+    first: Sequence[LabelCandidate], present: Sequence[int], make: Callable[[], list[LabelCandidate]]
+) -> list[LabelCandidate]:
+    better = dict(zip(present, make(), strict=True))
     # A label that was there stays there: only its mask is made anew.
     return [
         replace(better[index], presence=one.presence if better[index].mask.any() else 0.0) if index in better else one
@@ -129,22 +129,22 @@ def _with_new_masks(
     ]
 
 
-def _explain_label(label: str, proposal: Proposal, claim: Claim, options: MatchOptions) -> LabelExplanation:
-    chance = f"The object is there with a probability of {claim.presence:.2f}"
-    if claim.is_kept:
+def _explain_label(label: str, candidate: LabelCandidate, result: CompetitionResult, options: MatchOptions) -> LabelExplanation:
+    chance = f"The object is there with a probability of {result.presence:.2f}"
+    if result.is_kept:
         reason = f"{chance}; {options.minimum_presence} is required."
-    elif proposal.mask.any() and claim.presence < options.minimum_presence:
+    elif candidate.mask.any() and result.presence < options.minimum_presence:
         reason = f"{chance}, less than the required {options.minimum_presence}."
-    elif proposal.mask.any() and claim.score < options.minimum_score:
-        reason = f"The expected IoU is {claim.score:.2f}, less than the required {options.minimum_score}."
-    elif proposal.mask.any():
+    elif candidate.mask.any() and result.score < options.minimum_score:
+        reason = f"The expected IoU is {result.score:.2f}, less than the required {options.minimum_score}."
+    elif candidate.mask.any():
         reason = "Its pixels went to a label that is likelier there."
-    elif any(cluster.is_kept for cluster in proposal.clusters):
+    elif any(cluster.is_kept for cluster in candidate.clusters):
         reason = "All its components were too small."
     else:
         reason = "No cluster mask is left: the object seems absent."
     return LabelExplanation(
-        label, proposal.posterior, proposal.clusters, claim.mask, claim.score, claim.is_kept, reason
+        label, candidate.posterior, candidate.clusters, result.mask, result.score, result.is_kept, reason
     )
 
 

@@ -25,7 +25,7 @@ from backend.engine.plans import (
     LabelReferences,
     LabelToFind,
     PreparedImage,
-    Proposal,
+    LabelCandidate,
     SegmentationPlan,
     labels_to_find,
 )
@@ -246,7 +246,7 @@ class Softmatcher:
         references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
     ) -> Explanation:
-        """Return what `segment` goes through with these arguments, and why each cluster and label is kept or dropped.
+        """Return what `segment` goes through with these arguments, and why each cluster and label is kept or rejected.
 
         Raises: as `segment`.
         """
@@ -255,9 +255,9 @@ class Softmatcher:
             return Explanation(plan.options.matcher, plan.options.strategy, ())
         return self._segmentation.explain(plan)
 
-    def propose(
+    def label_candidates(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
-    ) -> list[Proposal]:
+    ) -> list[LabelCandidate]:
         """Return the best mask of each label, however bad, in the segmenter's working frame; they may overlap.
 
         Args:
@@ -268,7 +268,7 @@ class Softmatcher:
         Raises: as `segment`.
         """
         labels = [LabelToFind(str(number), known) for number, known in enumerate(references)]
-        return self._segmentation.propose(encoded, labels, options)
+        return self._segmentation.label_candidates(encoded, labels, options)
 
     def _require_own(self, encoded: EncodedImage) -> None:
         if encoded.signature != self.signature:

@@ -44,7 +44,7 @@ def collect_rows(
             for path in [*episode.targets, *absent]:
                 is_present = path in episode.targets
                 target = engine.encode(read_image(path))
-                found = engine.propose(target, [references], MatchOptions())[0]
+                found = engine.label_candidates(target, [references], MatchOptions())[0]
                 truth = read_mask(path)
                 natural = mask_to_size(found.mask, (truth.shape[0], truth.shape[1]))
                 rows.append(Row(one.set_name, is_present, iou(natural, truth) if is_present else 0.0, found.features))

@@ -118,7 +118,7 @@ class Quality:
             seen.add(left_out.image_sha256)
             with self._models.scheduler.slot(is_interactive=False):
                 banks = [[one.reference for one in others[label] if one.reference] for label in tried]
-                proposals = softmatcher.propose(image.encoded, banks, options)
+                proposals = softmatcher.label_candidates(image.encoded, banks, options)
             for label, proposal in zip(tried, proposals, strict=True):
                 is_present = label == left_out.label
                 mask = mask_to_size(proposal.mask, image.encoded.size_hw)

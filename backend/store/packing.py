@@ -106,7 +106,11 @@ def _unpack_reference(row: sa.Row[Any]) -> Reference:
         raise ValueError(f"its {len(row.features)} bytes of features do not match their checksum")
     reference = Reference.from_arrays(safetensors.numpy.load(row.features), row.signature)
     patches = reference.features.shape[:1]
-    if reference.features.ndim != 2 or reference.inside.shape != patches or reference.known.shape != patches:
+    if (
+        reference.features.ndim != 2
+        or reference.foreground_coverage.shape != patches
+        or reference.ignore_weight.shape != patches
+    ):
         shapes = [array.shape for array in reference.to_arrays().values()]
-        raise ValueError(f"features, inside and known must be (R, D), (R,) and (R,), got {shapes}")
+        raise ValueError(f"features, coverage and weight must be (R, D), (R,) and (R,), got {shapes}")
     return reference

@@ -90,8 +90,8 @@ class NewReference:
         named = [self.reference.signature, self.label, self.image_tag, self.image_sha256, *map(str, self.mask.shape)]
         digest = hashlib.sha256(json.dumps(named).encode())
         digest.update(np.packbits(self.mask).tobytes())
-        digest.update(self.reference.inside.tobytes())
-        digest.update(self.reference.known.tobytes())
+        digest.update(self.reference.foreground_coverage.tobytes())
+        digest.update(self.reference.ignore_weight.tobytes())
         return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from backend.cli import app
 from backend.core.calibration import Calibration, MaskFeatures
 from backend.core.types import EncodedImage
 from backend.engine.options import MatchOptions
-from backend.engine.plans import LabelReferences, Proposal
+from backend.engine.plans import LabelCandidate, LabelReferences
 from backend.errors import ConfigurationError
 from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 from tests.engine.test_softmatcher import scene
@@ -63,15 +63,15 @@ def test_neither_or_both_sources_are_refused(tmp_path: Path) -> None:
 class ProposingSoftmatcher(ColourSoftmatcher):
     """Proposes what it segments, with features that tell whether anything was found."""
 
-    def propose(
+    def label_candidates(
         self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
-    ) -> list[Proposal]:
+    ) -> list[LabelCandidate]:
         made = []
         for known in references:
             found = self.segment(encoded, {"x": known}, options)
             mask = found[0].mask if found else np.zeros(encoded.size_hw, bool)
             features = MaskFeatures(0.5, 0.5, 0.9, 0.1, 0.8, 0.8, float(mask.mean()))
-            made.append(Proposal(mask, mask.astype(np.float32), 0.9, 0.9, features, ()))
+            made.append(LabelCandidate(mask, mask.astype(np.float32), 0.9, 0.9, features, ()))
         return made
 
 

@@ -155,7 +155,7 @@ def test_a_reference_matched_with_itself_finds_its_mask(name: MatcherName) -> No
     reference = _reference()
     target = torch.from_numpy(reference.features.astype(np.float32))
     found = make_matcher(name, FeatureScale(TEMPERATURE))(gather_references([reference], SIGNATURE), target)
-    assert np.array_equal((found.posterior > 0.5).numpy(), reference.inside > 0.5)
+    assert np.array_equal((found.posterior > 0.5).numpy(), reference.foreground_coverage > 0.5)
 
 
 @EVERY_MATCHER
@@ -200,9 +200,9 @@ def test_target_of_another_width_is_refused(name: MatcherName) -> None:
 
 def test_mask_smaller_than_a_patch_still_marks_it() -> None:
     reference = _reference(inside=1)
-    faint = np.where(reference.inside > 0, 0.05, 0.0).astype(np.float16)
+    faint = np.where(reference.foreground_coverage > 0, 0.05, 0.0).astype(np.float16)
     target, is_object = _target()
-    bank = gather_references([replace(reference, inside=faint)], SIGNATURE)
+    bank = gather_references([replace(reference, foreground_coverage=faint)], SIGNATURE)
     found = match_posterior(bank, target, temperature=TEMPERATURE).posterior
     assert float(found[is_object].min()) > float(found[~is_object].max())
 

@@ -56,8 +56,11 @@ def test_few_references_are_kept_as_they_are() -> None:
 def test_both_sides_keep_half_and_what_is_free_passes_on() -> None:
     bank = build_bank(REFERENCES, SIGNATURE, most_patches=400)
     assert int((bank.foreground > 0).sum()) == 200
-    small = [replace(one, inside=np.where(np.arange(300) == 7, one.inside, 0).astype(np.float16)) for one in REFERENCES]
-    touched = sum(int((one.inside * one.known > 0).sum()) for one in small)
+    small = [
+        replace(one, foreground_coverage=np.where(np.arange(300) == 7, one.foreground_coverage, 0).astype(np.float16))
+        for one in REFERENCES
+    ]
+    touched = sum(int((one.foreground_coverage * one.ignore_weight > 0).sum()) for one in small)
     bank = build_bank(small, SIGNATURE, most_patches=400)
     assert int((bank.foreground > 0).sum()) == touched
     assert len(bank.features) == 400
@@ -67,7 +70,9 @@ def test_object_smaller_than_a_patch_is_not_lost() -> None:
     inside = np.zeros(300, np.float16)
     inside[123] = 0.05
     bank = build_bank(
-        [replace(one, inside=inside, known=np.ones(300, np.float16)) for one in REFERENCES], SIGNATURE, most_patches=100
+        [replace(one, foreground_coverage=inside, ignore_weight=np.ones(300, np.float16)) for one in REFERENCES],
+        SIGNATURE,
+        most_patches=100,
     )
     assert float(bank.foreground.sum()) == pytest.approx(20 * 0.05, rel=1e-2)
 
@@ -78,7 +83,10 @@ def test_unknown_patches_are_not_kept() -> None:
 
 
 def test_without_background_there_is_none() -> None:
-    everything = [replace(one, inside=np.ones(300, np.float16), known=np.ones(300, np.float16)) for one in REFERENCES]
+    everything = [
+        replace(one, foreground_coverage=np.ones(300, np.float16), ignore_weight=np.ones(300, np.float16))
+        for one in REFERENCES
+    ]
     bank = build_bank(everything, SIGNATURE, most_patches=100)
     assert len(bank.features) == 100
     assert float(bank.background.sum()) == 0
@@ -100,8 +108,10 @@ def test_two_hundred_references_are_as_many_patches_to_match_as_ten() -> None:
 
 def test_every_reference_that_marks_something_has_its_object_in_the_bank() -> None:
     marked, faint, negative = REFERENCES[:3]
-    faint, negative = (replace(one, inside=np.zeros_like(one.inside)) for one in (faint, negative))
-    faint.inside[0] = 2e-4
+    faint, negative = (
+        replace(one, foreground_coverage=np.zeros_like(one.foreground_coverage)) for one in (faint, negative)
+    )
+    faint.foreground_coverage[0] = 2e-4
     for bank in (
         gather_references([marked, faint, negative], SIGNATURE),
         build_bank([marked, faint, negative], SIGNATURE, most_patches=100),

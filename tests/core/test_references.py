@@ -15,8 +15,8 @@ def test_every_view_shows_the_object_under_its_mask() -> None:
     assert len(views) == 3
     for view in views:
         assert np.array_equal(view.image[..., 0] == 255, view.mask)
-        assert view.outside is not None
-        assert np.array_equal(view.outside, ~view.mask)
+        assert view.background is not None
+        assert np.array_equal(view.background, ~view.mask)
     assert views[2].mask.mean() > 2 * views[0].mask.mean()
 
 

@@ -95,7 +95,7 @@ def test_each_object_is_trusted_by_its_own_score() -> None:
     assert np.unique(unsure).tolist() == pytest.approx([0.4])
     assert uncertainty.confidence[0, 0] == pytest.approx(0.4)
     assert uncertainty.soft_mask[15, 30] == 1  # what was marked holds
-    seen = scribble_uncertainty(FEATURES, objects[1:2], finished=masks[0])
+    seen = scribble_uncertainty(FEATURES, objects[1:2], complete=masks[0])
     assert seen is not None
     assert isinstance(seen.confidence, np.ndarray)
     assert (seen.confidence[masks[0]] == 1).all()

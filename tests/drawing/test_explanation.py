@@ -20,7 +20,7 @@ def _label(is_kept: bool, proposals: int = 7) -> LabelExplanation:
     score_map = np.linspace(0, 1, 60 * 80, dtype=np.float32).reshape(60, 80)
     points = np.array([[20.0, 20.0], [79.0, 59.0]], np.float32)
     parts = tuple(
-        ClusterMask(points, mask, 0.5, is_kept, "kept" if is_kept else "dropped: why") for _ in range(proposals)
+        ClusterMask(points, mask, 0.5, is_kept, "kept" if is_kept else "rejected: why") for _ in range(proposals)
     )
     return LabelExplanation("Ä label", score_map, parts, mask, 0.7, is_kept, "A reason that is long " * 12)
 

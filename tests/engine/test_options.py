@@ -83,10 +83,12 @@ def test_a_trace_tells_what_segment_does(engine: Softmatcher, strategy: str) -> 
     assert cat.score == found["Cat"].score
     assert cat.mask.any()
     assert cat.score_map.shape == cat.mask.shape
-    assert cat.proposals
-    assert all(part.reason == "kept" or part.reason.startswith("dropped: ") for part in cat.proposals + dog.proposals)
+    assert cat.cluster_masks
+    assert all(
+        part.reason == "kept" or part.reason.startswith("rejected: ") for part in cat.cluster_masks + dog.cluster_masks
+    )
     assert dog.reason
-    assert np.concatenate([part.points_xy for part in cat.proposals]).shape[1] == 2
+    assert np.concatenate([part.points_xy for part in cat.cluster_masks]).shape[1] == 2
 
 
 def test_a_trace_without_references_has_no_labels(engine: Softmatcher) -> None:

@@ -22,7 +22,7 @@ from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
 from backend.engine.competition import compete
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
-from backend.engine.plans import Proposal
+from backend.engine.plans import LabelCandidate
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError, ConfigurationError
 from backend.models.calibrations import read_calibration
@@ -142,7 +142,7 @@ def test_one_of_two_marked_objects_finds_both_unless_complete(engine: Softmatche
     open_reference = engine.describe(image, encoded, left)
     told = engine.describe(image, encoded, left, background=masks["red"] & ~left)
     assert iou(engine.segment(encoded, {"Cat": [open_reference]})[0].mask, masks["red"]) > 0.9
-    assert told.known.astype(np.float32).sum() > open_reference.known.astype(np.float32).sum() + 5
+    assert told.ignore_weight.astype(np.float32).sum() > open_reference.ignore_weight.astype(np.float32).sum() + 5
 
 
 def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(engine: Softmatcher) -> None:
@@ -157,7 +157,9 @@ def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(eng
     assert iou(engine.segment(encoded, {"Cat": [reference]})[0].mask, masks["red"]) > 0.9
     right = masks["red"] & ~left
     told = engine.describe(image, encoded, part, background=right, uncertainty=uncertainty)
-    assert float(told.inside[told.known > 0].sum()) < float(reference.inside[reference.known > 0].sum())
+    assert float(told.foreground_coverage[told.ignore_weight > 0].sum()) < float(
+        reference.foreground_coverage[reference.ignore_weight > 0].sum()
+    )
 
 
 def test_masks_come_at_natural_size_and_same_input_gives_the_same_answer(engine: Softmatcher) -> None:
@@ -315,18 +317,18 @@ def test_labels_on_one_object_are_one_label_unless_overlap_is_allowed(engine: So
     image, masks = scene(red=(60, 80, 35))
     same = describe(engine, image, masks["red"])
     target = engine.encode(scene(red=(120, 90, 40))[0])
-    propose = engine.propose(target, [[same]], MatchOptions())
+    propose = engine.label_candidates(target, [[same]], MatchOptions())
     claims = compete([propose[0], propose[0]], MatchOptions(overlap="allowed"))
     assert [claim.is_kept for claim in claims] == [True, True]
     assert np.array_equal(claims[0].mask, claims[1].mask)
     assert [claim.is_kept for claim in compete([propose[0], propose[0]], MatchOptions())] == [True, False]
 
 
-def _proposal(box: tuple[int, int, int, int], posterior: float, chance: float) -> Proposal:
+def _proposal(box: tuple[int, int, int, int], posterior: float, chance: float) -> LabelCandidate:
     mask = np.zeros((100, 100), bool)
     mask[box[1] : box[3], box[0] : box[2]] = True
     flat = mask.astype(np.float32)
-    return Proposal(
+    return LabelCandidate(
         mask, flat * np.float32(posterior), chance, 0.9, MaskFeatures(0.5, 0.5, posterior, 0.0, 0.9, 0.9, 0.1), ()
     )
 

@@ -335,7 +335,7 @@ class TestDigest:
     def test_tells_references_apart(self, store: Store) -> None:
         first = new_reference(1)
         changed = replace(first, mask=~first.mask)
-        known = replace(first.reference, known=np.zeros(6, np.float16))
+        known = replace(first.reference, ignore_weight=np.zeros(6, np.float16))
         variants = [
             [],
             [first],

@@ -144,8 +144,10 @@ def test_the_whole_pipeline_finds_what_the_cpu_finds(matcher: Any) -> None:
     encoded, seen = on_cpu.encode(image), on_cpu.encode(target)
     reference = on_cpu.describe(image, encoded, mask)
     options = MatchOptions(matcher=matcher, minimum_presence=0.0)
-    expected = on_cpu.propose(seen, [[reference]], options)[0]
-    found = on_cuda.propose(seen, [on_cuda.gather([reference], options)], options)[0]  # one signature: one cache
+    expected = on_cpu.label_candidates(seen, [[reference]], options)[0]
+    found = on_cuda.label_candidates(seen, [on_cuda.gather([reference], options)], options)[
+        0
+    ]  # one signature: one cache
     np.testing.assert_allclose(found.posterior, expected.posterior, atol=1e-3)
     assert np.mean(found.mask != expected.mask) < 0.02
     assert found.kinship == pytest.approx(expected.kinship, abs=1e-2)

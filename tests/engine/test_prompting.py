@@ -3,7 +3,7 @@
 import numpy as np
 
 from backend.core.types import Mask
-from backend.engine.proposals import PromptPlan, select_masks
+from backend.engine.prompting import PromptPlan, select_masks
 from backend.models.segmenters import MaskCandidate
 
 HW = (10, 12)
@@ -37,6 +37,6 @@ def test_points_on_several_objects_keep_all_of_them() -> None:
 
 def test_points_without_a_mask_tell_the_segmenters_reason() -> None:
     refused, silent = select_masks(_plan(2), [MaskCandidate(np.zeros(HW, bool), 0.0, 0, "SAM's masks are empty")], HW)
-    assert (refused.is_kept, refused.reason) == (False, "dropped: SAM's masks are empty")
-    assert (silent.is_kept, silent.reason) == (False, "dropped: the segmenter found nothing at these points")
+    assert (refused.is_kept, refused.reason) == (False, "rejected: SAM's masks are empty")
+    assert (silent.is_kept, silent.reason) == (False, "rejected: the segmenter found nothing at these points")
     assert refused.mask.shape == silent.mask.shape == HW

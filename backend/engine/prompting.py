@@ -1,5 +1,4 @@
-"""From a label's score map to mask proposals: points drawn, clustered, and put to the segmenter in one of several
-ways."""
+"""Prompting: from a label's score map to points, prompt clusters, and the cluster masks that they give."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from backend.core.types import Mask, PromptingStrategy, Scribble
 from backend.models.segmenters import MaskCandidate, Prompt
 
 PAPER_MINIMUM_SCORE = 0.5
-"""Predicted IoU below which the paper's recipe drops a proposal. The paper filters, but gives no number."""
+"""Predicted IoU below which the strategy `paper` rejects a cluster mask. The paper filters, but gives no number."""
 POINTS: dict[PromptingStrategy, int] = {"prior": 256, "paper": 64}
 """With `prior` points only say which pieces of the score map are meant, so that each object shall have one: measured in
 docs/experiments.md. With `paper` the segmenter is asked with them."""
@@ -22,12 +21,12 @@ docs/experiments.md. With `paper` the segmenter is asked with them."""
 
 @dataclass(frozen=True, eq=False)
 class PromptPlan:
-    """What a label asks of the segmenter.
+    """The prompts of one label.
 
     Attributes:
         clusters: (P, 2) float32 points (x, y) of each cluster, in the working frame.
         prompts: one per cluster.
-        strategy: that the answers are judged by.
+        strategy: that decides which cluster masks are kept.
     """
 
     clusters: tuple[NDArray[np.float32], ...]
@@ -44,11 +43,11 @@ def plan_prompts(
     cluster_count: int,
     seed: int,
 ) -> PromptPlan:
-    """Clusters of points as prompts.
+    """Draw points from the matching probability, and join them to prompt clusters.
 
     `prior`: the segmenter follows the score map, the points say which pieces of it are meant, and every piece counts.
-    `paper`: the segmenter sees the points of a cluster and nothing else; proposals of too low a predicted IoU are
-    dropped.
+    `paper`: the segmenter sees the points of a cluster and nothing else; cluster masks of too low a predicted IoU are
+    rejected.
 
     Args:
         prior: (h, w) float32 in [0, 1] in the working frame.
@@ -74,10 +73,15 @@ def plan_prompts(
 def select_masks(
     plan: PromptPlan, candidates: Iterable[MaskCandidate], working_hw: tuple[int, int]
 ) -> tuple[ClusterMask, ...]:
-    """What the segmenter made of each cluster of points; the kept ones together are the label's mask.
+    """Select between the mask candidates of each prompt cluster; the kept cluster masks are the label's mask.
 
-    A cluster with points on several objects has a candidate of each: together they are what is proposed, their score
-    the mean over its pixels.
+    A cluster with points on several objects has a candidate of each: their union is its mask, and their score the
+    mean over its pixels.
+
+    Args:
+        plan: the prompts.
+        candidates: of these prompts, in any order.
+        working_hw: size of the segmenter's working frame.
     """
     of_prompt: list[list[MaskCandidate]] = [[] for _ in plan.clusters]
     for candidate in candidates:
@@ -89,16 +93,16 @@ def select_masks(
         areas = [np.count_nonzero(one.mask) for one in found]
         score = float(np.average([one.score for one in found], weights=areas)) if found else 0.0
         rejection_reason = next((one.rejection_reason for one in own if one.rejection_reason), None)
-        is_kept, reason = _judge(plan.strategy, is_empty=not found, score=score, rejection_reason=rejection_reason)
+        is_kept, reason = _verdict(plan.strategy, is_empty=not found, score=score, rejection_reason=rejection_reason)
         parts.append(ClusterMask(cluster, mask, score, is_kept, reason))
     return tuple(parts)
 
 
-def _judge(
+def _verdict(
     strategy: PromptingStrategy, *, is_empty: bool, score: float, rejection_reason: str | None
 ) -> tuple[bool, str]:
     if is_empty:
-        return False, f"dropped: {rejection_reason or 'the segmenter found nothing at these points'}"
+        return False, f"rejected: {rejection_reason or 'the segmenter found nothing at these points'}"
     if strategy == "paper" and score < PAPER_MINIMUM_SCORE:
-        return False, f"dropped: predicted IoU below {PAPER_MINIMUM_SCORE}"
+        return False, f"rejected: predicted IoU below {PAPER_MINIMUM_SCORE}"
     return True, "kept"
