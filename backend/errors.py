@@ -9,7 +9,7 @@ class SoftmatcherError(Exception):
 
 
 class BadInputError(SoftmatcherError):
-    """The request, image, annotation or label config cannot be used as it is: its sender has to change it."""
+    """A request, image, annotation or label config cannot be used as it is: its sender has to change it."""
 
 
 class TooLargeError(BadInputError):
@@ -21,7 +21,7 @@ class NotFoundError(SoftmatcherError):
 
 
 class ConflictError(SoftmatcherError):
-    """What was asked for cannot go with what is running: wait for it, cancel it, or ask to replace it."""
+    """A request conflicts with running work: wait for that, cancel it, or ask to replace it."""
 
 
 class ForbiddenError(SoftmatcherError):

@@ -116,12 +116,12 @@ class FeatureCache:
 
     @property
     def stats(self) -> CacheStats:
-        """The figures now."""
+        """Return the current counters."""
         with self._lock:
             return self._stats
 
     def get(self, image_sha256: str) -> EncodedImage | None:
-        """The entry of an image, which then is the most recently used; None if there is none.
+        """Return the entry of an image, which then is the most recently used; None if there is none.
 
         Raises:
             BadInputError: not a sha256 in 64 hex digits.
@@ -155,7 +155,7 @@ class FeatureCache:
         self._note_written(len(content))
 
     def get_or_encode(self, image_sha256: str, encode: Callable[[], EncodedImage]) -> EncodedImage:
-        """The entry of an image, made by `encode` if there is none; threads that ask meanwhile wait for it.
+        """Return the entry of an image, made by `encode` if there is none; threads that ask meanwhile wait for it.
 
         If `encode` raises, its own caller gets the exception, and those who waited try for themselves.
 
@@ -182,7 +182,7 @@ class FeatureCache:
                 return making.result()
 
     def encode_if_absent(self, image_sha256: str, encode: Callable[[], EncodedImage]) -> bool:
-        """Have the entry of an image made unless it is there or being made; False if it was. Waits for no other thread.
+        """Make the entry of an image unless it exists or is being made; return False then. Waits for no other thread.
 
         Raises:
             BadInputError: not a sha256 in 64 hex digits.

@@ -28,7 +28,7 @@ _STAGES = "stage_seconds"
 
 @dataclass(frozen=True)
 class PropagationCounters:
-    """What the store says of the propagations that have something to do.
+    """Counters of the unfinished propagations, read from the store.
 
     Attributes:
         running: state (`planning`, `running`, `finishing` or `paused`) -> how many.
@@ -105,7 +105,7 @@ class Metrics:
         self.registry.register(self._readings)
 
     def on_stage(self, stage: str, seconds: float) -> None:
-        """The pipeline's observer."""
+        """Count the time of a stage of the engine."""
         self.stage_seconds.labels(stage).observe(seconds)
 
     @contextmanager
@@ -116,7 +116,7 @@ class Metrics:
         self.on_stage(name, time.perf_counter() - started)
 
     def totals(self) -> dict[str, float]:
-        """What this process has counted so far and workers share: `<figure>/<value of its label>` -> sum."""
+        """Return the counters of this process that workers share: `<figure>/<value of its label>` -> sum."""
         totals: dict[str, float] = {}
         for counter, name in (
             (self.tasks, "tasks"),
@@ -178,7 +178,7 @@ class Metrics:
         self._readings.read = read
 
     def render(self) -> bytes:
-        """The text exposition format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

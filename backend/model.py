@@ -31,7 +31,7 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
     """Softmatcher as a model of label-studio-ml 1.0.9, and of its 2.x line."""
 
     def predict(self, tasks: list[dict[str, Any]], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
-        """Predictions in the order of the tasks; [] where nothing was found.
+        """Return predictions in the order of the tasks; [] for a task without any.
 
         Raises:
             BadInputError: the tasks name no project, or label config or scribble cannot be used.
@@ -49,7 +49,7 @@ class SoftmatcherBackend(LabelStudioMLBase):  # type: ignore[misc]
         return [_unversioned(item) if isinstance(item, dict) else item for item in answer.results]
 
     def fit(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A webhook of Label Studio: 2.x gives `fit(event, data)`, 1.0.9 `fit((), event=..., data=...)`."""
+        """Take a webhook of Label Studio: 2.x gives `fit(event, data)`, 1.0.9 `fit((), event=..., data=...)`."""
         body = kwargs.get("data") if "data" in kwargs else (args[1] if len(args) > 1 else None)
         if not isinstance(body, Mapping) or not isinstance(body.get("project"), Mapping):
             return {"status": "nothing to do"}

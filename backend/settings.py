@@ -304,17 +304,17 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        """SQLAlchemy address of the store."""
+        """Return the SQLAlchemy address of the store."""
         return self.database_url or f"sqlite:///{(self.data_dir / 'softmatcher.db').resolve()}"
 
     @property
     def weights_folder(self) -> Path:
-        """Folder of model weights."""
+        """Return the folder of model weights."""
         return self.weights_dir or self.data_dir / "weights"
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of the feature cache."""
+        """Return the folder of the feature cache."""
         return self.data_dir / "features"
 
 
@@ -337,7 +337,7 @@ SHARED = tuple(field for field in Settings.model_fields if _is_shared(field))
 
 
 def environment_name(field: str) -> str:
-    """The environment variable of a field."""
+    """Return the environment variable of a field."""
     alias = Settings.model_fields[field].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"{PREFIX}{field.upper()}"
 
@@ -384,13 +384,13 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def shared_settings(settings: Settings) -> dict[str, Any]:
-    """What a service tells its workers, as JSON; no secret is among it."""
+    """Return the settings that a service shares with its workers, as JSON; no secret is among them."""
     told = settings.model_dump(mode="json", include=set(SHARED))
     return {name: sorted(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
 def with_shared(settings: Settings, told: Mapping[str, Any]) -> Settings:
-    """A worker's settings, with the service's where its own environment says nothing.
+    """Return a worker's settings, with the service's values for fields that its own environment does not set.
 
     Raises:
         ConfigurationError: the service is of another release, and told what this one does not understand.

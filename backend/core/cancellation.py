@@ -15,11 +15,11 @@ _calling = threading.local()
 
 
 class CancelledWorkError(Exception):
-    """The work in hand is not wanted any more. No fault of anyone: whoever set the condition catches it."""
+    """Raised where the current work is cancelled: no fault of anyone; the code that set the condition catches it."""
 
 
 class WorkTimeoutError(Exception):
-    """The time that the work in hand was given is over. That says nothing of what it worked on: pass it on.
+    """Raised where the current work has used up its time, which states nothing about its input: let it pass.
 
     Whoever runs work with a limit (a job queue) raises a subclass of it, at any place.
     """
@@ -27,7 +27,7 @@ class WorkTimeoutError(Exception):
 
 @contextmanager
 def cancellable(is_unwanted: Callable[[], bool]) -> Iterator[None]:
-    """While the block runs, `check` raises as soon as `is_unwanted` (or an enclosing block's condition) is true."""
+    """Let `check` raise inside the block as soon as `is_unwanted` (or an enclosing block's condition) is true."""
     outer = getattr(_calling, "is_unwanted", None)
     _calling.is_unwanted = is_unwanted if outer is None else lambda: outer() or is_unwanted()
     try:
@@ -37,7 +37,7 @@ def cancellable(is_unwanted: Callable[[], bool]) -> Iterator[None]:
 
 
 def check() -> None:
-    """End here if this thread's work is not wanted any more; costs a microsecond where nothing was said.
+    """Raise if this thread's work is cancelled or out of time; costs a microsecond if no condition is set.
 
     Raises:
         CancelledWorkError: it is not.
@@ -49,7 +49,7 @@ def check() -> None:
 
 @contextmanager
 def time_limit(until: float, message: str, *, clock: Callable[[], float] = time.thread_time) -> Iterator[None]:
-    """While the block runs, `check` raises from a time on.
+    """Let `check` raise inside the block from a time on.
 
     Args:
         until: what the clock shows then.
@@ -70,7 +70,7 @@ def time_limit(until: float, message: str, *, clock: Callable[[], float] = time.
 
 @contextmanager
 def shield() -> Iterator[None]:
-    """While the block runs, `check` says nothing: for what must be done as a whole."""
+    """Let `check` pass inside the block: for work that must be done as a whole."""
     outer = getattr(_calling, "is_unwanted", None)
     _calling.is_unwanted = None
     try:

@@ -23,7 +23,7 @@ class _Kept:
 
 
 class CutMemory:
-    """Keeps what scribbles gave on an image for as long as the encoded image is in memory. Threads may share it."""
+    """Keeps the masks of an image's scribbles for as long as the encoded image is in memory. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

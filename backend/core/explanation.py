@@ -1,4 +1,4 @@
-"""What a segmentation went through: for people who ask why a mask is as it is, or why there is none."""
+"""Explanations: how the masks of an image came about, or why there is none."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from backend.core.types import Mask
 
 @dataclass(frozen=True, eq=False)
 class ClusterMask:
-    """What became of one cluster of points. All in the segmenter's working frame of (h, w) px.
+    """One prompt cluster and the mask that it gave, in the segmenter's working frame of (h, w) px.
 
     Attributes:
         points_xy: (N, 2) float32, px: the cluster, a prompt of the segmenter.
@@ -29,7 +29,7 @@ class ClusterMask:
 
 @dataclass(frozen=True, eq=False)
 class LabelExplanation:
-    """What became of one label, in the segmenter's working frame.
+    """How the mask of one label came about, in the segmenter's working frame.
 
     Attributes:
         label: its name.
@@ -52,7 +52,7 @@ class LabelExplanation:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A whole segmentation.
+    """How the segmentation of one image came about.
 
     Attributes:
         matcher, strategy: what made it.

@@ -9,7 +9,7 @@ from backend.errors import BadInputError
 
 
 def mask_coverage(mask: Mask, grid_hw: tuple[int, int]) -> Tensor:
-    """How much of each patch a mask covers.
+    """Return the share of each patch that a mask covers.
 
     Args:
         mask: (H, W) bool.
@@ -28,7 +28,7 @@ def mask_coverage(mask: Mask, grid_hw: tuple[int, int]) -> Tensor:
 
 
 def patch_means(picture: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """The mean of a picture over each patch, (H, W) of any type to (H_p, W_p) float32: `map_to_size` the other way."""
+    """Return the mean of a picture over each patch, (H, W) to (H_p, W_p) float32: `map_to_size` reversed."""
     # Summed-area table: exact for fractional patch borders, and one pass even over 100 megapixels.
     rows = _row_means(picture, grid_hw[0])
     return _row_means(rows.T.contiguous(), grid_hw[1]).T.contiguous()
@@ -50,7 +50,7 @@ def _row_means(values: Tensor, bins: int) -> Tensor:
 
 
 def map_to_size(score_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """A patch map as a picture.
+    """Resize a patch map to a picture.
 
     Args:
         score_map: (H_p, W_p) float32.

@@ -1,5 +1,4 @@
-"""From the mask of a label to one mask for each of its objects: separate pieces, and touching ones parted at their
-necks."""
+"""Instances: one mask per object of a label; touching objects are parted at their necks."""
 
 import cv2
 import numpy as np

@@ -2,8 +2,8 @@
 
 A segmenter makes one object of one scribble. Two clicks on two coins mean two objects, two clicks on one dog mean one.
 So each mark is cut alone first; marks that lie on each other's masks are on one object and are cut together, and so are
-marks whose masks touch, unless they are sure. Who marks one thing that is hard to cut is not held to its crumbs: all
-marks are cut as one where that is much surer and holds what each of them gave.
+marks whose masks touch, unless they are sure. All marks are cut
+as one object if that is much surer and contains what each of them gave: one thing may be hard to cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ Cut = Callable[[Scribble], ScoredMask | None]
 
 @dataclass(frozen=True, eq=False)
 class MarkedObject:
-    """One object of those that a scribble marks.
+    """One of the objects that a scribble marks.
 
     Attributes:
         scribble: the marks on it, and the negatives of the whole scribble.

@@ -10,7 +10,7 @@ from backend.core.types import Mask, Scribble
 
 
 def painted_masks(scribble: Scribble) -> tuple[Mask, Mask]:
-    """What a scribble's points and strokes mark as object and as not the object: (H, W) bool each, boxes left out."""
+    """Return what points and strokes of a scribble mark as object and as not the object, (H, W) bool each."""
     masks = []
     for points_xy, strokes in (
         (scribble.positive_xy, scribble.positive_strokes),
@@ -28,6 +28,8 @@ def clean_mask(mask: Mask, *, small_component_px: float, hole_px: float) -> Mask
 
     Args:
         mask: (h, w) bool.
+        small_component_px: least area that is kept.
+        hole_px: least area of a hole that is kept.
     """
     return ~_without_small_pieces(~_without_small_pieces(mask, small_component_px), hole_px)
 
@@ -55,7 +57,7 @@ def resolve_overlaps(masks: Sequence[Mask], priors: Sequence[NDArray[np.float32]
 
 
 def mask_to_size(mask: Mask, size_hw: tuple[int, int]) -> Mask:
-    """A mask at another size, its border drawn smoothly between the pixels that carried it.
+    """Resize a mask, its border drawn smoothly between the pixels that carried it.
 
     Args:
         mask: (h, w) bool.
@@ -74,7 +76,7 @@ def mask_to_size(mask: Mask, size_hw: tuple[int, int]) -> Mask:
 
 
 def iou(first: Mask, second: Mask) -> float:
-    """Intersection over union; 1 where both are empty."""
+    """Return the intersection over union of two masks, in [0, 1]; 1 if both are empty."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 

@@ -47,7 +47,7 @@ class ReferenceBank:
             object.__setattr__(self, "objects", mean[None])
 
     def to(self, device: torch.device) -> "ReferenceBank":
-        """The same on a device; itself if it is there."""
+        """Return the bank on a device; itself if it is there."""
         if self.features.device == device:
             return self
         parts = self.features, self.foreground, self.background, self.objects
@@ -56,7 +56,7 @@ class ReferenceBank:
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """What a matcher says of a target's patches.
+    """The scores of a target's patches for one label.
 
     Attributes:
         posterior: (T,) float32 in [0, 1]: how likely a patch shows the object; low everywhere where it is absent.
@@ -78,7 +78,7 @@ class Matcher(Protocol):
 
 
 def check_references(references: Sequence[Reference], signature: str) -> None:
-    """What matching asks of the references of a label.
+    """Check the references of a label before matching.
 
     Raises:
         BadInputError: no reference, another model's features, NaN in them, shapes that don't agree, or nothing marked.
@@ -128,7 +128,7 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
 
 
 def mean_objects(references: Sequence[Reference]) -> Tensor:
-    """The mean feature of the object on each reference that marks one, (N, D) float32."""
+    """Return the mean feature of the object on each reference that marks one, (N, D) float32 for N of them."""
     means = []
     for reference in references:
         marked = np.flatnonzero(reference.foreground_coverage > 0)
@@ -141,7 +141,7 @@ def mean_objects(references: Sequence[Reference]) -> Tensor:
 def match_posterior(
     bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> ScoreMap:
-    """The foreground posterior, balanced.
+    """Return the balanced foreground posterior.
 
         q[t] = a[t] / (a[t] + b[t] + exp(s0 / tau))
         a[t] = sum_r foreground[r] exp(S[r, t] / tau) / sqrt(sum_r foreground[r]),     b[t] likewise with background[r]
@@ -177,7 +177,7 @@ def match_posterior(
 def match_posteriors(
     banks: Sequence[ReferenceBank], target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> list[ScoreMap]:
-    """The foreground posterior of several labels, each of which knows the others' objects as its background.
+    """Return the foreground posteriors of several labels, each with the others' objects as its background.
 
         q_l[t] = a_l[t] / (a_l[t] + b_l[t] + exp(s0 / tau))
         A_l[t] = sum_r foreground_l[r] exp(S_l[r, t] / tau),     B_l[t] likewise with background_l[r]
@@ -188,7 +188,9 @@ def match_posteriors(
 
     Args:
         banks: of the labels, at least one.
-        target, temperature, similarity_floor: as `match_posterior`.
+        target: as `match_posterior`.
+        temperature: likewise.
+        similarity_floor: likewise.
 
     Raises:
         BadInputError: as `match_posterior`.
@@ -246,7 +248,7 @@ def with_others_as_background(banks: Sequence[ReferenceBank]) -> list[ReferenceB
 
 
 def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
-    """The paper's exact score in closed form.
+    """Return the paper's exact score in closed form.
 
         p[t] = softmax_t(<m, g_t> / tau),     m = sum_r foreground[r] f_r / sum_r foreground[r]
 
@@ -271,7 +273,7 @@ def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: fl
 
 
 def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
-    """PerSAM's mean feature, and one of the background beside it.
+    """Match PerSAM's mean feature, and one of the background beside it.
 
         posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
 
@@ -305,7 +307,7 @@ def to_matching(posterior: Tensor) -> Tensor:
 
 
 def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
-    """What every matcher asks of its arguments.
+    """Check the arguments that every matcher takes.
 
     Raises:
         BadInputError: temperature not above 0, shapes that don't agree, NaN features.
@@ -323,5 +325,5 @@ def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -
 
 
 def balanced_mass(mass: Tensor) -> Tensor:
-    """Masses (R,) of one class, divided by the square root of their sum."""
+    """Return masses (R,) of one class, divided by the square root of their sum."""
     return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()

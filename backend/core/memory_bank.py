@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 
 
 def build_bank(references: Sequence[Reference], signature: str, *, most_patches: int) -> ReferenceBank:
-    """The patches of several references, thinned to at most `most_patches`.
+    """Return the patches of several references, thinned to `most_patches` or fewer.
 
     Every sum over reference patches becomes a sum over some of them, each with the mass of those it stands for:
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ObjectFeatureSpace:
-    """Where an encoder's features tell the kind of an object.
+    """The part of an encoder's features in which objects are compared.
 
     Attributes:
         channels: those that do, of the D of a patch.
@@ -33,8 +33,8 @@ SAME_OBJECT = 0.98
 """Two references more alike than this show one object once more: an image annotated by two people."""
 
 
-def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, frame: ObjectFeatureSpace) -> float:
-    """How alike in kind what was found is to the most alike of the references' objects.
+def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, space: ObjectFeatureSpace) -> float:
+    """Return the similarity of the found object to the most similar of the references' objects.
 
         max_n cos(o_n - c, m - c),     m = sum_t w[t] g_t / sum_t w[t],   c what is typical
 
@@ -42,7 +42,7 @@ def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, frame: O
         objects: (N, D) float32: mean feature of each reference's object.
         target: (T, D) float32 of unit length.
         weights: (T,) float32 >= 0: what was found; on the CPU, wherever the others are.
-        frame: of the encoder.
+        space: of the encoder.
 
     Returns:
         a cosine in [-1, 1]; -1 where nothing was found.
@@ -50,23 +50,24 @@ def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, frame: O
     total = float(weights.sum())
     if total <= 0:
         return -1.0
-    found = (weights.to(target.device) @ target / total)[frame.channels] - frame.typical
-    known = objects[:, frame.channels] - frame.typical
+    found = (weights.to(target.device) @ target / total)[space.channels] - space.typical
+    known = objects[:, space.channels] - space.typical
     return float((F.normalize(known, dim=1) @ F.normalize(found, dim=0)).max().clamp(-1.0, 1.0))
 
 
-def intra_reference_similarity(objects: Tensor, frame: ObjectFeatureSpace) -> float:
-    """How alike in kind the references' objects are among themselves: what may be asked of a target.
+def intra_reference_similarity(objects: Tensor, space: ObjectFeatureSpace) -> float:
+    """Return the similarity of the references' objects to each other: the level that a target can reach.
 
         mean_n max_k cos(o_n - c, o_k - c)      over k that show another object than n does (`SAME_OBJECT`)
 
     Args:
-        objects, frame: as for `object_similarity`.
+        objects: as for `object_similarity`.
+        space: likewise.
 
     Returns:
         a cosine in [-1, 1]; `LONE_INTRA_REFERENCE_SIMILARITY` for a single object, however often it was given.
     """
-    known = F.normalize(objects[:, frame.channels] - frame.typical, dim=1)
+    known = F.normalize(objects[:, space.channels] - space.typical, dim=1)
     likeness = known @ known.T
     others = likeness < SAME_OBJECT
     has_others = others.any(dim=1)

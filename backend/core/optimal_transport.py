@@ -1,5 +1,4 @@
-"""Matchers that move mass from reference to target patches: the entropic plan, and the assignment of one patch to one
-patch.
+"""Matchers that transport mass from reference to target patches: the entropic plan, and the assignment.
 
 Symbols as in `matching`. Both form the R x T matrix of similarities; `hungarian` is cubic in patches besides. They are
 here to be compared with, the paper's starting point and its rival.
@@ -29,7 +28,7 @@ def match_sinkhorn(
     temperature: float,
     regularisation: float = REGULARISATION,
 ) -> ScoreMap:
-    """Prices of the entropic transport of the references to the target.
+    """Match by the prices of the entropic transport of the references to the target.
 
         min_P  sum_rt P[r,t] (1 - S[r,t]) + eps KL(P | a b^T),     P 1 = a,  P^T 1 = b
         P[r,t] = a[r] b[t] exp((u[r] + v[t] - 1 + S[r,t]) / eps),     sum_r a[r] u[r] = 0
@@ -46,7 +45,9 @@ def match_sinkhorn(
     references share one a.
 
     Args:
-        bank, target, temperature: as for `match_posterior`.
+        bank: as for `match_posterior`.
+        target: likewise.
+        temperature: likewise.
         regularisation: eps > 0.
 
     Raises:
@@ -68,7 +69,7 @@ def match_sinkhorn(
 
 
 def _prices(features: Tensor, mass: Tensor, target: Tensor, regularisation: float) -> Tensor:
-    """v (T,) of the transport of `mass` (R,) to the target's patches."""
+    """Return the prices v (T,) of the transport of `mass` (R,) to the target's patches."""
     # Imported here: POT looks for every array library there is, which takes seconds that other matchers need not wait.
     from ot.bregman import sinkhorn
 

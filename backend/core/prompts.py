@@ -32,7 +32,7 @@ def sample_points(matching: Tensor, *, count: int, seed: int) -> Tensor:
 
 
 def cluster_points(points_xy: Tensor, *, count: int, iterations: int = 10) -> list[Tensor]:
-    """k-means with farthest-first centres: no draw, so one set of points has one clustering.
+    """Cluster points by k-means with farthest-first centres: no draw, so one set of points has one clustering.
 
     Args:
         points_xy: (N, 2) float32.

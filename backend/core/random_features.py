@@ -28,7 +28,7 @@ def match_random_features(
     features: int = FEATURES,
     seed: int = SEED,
 ) -> ScoreMap:
-    """`match_posterior` with its kernel replaced by the product of random features.
+    """Match as `match_posterior`, with its kernel replaced by the product of random features.
 
         exp(<x, y>) ~= <phi(x), phi(y)>,    phi_i(x) = prod_k D_k exp(A_k w_ik^2 + B_k w_ik x_k - x_k^2 / 2) /
         sqrt(features) D_k = (1 - 4 A_k)^(1/4),  B_k = sqrt(1 - 4 A_k),   w_i normal, orthogonal in blocks
@@ -48,7 +48,9 @@ def match_random_features(
     it.
 
     Args:
-        bank, target, temperature: as for `match_posterior`.
+        bank: as for `match_posterior`.
+        target: likewise.
+        temperature: likewise.
         directions: kept of the feature space; at most D are.
         features: random features, even.
         seed: of the draw.
@@ -96,7 +98,7 @@ def _leading_directions(rows: Tensor, count: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _draw(dimensions: int, features: int, seed: int) -> Tensor:
-    """w (features, dimensions): normal rows, orthogonal in blocks of `dimensions`, the same every time."""
+    """Return w (features, dimensions): normal rows, orthogonal in blocks of `dimensions`, the same every time."""
     generator = torch.Generator().manual_seed(seed)
     blocks = []
     for _ in range(math.ceil(features / dimensions)):
@@ -114,7 +116,7 @@ def _damping(spread: Tensor) -> Tensor:
 
 
 def _log_features(x: Tensor, draw: Tensor, damping: Tensor) -> Tensor:
-    """log phi(x), (N, features), but for D_k and the number of features, which cancel."""
+    """Return log phi(x), (N, features), but for D_k and the number of features, which cancel."""
     return (x * (1 - 4 * damping).sqrt()) @ draw.T + draw.square() @ damping - x.square().sum(dim=1, keepdim=True) / 2
 
 

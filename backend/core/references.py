@@ -1,4 +1,4 @@
-"""What a reference image says about its patches: inside, outside, unknown; and the views it is seen in."""
+"""Reference images: coverage and ignore weight of their patches, and the views that they are encoded in."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BACKGROUND_QUANTILE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class MaskUncertainty:
-    """What the mask of a scribble leaves open, as nobody looked at it and said that it is right.
+    """The uncertainty of a scribble's mask, which nobody has confirmed.
 
     Attributes:
         confidence: in [0, 1]: how much the mask counts; `soft_mask` has the rest. (H, W) float32 if some of the objects
@@ -30,7 +30,7 @@ class MaskUncertainty:
     soft_mask: NDArray[np.float32]
 
     def seen_in(self, window: tuple[slice, slice]) -> "MaskUncertainty":
-        """Return the doubt of a view of the image."""
+        """Return the uncertainty of a view of the image."""
         confidence = (
             self.confidence if isinstance(self.confidence, float) else np.ascontiguousarray(self.confidence[window])
         )
@@ -39,7 +39,14 @@ class MaskUncertainty:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceView:
-    """A reference image seen once: (h, w, 3) uint8 image, (h, w) bool mask, (h, w) bool outside or None, its doubt."""
+    """One view of a reference image, with its mask.
+
+    Attributes:
+        image: (h, w, 3) uint8 RGB.
+        mask: (h, w) bool.
+        background: (h, w) bool, marked as not the object, or None.
+        uncertainty: of the mask, or None.
+    """
 
     image: Image
     mask: Mask
@@ -50,7 +57,7 @@ class ReferenceView:
 def reference_views(
     image: Image, mask: Mask, background: Mask | None, uncertainty: MaskUncertainty | None = None
 ) -> Iterator[ReferenceView]:
-    """The image as it is, mirrored, and zoomed to the object.
+    """Yield three views of a reference image: as it is, mirrored, and zoomed to the object.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -12,7 +12,7 @@ _MANY = 2**14
 
 
 def map_peak(score_map: Tensor) -> float:
-    """How sure a score map is where it is surest: the mean of its highest percent, in [0, 1].
+    """Return the peak of a score map: the mean of its highest percent, in [0, 1].
 
     Args:
         score_map: float32 in [0, 1] of any shape, not empty.
@@ -28,12 +28,12 @@ def map_peak(score_map: Tensor) -> float:
 
 
 def adaptive_threshold(peak: float) -> float:
-    """Where the line between object and background runs in a score map with this `map_peak`, in [0, 1]."""
+    """Return the threshold between object and background in a score map with this `map_peak`, in [0, 1]."""
     return min(RELATIVE_THRESHOLD * peak, HIGHEST_THRESHOLD)
 
 
 def recentre_log_odds(score_map: Tensor, peak: float) -> Tensor:
-    """A score map shifted in log-odds so that its own threshold becomes 0.5.
+    """Shift a score map in log-odds so that its adaptive threshold becomes 0.5.
 
         prior = sigmoid(logit(q) - logit(adaptive_threshold(peak)))
 

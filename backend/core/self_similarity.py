@@ -1,4 +1,4 @@
-"""How much each pixel looks like what a scribble marks, from deep features of the same image."""
+"""Similarity of an image's pixels to what a scribble marks on it, from the image's own feature map."""
 
 from collections.abc import Sequence
 from operator import itemgetter
@@ -18,7 +18,7 @@ from backend.core.types import Mask, Scribble
 BACKGROUND_SHARE = 0.6
 """Of the patches without a stroke: so many of the least alike are taken for background."""
 UNCERTAIN_SCORES = (0.6, 0.85)
-"""A mask of a scribble is trusted from the second on, and least of all up to the first."""
+"""A scribble's mask has full confidence from the second score on, and the lowest up to the first."""
 LEAST_CONFIDENCE = {"points": 0.0, "strokes": 0.25}
 """What a mask counts for at least: strokes run through most of what they mean. Measured in docs/experiments.md."""
 POINT_SHARE = 0.012
@@ -28,7 +28,7 @@ POINT_SHARE = 0.012
 def scribble_affinity(
     features: NDArray[np.floating], scribble: Scribble, *, temperature: float = 0.05, stroke_samples: int = 40
 ) -> NDArray[np.float32] | None:
-    """A soft map for `cut_from_scribble`.
+    """Return how similar each pixel is to what a scribble marks: a soft map for `cut_from_scribble`.
 
     The likeness of a patch is the soft maximum of its similarities s to the marked patches, tau log mean exp(s / tau).
     It is stretched so that the median patch of the image is at 0 and the most alike at 1: encoders differ in what
@@ -64,7 +64,7 @@ def scribble_affinity(
 def stroke_posterior(
     features: NDArray[np.floating], scribble: Scribble, *, temperature: float = 0.05
 ) -> NDArray[np.float32] | None:
-    """How likely each pixel shows what strokes run through: a map for `cut_from_strokes`.
+    """Return the probability of each pixel to show what strokes run through: a soft map for `cut_from_strokes`.
 
     As `matching.match_posterior` of the image with itself, a patch having no say in its own: the object are the patches
     that the strokes cover, each as far as it is covered; the background, what was painted as such and the
@@ -104,20 +104,20 @@ def scribble_uncertainty(
     *,
     temperature: float = 0.05,
 ) -> MaskUncertainty | None:
-    """How far what was made of a scribble can be trusted, and what else may have been meant.
+    """Return confidence and soft mask of what a scribble gave.
 
     The less a mask is expected to agree with what was meant, the more counts the posterior of the image with itself
     (`stroke_posterior`), which knows no borders but all that looks alike. What was marked holds in any case. Each
-    object is trusted by itself; what is off all of them, as far as the least trusted one.
+    object has a confidence of its own; what is off all of them has the lowest one.
 
     Args:
         features: (H_p, W_p, D), each patch of unit length.
         objects: at least one; what the scribble's marks gave.
-        complete: (H, W) bool or None: more of the same label, of which nothing is doubted.
+        complete: (H, W) bool or None: more of the same label, which counts in full.
         temperature: the encoder's softmax scale.
 
     Returns:
-        None where nothing is doubted: good masks, or such that a box bounds.
+        None if nothing is uncertain: good masks, or masks bounded by a box.
     """
     confidences = [_confidence(one) for one in objects]
     least = min(confidences)

@@ -13,7 +13,7 @@ MOST_STROKE_PX = 1 << 27
 
 
 def mask_to_stroke(mask: Mask, *, left: int = 0, top: int = 0) -> Stroke | None:
-    """Crop and pack a mask; None if it is empty.
+    """Crop and pack a mask; return None if it is empty.
 
     Args:
         mask: (h, w) bool.
@@ -66,7 +66,7 @@ def connected_pieces(stroke: Stroke) -> list[Stroke]:
 
 
 class StrokesApart:
-    """Collect the strokes of one label, one region at a time; beyond the bounds none are kept apart."""
+    """Collects the strokes of one label, one region at a time; beyond the bounds none are kept apart."""
 
     def __init__(self) -> None:
         self._strokes: list[Stroke] = []
@@ -88,5 +88,5 @@ class StrokesApart:
 
     @property
     def strokes(self) -> tuple[Stroke, ...]:
-        """All that were added, or () if they are too many."""
+        """Return all strokes that were added, or () if they are too many."""
         return tuple(self._strokes)

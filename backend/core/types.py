@@ -15,11 +15,11 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 """(H, W) bool."""
 MatcherName = Literal["posterior", "softmatcher", "softmatcher-rff", "sinkhorn", "hungarian", "prototype"]
-"""What the setting `matcher` may be; `matchers.MATCHERS` has them."""
+"""Values of the setting `matcher`; `matchers.MATCHERS` has what makes them."""
 PromptingStrategy = Literal["prior", "paper"]
-"""What the setting `recipe` may be, see `recipes.plan_prompts`."""
+"""Values of the setting `recipe`, see `engine.prompting.plan_prompts`."""
 OverlapName = Literal["exclusive", "allowed"]
-"""What the setting `overlap` may be, see `pipeline.compete`."""
+"""Values of the setting `overlap`, see `engine.competition.compete`."""
 SamPath = Literal["fast", "package"]
 """Values of the setting `sam_path`: `fast` runs SAM's networks with this project's mask decoder, attention and CUDA
 graphs, `package` with the forward passes of segment-anything, mobile_sam and sam2 themselves."""
@@ -39,7 +39,7 @@ def _no_boxes() -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """What one region paints, cropped to its bounding box; `strokes` has what makes and reads it.
+    """The stroke of one region, cropped to its bounding box; `core.strokes` makes and reads it.
 
     Attributes:
         left: of the box, px.
@@ -58,7 +58,7 @@ class Stroke:
 
 @dataclass(frozen=True, eq=False)
 class Scribble:
-    """What a user drew for one label on one image.
+    """Points, boxes and strokes that a user drew for one label on one image.
 
     Attributes:
         size_hw: natural size of the image.
@@ -81,14 +81,14 @@ class Scribble:
 
     @property
     def is_empty(self) -> bool:
-        """True if nothing positive was drawn: negatives alone mark no object."""
+        """Return whether nothing positive was drawn: negatives alone mark no object."""
         has_strokes = self.positive_strokes is not None and bool(self.positive_strokes.any())
         return not (len(self.positive_xy) or len(self.boxes_xyxy) or has_strokes)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredMask:
-    """A mask and how good it is believed to be.
+    """A mask and its expected IoU.
 
     Attributes:
         mask: (H, W) bool at the image's natural size.
@@ -110,7 +110,7 @@ class LabelMask:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """All that the models keep of one image: what the feature cache stores, what matching and segmenting need.
+    """Feature map and image embedding of one image: stored by the feature cache, read by matching and segmenter.
 
     Attributes:
         size_hw: natural size of the image.
@@ -125,14 +125,14 @@ class EncodedImage:
     signature: str
 
     def to_arrays(self) -> Arrays:
-        """The same as named arrays, for safetensors."""
+        """Return the fields as named arrays, for safetensors."""
         arrays: Arrays = {"size_hw": np.array(self.size_hw, np.int64), "features": self.features}
         arrays.update({f"embedding.{name}": array for name, array in self.embedding.items()})
         return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, signature: str) -> "EncodedImage":
-        """Inverse of `to_arrays`.
+        """Make one of the arrays that `to_arrays` returns.
 
         Raises:
             KeyError: an array is missing.
@@ -146,7 +146,7 @@ class EncodedImage:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The patches of one reference image as seen for one label.
+    """The patches of one reference image, for one label.
 
     Attributes:
         features: (R, D) float16: patch features of unit length, of all views of the reference.
@@ -162,12 +162,12 @@ class Reference:
     signature: str
 
     def to_arrays(self) -> Arrays:
-        """The same as named arrays, for safetensors."""
+        """Return the fields as named arrays, for safetensors."""
         return {"features": self.features, "inside": self.foreground_coverage, "known": self.ignore_weight}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, signature: str) -> "Reference":
-        """Inverse of `to_arrays`.
+        """Make one of the arrays that `to_arrays` returns.
 
         Raises:
             KeyError: an array is missing.

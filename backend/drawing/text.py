@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def is_drawable(text: str) -> bool:
-    """Whether the font of pictures has every letter of a text; it draws the same box for each that it has not."""
+    """Return whether the font of pictures has every letter of a text; it draws the same box for each that it lacks."""
     return text.isascii() and text.isprintable()
 
 
@@ -14,7 +14,7 @@ def numbered_labels(labels: Sequence[str]) -> dict[str, str]:
 
 
 def drawable(text: str, labels: Sequence[str]) -> str:
-    """Return a text that can be drawn: labels by their numbers, other letters as their code ("\\xe9").
+    r"""Return a text that can be drawn: labels by their numbers, other letters as their code ("\xe9").
 
     Args:
         text: may hold labels.

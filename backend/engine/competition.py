@@ -1,4 +1,4 @@
-"""Which of several labels are on an image, and which of them gets a pixel that several claim."""
+"""Competition: which labels are on an image, and which of them gets a pixel that several claim."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LEAST_LEFT_SHARE = 0.3
 
 @dataclass(frozen=True, eq=False)
 class CompetitionResult:
-    """What a label may keep of its candidate beside the other labels.
+    """The mask that a label keeps beside the other labels.
 
     Attributes:
         mask: (h, w) bool.

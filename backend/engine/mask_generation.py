@@ -55,7 +55,7 @@ class MaskGeneration:
         return ImagePlan(working_hw, [one.numpy() for one in posteriors], priors, similarities, prompts, calls)
 
     def decode(self, plans: Sequence[ImagePlan]) -> list[Decoded]:
-        """Ask the segmenter about several targets at once."""
+        """Decode the prompts of several targets at once."""
         calls = [one for plan in plans for one in plan.calls]
         with self._stage("decode", images=len(plans)):
             candidates = iter(self._segmenter.decode_planned(calls))

@@ -1,4 +1,4 @@
-"""What the boxes of the engine hand to one another: prepared images, labels to find, plans, candidates."""
+"""Values that pass between the boxes of the engine: prepared images, labels to find, plans, candidates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class LabelToFind:
-    """A label, and what is known of it: references, further sources of its score map, or both.
+    """A label with its references, further sources of its score map, or both.
 
     Attributes:
         name: the label.
@@ -89,7 +89,7 @@ class ImagePlan:
 
 @dataclass(frozen=True, eq=False)
 class SegmentationPlan:
-    """A matched target, and what to ask the segmenter about it: made by `Softmatcher.plan`, for `segment_planned`.
+    """A matched target with its prompts: made by `Softmatcher.plan`, read by `segment_planned`.
 
     Attributes:
         encoded: the target.

@@ -41,7 +41,7 @@ class ReferenceSegmentation:
         self._cuts = CutMemory()
 
     def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
-        """See `Softmatcher.objects_from_scribble`."""
+        """Cut the objects that a scribble marks, see `Softmatcher.objects_from_scribble`."""
         if scribble.size_hw != encoded.size_hw:
             raise BadInputError(
                 f"scribble must be drawn on {encoded.size_hw} (height, width), got {scribble.size_hw}; "
@@ -55,7 +55,7 @@ class ReferenceSegmentation:
     def uncertainty(
         self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, complete: Mask | None
     ) -> MaskUncertainty | None:
-        """See `Softmatcher.uncertainty`."""
+        """Return the uncertainty of scribbled objects, see `Softmatcher.uncertainty`."""
         with self._stage("uncertainty"):
             return scribble_uncertainty(encoded.features, objects, complete, temperature=self._encoder.temperature)
 
@@ -69,7 +69,7 @@ class ReferenceSegmentation:
         is_complete: bool,
         uncertainty: MaskUncertainty | None,
     ) -> Reference:
-        """See `Softmatcher.describe`."""
+        """Make a reference of a mask, see `Softmatcher.describe`."""
         for name, array in (("mask", mask), ("background", background)):
             if array is not None and (array.shape != image.shape[:2] or array.dtype != bool):
                 raise BadInputError(

@@ -1,4 +1,4 @@
-"""What may change a mask after the segmenter made it, pixel by pixel."""
+"""The protocol of refiners, which change a mask pixel by pixel after the segmenter made it."""
 
 from typing import Protocol
 

@@ -12,10 +12,10 @@ _EPSILON = 1e-4
 
 
 class ScoreSource(Protocol):
-    """Says of each patch of a target how likely it shows one label.
+    """Scores the patches of a target for one label.
 
-    References with a matcher are one source, built in (`engine.matching`). Whatever else knows a label, a phrase or a
-    classifier, is another: pass it to `Softmatcher.segment` for the labels it knows.
+    References with a matcher are one source, built in (`engine.matching`). Anything else that
+    scores a label, such as a phrase or a classifier, is another: pass it to `Softmatcher.segment` with its labels.
     """
 
     def score(self, encoded: EncodedImage) -> ScoreMap:
@@ -24,11 +24,11 @@ class ScoreSource(Protocol):
 
 
 def fuse(maps: Sequence[ScoreMap]) -> ScoreMap:
-    """Join the score maps of a label's sources, each of which has its own say.
+    """Join the score maps of a label's sources, by the sum of their log-odds.
 
         logit q[t] = sum_s logit q_s[t]
 
-    A source that knows nothing of a patch says 0.5 there, and changes nothing.
+    A source without information about a patch returns 0.5 there, which changes nothing.
 
     Args:
         maps: of one label on one target, at least one; a single one is returned as it is.

@@ -33,7 +33,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class TargetScore:
-    """How one target came out.
+    """The result of one target.
 
     Attributes:
         seed: of the draw.
