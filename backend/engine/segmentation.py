@@ -17,7 +17,7 @@ from backend.engine.competition import CompetitionResult, compete
 from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
-from backend.engine.plans import ImagePlan, LabelToFind, LabelCandidate, SegmentationPlan
+from backend.engine.plans import ImagePlan, LabelCandidate, LabelToFind, SegmentationPlan
 from backend.engine.stages import StageTimer
 
 
@@ -41,7 +41,9 @@ class Segmentation:
             matches = self._matching.match(encoded, labels, options)
         return self._masks.plan(encoded, matches, options)
 
-    def label_candidates(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> list[LabelCandidate]:
+    def label_candidates(
+        self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions
+    ) -> list[LabelCandidate]:
         """Make the candidate of each label, as if there were one pass only."""
         (decoded,) = self._masks.decode([self.plan(encoded, labels, options)])
         return self._masks.label_candidates(decoded, options)
@@ -129,7 +131,9 @@ def _with_new_masks(
     ]
 
 
-def _explain_label(label: str, candidate: LabelCandidate, result: CompetitionResult, options: MatchOptions) -> LabelExplanation:
+def _explain_label(
+    label: str, candidate: LabelCandidate, result: CompetitionResult, options: MatchOptions
+) -> LabelExplanation:
     chance = f"The object is there with a probability of {result.presence:.2f}"
     if result.is_kept:
         reason = f"{chance}; {options.minimum_presence} is required."

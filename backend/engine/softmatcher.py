@@ -22,10 +22,10 @@ from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
 from backend.engine.plans import (
+    LabelCandidate,
     LabelReferences,
     LabelToFind,
     PreparedImage,
-    LabelCandidate,
     SegmentationPlan,
     labels_to_find,
 )
