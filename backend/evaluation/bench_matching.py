@@ -239,7 +239,7 @@ def _measure(run: Callable[[], object], repeats: int) -> tuple[list[float], floa
 
 
 def _peak_mb(run: Callable[[], object]) -> float:
-    """Return what `run` adds to the process' resident memory at most; NaN where the system does not tell."""
+    """Return what `run` adds to the process' resident memory at most; NaN if the system does not report it."""
     try:
         # Freed memory that the allocator keeps would hide what is taken from it again.
         with suppress(OSError, AttributeError):

@@ -21,7 +21,7 @@ EXCLUSIVE_SETS = {
     "fss_mini": "one object class fills each photograph",
     "via_objects": "photographs of one kind of thing each, from twelve collections",
 }
-"""Sets whose labels exclude each other on an image, with the reason; looked through by eye. On the others (streets,
+"""Sets whose labels exclude each other on an image, with the reason; checked by eye. On the others (streets,
 facades, kitchens, parts with two faults) a region of another class may be right, so wrong ones are not counted."""
 
 

@@ -27,7 +27,7 @@ class MatchingQuality:
 
     Attributes:
         matcher: its name.
-        shots: references a class.
+        shots: references per class.
         most_patches: bound of the memory bank; None: every patch.
         best_iou: with the best threshold of 19 for each target: how well the map ranks patches.
         iou: with the threshold 0.5.
@@ -75,8 +75,8 @@ def measure_quality(
         directory: as for `evaluate`.
         matchers: names.
         seed: draws references and targets.
-        shots: references a class.
-        targets: at most, a class.
+        shots: references per class.
+        targets: up to this many per class.
         banks: bounds of the memory bank, each tried with every matcher; None keeps every patch.
         profile: which encoder.
         load: makes the engine (tests bring their own).

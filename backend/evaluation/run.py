@@ -149,9 +149,9 @@ def evaluate(
     Args:
         directory: `<set>/<class>/<n>.jpg` with `<n>.png`.
         profile: which models.
-        shots: references a class.
+        shots: references per class.
         seeds: each draws other references; every image is encoded once for all of them.
-        limit: at most this many targets a class and seed.
+        limit: up to this many targets per class and seed.
         options: of the matching; None for the profile's own.
         is_complete: the masks of the data set are all there is of the class on their images.
         on_progress: called before each class and at the end.

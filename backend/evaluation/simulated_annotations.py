@@ -1,4 +1,4 @@
-"""What a user would have marked instead of a finished mask: points and strokes in it, or one object of several."""
+"""Simulates what a user marks instead of a complete mask: points and strokes in it, or one object of several."""
 
 import random
 from dataclasses import replace

@@ -69,9 +69,9 @@ def find_coco(folder: MaskFolder) -> FoundMasks:
         del documents[path]
     entries: list[_Entry] = []
     for path, document in documents.items():
-        found_entries, told = _read_document(path, document, folder.shown(path))
+        found_entries, problems_here = _read_document(path, document, folder.shown(path))
         entries += found_entries
-        problems += told
+        problems += problems_here
     sources = [_source(group, folder, image) for group, image in _same_images(entries, folder)]
     return FoundMasks(tuple(sources), tuple(problems), tuple(notes))
 

@@ -51,7 +51,7 @@ def carries_orientation(content: bytes) -> bool:
     """Return whether a reader can find an orientation other than 1 in the bytes of an image file.
 
     Which of EXIF, XMP, a PNG's text or an AVIF's own turn a reader applies differs, so all of them count, wherever
-    they stand in the file. What Pillow finds beside them, `decode_file` tells.
+    they stand in the file. What Pillow finds beside them, `decode_file` returns.
     """
     return any(value != 1 for part in _metadata(content) for value in _orientations(part))
 

@@ -1,4 +1,4 @@
-"""Which task shows the image that masks are of: by content, or by a name that only one image has, or not at all.
+"""Finds the task that shows the image of masks: by content, or by a name that only one image has, or not at all.
 
 A mask on the wrong image teaches a model nonsense, and nobody sees it. So whatever does not identify an image gives a
 reason and no match.
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TaskImage:
-    """The image of a task, as its address tells."""
+    """The image of a task, by its address."""
 
     task_id: int
     address: str
@@ -29,7 +29,7 @@ class TaskImage:
 
 @dataclass(frozen=True)
 class SeenImage:
-    """The image of a task, as its file tells.
+    """The image of a task, by its file.
 
     Attributes:
         sha256: of the file.
@@ -65,7 +65,7 @@ class Matches:
 
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
-"""Shows a part of the work, of so many steps; gives what is to be called after each."""
+"""Shows a part of the work, with its number of steps; returns what is to be called after each."""
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def match_images(
         project_id: for messages.
         tasks: of the project.
         sources: of the folder; those with a problem of their own match nothing, but their names count.
-        look: is asked at most once a task.
+        look: is called up to once per task.
         progress: shows the looking by name, and that by content if there is any.
 
     Raises:
@@ -217,20 +217,20 @@ class _Matching:
 
     def result(self) -> Matches:
         """Return what came of it."""
-        told = []
+        unmatched = []
         for source in self._sources:
             if source.problem is not None:
-                told.append(f"{source.shown}: {source.problem}")
+                unmatched.append(f"{source.shown}: {source.problem}")
             elif source not in self._matched and source not in self._no_masks:
-                told.append(self._problems[source])
+                unmatched.append(self._problems[source])
         # Of a task that nothing is missing from, nobody asked.
         named = {task.task_id for source in self._sources for task in self._named(source)}
-        unreadable = [text for task_id, text in self._unreadable.items() if told or task_id in named]
+        unreadable = [text for task_id, text in self._unreadable.items() if unmatched or task_id in named]
         order = {task.task_id: number for number, task in enumerate(self._tasks)}
         found = sorted(self._found, key=lambda match: order[match.task.task_id])
         return Matches(
             tuple(each for each in found if each.source.problem is None),
-            (*unreadable, *told),
+            (*unreadable, *unmatched),
             tuple(self._notes),
         )
 

@@ -1,4 +1,4 @@
-"""Under which names an image may be known: to whoever made masks of it, and to Label Studio."""
+"""Compares the names under which an image is known: in a folder of masks, and in Label Studio."""
 
 import re
 import unicodedata

@@ -28,7 +28,7 @@ class MaskSource:
 
     Attributes:
         shown: name for messages.
-        name: of the image, as far as the masks tell it.
+        name: of the image, as far as the masks have it.
         load: reads the masks.
         sha256s: of the image's file, where that is known: as an export of ours says, and of the file in the folder. An
             export may have written an image anew, and tasks may show either.

@@ -78,29 +78,29 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Accepted values of the options that have a list of them; `formats.FORMATS` has the writers of the formats."""
 
 
-def options_from_texts(told: Mapping[str, str]) -> ExportOptions:
+def options_from_texts(texts: Mapping[str, str]) -> ExportOptions:
     """Read options as an address or a command line gives them; what is missing has its default.
 
     Raises:
         BadInputError: an unknown name, no format, or a value that does not fit.
     """
     known = [field.name for field in fields(ExportOptions)]
-    unknown = sorted(told.keys() - set(known))
+    unknown = sorted(texts.keys() - set(known))
     if unknown:
         raise BadInputError(f"unknown option {unknown[0]!r}: there are {', '.join(known)}")
-    if "format" not in told:
+    if "format" not in texts:
         raise BadInputError(f"format is missing: name one of {', '.join(CHOICES['format'])}")
-    values: dict[str, Any] = dict(told)
+    values: dict[str, Any] = dict(texts)
     for name in ("min_score", "tolerance_px"):
-        if name in told:
-            values[name] = _number(name, told[name])
-    if "split" in told:
-        shares = tuple(_number("split", part) for part in told["split"].split(","))
+        if name in texts:
+            values[name] = _number(name, texts[name])
+    if "split" in texts:
+        shares = tuple(_number("split", part) for part in texts["split"].split(","))
         if len(shares) != len(SPLITS):
-            raise BadInputError(f"split must be three shares like 0.8,0.1,0.1, got {told['split'][:40]!r}")
+            raise BadInputError(f"split must be three shares like 0.8,0.1,0.1, got {texts['split'][:40]!r}")
         values["split"] = shares
-    if "leave_out_unreachable" in told:
-        values["leave_out_unreachable"] = _flag("leave_out_unreachable", told["leave_out_unreachable"])
+    if "leave_out_unreachable" in texts:
+        values["leave_out_unreachable"] = _flag("leave_out_unreachable", texts["leave_out_unreachable"])
     return ExportOptions(**values)
 
 

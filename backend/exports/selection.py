@@ -54,8 +54,8 @@ def choose(
     Args:
         task: as Label Studio gives it, with annotations and predictions.
         options: of the export.
-        is_mask: tells whether a region is a mask.
-        is_background: tells whether a mask marks background and nothing else.
+        is_mask: returns whether a region is a mask.
+        is_background: returns whether a mask marks background and nothing else.
     """
     task_id = int(task["id"])
     left_out: list[LeftOut] = []

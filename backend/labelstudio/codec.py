@@ -51,7 +51,7 @@ PREDICTED_ORIGINS = ("prediction", "prediction-changed")
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """One mark of one label on one image. Exactly one of `point_xy`, `box_xyxy` and `mask` is there: that of its kind.
+    """One region of one label on one image. Of `point_xy`, `box_xyxy` and `mask` only that of its kind is there.
 
     Attributes:
         id: Label Studio's region id.
@@ -165,8 +165,8 @@ def read_regions(
 
     Shapes are polygons, ellipses, bitmasks and rectangles of controls that are not smart: masks as they are, of labels
     that a brush of the image has. Other regions (of labels without a brush, videos, ...) are passed over; choices, text
-    and relations are no regions. A region with several labels gives one Region a label. `image_rotation` only turns the
-    view in the editor.
+    and relations are no regions. A region with several labels gives one Region per label. `image_rotation` only
+    turns the view in the editor.
 
     Args:
         result: Label Studio's region dicts.

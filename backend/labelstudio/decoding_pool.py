@@ -135,14 +135,14 @@ class DecodingChild:
         self._deadline = time.monotonic() + self._seconds
         self._send(REQUEST.pack(len(data), max_pixels, wanted))
         self._send(data)
-        told = json.loads(self._part(DESCRIPTION))
-        rgb = np.empty((int(told["height"]), int(told["width"]), 3), np.uint8)
+        received = json.loads(self._part(DESCRIPTION))
+        rgb = np.empty((int(received["height"]), int(received["width"]), 3), np.uint8)
         rows = rgb.data.cast("B")
         while len(rows):
             rows = rows[self._receive_part(PIXELS, rows) :]
-        turn = _TURNS.get(told["orientation"])
+        turn = _TURNS.get(received["orientation"])
         upright = rgb if turn is None else np.ascontiguousarray(turn(rgb))
-        return DecodedFile(upright, str(told["kind"]), bool(told.get("has_orientation", True)))
+        return DecodedFile(upright, str(received["kind"]), bool(received.get("has_orientation", True)))
 
     def end(self) -> None:
         """End it at once."""

@@ -33,7 +33,7 @@ _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 16
 
 _CLOCK_TICK_S = 2.0
-"""A file that changed so shortly before its answer may change again without its time telling: HTTP's count seconds."""
+"""A file that changed so shortly before its answer may change again within the second that HTTP's times count."""
 _USER_TAG = re.compile(r'"\d{1,15}"')
 """Label Studio's storage proxy names the user and no content where the storage itself gives no ETag (1.23.2)."""
 
@@ -297,7 +297,7 @@ def _check_status(hop: Hop, response: requests.Response) -> None:
 
 
 def _validators_of(hop: Hop, response: requests.Response) -> Validators | None:
-    """Return what to ask with the next time; None if nothing that came would tell of every change."""
+    """Return what to ask with the next time; None if nothing that came would show every change."""
     etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
     if etag and hop.trust == "label_studio" and _USER_TAG.fullmatch(etag):
         etag = None

@@ -1,4 +1,4 @@
-"""What a project's label config offers: images, brushes, and the prompts and shapes that mark for them.
+"""Reads a project's label config: images, brushes, and the prompts and shapes that mark for them.
 
 The config is read with defusedxml, not with label_studio_sdk's LabelInterface: that import costs 0.5 s and 45 MB
 (jsonschema, pydantic models of every tag) for three tags, expands XML entities and knows no clear error for a labeler.
@@ -260,7 +260,7 @@ def _refuse_templates(tags: Sequence[tuple[str, Element]], controls: Sequence[El
 
 
 def _refuse_what_is_too_much(controls: Sequence[Element]) -> None:
-    """Refuse what would take minutes to read, and controls of one name: no region would tell which of them it is of."""
+    """Refuse what would take minutes to read, and controls of one name: no region would say which of them it is of."""
     repeated = [name for name, count in Counter(control.get("name", "") for control in controls).items() if count > 1]
     if repeated:
         raise _bad_config("controls with a name each", f"several with the name {repeated[0]!r}")

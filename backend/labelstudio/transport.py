@@ -34,7 +34,7 @@ from backend.own_http import proxy_advice
 _ATTEMPTS = 3
 _TRANSIENT = frozenset({408, 425, 429})
 _LONGEST_WAIT_S = 10.0
-"""Who is told to come back later than that gives up for now, and lets its caller wait."""
+"""A `Retry-After` beyond this is not waited for: the caller gets the error and waits."""
 _back_off = wait_exponential(multiplier=0.2, max=3.0) + wait_random(0, 0.2)
 
 _Result = TypeVar("_Result")
@@ -73,11 +73,11 @@ def retry_transient(call: Callable[[], _Result], *, timeout_s: float) -> _Result
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return what `Retry-After` says, seconds or a date; None without it, or if it cannot be read."""
-    told = headers.get("Retry-After", "").strip()
-    if told.isdigit():
-        return float(told)
+    received = headers.get("Retry-After", "").strip()
+    if received.isdigit():
+        return float(received)
     try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(received).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
 
@@ -123,7 +123,7 @@ def network_errors(where: str, url: str = "") -> Iterator[None]:
             "REQUESTS_CA_BUNDLE"
         ) from error
     except (requests.exceptions.RequestException, Urllib3Error, OSError) as error:
-        # The text of these errors can hold a whole address with its query: only the class is told.
+        # The text of these errors can hold a whole address with its query: only the class is shown.
         raise LabelStudioUnavailableError(
             f"{where} did not answer ({type(error).__name__}): check that it runs and can be reached from here"
             f"{proxy_advice(url)}"

@@ -1,4 +1,4 @@
-"""The use cases of a Label Studio project; `open_projects` is where everything is put together."""
+"""Puts the use cases of Label Studio projects together: `open_projects`."""
 
 import logging
 import re
@@ -98,14 +98,14 @@ class Projects:
             ModelUnavailableError: the models are not loaded yet, or cannot be.
         """
         parse_label_config(label_config)
-        told = received_on_setup(read_extra_params(extra_params), hostname)
+        received = received_on_setup(read_extra_params(extra_params), hostname)
         known = self.store.project(project_key)
-        is_known = known is not None and (known.label_config, known.settings) == (label_config, told)
+        is_known = known is not None and (known.label_config, known.settings) == (label_config, received)
         if not is_known or (access_token and known and known.setup_token != access_token):
             self.store.save_project(
                 project_key,
                 label_config=label_config,
-                settings=told,
+                settings=received,
                 setup_token=access_token,
                 needs_reconcile=True if known is None or known.label_config != label_config else None,
             )
@@ -120,7 +120,7 @@ class Projects:
     def hinted_project(self, project: object) -> tuple[str, bool]:
         """Read what a webhook says of a project: its key, and whether it differs from what is known.
 
-        Nothing is remembered: whoever can send a webhook can name any project. Label Studio is asked, in a job.
+        Nothing is remembered: anybody who can send a webhook can name any project. Label Studio is asked, in a job.
 
         Raises:
             BadInputError: no project with an id and a time of creation.
@@ -140,7 +140,7 @@ class Projects:
     def forget_gone(self, project_key: str) -> bool:
         """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
 
-        Nothing is deleted where several projects are known and all are gone: then the address more likely leads to
+        Nothing is deleted if several projects are known and all are gone: then the address more likely leads to
         another Label Studio.
 
         Returns:
@@ -232,7 +232,7 @@ class Projects:
             return list(self._connected.items())
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections, and end the prefetch."""
         self._prefetch.close()
         self._connections.close()
         self.store.close()

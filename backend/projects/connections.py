@@ -1,4 +1,4 @@
-"""How a project's Label Studio is reached: whose token, which address."""
+"""Connects to a project's Label Studio: whose token, which address."""
 
 import threading
 
@@ -15,8 +15,8 @@ from backend.store import ProjectRecord, Store
 class Connections:
     """API clients and image fetchers, one for each token.
 
-    The operator's token goes before the one that Label Studio sent to /setup, and both go to LABEL_STUDIO_URL only:
-    an address in a request never decides where a token is sent.
+    The operator's token takes precedence over the one that Label Studio sent to /setup. Both go to LABEL_STUDIO_URL
+    only: an address in a request never decides where a token is sent.
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""From a task to its encoded image: fetched once, decoded once, encoded once."""
+"""Turns a task into its encoded image: fetched once, decoded once, encoded once."""
 
 import hashlib
 import json
@@ -48,10 +48,11 @@ def versions_to_json(versions: Mapping[str, ImageVersion]) -> str:
 
 def versions_from_json(text: str | None) -> dict[str, ImageVersion]:
     """Read what `versions_to_json` wrote; None gives no version."""
-    return {
-        tag: ImageVersion(**{**told, "validators": Validators(**told["validators"]) if told["validators"] else None})
-        for tag, told in (json.loads(text) if text else {}).items()
-    }
+    found = {}
+    for tag, stored in (json.loads(text) if text else {}).items():
+        validators = Validators(**stored["validators"]) if stored["validators"] else None
+        found[tag] = ImageVersion(**{**stored, "validators": validators})
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +195,7 @@ class TaskImages:
         return TaskImage(file.version, encoded, pixels[0] if pixels else None)
 
     def look_ahead(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> str:
-        """Encode the image of a task that may be opened soon, giving way to whoever wants the models now.
+        """Encode the image of a task that may be opened soon, giving way to any other call of the models.
 
         Returns:
             `encoded`, or `known` if it was there or is being encoded.
@@ -211,7 +212,7 @@ class TaskImages:
         if file.content is None or cache.get(sha256) is not None:
             return "known"
         image = decode_image(file.content, self._max_pixels)
-        # The turn comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
+        # The slot comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
         with self._models.scheduler.slot(is_prefetch=True):
             is_new = cache.encode_if_absent(sha256, lambda: softmatcher.encode(image))
         return "encoded" if is_new else "known"
@@ -240,7 +241,7 @@ class TaskImages:
         return ReadImage(file.version, cache, prepared=softmatcher.prepare(image))
 
     def encode_read(self, images: "Sequence[ReadImage]") -> None:
-        """Encode what is not encoded yet, together. The caller holds a turn on the models."""
+        """Encode what is not encoded yet, together. The caller holds a slot of the models."""
         softmatcher, _ = self._models.get(60.0)
         new: dict[str, list[ReadImage]] = {}
         for image in images:

@@ -33,11 +33,11 @@ class Models:
 
     Args:
         settings: which models.
-        metrics: their figures.
+        metrics: of the process.
         load: loads them; for tests.
         calls_at_a_time: how many model calls share the processor's cores. One call on all cores is the quickest answer,
             several on some cores each are more answers a second.
-        processes: so many like this one share the cores.
+        processes: number of processes like this one that share the cores.
     """
 
     def __init__(

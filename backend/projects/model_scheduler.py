@@ -1,4 +1,4 @@
-"""Turns on the models of one device: one call at a time, or a few; what a person waits for first."""
+"""Gives calls slots of the models of one device: one at a time, or a few; what a person waits for comes first."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _LOOK_EVERY_S = 0.25
 
 
 class Priority(IntEnum):
-    """Who goes first; within a rank, who came first."""
+    """Which call comes first; of equal ones, the one that waits longest."""
 
     INTERACTIVE = 0
     BATCH = 1
@@ -38,14 +38,14 @@ class _Waiter:
 
 
 class ModelScheduler:
-    """One model call at a time; an interactive call goes before every other that waits, a prefetch after all.
+    """One model call at a time; an interactive call takes precedence over all others, a prefetch comes last.
 
-    The queue is bounded: beyond `most_waiting` calls a further one is refused at once, instead of growing old in it.
+    The queue is bounded: beyond `most_waiting` calls, a further one is refused at once.
 
     Args:
         metrics: where waits are noted.
         most_waiting: in the queue.
-        at_a_time: calls that have their turn together: more than one where nobody waits for any single one of them.
+        at_a_time: calls that hold a slot at a time: more than one if nobody waits for any single one of them.
     """
 
     def __init__(self, metrics: Metrics, *, most_waiting: int = 64, at_a_time: int = 1) -> None:
@@ -69,7 +69,7 @@ class ModelScheduler:
 
         Args:
             is_interactive: somebody looks at the screen meanwhile.
-            is_prefetch: nobody waits for it. It is interrupted (`core.interruption`) once anyone else wants the models.
+            is_prefetch: nobody waits for it. It is interrupted (`core.cancellation`) once anyone else wants the models.
             is_urgent: asked while waiting: true once an interactive call depends on this one.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What may be set for one project: the ML backend's extra params in Label Studio."""
+"""Reads what is set for one project: the ML backend's extra params in Label Studio."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from backend.store import ProjectRecord
 
 READING_VERSION = 1
 """Version of the code that makes references of annotations. Raise it with every change after which the same annotation
-gives another reference: all annotations are then taken in again."""
+gives another reference: all annotations are then ingested again."""
 
 
 class ProjectOptions(BaseModel):

@@ -1,4 +1,4 @@
-"""An estimate of quality from the references alone: each is left out in turn and predicted from the others."""
+"""Estimates quality from the references alone: each is left out once and predicted from the others."""
 
 import logging
 from collections import defaultdict
@@ -87,9 +87,9 @@ class Quality:
             for label, some in sorted(by_label.items())
         }
         means = [entry["iou"] for entry in labels.values() if entry["iou"] is not None]
-        figures: Json = {"labels": labels, "iou": round(float(np.mean(means)), 3) if means else None}
-        self._store.quality.save(project_key, self._banks.model_version(project_key, wait_s=_MODEL_WAIT_S), figures)
-        return figures
+        estimate: Json = {"labels": labels, "iou": round(float(np.mean(means)), 3) if means else None}
+        self._store.quality.save(project_key, self._banks.model_version(project_key, wait_s=_MODEL_WAIT_S), estimate)
+        return estimate
 
     def calibration_rows(self, project_key: str) -> list[Row]:
         """Return what a calibration is fitted on: each reference left out in turn, and predicted from the others.

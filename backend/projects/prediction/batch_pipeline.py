@@ -100,7 +100,7 @@ class BatchPipeline:
 
         Raises:
             ModelUnavailableError: no models, or too many calls wait for them.
-            CancelledWorkError: whoever wanted this went away.
+            CancelledWorkError: the client that wanted this went away.
         """
         size = self._images.preferred_batch_size
         batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]

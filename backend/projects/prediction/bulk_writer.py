@@ -1,4 +1,4 @@
-"""Predicts a batch of tasks and writes the predictions to Label Studio: exactly one of this backend a task.
+"""Predicts a batch of tasks and writes the predictions to Label Studio: exactly one of this backend per task.
 
 May run twice for the same tasks, be killed anywhere and run again: what Label Studio has decides what is left to do.
 """
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 _TASKS_A_BATCH = 24
 _TURNS_A_BATCH = 6
-"""Where the device encodes several images in a turn: fewer, and it has no work too often at a batch's ends."""
+"""If the device encodes several images at a time: with fewer, it has no work too often at a batch's ends."""
 _ASKERS = 8
 """Images that are asked at a time whether they changed; most answers are a few bytes."""
 _ALIKE_FAILURES = 5
-"""So many tasks in a row whose images fail alike are a server's trouble, not the images'."""
+"""Tasks in a row whose images fail alike: from then on it is a server's trouble, not the images'."""
 _FEWEST_ALIKE = 3
 
 
@@ -185,7 +185,7 @@ class BulkPredictions:
         alike: deque[str] = deque(maxlen=max(_FEWEST_ALIKE, min(_ALIKE_FAILURES, len(tasks))))
 
         def fail(task_id: int, kind: str, reason: str) -> None:
-            # At the edges of a time in which images fail there are too few in a row: a second look tells.
+            # At the edges of a time in which images fail there are too few in a row: a second try decides.
             if not waits_for_images or self._was_seen_failing(batch, task_id):
                 outcomes.append(failed_outcome(self._metrics, batch.context, task_id, kind, reason))
             alike.append(kind)

@@ -1,4 +1,4 @@
-"""Masks of the scribbles on the open task."""
+"""Turns the scribbles on the open task into masks."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _INTERACTIVE_WAIT_S = 30.0
 _INTERACTIVE_READ_S = 5.0
-"""For all marks of a click and its drafts: a labeler waits."""
+"""Limit for reading all regions of a click and its drafts: a labeler waits."""
 INTERACTIVE_CUTTING_S = 30.0
 """Processor time for the same."""
 _TOO_MANY_MARKS = (
@@ -61,7 +61,7 @@ class InteractivePredictions:
     def predict(self, project_key: str, label_config: str, task: Json, context: Sequence[Json]) -> Json:
         """Return the masks of the scribbles on the open task: up to one brush region for each label used.
 
-        Results of other controls (text, choices) are no marks: without any the answer is empty, and no image is loaded.
+        Results of other controls (text, choices) are no scribbles: without any, the answer is empty, no image loaded.
         Strokes of the same label that are only in the user's draft count too; so do its prompts of another kind. Those
         of the same kind do not: Label Studio sends all of them in the context, and a draft may be some seconds old.
 

@@ -1,4 +1,4 @@
-"""The plan of a propagation: which tasks, predicted with what; listed into the store page by page."""
+"""Plans a propagation: which tasks, predicted with what; lists them into the store page by page."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ class PropagationPlans:
         self._banks = banks
 
     def plan(self, propagation_id: int, on_page: Callable[[], None] = lambda: None) -> Json:
-        """Take in what Label Studio did not announce, then list the project's tasks into the store.
+        """Ingest what Label Studio did not announce, then list the project's tasks into the store.
 
         Goes on where it was interrupted. Nothing of the tasks but their ids is kept in memory.
 
@@ -45,7 +45,7 @@ class PropagationPlans:
             on_page: called when there are tasks for workers: after the first page, the second, the fourth, ...
 
         Returns:
-            Figures for the log; `paused_s` if Label Studio is away.
+            Counters for the log; `paused_s` if Label Studio is away.
         """
         store = self._store.propagations
         record = store.get(propagation_id)
@@ -53,12 +53,12 @@ class PropagationPlans:
             return {"planned": 0, "state": record.state}
         planned = 0
         if store.begin_plan(propagation_id) > _PLAN_ATTEMPTS:
-            reason = f"the project could not be looked through: {_PLAN_ATTEMPTS} attempts ended without a result"
+            reason = f"the project's tasks could not be listed: {_PLAN_ATTEMPTS} attempts ended without a result"
             store.fail(propagation_id, record.problem or f"{reason}; the worker's log has the details")
             return {"planned": 0, "state": "failed"}
         try:
             if not record.planned_up_to:
-                self._references.reconcile(record.project_key)  # fails where Label Studio lacks the project
+                self._references.reconcile(record.project_key)  # fails if Label Studio lacks the project
             project = project_of(self._store, record.project_key)
             check_filter(project, record.wanted)
             version, digest, has_references = self.versions(project, record.wanted)

@@ -1,4 +1,4 @@
-"""Propagations as people see them: start, try again, look.
+"""Starts propagations, retries their tasks, and reports on them.
 
 Propagation: the tasks of a whole project predicted from its references, by as many workers as there are. The plan is
 rows in the store (`planning`); workers lease some at a time (`work`), so a job is worth no more
@@ -28,7 +28,7 @@ _COUNTERS_KEPT_S = 5.0
 
 
 class Propagations:
-    """Starts propagations and tells how far they are."""
+    """Starts propagations and reports how far they are."""
 
     def __init__(
         self,

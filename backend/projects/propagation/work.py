@@ -27,11 +27,11 @@ from backend.store.records import PropagationRecord, TaskOutcome
 logger = logging.getLogger(__name__)
 
 _TASKS_A_JOB = 200
-"""As many tasks are worth a job: minutes of work."""
+"""Tasks of one job: minutes of work."""
 _JOB_S = 120.0
 """A job that has run so long makes room for other projects' jobs and goes to the end of the queue."""
 _TASKS_A_PAGE = 24
-"""Looked through at a time for predictions that are too many."""
+"""Tasks that are checked at a time for surplus predictions."""
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
 _LATE_IMPORT_S = 300.0
