@@ -493,7 +493,7 @@ def make_backend(
     folder: Path,
     label_studio: FakeLabelStudio,
     *,
-    softmatcher: type[ColourSoftmatcher] = ColourSoftmatcher,
+    softmatcher: Callable[[Callable[[str, float], None] | None], ColourSoftmatcher] = ColourSoftmatcher,
     **settings: object,
 ) -> Backend:
     """A backend whose data lie in `folder`: a second one there sees what the first left."""

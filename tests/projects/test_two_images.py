@@ -32,9 +32,8 @@ class InBatches(ColourSoftmatcher):
 
 
 @pytest.fixture(params=[OneByOne, InBatches])
-def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    monkeypatch.setattr("testing.fakes.ColourSoftmatcher", request.param)
-    backend = make_backend(tmp_path / "data", FakeLabelStudio(label_config=ONE_BRUSH))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    backend = make_backend(tmp_path / "data", FakeLabelStudio(label_config=ONE_BRUSH), softmatcher=request.param)
     tasks.use_projects(backend.projects, backend.queue)  # type: ignore[arg-type]
     yield backend
     tasks.use_projects(None)

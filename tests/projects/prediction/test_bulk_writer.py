@@ -51,10 +51,9 @@ class BatchSoftmatcher(ColourSoftmatcher):
 
 @contextmanager
 def bulk_of(
-    engine: BatchSoftmatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, missing: int = 0
+    engine: BatchSoftmatcher, tmp_path: Path, *, missing: int = 0
 ) -> Iterator[tuple[Backend, FakeLabelStudio, BulkPredictions, Batch]]:
     """Tasks 2 to 8 of a project with a reference, one of them without an image."""
-    monkeypatch.setattr("testing.fakes.ColourSoftmatcher", lambda on_stage: engine)
     label_studio = FakeLabelStudio()
     label_studio.add_task(1, png(draw(red=(5, 5, 30, 30))))
     for task_id in range(2, 9):
@@ -64,7 +63,7 @@ def bulk_of(
     mask = np.zeros((48, 64), bool)
     mask[5:30, 5:30] = True
     label_studio.annotate(1, 1, [mask_to_region(mask, brush=brush, label="Cat", score=1.0)])
-    backend = make_backend(tmp_path / "data", label_studio)
+    backend = make_backend(tmp_path / "data", label_studio, softmatcher=lambda _: engine)
     tasks.use_projects(backend.projects)
     try:
         backend.projects.store.save_project(label_studio.key, label_config=LABEL_CONFIG)
@@ -93,9 +92,9 @@ def run(bulk: BulkPredictions, batch: Batch) -> dict[int, str]:
     return {outcome.task_id: outcome.state for outcome in outcomes}
 
 
-def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path) -> None:
     engine = BatchSoftmatcher()
-    with bulk_of(engine, tmp_path, monkeypatch, missing=4) as (_, label_studio, bulk, batch):
+    with bulk_of(engine, tmp_path, missing=4) as (_, label_studio, bulk, batch):
         states = run(bulk, batch)
     assert states == {task_id: "failed" if task_id == 4 else "done" for task_id in range(2, 9)}
     assert sorted(prediction["task"] for prediction in label_studio.imported) == [2, 3, 5, 6, 7, 8]
@@ -124,9 +123,9 @@ class SlowToFinish(BatchSoftmatcher):
         return masks()
 
 
-def test_models_are_free_while_masks_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_free_while_masks_are_packed(tmp_path: Path) -> None:
     engine = SlowToFinish()
-    with bulk_of(engine, tmp_path, monkeypatch) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
+    with bulk_of(engine, tmp_path) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
         states = pool.submit(run, bulk, batch)
         wait_until(lambda: len(engine.batches) == 3 and len(engine.begun) == 4)  # all encoded, though none is finished
         with backend.projects.models.scheduler.slot(is_interactive=True):
@@ -156,7 +155,7 @@ def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
 ) -> None:
     monkeypatch.setattr("backend.projects.prediction.batch_pipeline._BATCHES_BEHIND", behind)
     engine = SlowToSegment()
-    with bulk_of(engine, tmp_path, monkeypatch) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
+    with bulk_of(engine, tmp_path) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
         states = pool.submit(run, bulk, batch)
         wait_until(lambda: len(engine.batches) == encoded)
         with backend.projects.models.scheduler.slot(is_interactive=True):
@@ -171,10 +170,8 @@ def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
 
 
 @pytest.mark.parametrize(("images_a_turn", "tasks"), [(1, 24), (3, 24), (8, 48)])
-def test_jobs_take_more_tasks_where_a_turn_takes_more_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_a_turn: int, tasks: int
-) -> None:
+def test_jobs_take_more_tasks_where_a_turn_takes_more_images(tmp_path: Path, images_a_turn: int, tasks: int) -> None:
     engine = BatchSoftmatcher()
-    monkeypatch.setattr(engine, "preferred_batch_size", images_a_turn)
-    with bulk_of(engine, tmp_path, monkeypatch) as (_, _, bulk, _):
+    engine.preferred_batch_size = images_a_turn
+    with bulk_of(engine, tmp_path) as (_, _, bulk, _):
         assert bulk.preferred_batch_size == tasks

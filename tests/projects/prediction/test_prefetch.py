@@ -32,10 +32,8 @@ class SlowSoftmatcher(ColourSoftmatcher):
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> SlowSoftmatcher:
-    made = SlowSoftmatcher()
-    monkeypatch.setattr("testing.fakes.ColourSoftmatcher", lambda on_stage: made)
-    return made
+def slow() -> SlowSoftmatcher:
+    return SlowSoftmatcher()
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def project(tmp_path: Path, slow: SlowSoftmatcher) -> Iterator[Backend]:
     rng = np.random.default_rng(0)
     for task_id in range(1, 7):
         label_studio.add_task(task_id, png(draw(red=(int(rng.integers(1, 9)), task_id, 40, 40))))
-    made = make_backend(tmp_path / "data", label_studio, prefetch_tasks=2)
+    made = make_backend(tmp_path / "data", label_studio, softmatcher=lambda _: slow, prefetch_tasks=2)
     yield made
     made.projects.close()
 
