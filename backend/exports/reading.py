@@ -31,7 +31,7 @@ _MOST_SECONDS_AN_ANNOTATION = 600.0
 """Nobody waits on the screen for an export."""
 
 _AHEAD_A_THREAD = 2
-_PAUSES_S: tuple[float, ...] = (1.0, 10.0)
+IMAGE_PAUSES_S: tuple[float, ...] = (1.0, 10.0)
 """Before an image that did not come is tried again: hours of export shall not end with one busy moment of a host."""
 
 _BACKGROUND_ONLY = ("background only", "it says what no object is, not that there is none")
@@ -246,7 +246,7 @@ class _Reader:
         yield self._record(work, file, masks)
 
     def _load(self, task_id: int, address: str) -> ImageFile:
-        for pause_s in _PAUSES_S:
+        for pause_s in IMAGE_PAUSES_S:
             try:
                 return read_image(self._project.fetcher.fetch(address, task_id), self._project.max_pixels)
             except LabelStudioUnavailableError as error:

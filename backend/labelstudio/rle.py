@@ -23,15 +23,16 @@ _RUN_BITS = (3, 4, 8, 16)
 _HEADER_BITS = 32 + 5 + 4 * 4
 _LONGEST_RUN = 1 << 16
 _MOST_PIXELS = 1 << 30
-_RUNS_AT_ONCE = 1 << 18
+RUNS_AT_ONCE = 1 << 18
 """Bounds what encoding keeps beside the mask: 32 bytes of bits for each run."""
 
 
-def encode_mask(mask: Mask) -> list[int]:
+def encode_mask(mask: Mask, *, runs_at_once: int = RUNS_AT_ONCE) -> list[int]:
     """Return the RLE of a mask, as JSON carries it: ints in [0, 255].
 
     Args:
         mask: (H, W) bool with at least one pixel.
+        runs_at_once: bounds the memory.
 
     Raises:
         ValueError: not a bool mask of two dimensions, without pixels, or with too many for the format (2^30).
@@ -45,8 +46,8 @@ def encode_mask(mask: Mask) -> list[int]:
     pending = np.unpackbits(header.view(np.uint8))[64 - _HEADER_BITS :]
     encoded = bytearray()
     is_set = bool(flat[0])
-    for start in range(0, lengths.size, _RUNS_AT_ONCE):
-        part = lengths[start : start + _RUNS_AT_ONCE]
+    for start in range(0, lengths.size, runs_at_once):
+        part = lengths[start : start + runs_at_once]
         bits = np.concatenate([pending, _token_bits(part, is_set)])
         whole = bits.size // 8 * 8
         encoded += np.packbits(bits[:whole]).tobytes()

@@ -21,7 +21,6 @@ from backend.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_TRY_AGAIN_AFTER_S = 10.0
 _LEFT_ALONE_S = 20.0
 """How long a process that is asked to end waits for models that are being loaded; gunicorn kills it after 30 s."""
 
@@ -38,6 +37,7 @@ class Models:
         calls_at_a_time: how many model calls share the processor's cores. One call on all cores is the quickest answer,
             several on some cores each are more answers a second.
         processes: number of processes like this one that share the cores.
+        try_again_after_s: seconds after a failure from which on another call loads again.
     """
 
     def __init__(
@@ -48,10 +48,12 @@ class Models:
         *,
         calls_at_a_time: int = 1,
         processes: int = 1,
+        try_again_after_s: float = 10.0,
     ) -> None:
         self._settings = settings
         self._calls_at_a_time = calls_at_a_time
         self._processes = processes
+        self._try_again_after_s = try_again_after_s
         self._load_softmatcher = load or partial(load_configured, settings)
         self._metrics = metrics
         self._ready = threading.Event()
@@ -125,7 +127,7 @@ class Models:
         """Load again after a failure: the weights may have been fetched meanwhile."""
         with self._lock:
             is_due = self._ready.is_set() and self._loaded is None
-            if is_due and time.monotonic() - self._failed_at > _TRY_AGAIN_AFTER_S:
+            if is_due and time.monotonic() - self._failed_at > self._try_again_after_s:
                 self._ready.clear()
                 self._start_to_load()
 

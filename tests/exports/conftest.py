@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_second_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.exports.reading._PAUSES_S", ())
+    monkeypatch.setattr("backend.exports.reading.IMAGE_PAUSES_S", ())

@@ -320,7 +320,7 @@ def test_an_image_that_comes_at_the_second_try_is_no_end(
         return fetch(url, task_id)
 
     monkeypatch.setattr(label_studio, "fetch", busy_at_first)
-    monkeypatch.setattr("backend.exports.reading._PAUSES_S", (0.0,))
+    monkeypatch.setattr("backend.exports.reading.IMAGE_PAUSES_S", (0.0,))
     assert export(filled, tmp_path / "out").images == 5
 
 

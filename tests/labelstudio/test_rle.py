@@ -45,13 +45,12 @@ def test_long_runs_are_cut_where_the_sdk_cuts_them(shape: tuple[int, int]) -> No
         assert np.array_equal(decode_mask(rle, shape), mask)
 
 
-def test_runs_are_encoded_alike_across_the_chunks_of_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_encoded_alike_across_the_chunks_of_encoding() -> None:
     mask = np.random.default_rng(0).random((40, 50)) < 0.4
     whole = encode_mask(mask)
 
     for runs_at_once in (1, 2, 7):
-        monkeypatch.setattr("backend.labelstudio.rle._RUNS_AT_ONCE", runs_at_once)
-        assert encode_mask(mask) == whole
+        assert encode_mask(mask, runs_at_once=runs_at_once) == whole
 
 
 @given(

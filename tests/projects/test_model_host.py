@@ -84,8 +84,7 @@ def test_model_that_cannot_load_says_why_and_never_crashes_the_process(tmp_path:
     assert models.state == "failed: weights of profile lite are missing: fetch them"
 
 
-def test_whoever_watches_the_state_sees_weights_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.projects.model_host._TRY_AGAIN_AFTER_S", 0.0)
+def test_whoever_watches_the_state_sees_weights_that_came(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
 
     def load(profile: str, on_stage: object) -> Softmatcher:
@@ -93,7 +92,7 @@ def test_whoever_watches_the_state_sees_weights_that_came(tmp_path: Path, monkey
             raise ModelUnavailableError("fetch them")
         return ColourSoftmatcher()  # type: ignore[return-value]
 
-    models = Models(load_settings(data_dir=tmp_path), Metrics(), load=load)
+    models = Models(load_settings(data_dir=tmp_path), Metrics(), load=load, try_again_after_s=0.0)
     models.start()
 
     def states(until: str) -> set[str]:

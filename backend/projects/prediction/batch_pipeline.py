@@ -50,7 +50,7 @@ _READERS = 8
 _FINISHERS = 4
 """For what is done image by image before and after the decoder; more only get into each other's way in Python."""
 _BATCHES_AHEAD = 2
-_BATCHES_BEHIND = 3
+BATCHES_BEHIND = 3
 """Encoded, and not yet packed: beyond these the encoders wait."""
 
 
@@ -124,7 +124,7 @@ class BatchPipeline:
                 for one in read:
                     one.planned = None if one.failure else planners.submit(stages.plan, one.encoded)
                 under_way.append((read, segmenting.submit(_segment, read, stages.segment, finishers)))
-                while under_way and (len(under_way) > _BATCHES_BEHIND or _is_over(under_way[0][1])):
+                while under_way and (len(under_way) > BATCHES_BEHIND or _is_over(under_way[0][1])):
                     yield from _answers(*under_way.popleft())
             while under_way:
                 yield from _answers(*under_way.popleft())

@@ -153,7 +153,7 @@ class SlowToSegment(BatchSoftmatcher):
 def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int, encoded: int
 ) -> None:
-    monkeypatch.setattr("backend.projects.prediction.batch_pipeline._BATCHES_BEHIND", behind)
+    monkeypatch.setattr("backend.projects.prediction.batch_pipeline.BATCHES_BEHIND", behind)
     engine = SlowToSegment()
     with bulk_of(engine, tmp_path) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:
         states = pool.submit(run, bulk, batch)
