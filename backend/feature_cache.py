@@ -1,4 +1,4 @@
-"""What can be made again, on this machine's disk: encoded images, bounded by bytes, the least recently used go first.
+"""The feature cache: encoded images on this machine's disk, bounded in bytes; the least recently used go first.
 
 A file is `<folder>/<16 hex digits of the models' signature>/<image sha256>.encoded`: 4 bytes "SME1", the CRC-32 of the
 rest (little-endian), then safetensors. Threads and processes may share the folder. Nothing here is worth a failure:

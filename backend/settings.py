@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     mask_tags: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
         json_schema_extra=_SHARED,
-        description="Names of BrushLabels controls whose strokes are finished masks, not scribbles; comma-separated.",
+        description="Names of BrushLabels controls whose strokes are complete masks, not scribbles; comma-separated.",
     )
     complete_annotations: bool = Field(
         False,
@@ -385,28 +385,28 @@ def load_settings(**overrides: object) -> Settings:
 
 def shared_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that a service shares with its workers, as JSON; no secret is among them."""
-    told = settings.model_dump(mode="json", include=set(SHARED))
-    return {name: sorted(value) if isinstance(value, list) else value for name, value in told.items()}
+    shared = settings.model_dump(mode="json", include=set(SHARED))
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in shared.items()}
 
 
-def with_shared(settings: Settings, told: Mapping[str, Any]) -> Settings:
+def with_shared(settings: Settings, received: Mapping[str, Any]) -> Settings:
     """Return a worker's settings, with the service's values for fields that its own environment does not set.
 
     Raises:
-        ConfigurationError: the service is of another release, and told what this one does not understand.
+        ConfigurationError: the service is of another release, and its settings are not understood by this one.
     """
-    unset = {name: told[name] for name in SHARED if name in told and name not in settings.model_fields_set}
+    unset = {name: received[name] for name in SHARED if name in received and name not in settings.model_fields_set}
     return load_settings(**{name: getattr(settings, name) for name in settings.model_fields_set}, **unset)
 
 
-def differing(settings: Settings, told: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a sentence for each shared setting that is another in the service; none if no service has told any.
+def differing(settings: Settings, received: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence for each shared setting that is another in the service; none if no service has published any.
 
     Not for the address of Label Studio: each machine may reach it by another.
     """
     own = shared_settings(settings)
     return tuple(
-        f"{environment_name(name)} is {own[name]!r} here and {told[name]!r} in the service"
+        f"{environment_name(name)} is {own[name]!r} here and {received[name]!r} in the service"
         for name in SHARED
-        if name in told and name != "label_studio_url" and told[name] != own[name]
+        if name in received and name != "label_studio_url" and received[name] != own[name]
     )

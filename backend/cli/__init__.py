@@ -140,7 +140,7 @@ def explain(
 ) -> None:
     """Draw why the masks of a task are as they are: score maps, points, proposals kept and dropped."""
     from backend.drawing.text import numbered_labels
-    from backend.exports.sinks import disk_errors_told
+    from backend.exports.sinks import disk_errors_reported
     from backend.labelstudio.label_config import parse_label_config
     from backend.projects.composition import open_projects
     from backend.settings import load_settings
@@ -151,7 +151,7 @@ def explain(
         known = projects.store.project_by_id(project)
     finally:
         projects.close()
-    with disk_errors_told(f"the picture {out}"):
+    with disk_errors_reported(f"the picture {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(picture)
     typer.echo(f"written: {out}")

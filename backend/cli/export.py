@@ -127,12 +127,12 @@ def _export_zip(
 ) -> "Report":
     from backend.errors import BadInputError, ConflictError
     from backend.exports.exporter import export_to_zip
-    from backend.exports.sinks import disk_errors_told
+    from backend.exports.sinks import disk_errors_reported
 
     if out.is_dir():
         raise BadInputError(f"--out must be a file when it ends in .zip, got the folder {out}: name another")
     beside = out.with_name(f".{out.name}.partial")
-    with disk_errors_told(f"the export {out}"):
+    with disk_errors_reported(f"the export {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         # Neither emptied before it is locked, nor opened for appending: a zip's headers are completed afterwards.
         with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:

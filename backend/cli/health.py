@@ -17,12 +17,12 @@ _SILENT_S = 60.0
 
 
 class HealthError(SoftmatcherError):
-    """It is not well; the message says why."""
+    """Raised for an unhealthy process; the message says why."""
 
 
 @dataclass(frozen=True)
 class ServiceHealth:
-    """What /health answers."""
+    """The answer of /health."""
 
     model: str
     version: str

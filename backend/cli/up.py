@@ -91,10 +91,12 @@ def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: 
 
 
 def wait_for_models(processes: ProcessGroup, environment: Mapping[str, str], url: str) -> str:
-    """What the service says of its models once they are loaded, or cannot be: `ready`, `failed: why`.
+    """Wait until the service has loaded its models or failed to; return its state: `ready`, `failed: why`.
 
     Args:
-        processes, environment, url: as `start_backend` took them.
+        processes: as `start_backend` took them.
+        environment: likewise.
+        url: likewise.
 
     Raises:
         ProcessFailedError: the service ended, or still loads after minutes.

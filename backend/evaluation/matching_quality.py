@@ -1,4 +1,4 @@
-"""What each matcher finds, before any segmenter: its posterior against the mask, on the patch grid."""
+"""Quality of each matcher before any segmenter: its posterior against the mask, on the patch grid."""
 
 import statistics
 import time
@@ -123,10 +123,10 @@ def _score(
     return _Score(best, soft_iou(posterior > 0.5, covered), auroc, error, standard_error, seconds)
 
 
-def soft_iou(claimed: torch.Tensor, covered: torch.Tensor) -> float:
-    """Return the IoU of claimed patches (T,) bool with a mask that covers `covered` (T,) of each; 1 if both empty."""
-    shared = float(covered[claimed].sum())
-    union = float(claimed.sum()) + float(covered.sum()) - shared
+def soft_iou(found: torch.Tensor, covered: torch.Tensor) -> float:
+    """Return the IoU of found patches (T,) bool with a mask that covers `covered` (T,) of each; 1 if both empty."""
+    shared = float(covered[found].sum())
+    union = float(found.sum()) + float(covered.sum()) - shared
     return shared / union if union > 0 else 1.0
 
 

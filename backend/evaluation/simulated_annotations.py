@@ -53,7 +53,7 @@ def simulated_strokes(mask: Mask, *, seed: int) -> Scribble:
     return Scribble(_size(mask), positive_strokes=strokes > 0)
 
 
-def marks_all(mask: Mask) -> bool:
+def is_all_marked(mask: Mask) -> bool:
     """Return whether the simulated points and strokes mark all objects, but for small components."""
     pieces = largest_pieces(mask)
     return sum(int(piece.sum()) for piece in pieces) >= 0.9 * int(mask.sum())

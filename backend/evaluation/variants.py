@@ -34,8 +34,8 @@ from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
 from backend.evaluation.simulated_annotations import (
     MOST_CORRECTIONS,
     corrected,
+    is_all_marked,
     largest_object,
-    marks_all,
     simulated_points,
     simulated_strokes,
 )
@@ -261,7 +261,7 @@ class _Run:
         if kind == "one_object":
             mask, is_complete = largest_object(mask), False
         elif kind != "mask":
-            is_complete = is_complete and marks_all(mask)
+            is_complete = is_complete and is_all_marked(mask)
             scribble = (simulated_points if kind.startswith("points") else simulated_strokes)(mask, seed=0)
             if kind.endswith("corrected"):
                 seen = self._corrected(target, mask, scribble)

@@ -1,4 +1,4 @@
-"""What is in a data set, counted while it is written: a page of Markdown with pictures.
+"""The data card: the content of a data set, counted while it is written, as Markdown with charts.
 
 It says what Label Studio and the export know, and nothing else: no licence, author or date that nobody gave.
 """

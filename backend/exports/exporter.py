@@ -17,13 +17,13 @@ from backend.exports.formats import FORMATS
 from backend.exports.options import ExportOptions
 from backend.exports.reading import ExportedProject, read_images
 from backend.exports.records import ImageRecord, LeftOut
-from backend.exports.sinks import RECORD, Sink, ZipSink, disk_errors_told
+from backend.exports.sinks import RECORD, Sink, ZipSink, disk_errors_reported
 from backend.settings import Settings
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of an export.
+    """The result of an export.
 
     Attributes:
         left_out: how many there are of each kind.
@@ -68,7 +68,7 @@ def export_to_folder(
         LabelStudioError: Label Studio refuses or does not answer; the next run goes on with the images it has.
     """
     described = identity(project, options, settings)
-    with disk_errors_told(f"the export {out}"), FolderSink(out, described) as sink:
+    with disk_errors_reported(f"the export {out}"), FolderSink(out, described) as sink:
         report = _export(project, options, described, sink, threads=threads, on_task=on_task)
         sink.finish()
         return replace(report, has_resumed=sink.has_resumed)
@@ -91,7 +91,7 @@ def export_to_zip(
         LabelStudioError: Label Studio refuses or does not answer.
     """
     prefix = "softmatcher-export-"
-    with disk_errors_told("the export's zip"), tempfile.TemporaryDirectory(prefix=prefix) as scratch:
+    with disk_errors_reported("the export's zip"), tempfile.TemporaryDirectory(prefix=prefix) as scratch:
         described = identity(project, options, settings)
         with ZipSink(stream, Path(scratch), archive_name(project, options)) as sink:
             report = _export(project, options, described, sink, threads=threads, on_task=on_task)

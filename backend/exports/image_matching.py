@@ -51,7 +51,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found, and a line for everything that was not.
+    """The matches, and a line for each image without one.
 
     Attributes:
         found: in the order of the tasks.

@@ -22,7 +22,7 @@ from backend.labelstudio.label_config import ImageTag, LabelConfig
 
 @dataclass
 class ImportReport:
-    """What came of an import: counts, and a line for each thing that was not imported.
+    """The result of an import: counts, and a line for each thing that was not imported.
 
     Attributes:
         imported: annotations that were made, or would be.

@@ -26,7 +26,7 @@ _MODES = ("P", "L", "1", "I", "I;16")
 
 @dataclass(frozen=True)
 class IndexLabels:
-    """What the numbers of masks mean.
+    """The labels of the numbers in masks.
 
     Attributes:
         labels: of the numbers that have one; None: any number but 0 is `only`.

@@ -50,7 +50,7 @@ class MaskSource:
 
 @dataclass(frozen=True)
 class FoundMasks:
-    """What a folder holds.
+    """The masks of a folder.
 
     Attributes:
         sources: one for each image.
@@ -65,7 +65,7 @@ class FoundMasks:
 
 @dataclass(frozen=True)
 class FolderImage:
-    """What a folder knows of an image.
+    """The properties of an image that a folder of masks has.
 
     Attributes:
         sha256: of its file; None if it is not there.
@@ -77,13 +77,13 @@ class FolderImage:
     size_bytes: int | None = None
     problem: str | None = None
 
-    def sha256s(self, claimed: str | None) -> frozenset[str]:
+    def sha256s(self, stated: str | None) -> frozenset[str]:
         """Return what the image's file may have as sha256, with what a document claims."""
-        return frozenset(each for each in (claimed, self.sha256) if each)
+        return frozenset(each for each in (stated, self.sha256) if each)
 
-    def size_of(self, claimed: str | None) -> int | None:
+    def size_of(self, stated: str | None) -> int | None:
         """Return the size of files with these sha256s, None if one of them is not there."""
-        return self.size_bytes if claimed in (None, self.sha256) else None
+        return self.size_bytes if stated in (None, self.sha256) else None
 
 
 class MaskFolder:

@@ -1,4 +1,4 @@
-"""What an export shall be: one value for the command line and for HTTP."""
+"""Options of an export: one value for the command line and for HTTP."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What an export is made of: images with their masks, and where each mask comes from."""
+"""Records of an export: images with their masks, and the provenance of each mask."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

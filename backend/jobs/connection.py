@@ -1,4 +1,4 @@
-"""What talking to Redis or Valkey needs everywhere: clear errors, text, the server's uptime."""
+"""Connections to Redis or Valkey: clear errors, text, the server's uptime."""
 
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError

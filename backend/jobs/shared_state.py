@@ -1,4 +1,4 @@
-"""What service and workers tell each other through Redis beside jobs: settings, their differences, counters."""
+"""State that service and workers share through Redis beside jobs: settings, their differences, counters."""
 
 import json
 from collections.abc import Mapping

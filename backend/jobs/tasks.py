@@ -1,4 +1,4 @@
-"""What the workers do: plain functions of ids and JSON.
+"""The jobs of the workers: plain functions of ids and JSON.
 
 A job may run twice or late: each looks at the state of the store and of Label Studio when it runs, so the result is the
 same.

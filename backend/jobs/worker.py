@@ -81,11 +81,11 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
             job.started_job_registry.add_execution(execution, pipeline=pipeline, ttl=LEASE_S)
             pipeline.execute()
 
-    def compare_settings(self, told: Mapping[str, Any]) -> None:
+    def compare_settings(self, received: Mapping[str, Any]) -> None:
         """Warn of settings that are others in the service, once for each change: it may have been started anew."""
-        if self.settings is None or not told:
+        if self.settings is None or not received:
             return  # a queue that lost its data is told again within seconds
-        found = differing(self.settings, told)
+        found = differing(self.settings, received)
         if found != self.differences:
             self.differences = found
             if found:
@@ -143,15 +143,15 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
         ask_to_stop()
 
 
-def _as_the_service(settings: Settings, told: Mapping[str, Any]) -> Settings:
+def _as_the_service(settings: Settings, received: Mapping[str, Any]) -> Settings:
     """Masks must not depend on who predicts."""
-    if not told:
-        logger.info("no service has told its settings yet: this worker goes by its own environment")
-    return with_shared(settings, told)
+    if not received:
+        logger.info("no service has published its settings yet: this worker uses its own environment")
+    return with_shared(settings, received)
 
 
 def work_once(
-    queues: Sequence[Queue], connection: Redis, settings: Settings, told: Mapping[str, Any], *, is_burst: bool
+    queues: Sequence[Queue], connection: Redis, settings: Settings, received: Mapping[str, Any], *, is_burst: bool
 ) -> None:
     """Serve the queues until this process is to end, or the queue fails."""
     worker = HeartbeatWorker(
@@ -163,7 +163,7 @@ def work_once(
         maintenance_interval=LEASE_S,
     )
     worker.settings = settings
-    worker.compare_settings(told)
+    worker.compare_settings(received)
     try:
         # What is left of a former try, which could not sign off: RQ takes it for another worker.
         connection.delete(worker.key)
@@ -189,8 +189,8 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     redis_url = settings.redis_url
     jobs = JobQueue(redis_url)
     jobs.ping()
-    told = jobs.shared_state.published_settings()
-    settings = _as_the_service(settings, told)
+    received = jobs.shared_state.published_settings()
+    settings = _as_the_service(settings, received)
     with suppress(OSError):
         os.nice(NICENESS)
     # On a processor two images at a time on half of the cores each are a third more than one on all of them, and two
@@ -210,12 +210,12 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     try:
         # A signal between two tries raises StopRequested, too.
         with suppress(StopRequested):
-            work_once(queues, connection, settings, told, is_burst=is_burst)
+            work_once(queues, connection, settings, received, is_burst=is_burst)
             # RQ ends its loop at any error that it does not expect: a queue at its memory limit, say.
             while not (is_burst or is_stopping()):
                 logger.error("the queue failed (its log line is above): this worker goes on in %.0f s", AGAIN_AFTER_S)
                 if not wait_to_stop(AGAIN_AFTER_S):
-                    work_once(queues, connection, settings, told, is_burst=is_burst)
+                    work_once(queues, connection, settings, received, is_burst=is_burst)
     finally:
         use_projects(None)
         projects.close()

@@ -1,4 +1,4 @@
-"""What Redis knows of this host's workers; imports little, since a container's health check runs it twice a minute."""
+"""The state of this host's workers; imports little, since a container's health check runs it twice a minute."""
 
 import socket
 from dataclasses import dataclass

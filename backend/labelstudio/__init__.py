@@ -1,1 +1,1 @@
-"""What Label Studio speaks: label configs, regions, image addresses, its API."""
+"""Label Studio's formats and protocols: label configs, regions, image addresses, its API."""

@@ -1,4 +1,4 @@
-"""What an answer of Label Studio's API says: JSON, or one of this project's errors."""
+"""Answers of Label Studio's API: JSON, or one of this project's errors."""
 
 import requests
 

@@ -85,7 +85,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class RegionsRead:
-    """What was read of a result.
+    """The regions that were read of a result.
 
     Attributes:
         regions: those that could be read, in the order of the result.

@@ -40,7 +40,7 @@ _USER_TAG = re.compile(r'"\d{1,15}"')
 
 @dataclass(frozen=True)
 class Validators:
-    """What a server says of a file's state: as long as it says the same, the file is the same.
+    """The validators that a server sent for a file: as long as they are the same, so is the file.
 
     Attributes:
         etag: its ETag, weak or strong; None if it gives none.

@@ -20,7 +20,7 @@ class LabelPrompts:
         size_hw: natural size of that image.
         complete_masks: masks that need no segmenter, each (H, W) bool.
         scribble: all other regions; its negatives are this label's own and whatever is marked with a background label.
-        outside: (H, W) bool: pixels known not to be of this label: brush strokes and boxes, negative or of a background
+        background: (H, W) bool: pixels that are not of this label: brush strokes and boxes, negative or of a background
             label. None if there are none. The same as the scribble's negative strokes; complete masks need it too.
         region_ids: of the positive regions, in the order of the result.
     """
@@ -30,7 +30,7 @@ class LabelPrompts:
     size_hw: tuple[int, int]
     complete_masks: tuple[Mask, ...]
     scribble: Scribble
-    outside: Mask | None
+    background: Mask | None
     region_ids: tuple[str, ...]
 
 

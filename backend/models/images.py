@@ -1,4 +1,4 @@
-"""What every model does with an image first: check its layout, and resize it for a network."""
+"""Images on their way to a model: check its layout, and resize it for a network."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""What must outlive a process: projects, ingested annotations, their references, propagations. SQLite or PostgreSQL.
+"""The store, SQLite or PostgreSQL: projects, ingested annotations, their references, propagations.
 
 What can be made again (features of targets) is not here but in `feature_cache`.
 """

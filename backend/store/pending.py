@@ -28,6 +28,8 @@ class PendingStore(Database):
         """Note that an annotation was taken in.
 
         Args:
+            project_key: of its project.
+            annotation_id: its id.
             mark: what `mark_pending` returned: a later announcement of the same annotation then stays pending.
         """
         own = (tables.pending.c.project_key == project_key) & (tables.pending.c.annotation_id == annotation_id)

@@ -1,7 +1,7 @@
 """The tasks of propagations: who predicts which, and what came of it.
 
-A task's row goes pending -> running (claimed by one job of one worker) -> done, empty, failed or cancelled. Only who
-holds the claim may finish it, so a job that was given up on and comes back late changes nothing.
+A task's row goes pending -> running (leased by one job of one worker) -> done, empty, failed or cancelled. Only who
+holds the lease may finish it, so a job that was given up on and comes back late changes nothing.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -45,8 +45,8 @@ class PropagationTaskStore:
         self._write = write
         self._now = now
 
-    def claim(
-        self, propagation_id: int, claim: str, limit: int, *, on_given_up: Callable[[int], None] = lambda _: None
+    def lease(
+        self, propagation_id: int, lease: str, limit: int, *, on_given_up: Callable[[int], None] = lambda _: None
     ) -> list[int]:
         """Take up to `limit` waiting tasks; nobody else gets them until they are released.
 
@@ -56,7 +56,7 @@ class PropagationTaskStore:
 
         Args:
             propagation_id: of the tasks.
-            claim: names the worker, its job and its lane.
+            lease: names the worker, its job and its batch.
             limit: most tasks.
             on_given_up: told of tasks that are not tried any more.
         """
@@ -82,24 +82,24 @@ class PropagationTaskStore:
             is_suspect = bool(usable and usable[0].attempts)
             usable = usable[:1] if is_suspect else [row for row in usable if not row.attempts]
             ids = [int(row.task_id) for row in usable]
-            _update_rows(connection, propagation_id, ids, state="running", claim=claim, attempts=_rows.c.attempts + 1)
+            _update_rows(connection, propagation_id, ids, state="running", claim=lease, attempts=_rows.c.attempts + 1)
         return ids
 
-    def still_claimed(self, propagation_id: int, claim: str) -> set[int]:
-        """The tasks that a claim still holds; none once the propagation was ended."""
+    def still_leased(self, propagation_id: int, lease: str) -> set[int]:
+        """The tasks that a lease still holds; none once the propagation was ended."""
         held = sa.select(_rows.c.task_id).join(_runs, _runs.c.id == _rows.c.propagation_id)
-        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.claim == claim) & (_rows.c.state == "running")
+        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.claim == lease) & (_rows.c.state == "running")
         return {int(row.task_id) for row in self._read(held.where(mine, _runs.c.state.in_(ACTIVE)))}
 
-    def finish(self, propagation_id: int, claim: str, outcomes: Sequence[TaskOutcome]) -> int:
-        """Note what came of claimed tasks; how many the claim still held."""
+    def finish(self, propagation_id: int, lease: str, outcomes: Sequence[TaskOutcome]) -> int:
+        """Note what came of leased tasks; how many the lease still held."""
         if not outcomes:
             return 0
         now = self._now()
         mine = (
             (_rows.c.propagation_id == propagation_id)
             & (_rows.c.task_id == sa.bindparam("of_task"))
-            & (_rows.c.claim == claim)
+            & (_rows.c.claim == lease)
         )
         changed = (
             sa.update(_rows)
@@ -125,23 +125,23 @@ class PropagationTaskStore:
             )
         return int(count)
 
-    def release(self, propagation_id: int, claims: Collection[str], *, counts_as_attempt: bool) -> int:
-        """Give back what claims hold: to wait again, or, if the propagation was ended, as cancelled.
+    def release(self, propagation_id: int, leases: Collection[str], *, counts_as_attempt: bool) -> int:
+        """Give back what leases hold: to wait again, or, if the propagation was ended, as cancelled.
 
         Args:
             propagation_id: of the tasks.
-            claims: whose.
+            leases: whose.
             counts_as_attempt: False if the task is not to blame: the worker was asked to end, Label Studio is away.
 
         Returns:
             How many tasks.
         """
-        if not claims:
+        if not leases:
             return 0
         mine = (
             (_rows.c.propagation_id == propagation_id)
             & (_rows.c.state == "running")
-            & _rows.c.claim.in_(sorted(claims))
+            & _rows.c.claim.in_(sorted(leases))
         )
         with self._write() as connection:
             state = connection.scalar(sa.select(_runs.c.state).where(_runs.c.id == propagation_id))
@@ -153,8 +153,8 @@ class PropagationTaskStore:
                 changes = {"state": "cancelled", "claim": None, "finished_at": self._now()}
             return int(connection.execute(sa.update(_rows).where(mine).values(**changes)).rowcount)
 
-    def claims(self, propagation_id: int) -> set[str]:
-        """Every claim that holds a task."""
+    def leases(self, propagation_id: int) -> set[str]:
+        """Every lease that holds a task."""
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "running")
         return {str(row.claim) for row in self._read(sa.select(_rows.c.claim).where(mine).distinct())}
 

@@ -1,4 +1,4 @@
-"""What goes into the store and comes out: frozen dataclasses."""
+"""Records that go into the store and come out of it: frozen dataclasses."""
 
 import hashlib
 import json
@@ -140,7 +140,7 @@ class UnreadAnnotation:
 
 @dataclass(frozen=True)
 class ReferenceSummary:
-    """What a list shows of a reference; fields as in `StoredReference`."""
+    """A reference as lists show it; fields as in `StoredReference`."""
 
     id: int
     label: str
@@ -248,7 +248,7 @@ class PropagationCounts:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What came of one task.
+    """The outcome of one task.
 
     Attributes:
         state: done, empty, failed or cancelled.

@@ -26,7 +26,9 @@ class ReferenceStore(Database):
         Damaged ones are left out and logged.
 
         Args:
+            project_key: the project.
             labels: only these; None for all.
+            signature: of the models in use.
             with_features: False reads masks only, `reference` is then None.
         """
         wanted = _references_where(project_key, labels, signature)

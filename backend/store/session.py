@@ -24,7 +24,7 @@ from backend.store.tables import SCHEMA_VERSION
 
 
 class Database:
-    """What every part of the store reads and writes through.
+    """The database that all parts of the store read from and write to.
 
     Attributes:
         engine: SQLAlchemy's; `read` and `write` are for nearly everything.

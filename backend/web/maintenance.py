@@ -1,4 +1,4 @@
-"""What the service does on its own, every few seconds, beside its requests."""
+"""Maintenance: periodic work of the service beside its requests."""
 
 import logging
 import threading

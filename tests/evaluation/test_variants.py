@@ -21,8 +21,8 @@ from backend.evaluation.markdown import variants_to_markdown
 from backend.evaluation.run import evaluate
 from backend.evaluation.simulated_annotations import (
     corrected,
+    is_all_marked,
     largest_object,
-    marks_all,
     simulated_points,
     simulated_strokes,
 )
@@ -203,10 +203,10 @@ def test_a_user_corrects_where_the_mask_is_most_wrong(simulate: Callable[..., Sc
 
 
 def test_more_objects_than_a_user_marks_are_not_all() -> None:
-    assert marks_all(scene(red1=(50, 60, 30), red2=(150, 100, 20))[1]["red"])
+    assert is_all_marked(scene(red1=(50, 60, 30), red2=(150, 100, 20))[1]["red"])
     many = np.zeros((100, 100), bool)
     many[::10, ::10] = True
-    assert not marks_all(many)
+    assert not is_all_marked(many)
 
 
 def test_a_mask_of_one_pixel_can_be_marked() -> None:

@@ -354,7 +354,7 @@ def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
     worker, fetch, seen, one_at_a_time = _a_worker(queue), backend.label_studio.fetch, {}, threading.Lock()
 
     def are_claims_alive() -> bool:
-        claims = backend.projects.store.propagation_tasks.claims(identifier)
+        claims = backend.projects.store.propagation_tasks.leases(identifier)
         return all(queue.is_lease_alive(claim.partition(BATCH_SEPARATOR)[0]) for claim in claims)
 
     def lose_the_queue(url: str, task_id: int | None) -> bytes:

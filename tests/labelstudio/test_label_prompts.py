@@ -100,7 +100,7 @@ def test_an_annotation_is_grouped_by_label_in_the_order_of_its_regions() -> None
     assert [mask.sum() for mask in cat.complete_masks] == [2 * SIZE[1]]
     assert cat.scribble.positive_xy.tolist() == [[5, 5]]
     assert cat.scribble.positive_strokes is None
-    assert cat.outside is None
+    assert cat.background is None
 
 
 def test_a_background_label_is_a_negative_of_all_others_and_no_label_itself() -> None:
@@ -112,8 +112,8 @@ def test_a_background_label_is_a_negative_of_all_others_and_no_label_itself() ->
     assert [mark.label for mark in marks] == ["Cat", "Dog"]
     for mark in marks:
         assert mark.scribble.negative_xy.tolist() == [[4, 9]]
-        assert mark.outside is not None
-        assert mark.outside.sum() == 2 * SIZE[1] + 4 * 2
+        assert mark.background is not None
+        assert mark.background.sum() == 2 * SIZE[1] + 4 * 2
 
 
 def test_background_of_one_image_says_nothing_about_another() -> None:
@@ -121,7 +121,7 @@ def test_background_of_one_image_says_nothing_about_another() -> None:
         [point(1, 1), point(2, 2, to_name="other"), painted(slice(3), "Background", to_name="other")], {"Background"}
     )
 
-    assert [(mark.to_name, mark.outside is None) for mark in marks] == [("image", True), ("other", False)]
+    assert [(mark.to_name, mark.background is None) for mark in marks] == [("image", True), ("other", False)]
 
 
 @pytest.mark.parametrize("regions", [[], [point(1, 1, is_positive=False)], [painted(slice(3), "Background")]])

@@ -95,7 +95,7 @@ def test_each_task_is_claimed_once_however_many_claim(
 
     def claim_all(number: int) -> list[int]:
         claimed: list[int] = []
-        while some := tasks.claim(identifier, f"w{number}:1", 7):
+        while some := tasks.lease(identifier, f"w{number}:1", 7):
             claimed += some
         return claimed
 
@@ -106,7 +106,7 @@ def test_each_task_is_claimed_once_however_many_claim(
 
 def test_only_the_holder_of_a_claim_finishes(propagations: PropagationStore, tasks: PropagationTaskStore) -> None:
     identifier = _new(propagations, 1, 2)
-    tasks.claim(identifier, "a:1", 2)
+    tasks.lease(identifier, "a:1", 2)
     assert tasks.finish(identifier, "b:1", [TaskOutcome(1, "done")]) == 0
     assert tasks.finish(identifier, "a:1", [TaskOutcome(1, "done", 0.5, "v1"), TaskOutcome(2, "empty")]) == 2
     assert tasks.finish(identifier, "a:1", [TaskOutcome(1, "failed")]) == 0
@@ -120,10 +120,10 @@ def test_suspects_are_claimed_alone_and_not_for_ever(
 ) -> None:
     identifier = _new(propagations, 1, 2, 3)
     for _ in range(MAX_ATTEMPTS):
-        claimed = tasks.claim(identifier, "a:1", 10)
+        claimed = tasks.lease(identifier, "a:1", 10)
         tasks.release(identifier, ["a:1"], counts_as_attempt=True)
     assert claimed == [1]
-    while claimed := tasks.claim(identifier, "a:1", 10):
+    while claimed := tasks.lease(identifier, "a:1", 10):
         assert len(claimed) == 1
         tasks.finish(identifier, "a:1", [TaskOutcome(claimed[0], "done")])
     counts = tasks.counts(identifier)
@@ -133,7 +133,7 @@ def test_suspects_are_claimed_alone_and_not_for_ever(
 def test_being_asked_to_end_is_no_attempt(propagations: PropagationStore, tasks: PropagationTaskStore) -> None:
     identifier = _new(propagations, 1, 2, 3)
     for _ in range(2 * MAX_ATTEMPTS):
-        assert tasks.claim(identifier, "a:1", 10) == [1, 2, 3]
+        assert tasks.lease(identifier, "a:1", 10) == [1, 2, 3]
         tasks.release(identifier, ["a:1"], counts_as_attempt=False)
 
 
@@ -141,7 +141,7 @@ def test_finish_is_for_one_and_only_when_nothing_is_left(
     propagations: PropagationStore, tasks: PropagationTaskStore
 ) -> None:
     identifier = _new(propagations, 1)
-    tasks.claim(identifier, "a:1", 1)
+    tasks.lease(identifier, "a:1", 1)
     assert not propagations.try_finish(identifier)
     tasks.finish(identifier, "a:1", [TaskOutcome(1, "done")])
     assert [propagations.try_finish(identifier) for _ in range(2)] == [True, False]
@@ -171,7 +171,7 @@ def test_old_propagations_are_forgotten(propagations: PropagationStore) -> None:
 
 def test_reasons_are_grouped_and_scores_sorted(propagations: PropagationStore, tasks: PropagationTaskStore) -> None:
     identifier = _new(propagations, *range(1, 7))
-    while tasks.claim(identifier, "a:1", 10):
+    while tasks.lease(identifier, "a:1", 10):
         pass
     outcomes = [TaskOutcome(number, "failed", reason="404") for number in (3, 1)]
     outcomes += [TaskOutcome(2, "failed", reason="text")]

@@ -757,7 +757,7 @@ def test_metrics_show_propagations_and_what_workers_counted(backend: Backend) ->
     project = backend.projects.note_project(backend.label_studio.project(1))
     store = backend.projects.store.propagations
     record = store.create(project, PropagationFilter(), "test", supersede=False, planned_tasks=range(1, 6))
-    backend.projects.store.propagation_tasks.claim(record.id, "worker:job", 4)
+    backend.projects.store.propagation_tasks.lease(record.id, "worker:job", 4)
     backend.projects.metrics.failures.labels("image_missing").inc()
     backend.projects.metrics.on_stage("encode", 0.25)
     text = backend.client.get("/metrics").get_data(as_text=True)

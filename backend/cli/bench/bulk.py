@@ -25,7 +25,7 @@ _WARM_UP_BATCHES = 4
 
 @dataclass(frozen=True)
 class BulkWork:
-    """What each of some workers does.
+    """The work of each of several workers.
 
     Attributes:
         profile, device, weights_folder: as `Bench` takes them.

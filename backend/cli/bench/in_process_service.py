@@ -41,8 +41,11 @@ MOST_PIXELS = 200_000_000
 def service(
     bench: Bench,
 ) -> Iterator[tuple[Callable[[int, bytes], None], Callable[[Sequence[int], Sequence[bytes]], int]]]:
-    """The real service on loopback, with this one project; gives a function that clicks on a task, and one that
-    predicts many tasks as a worker does and says how many have masks."""
+    """Run the real service on loopback, with this one project.
+
+    Gives a function that clicks on a task, and one that predicts many tasks as a worker does and returns how many have
+    masks.
+    """
     files: dict[int, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(data_dir=Path(folder), prefetch_tasks=0, min_score=0.0)

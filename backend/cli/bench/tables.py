@@ -1,4 +1,4 @@
-"""What `bench pipeline` shows: tables, and a chart."""
+"""Tables and a chart of `bench pipeline`."""
 
 from collections.abc import Mapping
 from pathlib import Path

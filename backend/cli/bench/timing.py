@@ -31,6 +31,7 @@ class Times:
     total_s: float = 0.0
 
     def add(self, part: str, seconds: float) -> None:
+        """Add seconds to a part."""
         self.parts[part] = self.parts.get(part, 0.0) + seconds
 
 
@@ -40,6 +41,7 @@ class KeepingSoftmatcher(Softmatcher):
     def plan(
         self, encoded: Any, references: Any, options: MatchOptions | None = None, **further: Any
     ) -> SegmentationPlan:
+        """Plan as the engine does, with no least presence probability."""
         return super().plan(encoded, references, replace(options or MatchOptions(), minimum_presence=0.0), **further)
 
 

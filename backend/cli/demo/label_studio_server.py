@@ -196,7 +196,7 @@ class LabelStudio:
         self.call("POST", f"/api/ml/{backend}/train", json={})
 
     def interact(self, backend: int, task: int, regions: Sequence[Json]) -> Json:
-        """What a smart tool does; the answer has `data` or `errors`."""
+        """Ask for the prediction of a smart tool; the answer has `data` or `errors`."""
         answer: Json = self.call(
             "POST",
             f"/api/ml/{backend}/interactive-annotating",

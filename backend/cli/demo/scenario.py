@@ -23,7 +23,7 @@ class DemoFailedError(SoftmatcherError):
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What Label Studio holds for one label of one task after the retrieval.
+    """The regions of one label of one task that Label Studio holds after the retrieval.
 
     Attributes:
         task: name of the sample task.
@@ -67,7 +67,7 @@ class ProjectResult:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong; None if nothing is."""
+        """Return the project's problem; None if there is none."""
         missing = [f"{each.label} on {each.task}" for each in self.results if each.is_there and each.regions == 0]
         if missing:
             return f"{self.sample.title}: no prediction in Label Studio for {', '.join(missing)}"

@@ -27,7 +27,7 @@ Draw = Callable[[Plane, np.random.Generator], tuple[Plane, Mask]]
 
 @dataclass(frozen=True)
 class Part:
-    """What one image shows.
+    """The parts and defects of one image.
 
     Attributes:
         corrosion: spots of it.

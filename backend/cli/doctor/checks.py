@@ -1,4 +1,4 @@
-"""What `doctor` looks at that needs neither a project nor Label Studio: password, disk, service, image hosts."""
+"""Checks of `doctor` without a project or Label Studio: password, disk, service, image hosts."""
 
 import logging
 import shutil
@@ -45,7 +45,7 @@ def look(name: str, examine: Callable[[], str]) -> Check:
 
 
 def surroundings(settings: Settings) -> Iterator[Check]:
-    """What the settings alone tell."""
+    """Check what needs the settings alone."""
     yield look("disk", lambda: _room(settings))
     yield _password(settings)
     yield _service(settings)

@@ -41,7 +41,7 @@ def free_port(preferred: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Program:
-    """What to run.
+    """A program to run.
 
     Attributes:
         name: in messages and log files.

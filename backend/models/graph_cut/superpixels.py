@@ -208,14 +208,16 @@ def colour_kernel(pixels: Superpixels, width: float = 8.0) -> Floats:
     return np.asarray(np.exp(-0.5 * distance), np.float64)
 
 
-def diffuse(pixels: Superpixels, target: Floats, trust: Floats, *, sharpness: float = 8.0, rounds: int = 25) -> Floats:
-    """Solve a random walker with priors, (L + diag(trust)) p = trust * target, by Jacobi iteration.
+def diffuse(
+    pixels: Superpixels, target: Floats, confidence: Floats, *, sharpness: float = 8.0, rounds: int = 25
+) -> Floats:
+    """Solve a random walker with priors, (L + diag(confidence)) p = confidence * target, by Jacobi iteration.
 
     Args:
         pixels: the graph.
         target: (n, k) in [0, 1]: what each superpixel's own colours say.
-        trust: (n, k) > 0: its weight against the contacts, whose weight is length * exp(-sharpness * strength).
-        sharpness: see `trust`.
+        confidence: (n, k) > 0: its weight against the contacts, whose weight is length * exp(-sharpness * strength).
+        sharpness: see `confidence`.
         rounds: of the iteration.
 
     Returns:
@@ -231,5 +233,5 @@ def diffuse(pixels: Superpixels, target: Floats, trust: Floats, *, sharpness: fl
     degree = np.asarray(graph.sum(axis=1)).reshape(n, 1)
     p = target
     for _ in range(rounds):
-        p = (graph @ p + trust * target) / (degree + trust)
+        p = (graph @ p + confidence * target) / (degree + confidence)
     return np.asarray(p)

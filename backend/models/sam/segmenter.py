@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
+from backend.models.sam.candidates import CandidateGeneration, SamPlan
 from backend.models.sam.image_embedder import ImageEmbedder, SamImageEmbedder
 from backend.models.sam.options import SamOptions
 from backend.models.sam.package_decoder import PackageDecoder
 from backend.models.sam.prompt_decoding import PromptDecoder, SamDecoder
 from backend.models.sam.prompts import SamPrompt, scribble_to_prompts, uncovered_points
-from backend.models.sam.proposals import Proposals, SamPlan
 from backend.models.sam.sam2_image_embedder import Sam2Decoder, Sam2ImageEmbedder
 from backend.models.segmenters import DecodePlan, Embedding, MaskCandidate, Prompt, SegmenterInput
 
@@ -50,7 +50,7 @@ class SamSegmenter:
     ) -> None:
         self.embedder = embedder
         self.prompt_decoder = prompt_decoder
-        self._proposals = Proposals(embedder, prompt_decoder, options)
+        self._generation = CandidateGeneration(embedder, prompt_decoder, options)
         self.device_runners = (embedder.runner, prompt_decoder.runner)
         self.signature = f"{signature}:{options.signature()}"
         self.points_add_up = False
@@ -104,21 +104,21 @@ class SamSegmenter:
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[MaskCandidate]:
         """Return candidates in the working frame.
 
-        Prompts with a prior propose what the score map supports (`Proposals`). A candidate answers the first prompt
-        with a point in it. A prompt without a prior is a user's scribble: what it marks is the answer, up to one
+        Prompts with a prior give what the score map supports (`CandidateGeneration`). A candidate answers the first
+        prompt with a point in it. A prompt without a prior is a user's scribble: what it marks is the answer, up to one
         candidate.
         """
         return self.decode_planned([self.plan(embedding, prompts)])[0]
 
     def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> SamPlan:
         """Work out what `decode_planned` asks. Needs no device."""
-        return self._proposals.plan(embedding, prompts)
+        return self._generation.plan(embedding, prompts)
 
     def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
         """Decode what was planned: the proposals of all plans share passes, of whichever image they are."""
         own = [plan if isinstance(plan, SamPlan) else self.plan(plan.embedding, plan.prompts) for plan in plans]
         with torch.inference_mode():
-            found = self._proposals.decode(own)
+            found = self._generation.decode(own)
             for plan, candidates in zip(own, found, strict=True):
                 for position, prompt in enumerate(plan.prompts):
                     if prompt.prior is None and (marked := self._decode_scribble(plan.embedding, prompt)) is not None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class TaskPrediction:
-    """What came of a task. Each of its images stands alone: one that cannot be had leaves the others their masks.
+    """The prediction of a task. Each of its images stands alone: one that cannot be had leaves the others their masks.
 
     Attributes:
         prediction: None if nothing was found.
@@ -56,7 +56,7 @@ BATCHES_BEHIND = 3
 
 @dataclass(frozen=True)
 class BatchStages:
-    """What is done with encoded images, without a slot of the models.
+    """The stages of a batch after encoding, which need no slot of the models.
 
     Attributes:
         plan: matches one task's, by tag name; those that can be had.

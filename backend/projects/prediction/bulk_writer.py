@@ -48,7 +48,7 @@ _FEWEST_ALIKE = 3
 
 @dataclass(frozen=True)
 class Batch:
-    """What is predicted, with what.
+    """Tasks to predict, and what they are predicted with.
 
     Attributes:
         context: what the tasks are predicted with.

@@ -46,7 +46,7 @@ Left = Literal["nothing", "more", "paused"]
 
 @dataclass(frozen=True)
 class Worked:
-    """What one job did.
+    """The counters of one job.
 
     Attributes:
         finished: how many tasks.
@@ -87,7 +87,7 @@ class _WorkBudget:
 
 
 class PropagationWork:
-    """What workers do for propagations."""
+    """The work of the workers for propagations."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class PropagationWork:
         store = self._store.propagations
         try:
             while not budget.is_over():
-                task_ids = self._tasks.claim(
+                task_ids = self._tasks.lease(
                     propagation_id, lease, self._bulk.preferred_batch_size, on_given_up=self._note_given_up
                 )
                 if not task_ids:
@@ -198,7 +198,7 @@ class PropagationWork:
             outcomes = self._bulk.run(
                 Batch(context, task_ids, self._made_of(record, task_ids, context.version)),
                 should_stop=is_over,
-                still_wanted=lambda: self._tasks.still_claimed(record.id, lease),
+                still_wanted=lambda: self._tasks.still_leased(record.id, lease),
                 on_lost_answer=lambda: store.note_lost_answer(record.id, self._store.now() + _LATE_IMPORT_S),
                 on_other_config=lambda label_config: self._note_config(project.key, label_config),
                 waits_for_images=record.pauses < _PAUSES_FOR_IMAGES and record.id not in self._missing_images,
@@ -271,7 +271,7 @@ class PropagationWork:
             propagation_id: of the tasks.
             is_alive: whether the job of a lease, as `run` gets it, still runs.
         """
-        leases = self._tasks.claims(propagation_id)
+        leases = self._tasks.leases(propagation_id)
         dead = [lease for lease in leases if not is_alive(lease.partition(BATCH_SEPARATOR)[0])]
         released = self._tasks.release(propagation_id, dead, counts_as_attempt=True)
         if released:

@@ -166,7 +166,7 @@ class Ingestion:
                 continue
             mask = masks[mark.label]
             others = [other for label, other in masks.items() if label != mark.label]
-            known_outside = others if mark.outside is None else [*others, mark.outside]
+            known_outside = others if mark.background is None else [*others, mark.background]
             outside = np.logical_or.reduce(known_outside) & ~mask if known_outside else None
             with self._models.scheduler.slot(is_interactive=False):
                 reference = softmatcher.describe(

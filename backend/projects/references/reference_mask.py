@@ -20,20 +20,20 @@ _PAINTED_IOU = 0.8
 
 
 def reference_mask(
-    softmatcher: Softmatcher, encoded: EncodedImage, marks: LabelPrompts
+    softmatcher: Softmatcher, encoded: EncodedImage, prompts: LabelPrompts
 ) -> tuple[Mask | None, MaskUncertainty | None]:
     """Make the mask of a reference: the complete masks and what the scribbles give, object by object.
 
     Args:
         softmatcher: the engine.
         encoded: the image.
-        marks: of one label on it.
+        prompts: of one label on it.
 
     Returns:
         The mask, (H, W) bool, None if neither shows an object; and its uncertainty, None if all of it was seen.
     """
-    complete = list(marks.complete_masks)
-    scribble = marks.scribble
+    complete = list(prompts.complete_masks)
+    scribble = prompts.scribble
     if complete:
         scribble = _without_points_in(scribble, np.logical_or.reduce(complete))
     found = [] if scribble.is_empty else softmatcher.objects_from_scribble(encoded, scribble)

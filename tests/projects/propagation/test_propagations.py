@@ -402,8 +402,8 @@ def test_cancel_in_the_middle_of_a_batch_writes_nothing_more(backend: Backend, k
 
 def test_tasks_of_a_killed_worker_go_to_the_next(backend: Backend, key: str) -> None:
     record = _start(backend, key)
-    assert backend.projects.store.propagation_tasks.claim(record.id, "dead:1", 3) == [1, 2, 3]
-    assert backend.projects.store.propagation_tasks.claim(record.id, "alive:2", 3) == [4, 5, 6]
+    assert backend.projects.store.propagation_tasks.lease(record.id, "dead:1", 3) == [1, 2, 3]
+    assert backend.projects.store.propagation_tasks.lease(record.id, "alive:2", 3) == [4, 5, 6]
     backend.queue.live_claims.add("alive:2")
     _work(backend, record, claim="next:3")
     counts = _counts(backend, record)

@@ -73,7 +73,7 @@ class SamPlan(DecodePlan):
     rejected: Sequence[MaskCandidate]
 
 
-class Proposals:
+class CandidateGeneration:
     """Plans and decodes prompts with score maps.
 
     Prompts of one score map are joined object by object first (a piece of the map above 0.5 is one): a decoder pass for
