@@ -128,7 +128,7 @@ def test_masks_are_chosen_alike() -> None:
     found = select_by_prior(masks.to(CUDA), opinions.to(CUDA), priors.to(CUDA), options)
     assert found.index.tolist() == expected.index.tolist()
     assert set(expected.index.tolist()) > {-1}
-    assert found.passed.tolist() == expected.passed.tolist()
+    assert found.criteria_met.tolist() == expected.criteria_met.tolist()
     torch.testing.assert_close(found.score.cpu(), expected.score)
 
 
@@ -150,7 +150,7 @@ def test_the_whole_pipeline_finds_what_the_cpu_finds(matcher: Any) -> None:
     ]  # one signature: one cache
     np.testing.assert_allclose(found.posterior, expected.posterior, atol=1e-3)
     assert np.mean(found.mask != expected.mask) < 0.02
-    assert found.kinship == pytest.approx(expected.kinship, abs=1e-2)
+    assert found.object_similarity == pytest.approx(expected.object_similarity, abs=1e-2)
     point = Scribble((HEIGHT, WIDTH), positive_xy=np.array([[30, 20]], np.float32))
     clicked = [engine.mask_from_scribble(seen, point) for engine in (on_cpu, on_cuda)]
     assert clicked[0] is not None
