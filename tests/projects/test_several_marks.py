@@ -60,6 +60,8 @@ def mark(coin: Mask, kind: str, number: int) -> Region:
         return replace(region, box_xyxy=corners)
     if kind == "stroke":
         return replace(region, mask=stroke(coin))
+    if kind == "painted without its rim":
+        return replace(region, mask=depth > 0.1 * depth.max())
     return replace(region, mask=coin)
 
 
@@ -159,3 +161,22 @@ def test_the_order_of_the_regions_changes_nothing() -> None:
         masks.append(reference_mask(engine(), fresh, marks)[0])
     assert masks[0] is not None
     assert all(np.array_equal(masks[0], mask) for mask in masks[1:])
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_coins_painted_without_their_rims_are_covered_to_it(number: int) -> None:
+    coins = coins_of(tiles()[number])[:2]
+    regions = [mark(coin, "painted without its rim", place) for place, coin in enumerate(coins)]
+    painted = [float((region.mask & coin).sum() / coin.sum()) for region, coin in zip(regions, coins, strict=True)]  # type: ignore[operator]
+    assert max(painted) < 0.9
+    assert min(covered(number, coins, regions)) >= LEAST_COVERED
+
+
+def test_what_is_painted_to_its_border_stays_as_it_was_painted() -> None:
+    for number in range(6):
+        coin = coins_of(tiles()[number])[0]
+        (marks,) = group_annotation([mark(coin, "painted", 0)])
+        found, uncertainty = reference_mask(engine(), encoded(number), marks)
+        assert found is not None
+        assert np.array_equal(found, coin)
+        assert uncertainty is None

@@ -17,6 +17,10 @@ from backend.labelstudio.label_prompts import LabelPrompts
 
 _PAINTED_IOU = 0.8
 """IoU of strokes with the segmenter's mask from which on they count as painted as a mask, not as a scribble."""
+_SURER = 0.06
+"""Unless the segmenter expects a better IoU than that by this much: it is surer of the object than the strokes agree,
+so these leave out a rim. On 68 classes and 26 coins the mean difference was 0.02 for strokes up to the border, and 0.08
+or more for strokes without a rim of a twentieth of the object's thickness (docs/experiments.md)."""
 
 
 def reference_mask(
@@ -53,7 +57,10 @@ def reference_mask(
 def _painted_whole(one: MarkedObject) -> Mask | None:
     """Return an object's strokes if they are its whole mask already: then nothing of it is a guess."""
     strokes = one.scribble.positive_strokes
-    is_whole = strokes is not None and strokes.any() and iou(strokes, one.found.mask) >= _PAINTED_IOU
+    if strokes is None or not strokes.any():
+        return None
+    agreement = iou(strokes, one.found.mask)
+    is_whole = agreement >= _PAINTED_IOU and one.found.score <= agreement + _SURER
     return strokes if is_whole else None
 
 
