@@ -1,4 +1,4 @@
-"""How long matching takes and how much memory: every matcher over image sizes and numbers of references, on one core.
+"""Measures the time and memory of matching: every matcher over image sizes and numbers of references, on one core.
 
 The setting is that of Figure 2 in Frick et al., IJCAI 2024: patches of 14 px, 768 dimensions, one core, as many
 reference patches as target patches, all of them inside the mask. Features are drawn by a seed: smooth over the image

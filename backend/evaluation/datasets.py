@@ -12,7 +12,7 @@ from backend.core.types import Image, Mask
 from backend.errors import BadInputError
 
 TEST_LISTS = ("fss_test_set.txt", "splits/test.txt", "test.txt")
-"""Where FSS-1000 and its users keep the names of its 240 test classes, one a line."""
+"""File in which FSS-1000 and its users keep the names of its 240 test classes, one per line."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ facades, kitchens, parts with two faults) a region of another class may be right
 
 @dataclass(frozen=True)
 class JointTarget:
-    """How one target came out.
+    """The result of one target.
 
     Attributes:
         seed: of the draw.

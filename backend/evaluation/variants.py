@@ -41,7 +41,7 @@ from backend.evaluation.simulated_annotations import (
 )
 
 SIMULATED_ANNOTATIONS = ("points", "strokes", "points_corrected", "strokes_corrected", "one_object")
-"""What is marked instead of the whole mask; corrected: by a user who sees the mask found, up to three times."""
+"""Kinds of marks instead of the whole mask; corrected: by a user who sees the mask found, up to three times."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from backend.exports.sinks import RECORD, SUMS
 _JOURNAL = ".journal.jsonl"
 _SCRATCH = ".scratch"
 _OF_IMAGES = ("label_studio", "project", "format", "images", "split", "software")
-"""What says where an image file is in a data set, and whether: with other masks a run can go on all the same."""
+"""Options that decide whether and where an image file is in a data set: with other masks a run can still go on."""
 _OF_READERS = re.compile(r"labels/\w+\.cache")
 """Ultralytics leaves its own beside the labels; they are of no use to other labels."""
 

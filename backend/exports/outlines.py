@@ -19,7 +19,7 @@ Ring = NDArray[np.float64]
 """(N, 2) float64: x, y in px; closed by itself, the last point is not the first."""
 
 _MOST_REBUILDS = 100
-"""Of the search tree while rings are joined: a mask of noise has thousands of them."""
+"""Rebuilds of the search tree while rings are joined: a mask of noise has thousands of them."""
 
 
 def edge_polygons(mask: Mask, tolerance_px: float) -> list[Ring]:

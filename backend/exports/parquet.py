@@ -17,7 +17,7 @@ from backend.exports.sinks import Sink
 
 _ROWS_AT_ONCE = 100
 _BYTES_AT_ONCE = 32_000_000
-"""What is kept in memory until it is written as a row group."""
+"""Bytes kept in memory until they are written as a row group."""
 _BYTES_A_FILE = 200_000_000
 _CHUNK_BYTES = 1 << 20
 

@@ -9,7 +9,7 @@ from backend.core.types import Json, Mask
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a mask comes from; what is not known is None.
+    """The origin of a mask; what is not known is None.
 
     Attributes:
         source: what it is a region of in Label Studio.

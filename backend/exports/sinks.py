@@ -1,4 +1,4 @@
-"""Where an export goes: `folder_sink` makes a folder that appears as a whole, this module a zip written as it comes."""
+"""Destinations of an export: a folder that appears as a whole (`folder_sink`), or a zip that is written as it comes."""
 
 import hashlib
 import os

@@ -9,7 +9,7 @@ MOST_REGIONS = 20_000
 MOST_PROMPTS = 2_000
 """Key points and boxes: each box is a cut of 40 ms on a processor."""
 MOST_POINTS = 200_000
-"""Of strokes (`touches`): an hour of painting has some thousands."""
+"""Points of strokes (`touches`): an hour of painting has some thousands."""
 MOST_STROKE_PIXELS = 1 << 32
 """Pixels looked at while strokes are drawn, each as often as a piece of a stroke is near it: about a minute."""
 MOST_RLE_BYTES = 128 << 20

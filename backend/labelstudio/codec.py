@@ -34,13 +34,13 @@ _SHAPES: dict[str, Callable[[Mapping[str, Any], tuple[int, int], ReadingBudget],
 }  # fmt: skip
 _OWN_ID = re.compile(r"softmatcher-[0-9a-f]{32}")
 _MAX_CLAIMED_PIXELS = 1 << 28
-"""What a region may claim for its image: bounds the memory that a few bytes of RLE can ask for."""
+"""Pixels that a region may claim for its image: bounds the memory that a few bytes of RLE can ask for."""
 
 _MOST_PERCENT = 1e9
 _SURPRISES = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, cv2.error,
 )  # fmt: skip
-"""What a region that nobody thought of may raise: it is that region's problem, never its neighbours'."""
+"""Errors that an unforeseen region may raise: they are that region's problem, never its neighbours'."""
 
 WHOLE_IMAGE_TYPES = frozenset(
     {"textarea", "choices", "number", "rating", "datetime", "taxonomy", "pairwise", "relation"}

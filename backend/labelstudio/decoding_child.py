@@ -34,26 +34,26 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 REQUEST = struct.Struct("!QdB")
 """Bytes of the file, most pixels, what is wanted of it; the file follows."""
 WANTS_PIXELS, WANTS_METADATA, WANTS_ALPHA = range(3)
-"""What is wanted: the pixels; also the orientation that Pillow finds anywhere; in place of the colours, the alpha."""
+"""Kinds of requests: pixels; these and the orientation that Pillow finds anywhere; alpha in place of the colours."""
 READY = b"!"
-"""What the child says once, when it can take a file."""
+"""Sent by the child once, when it can decode a file."""
 ANSWER = struct.Struct("!cI")
 """Kind and bytes of a part of the answer: `DESCRIPTION`, then `PIXELS` until all rows are there; or `REFUSAL`."""
 DESCRIPTION, PIXELS, REFUSAL = b"D", b"P", b"R"
 SECONDS = 30.0
-"""For one file. A picture of 120 megapixels takes 1 to 6 s."""
+"""Limit for one file. A picture of 120 megapixels takes 1 to 6 s."""
 BYTES_A_PIXEL = 32
-"""Of memory: Pillow keeps 4, decoders up to 24 more beside them (AVIF with its frames, WebP with its canvases)."""
+"""Bytes of memory: Pillow keeps 4, decoders up to 24 more (AVIF with its frames, WebP with its canvases)."""
 SPARE_BYTES = 128 << 20
-"""Of memory: what a decoder takes whatever the size of the picture."""
+"""Bytes of memory that a decoder takes whatever the size of the picture."""
 MOST_SCANS = 100
-"""Of a JPEG: programs write about 10, and each costs as much time as the whole picture."""
+"""Scans of a JPEG: programs write about 10, and each costs as much time as the whole picture."""
 MOST_TILE_PIXELS = 1 << 24
-"""Of a TIFF with fewer pixels than that; a decoder takes the memory of a whole tile at once."""
+"""Pixels of a tile, if the TIFF itself has fewer; a decoder takes the memory of a whole tile at once."""
 
 _ORIENTATION_TAG = 0x0112
 _STRIP_BYTES = 1 << 20
-"""Of pixels: stays in a processor's cache, and larger ones cost a page fault for each 4 kB."""
+"""Bytes of pixels sent at a time: stays in a processor's cache, and larger ones cost a page fault for each 4 kB."""
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """After the bytes of a scan: not a 255 of them, which a 0 follows, nor a restart."""
 

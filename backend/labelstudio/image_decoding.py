@@ -88,7 +88,7 @@ def _decode(data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
 
 
 pool = DecodingPool()
-"""Of this process; a fork gets one of its own."""
+"""The pool of this process; a fork gets one of its own."""
 
 
 def _start_anew() -> None:

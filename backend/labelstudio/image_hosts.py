@@ -1,4 +1,4 @@
-"""Which addresses of images are asked, and with whose authority.
+"""Decides which addresses of images are asked, and with whose authority.
 
 Label Studio's token goes to Label Studio's own address and nowhere else; other hosts are asked only if the operator
 named them, or if Label Studio itself redirects there (a presigned address of a cloud storage) and they are public.
@@ -17,7 +17,7 @@ from backend.errors import BadInputError, LabelStudioError
 _CLOUD_SCHEMES = ("s3", "s3s", "gs", "azure-blob", "azure-spi")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MEDIA_PATHS = ("/data/upload/", "/data/local-files/", "/storage-data/", "/tasks/", "/static/")
-"""Where Label Studio 1.23.2 serves files: uploads, local files, storages behind nginx, presigned ones, its samples."""
+"""Paths of files on Label Studio 1.23.2: uploads, local files, storages behind nginx, presigned ones, its samples."""
 
 _Trust = Literal["label_studio", "allowed", "public"]
 

@@ -135,7 +135,7 @@ _NEVER_PUBLIC = [
     # Site-local; a network's own NAT64; addresses that hold an IPv4 one: compatible ones, and Teredo's.
     for text in ("fec0::/10", "64:ff9b:1::/48", "::/96", "2001::/32")
 ]
-"""What `ipaddress` calls global, or leaves to whoever reads the address within."""
+"""Networks that `ipaddress` calls global, or that hold another address."""
 
 
 def is_public(address: str) -> bool:

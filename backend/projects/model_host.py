@@ -22,7 +22,7 @@ from backend.settings import Settings
 logger = logging.getLogger(__name__)
 
 _LEFT_ALONE_S = 20.0
-"""How long a process that is asked to end waits for models that are being loaded; gunicorn kills it after 30 s."""
+"""Seconds that an ending process waits for models that are being loaded; gunicorn kills it after 30 s."""
 
 
 class Models:

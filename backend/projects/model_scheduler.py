@@ -12,7 +12,7 @@ from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
 
 _LOOK_EVERY_S = 0.25
-"""How soon a call that waits notices that its client went away."""
+"""Seconds between two looks of a waiting call at whether its client went away."""
 
 
 class Priority(IntEnum):

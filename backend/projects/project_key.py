@@ -1,4 +1,4 @@
-"""How Label Studio names a project in /setup and /predict, and the project that it names."""
+"""Forms the name of a project in /setup and /predict, and finds the project of that name."""
 
 from collections.abc import Mapping
 from datetime import datetime

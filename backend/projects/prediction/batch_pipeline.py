@@ -48,7 +48,7 @@ Predicted = tuple[Json, Callable[[], TaskPrediction]]
 _READERS = 8
 """Downloads and image decoders: an H100 encodes some 60 images a second, and one image takes a reader some 30 ms."""
 _FINISHERS = 4
-"""For what is done image by image before and after the decoder; more only get into each other's way in Python."""
+"""Threads for work on single images before and after the decoder; more only get into each other's way in Python."""
 _BATCHES_AHEAD = 2
 BATCHES_BEHIND = 3
 """Encoded, and not yet packed: beyond these the encoders wait."""

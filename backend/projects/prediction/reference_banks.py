@@ -25,7 +25,7 @@ from backend.store import ProjectRecord, Store
 logger = logging.getLogger(__name__)
 
 OWN_VERSIONS = "softmatcher-"
-"""What every model_version of this backend begins with, whatever its release and profile."""
+"""Prefix of every model_version of this backend, whatever its release and profile."""
 
 _MODEL_WAIT_S = 60.0
 _KEPT_PROJECTS = 4

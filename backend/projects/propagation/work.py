@@ -240,7 +240,7 @@ class PropagationWork:
             )  # fmt: skip
 
     def tidy_late(self, propagation_id: int) -> int:
-        """Look for surplus predictions once more after an import whose answer got lost; how many were removed.
+        """Look for surplus predictions once more after an import whose answer got lost; return how many were removed.
 
         Raises:
             LabelStudioError, ConfigurationError: Label Studio cannot be used; it stays due.
