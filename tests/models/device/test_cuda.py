@@ -150,7 +150,7 @@ def test_the_whole_pipeline_finds_what_the_cpu_finds(matcher: Any) -> None:
     ]  # one signature: one cache
     np.testing.assert_allclose(found.posterior, expected.posterior, atol=1e-3)
     assert np.mean(found.mask != expected.mask) < 0.02
-    assert found.object_similarity == pytest.approx(expected.object_similarity, abs=1e-2)
+    assert found.features.object_similarity == pytest.approx(expected.features.object_similarity, abs=1e-2)
     point = Scribble((HEIGHT, WIDTH), positive_xy=np.array([[30, 20]], np.float32))
     clicked = [engine.mask_from_scribble(seen, point) for engine in (on_cpu, on_cuda)]
     assert clicked[0] is not None
