@@ -21,7 +21,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 5.0, 10.0, 3
 _OF_WORKERS = {
     "tasks": ("outcome", "Tasks predicted by workers: found, empty or failed."),
     "failed_tasks": ("reason", "Tasks of propagations that failed, by the kind of reason."),
-    "annotations": ("outcome", "Annotations taken in by workers: reference, none, removed or failed."),
+    "annotations": ("outcome", "Annotations ingested by workers: reference, none, removed or failed."),
 }
 _STAGES = "stage_seconds"
 
@@ -74,21 +74,22 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.scheduler_seconds = Histogram(
-            "softmatcher_model_wait_seconds", "Time a call waited for its turn on the models.", ["kind"],
+            "softmatcher_model_wait_seconds", "Time that a call waited for a slot of the models.", ["kind"],
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.scheduler_waiting = Gauge(
-            "softmatcher_model_waiting", "Calls that wait for their turn on the models.", registry=self.registry
+            "softmatcher_model_waiting", "Calls that wait for a slot of the models.", registry=self.registry
         )
         self.predictions_running = Gauge(
-            "softmatcher_predictions_running", "Requests for predictions under way.", registry=self.registry
+            "softmatcher_predictions_running", "Requests for predictions in progress.", registry=self.registry
         )
         self.prefetched = Counter(
-            "softmatcher_prefetched", "Images looked at ahead: encoded, known, interrupted or failed.", ["outcome"],
-            registry=self.registry,
+            "softmatcher_prefetched",
+            "Images encoded ahead: encoded, known (in the cache already), interrupted (cancelled) or failed.",
+            ["outcome"], registry=self.registry,
         )  # fmt: skip
         self.tasks = Counter(
-            "softmatcher_tasks", "Tasks predicted: found, empty, failed or handed to the queue.", ["outcome"],
+            "softmatcher_tasks", "Tasks predicted: found, empty, failed or deferred to the workers.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
         self.failures = Counter(
@@ -96,7 +97,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.annotations = Counter(
-            "softmatcher_annotations", "Annotations taken in: reference, none, removed or failed.", ["outcome"],
+            "softmatcher_annotations", "Annotations ingested: reference, none, removed or failed.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
         self.model_ready = Gauge("softmatcher_model_ready", "1 once the models are loaded.", registry=self.registry)
@@ -190,10 +191,10 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Ga
 
 
 def _read_propagations(figures: PropagationCounters) -> Iterator[Metric]:
-    yield _gauges("softmatcher_propagations", "Propagations that have something to do.", "state", figures.running)
+    yield _gauges("softmatcher_propagations", "Propagations that are not finished.", "state", figures.running)
     yield _gauges("softmatcher_propagation_tasks", "Their tasks.", "state", figures.tasks)
     yield GaugeMetricFamily(
-        "softmatcher_propagation_tasks_per_second", "Their tasks finished in the last minute, a second.",
+        "softmatcher_propagation_tasks_per_second", "Tasks of propagations finished per second, over the last minute.",
         value=figures.tasks_per_s,
     )  # fmt: skip
 

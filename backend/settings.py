@@ -70,8 +70,8 @@ class Settings(BaseSettings):
     env_file: Path = Field(
         Path(".env"),
         json_schema_extra=_LOCAL,
-        description="File that commands read further variables from, lines `NAME=value`; what the environment says "
-        "takes precedence.",
+        description="File that commands read further variables from, lines `NAME=value`; the environment takes "
+        "precedence.",
     )
     data_dir: Path = Field(
         Path("data"),
@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     profile: str = Field(
         "lite",
         json_schema_extra=_SHARED,
-        description="Which models: `lite` needs no download; `mobile`, `base`, `large`, `sam2`: `weights fetch "
-        "PROFILE`.",
+        description="Profile, the models in use: `lite` needs no download; `mobile`, `base`, `large`, `sam2`: `weights "
+        "fetch PROFILE`.",
     )
     encoder: str | None = Field(
         None,
@@ -102,8 +102,8 @@ class Settings(BaseSettings):
         ge=0,
         le=64,
         json_schema_extra=_SHARED,
-        description="Directions of a blank image's features that are taken out of every image's (not `lite`): what "
-        "marks where a patch is, not what it shows. 0: none. Not measured with real weights (docs/models.md).",
+        description="Directions of a blank image's features that are removed from all features (not `lite`): they mark "
+        "where a patch is, not what it shows. 0: none. Not measured with real weights (docs/models.md).",
     )
     sam_path: SamPath = Field(
         "fast",
@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     calibration: Path | None = Field(
         None,
         json_schema_extra=_SHARED,
-        description="File that `calibrate` wrote: presence and scores go by it in place of the profile's own fit. "
-        "Every machine needs it at this path.",
+        description="Calibration that `calibrate` wrote, for presence probability and expected IoU, in place of the "
+        "profile's own. Every machine needs it at this path.",
     )
     weights_dir: Path | None = Field(
         None, json_schema_extra=_LOCAL, description="Folder of model weights. Default: `weights` in the data folder."
@@ -141,26 +141,26 @@ class Settings(BaseSettings):
         "posterior",
         json_schema_extra=_SHARED,
         description="Score map: foreground `posterior`, the paper's exact `softmatcher`, `softmatcher-rff`, "
-        "`sinkhorn`, `hungarian` or `prototype` (docs/algorithm.md). A project's extra params "
-        '`{"matcher": ...}` go before it.',
+        '`sinkhorn`, `hungarian` or `prototype` (docs/algorithm.md). A project\'s extra params `{"matcher": ...}` take '
+        "precedence.",
     )
     recipe: PromptingStrategy = Field(
         "prior",
         json_schema_extra=_SHARED,
-        description="How masks are made of the score map: `prior`, or the `paper`'s own. A project's extra params "
-        '`{"recipe": ...}` go before it.',
+        description="Prompting strategy, how a score map becomes masks: `prior` or `paper`. A project's extra params "
+        '`{"recipe": ...}` take precedence.',
     )
     instances: bool = Field(
         False,
         json_schema_extra=_SHARED,
-        description="True for one region an object, false for one region a label. A project's extra params "
-        '`{"instances": true}` go before it.',
+        description="True for one region per object, false for one region per label. A project's extra params "
+        '`{"instances": true}` take precedence.',
     )
     overlap: OverlapName = Field(
         "exclusive",
         json_schema_extra=_SHARED,
-        description="`exclusive`: a pixel has one label at most; `allowed`: labels may lie on one another, as a lesion "
-        'on a leaf. A project\'s extra params `{"overlap": ...}` go before it.',
+        description="`exclusive`: a pixel has up to one label; `allowed`: labels may lie on one another, as a lesion "
+        'on a leaf. A project\'s extra params `{"overlap": ...}` take precedence.',
     )
     min_score: float = Field(
         0.2,
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
         le=1,
         json_schema_extra=_SHARED,
         description="Regions whose expected IoU is below this are not returned. A project's extra params "
-        '`{"min_score": 0.3}` go before it.',
+        '`{"min_score": 0.3}` take precedence.',
     )
     background_labels: Annotated[frozenset[str], NoDecode] = Field(
         frozenset({"background"}),
@@ -183,14 +183,14 @@ class Settings(BaseSettings):
     complete_annotations: bool = Field(
         False,
         json_schema_extra=_SHARED,
-        description="True if annotators mark every object of an image: all else is then background.",
+        description="True if annotators mark every object of an image (complete masks): all else is then background.",
     )
     predict_budget_s: float = Field(
         60.0,
         gt=0,
         le=95,
         json_schema_extra=_LOCAL,
-        description="Seconds after which a batch /predict answers and hands the rest to the queue.",
+        description="Seconds after which a batch /predict answers and defers the rest to the workers.",
     )
     reference_wait_s: float = Field(
         2.0,
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         ge=0,
         json_schema_extra=_LOCAL,
         description="Days after which the data of a project is deleted that Label Studio does not have any more; it is "
-        "asked once more before. `forget` deletes at once.",
+        "asked once more before that. `forget` deletes at once.",
     )
     propagate_after_references: int = Field(
         0,
@@ -258,7 +258,7 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
         json_schema_extra=_LOCAL,
-        description="Workers on this machine: each takes its share of the cores. `up` tells its own.",
+        description="Workers on this machine: each takes its share of the cores. `up` sets it for its own.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", json_schema_extra=_LOCAL, description="How much is logged."
@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text",
         json_schema_extra=_LOCAL,
-        description="`text`, or `json`: one object a line, with a request's or job's figures by name.",
+        description="`text`, or `json`: one object per line, with the counts of a request or job by name.",
     )
 
     @field_validator("background_labels", "mask_tags", "allowed_image_hosts", mode="before")

@@ -1,4 +1,4 @@
-"""Words that docs/glossary.md replaced: in no public name, docstring's beginning, page or explanation."""
+"""Words that docs/glossary.md replaced: in no public name, docstring, page or description of a setting."""
 
 import ast
 import re
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from backend.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "backend").rglob("*.py"))
@@ -76,7 +78,8 @@ def _names_in(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
             )
         elif isinstance(child, ast.Assign | ast.AnnAssign):
             targets = child.targets if isinstance(child, ast.Assign) else [child.target]
-            yield from (each.id for each in targets if isinstance(each, ast.Name) and not each.id.startswith("_"))
+            every = [each for target in targets for each in ast.walk(target)]
+            yield from (each.id for each in every if isinstance(each, ast.Name) and not each.id.startswith("_"))
 
 
 def _is_set_on_self(node: ast.Attribute) -> bool:
@@ -109,8 +112,10 @@ def docstrings(node: ast.Module | ast.ClassDef, name: str) -> Iterator[tuple[str
 
 def test_parts_of_names() -> None:
     assert parts_of("ClaimOf_TOLD_boxesXY2") == ["claim", "of", "told", "boxes", "xy", "2"]
-    names = list(public_names(ast.parse("class A:\n def b(self, c, *, d): self.e = 1\n def _f(self, g): ...\nH = 1\n")))
-    assert names == ["A", "b", "b.self", "b.c", "b.d", "e", "H"]
+    names = list(
+        public_names(ast.parse("class A:\n def b(self, c, *, d): self.e = 1\n def _f(self, g): ...\nH, J = 1, 2\n"))
+    )
+    assert names == ["A", "b", "b.self", "b.c", "b.d", "e", "H", "J"]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,23 @@ def test_pages_have_the_glossarys_words(page: Path) -> None:
         r"^ *```.*?^ *```|`[^`]*`|<!--.*?-->|\]\([^)]*\)", "", page.read_text(), flags=re.MULTILINE | re.DOTALL
     )
     assert [match.group() for match in BANNED_PHRASES.finditer(text)] == []
+
+
+def test_docstrings_have_the_glossarys_words() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {name}: {match.group()}"
+        for path in SOURCES
+        for name, text in docstrings(ast.parse(path.read_text()), path.stem)
+        for match in BANNED_PHRASES.finditer(re.sub(r"`[^`]*`", "", text))
+    }
+    assert sorted(found) == []
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_descriptions_of_settings_have_the_glossarys_words(field: str) -> None:
+    text = Settings.model_fields[field].description
+    assert text
+    assert BANNED_PHRASES.search(re.sub(r"`[^`]*`", "", text)) is None
 
 
 def test_docstrings_do_not_begin_in_the_middle() -> None:

@@ -138,7 +138,7 @@ def explain(
     task: Annotated[int, typer.Option(help="Id of a task of it.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
 ) -> None:
-    """Draw why the masks of a task are as they are: score maps, points, proposals kept and dropped."""
+    """Draw why the masks of a task are as they are: score maps, points, cluster masks kept and rejected."""
     from backend.drawing.text import numbered_labels
     from backend.exports.sinks import disk_errors_reported
     from backend.labelstudio.label_config import parse_label_config

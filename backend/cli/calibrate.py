@@ -86,7 +86,7 @@ def _report(fit: "CalibrationFit") -> None:
 
     reached = list(fit.reached)
     now, before = calibration_error(list(fit.expected), reached), calibration_error(list(fit.former), reached)
-    typer.echo(f"{len(reached)} masks of objects that are there, each judged by a fit on the other groups:")
+    typer.echo(f"{len(reached)} masks of objects that are there, each predicted by a fit on the other groups:")
     typer.echo(f"  calibration error of the score {_shown(now)}, with the former calibration {_shown(before)}")
     typer.echo(
         f"  AUROC of the score for IoU > 0.5: {_shown(area_under_roc(list(fit.expected), list(fit.reached > 0.5)))}"

@@ -25,7 +25,9 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     complete: Annotated[
         bool,
-        typer.Option(help="Take the masks as all there is of a class on their image; off: look-alikes are unknown."),
+        typer.Option(
+            help="Take the masks as all there is of a class on their image; off: patches like it are ambiguous."
+        ),
     ] = True,
     matchers: Annotated[str, typer.Option(help="Names with commas, side by side.")] = "posterior",
     strategies: Annotated[

@@ -109,7 +109,7 @@ class Calibration:
     def presence_probability(self, features: MaskFeatures) -> float:
         """Return the probability that the object is on the image at all, in [0, 1]; 0 for an empty mask.
 
-        It is judged apart from the expected IoU: a poor mask of an object that is there is worth more than none. Fitted
+        It is fitted apart from the expected IoU: a poor mask of an object that is there is worth more than none. Fitted
         as if every other image had the object, each counting with the IoU that would be lost.
         """
         if features.area == 0:

@@ -24,7 +24,7 @@ class Row:
     """A mask that references gave on one target.
 
     Attributes:
-        group: what the row belongs to, an image or a set: a row is judged by a fit on the other groups.
+        group: what the row belongs to, an image or a set: a row is predicted by a fit on the other groups.
         is_present: whether the target shows the object.
         reached: IoU with the target's own mask, in [0, 1]; 0 if the object is absent.
         features: measurements on the mask.

@@ -165,11 +165,11 @@ def match_posterior(
     # One matrix of this size, passed over as seldom as possible: it is what a match takes its time for.
     logits = bank.features @ (target / temperature).T
     # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
-    strange = similarity_floor / temperature
-    highest = logits.amax(dim=0, keepdim=True).clamp_min(strange)
+    floor = similarity_floor / temperature
+    highest = logits.amax(dim=0, keepdim=True).clamp_min(floor)
     weights = logits.sub_(highest).exp_()
     sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
-    rest = (strange - highest[0]).exp()
+    rest = (floor - highest[0]).exp()
     posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
     return ScoreMap(posterior, to_matching(posterior))
 
@@ -197,7 +197,7 @@ def match_posteriors(
     """
     if len(banks) == 1:
         return [match_posterior(banks[0], target, temperature=temperature, similarity_floor=similarity_floor)]
-    strange = similarity_floor / temperature
+    floor = similarity_floor / temperature
     sums, highest = [], []
     for bank in banks:
         require_matchable(bank, target, temperature)
@@ -206,11 +206,11 @@ def match_posteriors(
         sums.append(torch.stack([bank.foreground, bank.background]) @ logits.sub_(own).exp_())
         highest.append(own[0])
     # All sums on one scale, whose largest term is 1.
-    top = torch.stack(highest).amax(dim=0).clamp_min(strange)
+    top = torch.stack(highest).amax(dim=0).clamp_min(floor)
     scaled = [own * (peak - top).exp() for own, peak in zip(sums, highest, strict=True)]
     foregrounds = torch.stack([own[0] for own in scaled])
     masses = torch.stack([bank.foreground.sum() for bank in banks])
-    rest = (strange - top).exp()
+    rest = (floor - top).exp()
     maps = []
     for index, (bank, own) in enumerate(zip(banks, scaled, strict=True)):
         others, others_mass = foregrounds.sum(dim=0) - own[0], masses.sum() - masses[index]

@@ -22,7 +22,7 @@ class CompetitionResult:
 
     Attributes:
         mask: (h, w) bool.
-        presence: probability that the object is there, judged before the labels compete.
+        presence: probability that the object is there, from before the labels compete.
         score: expected IoU of the candidate.
         is_kept: whether the mask is returned.
     """

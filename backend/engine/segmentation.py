@@ -70,7 +70,7 @@ class Segmentation:
         )
 
     def _candidates_of(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelCandidate]]]:
-        # Of several labels in two passes: which are on the image is judged while each has all others' objects as
+        # Of several labels in two passes: which are on the image is decided while each has all others' objects as
         # background. Then those that are there are matched again as if there were no others: an absent label changes
         # nothing of a present one's mask.
         decoded = iter(self._masks.decode([plan.image for plan in plans if plan.image is not None]))

@@ -19,7 +19,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @contextmanager
 def disk_errors_reported(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals to write into an error with a message.
+    """Turn the operating system's errors of writing into an error with a message.
 
     Args:
         what: cannot be written then, for the message.

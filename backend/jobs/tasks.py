@@ -67,7 +67,7 @@ def wait_to_stop(seconds: float) -> bool:
 
 
 def leave_for_maintenance(project_key: str) -> None:
-    """Have a project looked through later: the queue gave out one of its jobs and could not note that it began."""
+    """Have a project reconciled later: the queue gave out one of its jobs and could not note that it began."""
     projects, _ = _current()
     projects.store.mark_for_reconcile(project_key)
 
@@ -95,7 +95,7 @@ def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]
     try:
         outcome = work(projects)
     except LabelStudioUnavailableError as error:
-        # Nothing is lost: the project is looked through again as soon as Label Studio is back.
+        # Nothing is lost: the project is reconciled again as soon as Label Studio is back.
         projects.store.mark_for_reconcile(project_key)
         outcome, level = {"waits_for_label_studio": str(error)}, logging.WARNING
     except NotFoundError as error:

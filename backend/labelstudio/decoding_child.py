@@ -38,8 +38,8 @@ WANTS_PIXELS, WANTS_METADATA, WANTS_ALPHA = range(3)
 READY = b"!"
 """Sent by the child once, when it can decode a file."""
 ANSWER = struct.Struct("!cI")
-"""Kind and bytes of a part of the answer: `DESCRIPTION`, then `PIXELS` until all rows are there; or `REFUSAL`."""
-DESCRIPTION, PIXELS, REFUSAL = b"D", b"P", b"R"
+"""Kind and bytes of a part of the answer: `DESCRIPTION`, then `PIXELS` until all rows are there; or `REJECTION`."""
+DESCRIPTION, PIXELS, REJECTION = b"D", b"P", b"R"
 SECONDS = 30.0
 """Limit for one file. A picture of 120 megapixels takes 1 to 6 s."""
 BYTES_A_PIXEL = 32
@@ -98,23 +98,23 @@ def answer(
     """
     try:
         yield from _decoded(data, max_pixels, wanted, own_bytes)
-    except RefusedError as refusal:
-        yield REFUSAL, str(refusal).encode()
+    except RefusedError as rejection:
+        yield REJECTION, str(rejection).encode()
     except UnidentifiedImageError:
         yield (
-            REFUSAL,
+            REJECTION,
             f"image must be one of {', '.join(FORMATS)}, got {len(data)} bytes of {_other_kind(data)}: upload it in "
             "one of these formats".encode(),
         )
     except MemoryError:
         yield (
-            REFUSAL,
+            REJECTION,
             b"image must be decodable in the memory that its size gives reason for, got one that takes more: save it "
             b"anew, as a plain JPEG or PNG",
         )
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble on
         yield (
-            REFUSAL,
+            REJECTION,
             f"image must be whole, got one that is cut short or broken ({type(error).__name__}): upload it "
             "again".encode(),
         )

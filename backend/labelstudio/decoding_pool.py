@@ -18,7 +18,7 @@ import PIL
 from backend.core.types import Image
 from backend.errors import BadInputError, DecodingUnavailableError
 from backend.labelstudio import decoding_child
-from backend.labelstudio.decoding_child import ANSWER, DESCRIPTION, PIXELS, READY, REFUSAL, REQUEST, SECONDS
+from backend.labelstudio.decoding_child import ANSWER, DESCRIPTION, PIXELS, READY, REJECTION, REQUEST, SECONDS
 
 MOST_CHILDREN = max(2, min(8, os.cpu_count() or 1))
 """Files decoded at a time; each child is started when it is needed first, and stays."""
@@ -176,7 +176,7 @@ class DecodingChild:
         head = bytearray(ANSWER.size)
         self._receive(head)
         got, size = ANSWER.unpack(head)
-        if got == REFUSAL:
+        if got == REJECTION:
             reason = bytearray(size)
             self._receive(reason)
             raise BadInputError(reason.decode())

@@ -40,7 +40,7 @@ class Maintenance:
 
     def start(self) -> None:
         """Run until the process ends."""
-        threading.Thread(target=self._run, name="upkeep", daemon=True).start()
+        threading.Thread(target=self._run, name="maintenance", daemon=True).start()
 
     def _run(self) -> None:
         wait = threading.Event()
@@ -63,9 +63,9 @@ class Maintenance:
             except SoftmatcherError as error:
                 failed.add(str(error))
             except Exception:
-                logger.exception("upkeep")
+                logger.exception("maintenance")
         for reason in sorted(failed):
-            logger.warning("upkeep: %s", reason)
+            logger.warning("maintenance: %s", reason)
 
     def publish_settings(self) -> None:
         """Leave the settings for workers, again and again: the queue may lose its data."""
@@ -97,7 +97,7 @@ class Maintenance:
         """Start what is to start by itself, and see that everything that is unfinished has jobs.
 
         A job may be lost with a worker that was killed, with Redis' last second, or with a service that ended between
-        the store and the queue; a pause ends by itself. What remains is in the store, and is looked through here.
+        the store and the queue; a pause ends by itself. What remains is in the store, and is handled here.
         """
         projects, queue = self._projects, self._queue
         propagations = projects.propagations

@@ -27,20 +27,20 @@ def _connect(backend: Backend) -> None:
 
 def test_new_project_is_looked_through_once(backend: Backend) -> None:
     _connect(backend)
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
-    upkeep.reconcile_due()
-    upkeep.reconcile_due()
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance.reconcile_due()
+    maintenance.reconcile_due()
     assert backend.queue.jobs == [("reconcile", (backend.label_studio.key,))]
 
 
 def test_reconciliation_stays_due_while_the_queue_is_away(backend: Backend) -> None:
     _connect(backend)
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     backend.queue.is_down = True
     with pytest.raises(QueueUnavailableError):
-        upkeep.reconcile_due()
+        maintenance.reconcile_due()
     backend.queue.is_down = False
-    upkeep.reconcile_due()
+    maintenance.reconcile_due()
     assert len(backend.queue.jobs) == 1
 
 
@@ -79,8 +79,8 @@ def test_what_was_announced_and_not_taken_in_is_queued_again(tmp_path: Path, mon
     """The queue may have lost its last minute, or was away for a project that is not known yet."""
     backend = make_backend(tmp_path, FakeLabelStudio())
     backend.projects.store.mark_pending("1.2", 7)
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
-    upkeep.ingest_pending()
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance.ingest_pending()
     assert backend.queue.jobs == [], "its job may just be running"
     monkeypatch.setattr("backend.web.maintenance._PENDING_AGAIN_S", 0.0)
     Maintenance(backend.projects, backend.queue).ingest_pending()  # type: ignore[arg-type]
@@ -91,9 +91,9 @@ def test_projects_are_looked_for_one_at_a_time(tmp_path: Path) -> None:
     backend = make_backend(tmp_path, FakeLabelStudio())
     for key in (backend.label_studio.key, "1.7"):
         backend.projects.store.save_project(key)
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     for _ in range(3):
-        upkeep.look_for_gone()
+        maintenance.look_for_gone()
     gone = {project.key: project.gone_since is not None for project in backend.projects.store.projects()}
     assert gone == {backend.label_studio.key: False, "1.7": True}
 
@@ -101,13 +101,13 @@ def test_projects_are_looked_for_one_at_a_time(tmp_path: Path) -> None:
 def test_webhook_that_label_studio_registers_later_is_found_later(tmp_path: Path) -> None:
     backend = make_backend(tmp_path, FakeLabelStudio(), basic_auth_user="ls", basic_auth_pass="secret")
     _connect(backend)
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
-    upkeep.authorize_webhooks()
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance.authorize_webhooks()
     backend.label_studio.is_down = True
-    upkeep.authorize_webhooks()
+    maintenance.authorize_webhooks()
     backend.label_studio.is_down = False
     backend.label_studio.hooks = [{"id": 1, "url": f"{URL}/webhook", "headers": {}}]
-    upkeep.authorize_webhooks()
+    maintenance.authorize_webhooks()
     assert "Authorization" in backend.label_studio.hooks[0]["headers"]
 
 
@@ -115,8 +115,8 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _connect(backend)
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
-    upkeep.reconcile_due()
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance.reconcile_due()
 
     def refuse(project_id: int) -> None:
         raise LabelStudioError("token refused: set LABEL_STUDIO_API_KEY")
@@ -127,24 +127,24 @@ def test_token_that_is_refused_is_tried_again_and_not_all_the_time(
     project = backend.projects.store.project(key)
     assert project
     assert project.needs_reconcile
-    upkeep.reconcile_due()
+    maintenance.reconcile_due()
     assert backend.queue.jobs == [], "not at once"
     monkeypatch.setattr("backend.web.maintenance.time.monotonic", lambda: 10.0**9)
-    upkeep.reconcile_due()
+    maintenance.reconcile_due()
     assert backend.queue.jobs == [(name, (key,))]
 
 
 def test_settings_are_told_again_and_again_and_one_failure_keeps_nothing_else_from_being_done(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upkeep = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
-    upkeep.do_all()
+    maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
+    maintenance.do_all()
     assert backend.queue.told == shared_settings(backend.settings)
     backend.queue.told = {}  # the queue lost its data
-    upkeep.do_all()
+    maintenance.do_all()
     assert backend.queue.told == shared_settings(backend.settings)
     looked: list[bool] = []
-    monkeypatch.setattr(upkeep, "look_for_gone", lambda: looked.append(True))
+    monkeypatch.setattr(maintenance, "look_for_gone", lambda: looked.append(True))
     backend.queue.is_down = True
-    upkeep.do_all()
+    maintenance.do_all()
     assert looked == [True], "Label Studio is asked though the queue is away"

@@ -58,7 +58,7 @@ def find_coins(photograph: NDArray[np.uint8]) -> NDArray[np.int32]:
 
     Source: scikit-image's user guide, "Image segmentation", region-based (watershed of the gradient magnitude from
     the surely dark and the surely bright pixels); the closing and opening are ours: one coin has a
-    bright chip, two have specks at their rims.
+    bright chip, two have spots at their rims.
     """
     markers = np.zeros(photograph.shape, np.int32)
     markers[photograph < _DARK] = 1

@@ -93,7 +93,7 @@ def _streaks(rng: np.random.Generator, length_px: int) -> Plane:
 
 
 def _corrode(colour: Plane, rng: np.random.Generator) -> tuple[Plane, Mask]:
-    """A spot of rust: ragged, mottled, dark in its middle, with specks around it."""
+    """A spot of rust: ragged, mottled, dark in its middle, with small spots around it."""
     height, width = SIZE_HW
     y, x = np.mgrid[:height, :width]
     centre_x, centre_y = _place(rng)

@@ -22,7 +22,7 @@ _AFTER = 2
 _MOST = 8
 """Kinds of passes: each keeps memory of its own for its input and answer."""
 _FREE_SHARE = 0.5
-"""Of the device's memory that has to be free: a recorded pass keeps what it works in."""
+"""Of the device's memory that has to be free: a CUDA graph keeps what it works in."""
 
 
 class CudaGraphCache:
@@ -44,7 +44,7 @@ class CudaGraphCache:
         self._is_off = False
 
     def of(self, kind: Hashable, batch: Tensor, forward: Pass) -> "CudaGraph | None":
-        """Return the recorded pass of a kind; None while it has none.
+        """Return the CUDA graph of a kind of pass; None if there is none yet.
 
         Args:
             kind: what the pass does, as far as shape and type of the batch do not tell.

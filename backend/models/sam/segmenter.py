@@ -115,7 +115,7 @@ class SamSegmenter:
         return self._generation.plan(embedding, prompts)
 
     def decode_planned(self, plans: Sequence[DecodePlan]) -> list[list[MaskCandidate]]:
-        """Decode what was planned: the proposals of all plans share passes, of whichever image they are."""
+        """Decode what was planned: the prompts of all plans share passes, of whichever image they are."""
         own = [plan if isinstance(plan, SamPlan) else self.plan(plan.embedding, plan.prompts) for plan in plans]
         with torch.inference_mode():
             found = self._generation.decode(own)

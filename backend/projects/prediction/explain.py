@@ -30,7 +30,7 @@ class Explanations:
         self._banks = banks
 
     def explain(self, project_id: int, task_id: int) -> bytes:
-        """Draw why the masks of a task are as they are: a PNG with score maps, points and proposals, kept and rejected.
+        """Draw why the masks of a task are as they are: score maps, points, cluster masks kept and rejected.
 
         Raises:
             NotFoundError: project, task or image are not there (any more).

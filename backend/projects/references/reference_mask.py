@@ -1,4 +1,4 @@
-"""Decides how far the mask of an annotation is trusted: what its labeler saw is its mask, the rest is a guess.
+"""Decides how certain the mask of an annotation is: what its labeler saw is certain, the rest is not.
 
 A labeler saw complete masks (accepted suggestions, shapes, brushes for masks) and strokes that fill an object. What
 becomes of other scribbles was shown to nobody, so their masks carry a `MaskUncertainty`.
