@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +26,7 @@ from backend.engine.plans import PreparedImage
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
+    ModelUnavailableError,
     NotFoundError,
     QueueUnavailableError,
     TooLargeError,
@@ -496,14 +498,22 @@ def make_backend(
     softmatcher: Callable[[Callable[[str, float], None] | None], ColourSoftmatcher] = ColourSoftmatcher,
     **settings: object,
 ) -> Backend:
-    """A backend whose data lie in `folder`: a second one there sees what the first left."""
+    """Make a backend whose data lie in `folder`: a second one there sees what the first left.
+
+    Args:
+        folder: of the data.
+        label_studio: that it talks to.
+        softmatcher: makes the models; one that raises leaves a backend without models.
+        **settings: beside the folder.
+    """
     made = load_settings(data_dir=folder, **settings)
     folder.mkdir(exist_ok=True)
     store, metrics, queue = Store(made.store_url), Metrics(), PatientQueue()
     store.create_tables()
-    models = Models(made, metrics, load=lambda profile, on_stage: softmatcher(on_stage))  # type: ignore[arg-type,return-value]
+    models = Models(made, metrics, load=lambda profile, on_stage: softmatcher(on_stage))
     projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
-    models.get(10)
+    with suppress(ModelUnavailableError):
+        models.get(10)
     app = create_app(projects, queue)  # type: ignore[arg-type]
     metrics.read_from(
         references=projects.count_references, cache=models.cache_counters, queue=queue.waiting,

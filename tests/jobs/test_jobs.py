@@ -15,7 +15,7 @@ from rq import registry as rq_registry
 from rq.serializers import JSONSerializer
 
 from backend import jobs
-from backend.cli.doctor.doctor import _queue as check_queue
+from backend.cli.doctor.doctor import check_queue
 from backend.cli.health import HealthError, check_service, check_worker
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import ProcessGroup

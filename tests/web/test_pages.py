@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from testing.fakes import Backend, FakeLabelStudio, draw, make_backend, png
+from backend.errors import ModelUnavailableError
+from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
 RED_BOX = (10, 10, 30, 30)
 BASE = "/projects/1/propagations"
@@ -228,11 +229,15 @@ def test_quality_is_measured_by_leaving_references_out(ready: Backend) -> None:
     assert "1.00" in _page(ready)
 
 
-def test_page_works_while_the_models_load(ready: Backend) -> None:
+def test_page_works_without_models(ready: Backend) -> None:
+    def fail(_: object) -> ColourSoftmatcher:
+        raise ModelUnavailableError("weights are missing")
+
     ready.client.post(BASE, json={})
-    ready.projects.models._loaded = None
-    ready.projects.models._failure = "weights are missing"
-    assert "Propagation" in _page(ready)
+    without = make_backend(ready.projects.settings.data_dir, ready.label_studio, softmatcher=fail)
+    assert without.projects.models.state != "ready"
+    assert "Propagation" in _page(without)
+    without.projects.close()
 
 
 def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(backend: Backend) -> None:

@@ -47,7 +47,7 @@ def _checks(settings: Settings, project_id: int | None) -> Iterator[Check]:
     )
     yield from surroundings(settings)
     yield look("models", lambda: f"{models_in_use(settings)}: {projects.models.get(120.0)[0].signature}")
-    yield _queue(settings)
+    yield check_queue(settings)
     yield from _label_studio(settings, projects, project_id)
     projects.close()
 
@@ -62,7 +62,8 @@ def models_in_use(settings: Settings) -> str:
     return f"profile {settings.profile}{path}"
 
 
-def _queue(settings: Settings) -> Check:
+def check_queue(settings: Settings) -> Check:
+    """Return whether Redis answers, workers run, and their settings are the service's."""
     if settings.redis_url is None:
         return Check(
             "queue", None, "REDIS_URL is unset: `up` and `demo` start an embedded Valkey; `serve` and `work` need it"

@@ -151,11 +151,13 @@ class PacedSocket:
 
     Args:
         client: the blocking socket.
+        clock: of seconds.
     """
 
-    def __init__(self, client: socket.socket) -> None:
+    def __init__(self, client: socket.socket, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock()
         self._received = 0
 
     def recv(self, size: int) -> bytes:
@@ -164,7 +166,7 @@ class PacedSocket:
         Raises:
             TimeoutError: they do not come in time, or the body came too slowly so far.
         """
-        left_s = self._started + BODY_GRACE_S + self._received / BODY_LEAST_RATE - time.monotonic()
+        left_s = self._started + BODY_GRACE_S + self._received / BODY_LEAST_RATE - self._clock()
         if left_s <= 0:
             raise TimeoutError(f"the body came at less than {BODY_LEAST_RATE // 1024} kB a second")
         before = self._client.gettimeout()
