@@ -503,3 +503,4 @@ def test_a_job_whose_time_is_over_says_nothing_of_its_annotation(
     _a_worker(queue).work(burst=True, logging_level="CRITICAL")
     assert job.get_status() == "failed"
     assert backend.projects.store.unread_annotations(key) == []
+    queue.connection.close()
