@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _M_ARENA_MAX = -8
-"""Of malloc.h."""
+"""Number of the option in malloc.h."""
 
 
 class _Service(BaseApplication):  # type: ignore[misc]

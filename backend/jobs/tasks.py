@@ -224,7 +224,7 @@ def _call_workers(projects: Projects, queue: JobQueue, project_key: str, propaga
 
 
 class _StopSignal:
-    """True when the worker is to end, or an annotation waits: labelers go first."""
+    """Answers whether the worker is to end, or an annotation waits: labelers go first."""
 
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue

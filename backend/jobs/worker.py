@@ -60,7 +60,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
 
     death_penalty_class = _Alarm
     settings: Settings | None = None
-    """What this worker works with; None: they are not compared with the service's."""
+    """Settings that this worker works with; None: they are not compared with the service's."""
     differences: tuple[str, ...] = ()
     """Settings that are others in the service."""
 
@@ -94,7 +94,7 @@ class HeartbeatWorker(SimpleWorker):  # type: ignore[misc]
                 logger.info("settings are the service's again")
 
     def get_heartbeat_ttl(self, job: Any, working_time: float = 0.0) -> int:
-        """How long a job counts as running without a sign of life, s."""
+        """Return for how many seconds a job counts as running without a heartbeat."""
         return LEASE_S
 
     def clean_registries(self) -> None:

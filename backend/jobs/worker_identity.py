@@ -15,13 +15,13 @@ _STATE, _STARTED = 0, 19
 
 
 def own_name() -> str:
-    """A name for this process' worker, like no other's."""
+    """Return a name for this process' worker, like no other's."""
     host, started = _this_host(), _started(os.getpid())
     return f"{host}.{os.getpid()}.{started}" if host and started else uuid4().hex
 
 
 def has_ended(name: str) -> bool:
-    """True if the worker of that name ran on this host and its process is there no more; False if nobody can tell."""
+    """Return whether the process of a worker of this host has ended; False if nobody can tell."""
     host, pid, started = (*name.split("."), "", "")[:3]
     if not started or not pid.isdigit() or host != _this_host():
         return False
@@ -30,7 +30,7 @@ def has_ended(name: str) -> bool:
 
 
 def _this_host() -> str | None:
-    """Which kernel since which boot, and whose process ids; None where that cannot be told (not Linux)."""
+    """Return a name of this boot of this kernel and its process ids; None if it cannot be told (not Linux)."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink(_PROC / "self/ns/pid")
@@ -40,7 +40,7 @@ def _this_host() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in clock ticks since the boot; None if it has ended."""
+    """Return when a process began, in clock ticks since the boot; None if it has ended."""
     try:
         # The name in brackets may hold anything, brackets too.
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()

@@ -96,7 +96,7 @@ class AnnotationStore(Database):
             return _delete_annotations(connection, project_key, list(ids))
 
     def annotations(self, project_key: str) -> list[AnnotationRecord]:
-        """All annotations taken in, by id.
+        """Return all ingested annotations, by id.
 
         To reconcile, read this before Label Studio's list: what is taken in between would else look deleted.
         """

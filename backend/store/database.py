@@ -18,13 +18,13 @@ from backend.errors import BadInputError, ConfigurationError, StoreUnavailableEr
 LOCK_TIMEOUT_S: Final = 15.0
 _CLOCK_KEPT_S: Final = 60.0
 CREATE_LOCK_ID: Final = 0x50F7_A7C4
-"""Of the advisory lock that PostgreSQL's table makers hold."""
+"""Id of the advisory lock that a process holds while it makes the tables of PostgreSQL."""
 # A reference is megabytes: with SQLite's own 4 kB a page, writing it takes 40 % more CPU time and reading it 5 %.
 _PAGE_BYTES: Final = 16384
 
 
 def parse_url(url: str) -> sa.URL:
-    """The URL with its driver named.
+    """Return the URL with its driver named.
 
     Raises:
         ConfigurationError: neither a SQLite file nor PostgreSQL.
@@ -46,7 +46,7 @@ def parse_url(url: str) -> sa.URL:
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
-    """An engine that waits 15 s for locks. On SQLite, a connection with the option `is_writing` begins as a writer.
+    """Return an engine that waits 15 s for locks. On SQLite, connections with the option `is_writing` begin as writers.
 
     Raises:
         ModuleNotFoundError: the driver is not installed.
@@ -166,7 +166,7 @@ class Clock:
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._asked: tuple[float, float] | None = None
-        """The server's time, and this process' monotonic clock then."""
+        """Return the server's time, and this process' monotonic clock then."""
 
     def __call__(self, *, is_exact: bool = False) -> float:
         """Return the time now.

@@ -48,7 +48,7 @@ def unpack_mask(packed: bytes, size_hw: tuple[int, int]) -> Mask:
 
 
 def reference_to_row(annotation: AnnotationRecord, new: NewReference, created_at: float) -> Json:
-    """The columns of `tables.references`, but for the id.
+    """Return the columns of `tables.references`, except the id.
 
     Raises:
         BadInputError: the mask is not (H, W) bool.

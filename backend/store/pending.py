@@ -25,9 +25,11 @@ class PendingStore(Database):
         return mark
 
     def clear_pending(self, project_key: str, annotation_id: int, mark: float | None = None) -> None:
-        """Note that an annotation was taken in.
+        """Note that an annotation was ingested.
 
         Args:
+            project_key: of its project.
+            annotation_id: as in Label Studio.
             project_key: of its project.
             annotation_id: its id.
             mark: what `mark_pending` returned: a later announcement of the same annotation then stays pending.
@@ -50,7 +52,7 @@ class PendingStore(Database):
         return [(row.project_key, row.annotation_id) for row in rows]
 
     def has_pending(self, project_key: str, younger_than_s: float) -> bool:
-        """True if an annotation was announced within the last seconds and is not taken in yet."""
+        """Return whether an annotation was announced within the last seconds and is not ingested yet."""
         recent = (tables.pending.c.project_key == project_key) & (
             tables.pending.c.marked_at > self.now() - younger_than_s
         )

@@ -63,19 +63,19 @@ class ProjectStore(Database):
             connection.execute(sa.update(tables.projects).where(mine).values(gone_since=None))
 
     def project(self, key: str) -> ProjectRecord | None:
-        """The project of a key; None if unknown."""
+        """Return the project of a key; None if unknown."""
         rows = self.read(sa.select(tables.projects).where(tables.projects.c.key == key))
         return _project(rows[0]) if rows else None
 
     def project_by_id(self, project_id: int) -> ProjectRecord | None:
-        """The newest project of Label Studio's id, one that is not gone before others; None if unknown."""
+        """Return the newest project of Label Studio's id, preferring one that is not gone; None if unknown."""
         mine = sa.select(tables.projects).where(tables.projects.c.project_id == project_id)
         is_gone = tables.projects.c.gone_since.is_not(None)
         rows = self.read(mine.order_by(is_gone, tables.projects.c.created.desc()).limit(1))
         return _project(rows[0]) if rows else None
 
     def projects(self) -> list[ProjectRecord]:
-        """All projects, by id, then time of creation."""
+        """Return all projects, by id, then time of creation."""
         return [_project(row) for row in self.read(sa.select(tables.projects).order_by("project_id", "created"))]
 
     def drop_project(self, key: str) -> None:

@@ -19,7 +19,7 @@ ACTIVE: Final = ("planning", "running", "finishing")
 """States in which a propagation still has something to do; a project has at most one of these."""
 UNFINISHED: Final = ("pending", "running")
 MAX_ATTEMPTS: Final = 4
-"""A task that took its worker down this often is not tried again."""
+"""Number of times that a task may take its worker down before it is given up."""
 _RATE_WINDOW_S: Final = 60.0
 _IDS_A_STATEMENT: Final = 500
 _SHARES: Final = 8
@@ -86,7 +86,7 @@ class PropagationTaskStore:
         return ids
 
     def still_leased(self, propagation_id: int, lease: str) -> set[int]:
-        """The tasks that a lease still holds; none once the propagation was ended."""
+        """Return the tasks that a lease still holds; none once the propagation was ended."""
         held = sa.select(_rows.c.task_id).join(_runs, _runs.c.id == _rows.c.propagation_id)
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.claim == lease) & (_rows.c.state == "running")
         return {int(row.task_id) for row in self._read(held.where(mine, _runs.c.state.in_(ACTIVE)))}
@@ -159,7 +159,7 @@ class PropagationTaskStore:
         return {str(row.claim) for row in self._read(sa.select(_rows.c.claim).where(mine).distinct())}
 
     def counts(self, propagation_id: int) -> PropagationCounts:
-        """How many tasks are in each state, and how many were finished lately."""
+        """Count the tasks in each state, and those that were finished lately."""
         since = self._now() - _RATE_WINDOW_S
         lately = sa.case((_rows.c.finished_at > since, 1), else_=0)
         grouped = (
@@ -181,7 +181,7 @@ class PropagationTaskStore:
         )
 
     def waiting(self, propagation_id: int, at_most: int) -> int:
-        """How many tasks wait, counted up to `at_most`: as quick for a million as for a thousand."""
+        """Count the waiting tasks up to `at_most`: as quick for a million as for a thousand."""
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "pending")
         some = sa.select(_rows.c.task_id).where(mine).limit(at_most).subquery()
         return int(self._read(sa.select(sa.func.count().label("total")).select_from(some))[0].total)
@@ -199,19 +199,19 @@ class PropagationTaskStore:
         return [FailureGroup(str(row.reason), int(row.total), int(row.first)) for row in self._read(grouped)]
 
     def task(self, propagation_id: int, task_id: int) -> TaskRow | None:
-        """One task's row."""
+        """Return one task's row."""
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.task_id == task_id)
         rows = self._read(sa.select(_rows).where(mine))
         return _task_row(rows[0]) if rows else None
 
     def lowest_scored(self, propagation_id: int, count: int) -> list[TaskRow]:
-        """The predicted tasks with the lowest scores, lowest first."""
+        """Return the predicted tasks with the lowest scores, lowest first."""
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "done") & _rows.c.score.is_not(None)
         ordered = sa.select(_rows).where(mine).order_by(_rows.c.score, _rows.c.task_id).limit(count)
         return [_task_row(row) for row in self._read(ordered)]
 
     def done_among(self, propagation_id: int, task_ids: Collection[int]) -> set[int]:
-        """Which of the tasks this propagation predicted, or found to be empty."""
+        """Return those of the tasks that this propagation predicted, or found to be empty."""
         found: set[int] = set()
         for some in portions(sorted(task_ids)):
             mine = (_rows.c.propagation_id == propagation_id) & _rows.c.task_id.in_(some)
@@ -284,7 +284,7 @@ def set_pending(connection: sa.Connection, propagation_id: int, task_ids: Sequen
 
 
 def portions(task_ids: Sequence[int]) -> Iterable[Sequence[int]]:
-    """The ids, as many at a time as a statement may have."""
+    """Yield the ids, as many at a time as a statement may have."""
     for start in range(0, len(task_ids), _IDS_A_STATEMENT):
         yield task_ids[start : start + _IDS_A_STATEMENT]
 

@@ -42,7 +42,7 @@ class PropagationStore:
         supersede: bool,
         planned_tasks: Collection[int] | None = None,
     ) -> PropagationRecord:
-        """A new propagation of a project.
+        """Make a new propagation of a project.
 
         Args:
             project_key: of a known project.
@@ -88,7 +88,7 @@ class PropagationStore:
         return _record(row)
 
     def get(self, propagation_id: int) -> PropagationRecord:
-        """One propagation.
+        """Return one propagation.
 
         Raises:
             NotFoundError: there is none of that id (any more).
@@ -103,7 +103,7 @@ class PropagationStore:
         return [_record(row) for row in self._read(_select_runs(_is_active(project_key)).order_by(_runs.c.id))]
 
     def latest(self, project_key: str, count: int = 10) -> list[PropagationRecord]:
-        """The newest propagations of a project, newest first."""
+        """Return the newest propagations of a project, newest first."""
         mine = _select_runs(_runs.c.project_key == project_key)
         return [_record(row) for row in self._read(mine.order_by(_runs.c.id.desc()).limit(count))]
 
@@ -124,7 +124,7 @@ class PropagationStore:
         return True
 
     def finish_plan(self, propagation_id: int) -> None:
-        """All tasks are in: the propagation runs."""
+        """Note that all tasks are listed: the propagation runs."""
         self._update(
             propagation_id, _runs.c.state == "planning", state="running", is_planned=True, started_at=self._now()
         )
@@ -282,12 +282,12 @@ class PropagationStore:
         return float(until - now)
 
     def try_finish(self, propagation_id: int) -> bool:
-        """True for whoever is the one to tidy up: every task is finished, and nobody does it yet."""
+        """Return True to the one caller that has to tidy up: every task is finished, and nobody does it yet."""
         unfinished = sa.exists().where(_rows.c.propagation_id == propagation_id, _rows.c.state.in_(UNFINISHED))
         return self._update(propagation_id, _runs.c.state == "running", ~unfinished, state="finishing") > 0
 
     def complete(self, propagation_id: int) -> bool:
-        """All is tidied up. False if tasks were added meanwhile."""
+        """Note that all is tidied up; return False if tasks were added meanwhile."""
         now = self._now()
         return self._update(propagation_id, _runs.c.state == "finishing", state="done", finished_at=now) > 0
 

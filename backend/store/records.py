@@ -202,7 +202,7 @@ class PropagationRecord:
 
     @property
     def is_active(self) -> bool:
-        """Whether there is something left to do."""
+        """Return whether there is something left to do."""
         return self.state in ("planning", "running", "finishing")
 
 
@@ -227,7 +227,7 @@ class PropagationCounts:
 
     @property
     def total(self) -> int:
-        """All tasks."""
+        """Return the number of all tasks."""
         return self.pending + self.running + self.finished
 
     @property

@@ -35,13 +35,13 @@ class ReferenceStore(Database):
         return self._load_references(wanted, with_features=with_features)
 
     def reference_mask(self, project_key: str, reference_id: int) -> StoredReference | None:
-        """One reference of a project, without features; None if it is not there (any more)."""
+        """Return one reference of a project, without features; None if it is not there (any more)."""
         wanted = [*_references_where(project_key, None, None), tables.references.c.id == reference_id]
         found = self._load_references(wanted, with_features=False)
         return found[0] if found else None
 
     def list_references(self, project_key: str) -> list[ReferenceSummary]:
-        """All references of a project without their contents, by label, newest first."""
+        """Return all references of a project without their contents, by label, newest first."""
         columns = [tables.references.c[name] for name in ReferenceSummary.__dataclass_fields__]
         mine = sa.select(*columns).where(tables.references.c.project_key == project_key)
         ordered = mine.order_by(tables.references.c.label, tables.references.c.created_at.desc())
@@ -54,7 +54,7 @@ class ReferenceStore(Database):
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def reference_labels(self, project_key: str, labels: Collection[str] | None, signature: str) -> list[str]:
-        """Which labels have references of these models, of all labels or of some, in order."""
+        """Return the labels that have references of these models, of all labels or of some, in order."""
         wanted = sa.select(tables.references.c.label).where(*_references_where(project_key, labels, signature))
         return [label for (label,) in self.read(wanted.distinct().order_by(tables.references.c.label))]
 

@@ -33,7 +33,7 @@ BODY_BYTES_OF = {
     WEBHOOK_PATH: 64 << 20,
 }
 _RECEIVING_SHARE = 0.5
-"""Of the threads: as many bodies are received at a time, and half as many from one address."""
+"""Share of the threads: as many bodies are received at a time, and half as many from one address."""
 _RECEIVING_WAIT_S = 0.5
 _FREE_TRIES = 10
 """Wrong passwords from one address within `_TRIES_S` seconds that cost nothing; then it gets one try a second."""
@@ -99,7 +99,7 @@ def guard(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def reject_foreign_names() -> None:
-        """A page can give its own name our address (DNS rebinding), and then our answers are its own to read.
+        """Reject a page that gives its own name our address (DNS rebinding): our answers would be its own to read.
 
         It cannot know a password, so this matters where none is asked for.
         """
@@ -265,7 +265,7 @@ def _own_names(settings: Settings) -> frozenset[str] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """True if nobody but programs on this machine can reach what is bound to `host`."""
+    """Return whether nobody but programs on this machine can reach what is bound to `host`."""
     if host == "localhost":
         return True
     try:
@@ -275,7 +275,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _name_of(netloc: str) -> str:
-    """The host of `host:port` or `[v6]:port`, lower case."""
+    """Return the host of `host:port` or `[v6]:port`, lower case."""
     host = netloc.rpartition("@")[2]
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()

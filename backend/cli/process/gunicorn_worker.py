@@ -202,7 +202,7 @@ def _closing_unread(application: Callable[..., Iterable[bytes]]) -> Callable[...
 
 
 def _is_unread(body: Any) -> bool:
-    """Whether a part of gunicorn's request body was not read; of a body without a length, whether it was not ended."""
+    """Return whether a part of gunicorn's request body was not read, or one without a length was not ended."""
     if body is None:
         return False
     length, parser = getattr(body.reader, "length", None), getattr(body.reader, "parser", None)
@@ -210,7 +210,7 @@ def _is_unread(body: Any) -> bool:
 
 
 def _has_head(client: socket.socket) -> bool:
-    """Whether a whole request head waits to be read, or nothing more will come."""
+    """Return whether a whole request head waits to be read, or nothing more will come."""
     try:
         seen = client.recv(_LONGEST_HEAD, socket.MSG_PEEK)
     except BlockingIOError:

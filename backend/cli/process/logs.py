@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from backend.settings import Settings
 
 _MOST_CHARACTERS = 8000
-"""Of a message: it may repeat what a client sent."""
+"""Most characters of a message: it may repeat what a client sent."""
 _CHATTY = ("httpx", "httpcore", "urllib3", "PIL", "rq.worker", "werkzeug")
 """Libraries whose lines show addresses, with whatever is in them."""
 

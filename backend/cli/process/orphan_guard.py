@@ -28,7 +28,7 @@ def watch() -> None:
 
 
 def is_group_alive(group: int) -> bool:
-    """True while any process of the group is there."""
+    """Return whether any process of the group is there."""
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
