@@ -63,7 +63,7 @@ def export(
 
 @contextmanager
 def opened_projects(settings: "Settings") -> "Iterator[Projects]":
-    """The backend's store and connections, closed at the end."""
+    """Open the backend's store and connections, and close them at the end."""
     from backend.projects.composition import open_projects
 
     projects = open_projects(settings)
@@ -75,7 +75,7 @@ def opened_projects(settings: "Settings") -> "Iterator[Projects]":
 
 @contextmanager
 def progress_bar(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal; gives what is to be called after each step."""
+    """Show a bar on the terminal; gives what is to be called after each step."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

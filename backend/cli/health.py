@@ -61,7 +61,7 @@ def ask_service(settings: Settings) -> ServiceHealth:
 
 
 def check_service(settings: Settings) -> str:
-    """The models' state.
+    """Return the models' state.
 
     Raises:
         HealthError: nobody answers, or not as expected, or the models cannot be loaded.
@@ -76,7 +76,7 @@ def check_service(settings: Settings) -> str:
 
 
 def check_worker(settings: Settings) -> str:
-    """The state of the worker on this host, by the heartbeats that it leaves in Redis.
+    """Return the state of the worker on this host, by the heartbeats that it leaves in Redis.
 
     Raises:
         ConfigurationError: no REDIS_URL.

@@ -1,8 +1,8 @@
 """Score maps: which patches of a target show what the references mark.
 
 Symbols, throughout: `f_r` (R, D) reference patches and `g_t` (T, D) target patches, all of unit length;
-`S[r, t] = <f_r, g_t>` their similarity; `inside[r]` in [0, 1] how much of patch r the mask covers; `known[r]` in [0, 1]
-how much is known of it; `tau` the temperature. A patch that is known and not inside is background, from whichever
+`S[r, t] = <f_r, g_t>` their similarity; `c[r]` in [0, 1] the foreground coverage of patch r; `w[r]` in [0, 1] its
+ignore weight; `tau` the temperature. A patch with a weight and without coverage is background, from whichever
 reference it comes: negatives are nothing else.
 
 Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3.
@@ -30,9 +30,9 @@ class ReferenceBank:
 
     Attributes:
         features: (R, D) float32, of unit length.
-        foreground: (R,) float32 >= 0: inside * known, in [0, 1] for a patch, the sum of it for one that stands for
+        foreground: (R,) float32 >= 0: c * w, in [0, 1] for a patch, the sum of it for one that stands for
         others.
-        background: (R,) float32 >= 0: (1 - inside) * known, likewise.
+        background: (R,) float32 >= 0: (1 - c) * w, likewise.
         objects: (N, D) float32: mean feature of each reference's object; without any of its own, that of all of them.
     """
 
@@ -122,9 +122,11 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
     """
     check_references(references, signature)
     features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
-    inside = torch.cat([torch.from_numpy(reference.foreground_coverage.astype(np.float32)) for reference in references])
-    known = torch.cat([torch.from_numpy(reference.ignore_weight.astype(np.float32)) for reference in references])
-    return ReferenceBank(features, inside * known, (1 - inside) * known, mean_objects(references))
+    coverage = torch.cat(
+        [torch.from_numpy(reference.foreground_coverage.astype(np.float32)) for reference in references]
+    )
+    weight = torch.cat([torch.from_numpy(reference.ignore_weight.astype(np.float32)) for reference in references])
+    return ReferenceBank(features, coverage * weight, (1 - coverage) * weight, mean_objects(references))
 
 
 def mean_objects(references: Sequence[Reference]) -> Tensor:
@@ -132,9 +134,9 @@ def mean_objects(references: Sequence[Reference]) -> Tensor:
     means = []
     for reference in references:
         marked = np.flatnonzero(reference.foreground_coverage > 0)
-        inside = reference.foreground_coverage[marked].astype(np.float32)
+        coverage = reference.foreground_coverage[marked].astype(np.float32)
         if len(marked):
-            means.append(inside @ reference.features[marked].astype(np.float32) / inside.sum())
+            means.append(coverage @ reference.features[marked].astype(np.float32) / coverage.sum())
     return torch.from_numpy(np.stack(means))
 
 
@@ -278,7 +280,7 @@ def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: floa
         posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
 
     p, p-: the means of the foreground and of the background patches over all references and negatives, brought to unit
-    length. Unknown patches are in neither. Without background the posterior is 1 everywhere.
+    length. Ambiguous patches are in neither. Without background the posterior is 1 everywhere.
 
     Args, Raises: as `match_posterior`.
 

@@ -22,13 +22,12 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
 
     Every sum over reference patches becomes a sum over some of them, each with the mass of those it stands for:
 
-        sum_r mass[r] k(f_r, g)  ~=  sum_{r drawn} w[r] mass[r] k(f_r, g),     w = known mass of the stratum / drawn
-        known mass
+        sum_r mass[r] k(f_r, g)  ~=  sum_{r drawn} s[r] mass[r] k(f_r, g),     s = sum of w over the stratum / drawn
 
-    The strata are inside and outside. Half of the bank is for each; what one leaves free the other takes. In a stratum
-    every n-th patch is drawn along rows, views and references, so that each reference and each part of its image is
-    there in proportion: no worse here than greedy k-centres over the features, and a thousand times faster
-    (docs/algorithm.md). Unknown patches are dropped, they say nothing.
+    The strata are foreground and background. Half of the bank is for each; what one leaves free the other takes. In a
+    stratum every n-th patch is drawn along rows, views and references, so that each reference and each part of its
+    image is there in proportion: no worse here than greedy k-centres over the features, and a thousand times faster
+    (docs/algorithm.md). Ambiguous patches are left out, they state nothing.
 
     References are put in the order of their content first, so the order given changes nothing, and no seed is needed.
 
@@ -38,49 +37,47 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
         most_patches: bound of the bank, at least 2.
 
     Returns:
-        All known patches where they fit, as they are.
+        All patches with a weight, as they are, if they fit.
 
     Raises:
         BadInputError: as `gather_references`; most_patches below 2.
     """
     if most_patches < 2:
-        raise BadInputError(
-            f"most_patches must be at least 2, one inside and one outside, got {most_patches}; raise it"
-        )
+        raise BadInputError(f"most_patches must be at least 2, one per stratum, got {most_patches}; raise it")
     check_references(references, signature)
     ordered = sorted(references, key=_content_digest)
     if sum(len(reference.features) for reference in ordered) <= most_patches:
         return gather_references(ordered, signature)
-    inside, known = (
+    coverage, ignore_weight = (
         np.concatenate([getattr(reference, name) for reference in ordered]).astype(np.float32)
         for name in ("foreground_coverage", "ignore_weight")
     )
     # Any part of the mask counts: an object smaller than a patch must not be drawn with the background.
-    is_inside = inside > 0
-    strata = [np.flatnonzero(is_inside & (known > 0)), np.flatnonzero(~is_inside & (known > 0))]
+    is_foreground = coverage > 0
+    strata = [np.flatnonzero(is_foreground & (ignore_weight > 0)), np.flatnonzero(~is_foreground & (ignore_weight > 0))]
     sizes = _shares([len(stratum) for stratum in strata], most_patches)
     drawn = [_every_nth(stratum, size) for stratum, size in zip(strata, sizes, strict=True)]
     weights = np.concatenate(
         [
-            np.full(len(some), known[stratum].sum() / max(known[some].sum(), 1e-6), np.float32)
+            np.full(len(some), ignore_weight[stratum].sum() / max(ignore_weight[some].sum(), 1e-6), np.float32)
             for stratum, some in zip(strata, drawn, strict=True)
         ]
     )
     chosen = np.concatenate(drawn)
     features = _rows([reference.features for reference in ordered], chosen)
-    mass = known[chosen] * weights
+    mass = ignore_weight[chosen] * weights
     return ReferenceBank(
         torch.from_numpy(features),
-        torch.from_numpy((inside[chosen] * mass).astype(np.float32)),
-        torch.from_numpy(((1 - inside[chosen]) * mass).astype(np.float32)),
+        torch.from_numpy((coverage[chosen] * mass).astype(np.float32)),
+        torch.from_numpy(((1 - coverage[chosen]) * mass).astype(np.float32)),
         mean_objects(ordered),
     )
 
 
 def _shares(available: Sequence[int], most: int) -> tuple[int, int]:
-    inside, outside = available
-    of_inside = min(inside, max(most // 2, most - outside))
-    return of_inside, min(outside, most - of_inside)
+    foreground, background = available
+    of_foreground = min(foreground, max(most // 2, most - background))
+    return of_foreground, min(background, most - of_foreground)
 
 
 def _every_nth(stratum: Indices, count: int) -> Indices:

@@ -106,7 +106,7 @@ class Softmatcher:
 
     @property
     def preferred_batch_size(self) -> int:
-        """Number of images that are worth giving `encode_many` at a time; 1 on a CPU."""
+        """Return number of images that are worth giving `encode_many` at a time; 1 on a CPU."""
         return self._batch_size
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:

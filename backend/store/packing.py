@@ -18,7 +18,7 @@ from backend.store.records import AnnotationRecord, NewReference, StoredReferenc
 
 
 def pack_mask(mask: Mask) -> bytes:
-    """(H, W) bool to row-major bits (8 pixels a byte, the first in the highest bit) under zlib.
+    """Pack (H, W) bool into row-major bits (8 pixels a byte, the first in the highest bit) under zlib.
 
     Raises:
         BadInputError: not two axes of bool.
@@ -29,7 +29,7 @@ def pack_mask(mask: Mask) -> bytes:
 
 
 def unpack_mask(packed: bytes, size_hw: tuple[int, int]) -> Mask:
-    """Inverse of `pack_mask`.
+    """Unpack what `pack_mask` packed.
 
     Raises:
         ValueError: damaged, or of another size. No more is unpacked than the size asks for.
@@ -79,7 +79,7 @@ def reference_to_row(annotation: AnnotationRecord, new: NewReference, created_at
 
 
 def row_to_reference(row: sa.Row[Any], *, with_features: bool) -> StoredReference:
-    """Inverse of `reference_to_row`.
+    """Make a reference of what `reference_to_row` returned.
 
     Raises:
         ValueError, KeyError, SafetensorError: mask or features are damaged.

@@ -154,7 +154,7 @@ class PropagationTaskStore:
             return int(connection.execute(sa.update(_rows).where(mine).values(**changes)).rowcount)
 
     def leases(self, propagation_id: int) -> set[str]:
-        """Every lease that holds a task."""
+        """Return every lease that holds a task."""
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "running")
         return {str(row.claim) for row in self._read(sa.select(_rows.c.claim).where(mine).distinct())}
 

@@ -104,7 +104,7 @@ def _predict(bench: Bench, work: BulkWork, all_are_ready: Any = None) -> _Share:
 
 
 def in_processes(work: BulkWork) -> list[_Share]:
-    """The workers' shares, each in a process of its own, begun together.
+    """Run the workers' shares, each in a process of its own, begun together.
 
     Raises:
         SoftmatcherError: what kept one of them from its work.

@@ -129,7 +129,7 @@ class _LocalImages:
 
 
 def square(image: Image) -> Mask:
-    """A mask in the middle of the upper left."""
+    """Return a mask in the middle of the upper left."""
     mask = np.zeros(image.shape[:2], bool)
     mask[image.shape[0] // 4 : image.shape[0] // 2, image.shape[1] // 4 : image.shape[1] // 2] = True
     return mask

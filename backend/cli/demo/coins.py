@@ -48,7 +48,7 @@ class SampleTask:
 
 
 def find_coins(photograph: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Number the coins of the photograph.
+    """Return number the coins of the photograph.
 
     Args:
         photograph: (H, W) uint8: scikit-image's `coins`.
@@ -75,7 +75,7 @@ def find_coins(photograph: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def sample_tasks() -> list[SampleTask]:
-    """The six tiles of the photograph, two to five coins each; a coin at a cut is on both sides of it."""
+    """Return the six tiles of the photograph, two to five coins each; a coin at a cut is on both sides of it."""
     photograph = data.coins()
     coins = find_coins(photograph)
     tasks: list[SampleTask] = []

@@ -45,7 +45,7 @@ _STROKES = (
 
 
 def garage_tasks() -> list[SampleTask]:
-    """The two photographs, the two close-ups, and three photographs of other things."""
+    """Return the two photographs, the two close-ups, and three photographs of other things."""
     left, right, disparity = data.stereo_motorcycle()
     in_left, in_right = find_motorcycle(disparity)
     tasks = [_task("motorcycle-left", left, in_left), _task("motorcycle-right", right, in_right)]
@@ -58,7 +58,7 @@ def garage_tasks() -> list[SampleTask]:
 
 
 def find_motorcycle(disparity: NDArray[np.float32]) -> tuple[Mask, Mask]:
-    """Where the motorcycle is on the left photograph, and, moved by its disparity, on the right one.
+    """Return where the motorcycle is on the left photograph, and, moved by its disparity, on the right one.
 
     Args:
         disparity: (H, W) px, infinite where it was not measured: by how much a pixel lies further left on the right
@@ -87,7 +87,7 @@ def find_motorcycle(disparity: NDArray[np.float32]) -> tuple[Mask, Mask]:
 
 
 def paint_strokes(size_hw: tuple[int, int]) -> Mask:
-    """The labeler's strokes on the left photograph, (H, W) bool."""
+    """Return the labeler's strokes on the left photograph, (H, W) bool."""
     canvas = np.zeros(size_hw, np.uint8)
     for stroke in _STROKES:
         cv2.polylines(canvas, [np.array(stroke, np.int32)], isClosed=False, color=255, thickness=_STROKE_PX)

@@ -110,7 +110,7 @@ class LabelStudio:
             self._session.headers["Authorization"] = before
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """Any call of the API: the JSON of the answer, None if it is empty."""
+        """Call the API and return its answer: the JSON of the answer, None if it is empty."""
         answer = self._session.request(method, f"{self.url}{path}", timeout=180, **arguments)
         if not answer.ok:
             raise LabelStudioError(f"Label Studio: {method} {path}: {answer.status_code} {answer.text[:1000]}")
@@ -126,7 +126,7 @@ class LabelStudio:
         return int(self.call("POST", "/api/projects/", json=body)["id"])
 
     def project(self, project: int) -> Json:
-        """All about a project."""
+        """Return everything about a project."""
         found: Json = self.call("GET", f"/api/projects/{project}/")
         return found
 
@@ -161,7 +161,7 @@ class LabelStudio:
         return [int(task) for task in imported["task_ids"]]
 
     def task(self, task: int) -> Json:
-        """A task with its annotations and predictions; asks the backend for a prediction as opening it does."""
+        """Return a task with its annotations and predictions; asks the backend for a prediction as opening it does."""
         found: Json = self.call("GET", f"/api/tasks/{task}/")
         return found
 
@@ -182,12 +182,12 @@ class LabelStudio:
         return int(self.call("POST", "/api/ml/", json=body)["id"])
 
     def backend(self, backend: int) -> Json:
-        """All about a connection: its state (`CO`: connected) and the model version; asks the backend."""
+        """Return everything about a connection: its state (`CO`: connected) and the model version; asks the backend."""
         found: Json = self.call("GET", f"/api/ml/{backend}")
         return found
 
     def webhooks(self, project: int) -> list[Json]:
-        """The webhooks of a project."""
+        """Return the webhooks of a project."""
         found: list[Json] = self.call("GET", f"/api/webhooks/?project={project}")
         return found
 
@@ -227,7 +227,7 @@ class LabelStudio:
         )
 
     def predictions(self, project: int) -> dict[int, list[Json]]:
-        """The stored predictions of a project: task -> predictions, oldest first."""
+        """Return the stored predictions of a project: task -> predictions, oldest first."""
         found: list[Json] = self.call("GET", f"/api/predictions/?project={project}")
         by_task: dict[int, list[Json]] = {}
         for prediction in sorted(found, key=lambda each: int(each["id"])):
@@ -250,7 +250,7 @@ def _png(image: Image) -> bytes:
 
 
 def key_point(point_xy: tuple[float, float], size_hw: tuple[int, int], label: str, *, is_positive: bool = True) -> Json:
-    """The region of a key point in the control `point`, as the editor makes it; the point in px."""
+    """Return the region of a key point in the control `point`, as the editor makes it; the point in px."""
     value = {"x": 100 * point_xy[0] / size_hw[1], "y": 100 * point_xy[1] / size_hw[0], "width": 0.5}
     return _region(f"point-{point_xy[0]:.0f}-{point_xy[1]:.0f}", "keypointlabels", "point", size_hw) | {
         "value": value | {"keypointlabels": [label]},
@@ -259,7 +259,7 @@ def key_point(point_xy: tuple[float, float], size_hw: tuple[int, int], label: st
 
 
 def rectangle(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int], label: str) -> Json:
-    """The region of a rectangle in the control `box`, as the editor makes it; the corners in px."""
+    """Return the region of a rectangle in the control `box`, as the editor makes it; the corners in px."""
     left, top, right, bottom = box_xyxy
     height, width = size_hw
     value = {
@@ -274,7 +274,7 @@ def rectangle(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, i
 
 
 def brush(strokes: Mask, label: str) -> Json:
-    """The region of brush strokes in the control `brush`, as the editor submits it; (H, W) bool: what was painted."""
+    """Return the region of brush strokes in the control `brush`, as the editor submits it, of a painted (H, W) bool."""
     height, width = strokes.shape
     rle = mask2rle(np.where(strokes, np.uint8(255), np.uint8(0)))
     region = _region(f"brush-{label}-{int(strokes.sum())}", "brushlabels", "brush", (height, width))

@@ -113,7 +113,7 @@ def run_sample(
 
 
 def count_references(service_url: str, project: int, *, basic_auth: tuple[str, str] | None = None) -> int:
-    """How many references the backend has for a project of Label Studio, read from its /metrics."""
+    """Return how many references the backend has for a project of Label Studio, read from its /metrics."""
     with Session(is_own=True) as session:
         answer = session.get(f"{service_url}/metrics", timeout=10, auth=basic_auth)
     answer.raise_for_status()
@@ -168,7 +168,7 @@ def mean_iou(results: Sequence[LabelResult]) -> float:
 
 
 def results_table(project: ProjectResult) -> Table:
-    """One row a task and label."""
+    """Return a table with one row per task and label."""
     table = Table(title=f"{project.sample.title}: predictions as Label Studio stores them")
     table.add_column("task")
     table.add_column("label")
@@ -188,7 +188,7 @@ def results_table(project: ProjectResult) -> Table:
 
 
 def say_what_is_absent(results: Sequence[LabelResult]) -> str | None:
-    """How often something was found where nothing is; None if it is everywhere."""
+    """Return how often something was found where nothing is; None if it is everywhere."""
     absent = [each for each in results if not each.is_there]
     if not absent:
         return None

@@ -55,7 +55,7 @@ PARTS = (
 
 
 def surface_tasks() -> list[SampleTask]:
-    """The images of `PARTS`, always the same ones."""
+    """Return the images of `PARTS`, always the same ones."""
     return [_task(number, part) for number, part in enumerate(PARTS, start=1)]
 
 

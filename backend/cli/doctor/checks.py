@@ -34,7 +34,7 @@ class Check:
 
 
 def look(name: str, examine: Callable[[], str]) -> Check:
-    """The line of one examination: fine if it returns a finding, wrong if it raises one."""
+    """Return the line of one examination: fine if it returns a finding, wrong if it raises one."""
     try:
         return Check(name, True, examine())
     except SoftmatcherError as error:

@@ -19,7 +19,7 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line, with what is not printable escaped."""
+        """Return the line, with what is not printable escaped."""
         line = super().formatMessage(record)[:_MOST_CHARACTERS]
         if line.isprintable():
             return line
@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a line: time, level, logger, message, and the figures of a request or job by name."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object, tracebacks included."""
+        """Return the object, tracebacks included."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -28,7 +28,7 @@ class ProcessFailedError(SoftmatcherError):
 
 
 def free_port(preferred: int | None = None) -> int:
-    """A TCP port that nobody listens to on loopback: `preferred` if it is free, else one that the system chooses."""
+    """Return a TCP port that is free on loopback: `preferred` if it is, else one that the system chooses."""
     for port in (preferred or 0, 0):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             # As the servers do it: the remains of closed connections do not make a port taken.
@@ -78,7 +78,7 @@ class ChildProcess:
 
     @property
     def name(self) -> str:
-        """The program's name."""
+        """Return the program's name."""
         return self.program.name
 
     @property
@@ -107,13 +107,13 @@ class ChildProcess:
         self._process.wait()
 
     def last_lines(self, count: int = LAST_LINES) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         with suppress(OSError):
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
         return ""
 
     def failure(self, what: str) -> ProcessFailedError:
-        """An error that says what went wrong and shows the end of the log."""
+        """Return an error that says what went wrong and shows the end of the log."""
         return ProcessFailedError(f"{self.name} {what}. The end of {self.log_path}:\n{self.last_lines()}")
 
 
@@ -177,7 +177,7 @@ class ProcessGroup:
                 self._guard = None
 
     def ended(self) -> list[ChildProcess]:
-        """The processes that have ended without having been stopped."""
+        """Return the processes that have ended without having been stopped."""
         return [child for child in self._children.values() if child.exit_code is not None]
 
     def wait_for_http(
