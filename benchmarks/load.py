@@ -26,12 +26,12 @@ from typing import Any
 
 import requests
 
+from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
 from benchmarks.service import (
     ANNOTATION,
     KEY,
-    LABEL_CONFIG,
     PROJECT,
     LabelStudioStub,
     memory_mb,
@@ -150,7 +150,8 @@ def family(pid: int) -> list[int]:
 
 
 def run(url: str, pids: dict[str, int], clients: int, duration_s: float) -> dict[str, Any]:
-    seen, samples, until = Seen(), [], time.monotonic() + duration_s
+    samples: list[Any] = []
+    seen, until = Seen(), time.monotonic() + duration_s
     threads = [threading.Thread(target=client, args=(url, seed, until, seen)) for seed in range(clients)]
     threads.append(threading.Thread(target=sample, args=(pids, until, samples)))
     for thread in threads:

@@ -110,7 +110,7 @@ def kill_valkey(case: Case) -> None:
 def kill_label_studio(case: Case) -> None:
     """kill -9 of Label Studio, which comes back a minute later."""
     case.scene.server.kill("label-studio")
-    pauses = []
+    pauses: list[bool] = []
     back_at = time.monotonic() + 60
     while time.monotonic() < back_at:
         with suppress(requests.RequestException):

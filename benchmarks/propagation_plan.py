@@ -115,7 +115,7 @@ def _plan(url: str, data_dir: str, results: Any) -> None:
         nonlocal statements
         statements += 1
 
-    sa.event.listen(projects.store._engine, "before_cursor_execute", note)
+    sa.event.listen(projects.store.engine, "before_cursor_execute", note)
     record = projects.propagations.start(KEY, PropagationFilter(), "benchmark", supersede=True)
     before_mb = _own_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")

@@ -25,10 +25,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import data as skimage_data
 from skimage.filters import sobel
@@ -38,6 +40,7 @@ from skimage.segmentation import watershed
 
 from backend.core.self_similarity import scribble_affinity
 from backend.core.types import Image, Mask, ScoredMask, Scribble
+from backend.errors import BadInputError
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder
 from backend.models.graph_cut.scribble_cut import cut_from_scribble
 
@@ -98,7 +101,7 @@ def coin_cases(upscaled_side_px: int | None = None) -> list[Case]:
                     continue
                 image, part_at_size = tile, part
                 if upscaled_side_px:
-                    size = _size_for(tile.shape[:2], upscaled_side_px)
+                    size = _size_for((tile.shape[0], tile.shape[1]), upscaled_side_px)
                     image = cv2.resize(tile, size[::-1], interpolation=cv2.INTER_CUBIC)
                     part_at_size = cv2.resize(part.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0
                 cases.append(Case("coins", f"tile{row}{column}/coin{index}", image, part_at_size, part_at_size))
@@ -113,7 +116,10 @@ def dataset_cases(folder: Path, per_class: int, seed: int) -> Iterator[Case]:
         order = rng.permutation(len(pictures))[:per_class]
         for picture in (pictures[index] for index in order):
             bgr = cv2.imread(str(picture), cv2.IMREAD_COLOR)
-            mask = cv2.imread(str(picture.with_suffix(".png")), cv2.IMREAD_GRAYSCALE) > 127
+            grey = cv2.imread(str(picture.with_suffix(".png")), cv2.IMREAD_GRAYSCALE)
+            if bgr is None or grey is None:
+                raise BadInputError(f"{picture} and its mask must be images, got a file that OpenCV cannot read")
+            mask = grey > 127
             component = _draw_component(mask, rng)
             if component is not None:
                 name = f"{class_folder.name}/{picture.stem}"
@@ -152,12 +158,12 @@ def simulate(case: Case, kind: str, seed: int) -> Scribble:
     return replace(empty, positive_xy=positive, negative_xy=_points(near, 1, rng) if near.any() else empty.negative_xy)
 
 
-def _points(where: Mask, count: int, rng: np.random.Generator) -> np.ndarray:
+def _points(where: Mask, count: int, rng: np.random.Generator) -> NDArray[Any]:
     yx = np.argwhere(where)
     return (yx[rng.choice(len(yx), count)][:, ::-1] + 0.5).astype(np.float32)
 
 
-def _middle_stroke(mask: Mask, inner: np.ndarray, rng: np.random.Generator) -> Mask:
+def _middle_stroke(mask: Mask, inner: NDArray[Any], rng: np.random.Generator) -> Mask:
     """A stroke between two points well inside, kept to the middle of the object, and nowhere outside it."""
     scale = min(1.0, 160 / max(mask.shape))
     small = cv2.resize(inner, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -177,10 +183,10 @@ def cut_at_natural_size(
     scribble: Scribble,
     side_px: int,
     cut: Callable[..., ScoredMask | None],
-    features: np.ndarray | None = None,
+    features: NDArray[Any] | None = None,
 ) -> ScoredMask | None:
     """Shrink image and scribble to the working size, cut, bring the mask back."""
-    size_hw = _size_for(case.mask.shape, side_px, grow=False)
+    size_hw = _size_for((case.mask.shape[0], case.mask.shape[1]), side_px, grow=False)
     resized = scribble_to_size(scribble, size_hw)
     evidence = [] if features is None else [scribble_affinity(features, resized)]
     found = cut(cv2.resize(case.image, size_hw[::-1], interpolation=cv2.INTER_AREA), resized, *evidence)

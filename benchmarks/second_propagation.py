@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from skimage import data
 
 from backend.cli.bench.timing import KeepingSoftmatcher
@@ -38,7 +39,7 @@ from testing.fakes import LABEL_CONFIG, FakeConnections, FakeLabelStudio, png
 WIDTH, HEIGHT = 640, 480
 
 
-def photographs(count: int) -> list[np.ndarray]:
+def photographs(count: int) -> list[NDArray[Any]]:
     """(480, 640, 3) uint8 each, crops of photographs, no two the same."""
     rng = np.random.default_rng(0)
     sources = [data.astronaut(), data.chelsea(), data.coffee()]
@@ -79,7 +80,7 @@ def measure(profile: str, tasks: int, references: int, *, source: ModelSource | 
         key = projects.note_project(label_studio.project(1))
         for number in range(1, references + 1):
             _annotate(label_studio, number)
-        runs = {}
+        runs: dict[str, Json] = {}
         engine.encode(photographs(1)[0])  # what a first call allocates is no part of the first propagation
         for name in ("first", "second"):
             if name == "second":

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import requests
+from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 from skimage.transform import resize
@@ -39,8 +40,9 @@ HEIGHT, WIDTH = 480, 640
 
 
 @cache
-def _astronaut() -> np.ndarray:
-    return (resize(data.astronaut(), (HEIGHT, HEIGHT)) * 255).astype(int)
+def _astronaut() -> NDArray[Any]:
+    photograph: NDArray[Any] = (resize(data.astronaut(), (HEIGHT, HEIGHT)) * 255).astype(int)
+    return photograph
 
 
 def photograph(number: int) -> bytes:

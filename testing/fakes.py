@@ -84,11 +84,15 @@ class ColourSoftmatcher:
 
     def encode(self, image: Image) -> EncodedImage:
         self.encoded_images += 1
-        return EncodedImage(image.shape[:2], np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature)
+        return EncodedImage(
+            (image.shape[0], image.shape[1]), np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature
+        )
 
     def prepare(self, image: Image) -> PreparedImage:
         pixels = torch.from_numpy(np.array(image))
-        return PreparedImage((image.shape[0], image.shape[1]), pixels, SegmenterInput(pixels, image.shape[:2]))
+        return PreparedImage(
+            (image.shape[0], image.shape[1]), pixels, SegmenterInput(pixels, (image.shape[0], image.shape[1]))
+        )
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
         return [self.encode(one.for_encoder.numpy()) for one in prepared]
@@ -129,7 +133,8 @@ class ColourSoftmatcher:
     ) -> Reference:
         colours = np.unique(image[mask], axis=0).astype(np.float16)
         ones = np.ones(len(colours), np.float16)
-        return Reference(colours, ones, ones if is_complete else ones / 2, self.signature)
+        known = np.full(len(colours), 1.0 if is_complete else 0.5, np.float16)
+        return Reference(colours, ones, known, self.signature)
 
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
         return gather_references(references, self.signature)

@@ -46,7 +46,7 @@ def running_server(bin_folder: Path, listener: Listener | None = None) -> Iterat
         os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
 
     def run(program: str, *arguments: str) -> None:
-        command = [bin_folder / program, "-D", folder / "data", *arguments]
+        command: list[str | Path] = [bin_folder / program, "-D", folder / "data", *arguments]
         subprocess.run(command, user=user, cwd=folder, check=True, capture_output=True, timeout=120)
 
     try:

@@ -5,8 +5,8 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -113,9 +113,9 @@ def test_pictures_are_small_and_used() -> None:
         assert picture.name in everything, f"{picture.name} is on no page"
 
 
-def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
     """The command that these words run, and the words after its name."""
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         assert words, f"{command.name} needs a command"
         assert words[0] in command.commands, f"no command {words[0]!r} among {sorted(command.commands)}"

@@ -9,13 +9,17 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,9 +235,14 @@ class TestBound:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cache_module, "_FEW_ENTRIES", 5)
-        looks = []
+        looks: list[Path] = []
         list_files = cache_module._files
-        monkeypatch.setattr(cache_module, "_files", lambda folder: looks.append(1) or list_files(folder))
+
+        def note(folder: Path) -> Any:
+            looks.append(folder)
+            return list_files(folder)
+
+        monkeypatch.setattr(cache_module, "_files", note)
         cache = disk_only(tmp_path, max_mb=32)
         for number in range(45):
             cache.put(key(number), encoded(number))
@@ -370,8 +379,8 @@ class TestDamage:
     def test_arrays_that_are_missing_are_damage(self, tmp_path: Path) -> None:
         cache = disk_only(tmp_path)
         cache.put(key(1), encoded(1))
-        wrong = cache_module.safetensors.numpy.save({"features": np.zeros(3, np.float16)})
-        packed = b"SME1" + cache_module.zlib.crc32(wrong).to_bytes(4, "little") + wrong
+        wrong = safetensors.numpy.save({"features": np.zeros(3, np.float16)})
+        packed = b"SME1" + zlib.crc32(wrong).to_bytes(4, "little") + wrong
         on_disk(tmp_path)[0].write_bytes(packed)
         assert cache.get(key(1)) is None
         assert cache.stats.damaged == 1
@@ -381,7 +390,7 @@ class TestDamage:
         with caplog.at_level(logging.WARNING):
             cache = FeatureCache(tmp_path / "file" / "cache", 10, SIGNATURE, memory_mb=0.15)
             for number in (1, 2, 1):
-                assert same(cache.get_or_encode(key(number), lambda n=number: encoded(n)), encoded(number))
+                assert same(cache.get_or_encode(key(number), partial(encoded, number)), encoded(number))
         assert len(caplog.records) == 1
         assert "cannot be used" in caplog.text
         assert cache.stats.failures >= 3
@@ -395,7 +404,7 @@ class TestDamage:
         try:
             with caplog.at_level(logging.WARNING):
                 for number in (1, 2):
-                    assert same(cache.get_or_encode(key(number), lambda n=number: encoded(n)), encoded(number))
+                    assert same(cache.get_or_encode(key(number), partial(encoded, number)), encoded(number))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old_limits)
         assert on_disk(tmp_path) == []
@@ -454,7 +463,7 @@ class TestAtOnce:
 
         def work(seed: int) -> None:
             for number in np.random.default_rng(seed).integers(0, 25, 100):
-                found = cache.get_or_encode(key(int(number)), lambda n=int(number): encoded(n))
+                found = cache.get_or_encode(key(int(number)), partial(encoded, int(number)))
                 assert same(found, encoded(int(number)))
 
         with ThreadPoolExecutor(6) as threads:

@@ -159,7 +159,7 @@ def _fuzz_operation(backends: Backends, operation: Any, mode: Any, count: int) -
 
 
 def test_the_description_names_every_route_and_no_other(backend: Backend) -> None:
-    described = backend.client.get("/openapi.json").json["paths"]
+    described = backend.client.get("/openapi.json").get_json()["paths"]
     told = {(path, method.upper()) for path, methods in described.items() for method in methods}
     routes = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method)

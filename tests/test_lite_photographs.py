@@ -42,7 +42,8 @@ def coin_tiles() -> tuple[list[Image], list[Mask]]:
 
 def largest_coin(mask: Mask) -> Mask:
     pieces, count = ndimage.label(mask)
-    return pieces == 1 + int(np.argmax(ndimage.sum(mask, pieces, range(1, count + 1))))
+    largest: Mask = pieces == 1 + int(np.argmax(ndimage.sum(mask, pieces, range(1, count + 1))))
+    return largest
 
 
 @pytest.mark.parametrize("marked_tile", [0, 3])
@@ -65,7 +66,9 @@ def test_a_short_stroke_on_a_coin_gives_the_whole_coin() -> None:
     rows, columns = (int(one.mean()) for one in np.nonzero(coin))
     stroke = np.zeros_like(coin)
     stroke[rows - 2 : rows + 3, columns - 10 : columns + 10] = True
-    found = engine().mask_from_scribble(engine().encode(tiles[1]), Scribble(coin.shape, positive_strokes=stroke))
+    found = engine().mask_from_scribble(
+        engine().encode(tiles[1]), Scribble((coin.shape[0], coin.shape[1]), positive_strokes=stroke)
+    )
     assert found is not None
     assert iou(found.mask, coin) > 0.9
 

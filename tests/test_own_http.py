@@ -18,7 +18,7 @@ from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailab
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
 from backend.own_http import Session, is_loopback_address, proxy_advice, with_loopback_direct
-from backend.settings import Settings
+from backend.settings import load_settings
 from tests.labelstudio.web import Answer, Route, Web, serve
 
 BACKEND = Path(__file__).parents[1] / "backend"
@@ -32,7 +32,7 @@ def web() -> Iterator[Web]:
 
 
 class _BadGateway(dict[str, Route]):
-    def get(self, *_: object) -> Route:  # type: ignore[override]
+    def get(self, *_: object) -> Route:
         return lambda _: Answer(b"<html>bad gateway</html>", 502)
 
 
@@ -70,11 +70,11 @@ class _Always:
 ASKERS: dict[str, Callable[[Web, Path], object]] = {
     "client": lambda web, _: LabelStudioClient(web.url, "key").version(),
     "images": lambda web, _: fetcher(web.url).fetch("/data/upload/1/a.png"),
-    "health": lambda web, _: ask_service(Settings(port=web.port)),
+    "health": lambda web, _: ask_service(load_settings(port=web.port)),
     "up": wait_for_http,
     "demo's references": lambda web, _: count_references(web.url, 1),
     "demo's Label Studio": lambda web, _: LabelStudio(web.url, "token").call("GET", "/version"),
-    "propagate": lambda web, _: _Service(web.url, Settings()).call("GET", "/version"),
+    "propagate": lambda web, _: _Service(web.url, load_settings()).call("GET", "/version"),
 }
 
 
@@ -108,7 +108,7 @@ def test_other_servers_are_asked_through_the_proxy_and_failures_name_it(proxy: W
     with pytest.raises(LabelStudioError, match=r"add label-studio\.invalid to NO_PROXY"):
         fetcher(AWAY).fetch("/data/upload/1/a.png")
     with pytest.raises(ServiceAwayError, match=r"add label-studio\.invalid to NO_PROXY"):
-        _Service(AWAY, Settings()).call("GET", "/version")
+        _Service(AWAY, load_settings()).call("GET", "/version")
     assert proxy.requests
 
 
@@ -136,7 +136,7 @@ def test_own_servers_at_other_addresses_are_asked_directly_too(proxy: Web) -> No
 
 def test_a_service_that_is_no_service_is_a_finding(web: Web, proxy: Web) -> None:
     with pytest.raises(HealthError, match="must answer 200 as Softmatcher"):
-        ask_service(Settings(port=web.port))
+        ask_service(load_settings(port=web.port))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.markers import default_environment
@@ -68,7 +69,11 @@ def wanted(extras: Sequence[str]) -> list[Requirement]:
 @each_file
 @pytest.mark.parametrize("python", PYTHONS)
 def test_each_requirement_is_satisfied_by_exactly_one_pin(name: str, python: str) -> None:
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    environment: dict[str, Any] = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+    }
     pins = [pin for pin in read_pins(name) if pin.holds_for(environment)]
     for requirement in wanted(EXTRAS[name]):
         versions = [pin.version for pin in pins if pin.name == canonicalize_name(requirement.name)]

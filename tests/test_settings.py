@@ -77,8 +77,8 @@ def test_worker_takes_from_the_service_what_it_is_not_told_itself(monkeypatch: p
     worker = with_shared(load_settings(redis_url="redis://queue/0"), told)
     assert (worker.label_studio_url, worker.mask_tags, worker.max_image_mb) == (
         "https://labels.example/ls",
-        {"brush"},
-        5,
+        frozenset({"brush"}),
+        5.0,
     )
     assert worker.matcher == "prototype", "its own environment goes before"
     assert (worker.redis_url, worker.torch_threads, worker.label_studio_api_key) == ("redis://queue/0", 0, None)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,8 @@ def test_another_calibration_is_another_model_version(tmp_path: Path) -> None:
     content["presence"]["constant"] -= 1
     own.write_text(json.dumps(content))
     versions = []
-    for number, settings in enumerate(({}, {"calibration": own})):
+    choices: list[dict[str, Any]] = [{}, {"calibration": own}]
+    for number, settings in enumerate(choices):
         backend = make_backend(tmp_path / str(number), label_studio, **settings)
         key = backend.projects.note_project(label_studio.project(1))
         versions.append(backend.projects.banks.model_version(key))

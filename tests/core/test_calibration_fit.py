@@ -18,7 +18,8 @@ def rows(count: int, *, absent: int = 0, groups: int = 8, seed: int = 0) -> list
     for number in range(count + absent):
         is_present = number < count
         similarity = float(rng.normal(0.7 if is_present else 0.2, 0.15))
-        features = MaskFeatures(similarity, 0.5, *(float(value) for value in rng.uniform(0.05, 0.95, 4)), area=0.1)
+        inside, outside, soft_iou, agreement = (float(value) for value in rng.uniform(0.05, 0.95, 4))
+        features = MaskFeatures(similarity, 0.5, inside, outside, soft_iou, agreement, area=0.1)
         reached = logistic(-1.0 + 0.8 * log_odds(features.foreground_posterior) + 2.0 * features.agreement)
         made.append(Row(f"group {number % groups}", is_present, reached if is_present else 0.0, features))
     return made

@@ -1,10 +1,13 @@
 """Pixels to patches and back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from backend.core.grid import map_to_size, mask_coverage
 from backend.errors import BadInputError
@@ -28,7 +31,7 @@ def test_a_single_pixel_is_faint_but_not_lost() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 2, 3), bool), np.zeros((2, 2), np.uint8), np.zeros((0, 2), bool)])
-def test_what_is_no_mask_is_rejected(mask: np.ndarray) -> None:
+def test_what_is_no_mask_is_rejected(mask: NDArray[Any]) -> None:
     with pytest.raises(BadInputError, match="mask must be"):
         mask_coverage(mask, (2, 2))
 

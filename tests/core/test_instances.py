@@ -16,7 +16,7 @@ def _discs(*discs: tuple[int, int, int], size_hw: tuple[int, int] = (120, 160)) 
 
 
 def _counts(mask: Mask) -> list[int]:
-    return np.bincount(split_instances(mask)[mask]).tolist()
+    return [int(count) for count in np.bincount(split_instances(mask)[mask])]
 
 
 def test_separate_pieces_are_objects_from_large_to_small() -> None:

@@ -1,14 +1,19 @@
 """Masks cleaned, kept apart, resized."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from backend.core.masks import clean_mask, iou, mask_to_size, resolve_overlaps
+from backend.core.types import Mask
 
 
-def disc(size: int, radius: float) -> np.ndarray:
+def disc(size: int, radius: float) -> Mask:
     y, x = np.mgrid[:size, :size] + 0.5
-    return (y - size / 2) ** 2 + (x - size / 2) ** 2 < radius**2
+    inside: Mask = (y - size / 2) ** 2 + (x - size / 2) ** 2 < radius**2
+    return inside
 
 
 def test_specks_go_and_holes_are_filled() -> None:
@@ -22,7 +27,7 @@ def test_specks_go_and_holes_are_filled() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.zeros((5, 5), bool), np.ones((5, 5), bool)])
-def test_uniform_masks_stay(mask: np.ndarray) -> None:
+def test_uniform_masks_stay(mask: NDArray[Any]) -> None:
     assert np.array_equal(clean_mask(mask, small_component_px=3, hole_px=3), mask)
 
 

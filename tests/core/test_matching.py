@@ -32,8 +32,8 @@ def bank_of(features: Tensor, inside: Tensor, known: Tensor | None = None) -> Re
 
 def reference(features: Tensor, inside: Tensor, known: Tensor | None = None, signature: str = "m") -> Reference:
     certain = torch.ones_like(inside) if known is None else known
-    arrays = (array.numpy().astype(np.float16) for array in (features, inside, certain))
-    return Reference(*arrays, signature)
+    arrays = [array.numpy().astype(np.float16) for array in (features, inside, certain)]
+    return Reference(arrays[0], arrays[1], arrays[2], signature)
 
 
 def pairwise_softmatcher(foreground: Tensor, target: Tensor, temperature: float) -> Tensor:

@@ -22,7 +22,8 @@ def _reference(seed: int, patches: int = 300) -> Reference:
     features = F.normalize(directions[kind] + 0.15 * torch.randn(patches, DIMS, generator=generator), dim=1)
     inside = (kind < 2).float() * torch.rand(patches, generator=generator).clamp_min(0.2)
     known = torch.where((inside == 0) & (torch.rand(patches, generator=generator) < 0.1), 0.0, 1.0)
-    return Reference(*(one.numpy().astype(np.float16) for one in (features, inside, known)), SIGNATURE)
+    arrays = [one.numpy().astype(np.float16) for one in (features, inside, known)]
+    return Reference(arrays[0], arrays[1], arrays[2], SIGNATURE)
 
 
 REFERENCES = [_reference(seed) for seed in range(1, 21)]

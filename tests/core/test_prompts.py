@@ -28,7 +28,7 @@ def test_the_seed_decides_the_points() -> None:
 def test_no_patch_is_drawn_twice() -> None:
     points = sample_points(two_blobs(), count=100, seed=0)
     assert len(points) == 29
-    assert len(points.unique(dim=0)) == 29
+    assert len(torch.unique(points, dim=0)) == 29
 
 
 def test_a_map_of_zeros_gives_no_points_and_no_clusters() -> None:

@@ -45,7 +45,7 @@ def test_a_mask_of_everything_leaves_nothing_unknown() -> None:
 def test_what_is_likely_is_seen_in_every_view_as_the_mask_is() -> None:
     mask = np.zeros((60, 90), bool)
     mask[20:30, 50:70] = True
-    halves = mask.astype(np.float32) / 2
+    halves = mask.astype(np.float32) * np.float32(0.5)
     for view in reference_views(np.zeros((60, 90, 3), np.uint8), mask, None, MaskUncertainty(halves, halves)):
         assert view.uncertainty is not None
         assert np.array_equal(view.uncertainty.soft_mask, view.mask / 2)

@@ -20,8 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from dockerfile import Stage, read_dockerfile, words_of_copy
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.docker.dockerfile import Stage, read_dockerfile, words_of_copy
 
 NOT_ALLOWED = 77
 START_S = 150

@@ -26,12 +26,12 @@ class FlakyProxy:
             def _pass_on(self) -> None:
                 if proxy.answers_itself:
                     self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                    answer = b"default backend - 404"
+                    refusal = b"default backend - 404"
                     self.send_response(404)
                     self.send_header("Content-Type", "text/plain")
-                    self.send_header("Content-Length", str(len(answer)))
+                    self.send_header("Content-Length", str(len(refusal)))
                     self.end_headers()
-                    self.wfile.write(answer)
+                    self.wfile.write(refusal)
                     return
                 if proxy._is_cut("/data/upload/" in self.path):
                     self.close_connection = True

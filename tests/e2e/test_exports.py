@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from label_studio_sdk.converter.brush import encode_rle
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -33,12 +34,12 @@ NewProject = Callable[[str], tuple[int, dict[str, int]]]
 Run = Callable[..., str]
 
 
-def _alpha(mask: Mask) -> np.ndarray:
+def _alpha(mask: Mask) -> NDArray[Any]:
     """What the editor's canvas makes of a mask: a rim that is half transparent."""
-    return cv2.GaussianBlur(mask.astype(np.uint8) * 255, (5, 5), 0)
+    return np.asarray(cv2.GaussianBlur(mask.astype(np.uint8) * 255, (5, 5), 0))
 
 
-def _region(number: int, label: str, alpha: np.ndarray) -> Json:
+def _region(number: int, label: str, alpha: NDArray[Any]) -> Json:
     """A region of any alpha, encoded by Label Studio's own converter."""
     height, width = alpha.shape
     is_mask = set(np.unique(alpha)) <= {0, 255}
@@ -50,9 +51,9 @@ def _region(number: int, label: str, alpha: np.ndarray) -> Json:
     }  # fmt: skip
 
 
-def _drawn() -> dict[str, list[tuple[str, np.ndarray]]]:
+def _drawn() -> dict[str, list[tuple[str, NDArray[Any]]]]:
     """Image -> its regions: coins, two of them as one object, one with a hole, one with a soft rim."""
-    drawn: dict[str, list[tuple[str, np.ndarray]]] = {}
+    drawn: dict[str, list[tuple[str, NDArray[Any]]]] = {}
     for name, sample in IMAGES.items():
         coins = [sample.objects == number for number in np.unique(sample.objects) if number]
         soft = _alpha(coins[0])
@@ -228,7 +229,7 @@ def test_round_trip_of_index_masks(new_project: NewProject, run: Run, drawn: int
     assert first == second
 
 
-def _saved(image: np.ndarray, kind: str, **more: Any) -> bytes:
+def _saved(image: NDArray[Any], kind: str, **more: Any) -> bytes:
     buffer = io.BytesIO()
     PillowImage.fromarray(image).save(buffer, kind, **more)
     return buffer.getvalue()
@@ -256,7 +257,7 @@ def test_images_that_readers_disagree_about_come_out_upright_and_back_in_when_up
         for path in stored.values():
             with PillowImage.open(path) as image:
                 assert image.getexif().get(0x0112, 1) == 1
-            assert np.array_equal(cv2.imread(str(path))[..., ::-1], decode_image(path.read_bytes()))
+            assert np.array_equal(np.asarray(cv2.imread(str(path)))[..., ::-1], decode_image(path.read_bytes()))
         label_studio.upload_images(projects[1], {name: path.read_bytes() for name, path in stored.items()})
         assert "4 annotations with 4 masks added" in run("import-masks", first, "--project", projects[1])
         run("export", "--project", projects[1], "--format", "coco", "--out", second, "--split", "1,0,0")

@@ -21,7 +21,7 @@ WITH_POLYGONS = LABEL_CONFIG.replace(
 
 def covered(regions: list[Json], task: str, number: int) -> float:
     coin = coin_mask(task, number)
-    return float(np.mean(mask_of_regions(regions, COIN, coin.shape)[coin]))
+    return float(np.mean(mask_of_regions(regions, COIN, (coin.shape[0], coin.shape[1]))[coin]))
 
 
 def test_a_click_and_a_box_on_two_coins_mark_both(small_project: Project) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from backend.cli.demo.coins import COIN
 from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, key_point
-from backend.core.types import Image, Json
+from backend.core.types import Image
 from backend.labelstudio.client import LabelStudioClient
 from tests.e2e.conftest import NewProject
 from tests.e2e.scene import Backend, Project, wait_until
@@ -35,7 +35,7 @@ def ahead(new_project: NewProject, backend: Backend) -> Project:
 def test_label_studio_lists_the_tasks_after_one(ahead: Project, label_studio: LabelStudio) -> None:
     client = LabelStudioClient(label_studio.url, TOKEN)
 
-    def after(name: str, count: int) -> list[Json]:
+    def after(name: str, count: int) -> list[int]:
         return [task["id"] for task in client.tasks_after(ahead.id, ahead.tasks[name], count)]
 
     first, second, third, fourth, fifth = ahead.tasks.values()

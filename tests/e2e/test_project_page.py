@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewPro
     expect(page.locator("#references .tile")).to_have_count(2)
     for picture in page.locator("#references img").all():
         picture.scroll_into_view_if_needed()
-        wait_until(lambda picture=picture: bool(picture.evaluate("img => img.naturalWidth > 50")), "thumbnail shown")
+        wait_until(partial(picture.evaluate, "img => img.naturalWidth > 50"), "thumbnail shown")
     page.locator("#start").click()
     expect(page.locator('[data-field="state"]')).to_have_text("running", timeout=SLOW_MS)
     wait_until(lambda: int(page.locator('[data-field="finished"]').inner_text()) > 0, "figures move by themselves", 120)
@@ -100,7 +101,7 @@ def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewPro
     expect(page.locator("#quality .big")).to_contain_text("0.")
     for picture in page.locator(".tile img").all():
         picture.scroll_into_view_if_needed()
-        wait_until(lambda picture=picture: bool(picture.evaluate("img => img.naturalWidth > 50")), "picture shown", 120)
+        wait_until(partial(picture.evaluate, "img => img.naturalWidth > 50"), "picture shown", 120)
     page.screenshot(path=ARTIFACTS / "propagation-done.png", full_page=True)
     ended = newest(project)
     assert_each_task_once(project, ended)

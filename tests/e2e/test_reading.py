@@ -86,8 +86,8 @@ def test_an_image_replaced_on_disk_is_seen_by_the_next_click_and_the_next_propag
 
     (shelf / f"{TARGET}.png").write_bytes(png(np.ascontiguousarray(SAMPLES[TARGET].image[:, ::-1])))
     mirrored = np.ascontiguousarray(coin[:, ::-1])
-    shown = project.interact(TARGET, key_point(centre_of(mirrored), coin.shape, COIN))
-    mask = mask_of_regions(shown, COIN, coin.shape)
+    shown = project.interact(TARGET, key_point(centre_of(mirrored), (coin.shape[0], coin.shape[1]), COIN))
+    mask = mask_of_regions(shown, COIN, (coin.shape[0], coin.shape[1]))
     assert np.count_nonzero(mask & mirrored) / np.count_nonzero(mask | mirrored) > 0.5
 
     train(project)
@@ -95,7 +95,7 @@ def test_an_image_replaced_on_disk_is_seen_by_the_next_click_and_the_next_propag
     assert [each["id"] for each in project.predictions(TARGET)] != [each["id"] for each in old]
     (new,) = project.predictions(TARGET)
     assert new["model_version"] == old[0]["model_version"]
-    before, after = (mask_of_regions(each["result"], COIN, coin.shape) for each in (old[0], new))
+    before, after = (mask_of_regions(each["result"], COIN, (coin.shape[0], coin.shape[1])) for each in (old[0], new))
     flipped = before[:, ::-1]
     assert np.count_nonzero(after & flipped) / np.count_nonzero(after | flipped) > 0.7
 

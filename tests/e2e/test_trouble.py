@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import requests
@@ -147,12 +147,13 @@ def test_health_setup_and_webhook_answer_while_a_batch_is_predicted(project: Pro
     times_ms: dict[str, list[float]] = {"health": [], "setup": [], "webhook": []}
     setup = {"project": project.key, "schema": config, "hostname": "", "access_token": "", "extra_params": None}
     event = {"action": "TASKS_CREATED", "tasks": [], "project": project.label_studio.project(project.id)}
+    calls: dict[str, Callable[[], requests.Response]] = {
+        "health": lambda: backend.get("/health"),
+        "setup": lambda: backend.post("/setup", setup),
+        "webhook": lambda: backend.post("/webhook", event),
+    }
     while not finished.is_set():
-        for name, call in (
-            ("health", lambda: backend.get("/health")),
-            ("setup", lambda: backend.post("/setup", setup)),
-            ("webhook", lambda: backend.post("/webhook", event)),
-        ):
+        for name, call in calls.items():
             started = time.perf_counter()
             assert call().ok
             times_ms[name].append(1000 * (time.perf_counter() - started))

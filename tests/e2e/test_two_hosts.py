@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def two_hosts(
         for part, name in (("hosts-worker", hosts[0]), ("hosts-worker-2", hosts[1])):
             own = environment | {"SOFTMATCHER_DATA_DIR": str(tmp_path / name)}
             processes.start(part, ["ip", "netns", "exec", name, *command, "work"], own)
-            stack.callback(lambda part=part: processes.stop(part))
+            stack.callback(processes.stop, part)
         backend.wait()
         yield backend
 
@@ -182,12 +183,16 @@ def masks(project: Project) -> dict[int, list[list[int]]]:
     }
 
 
+def _has_models(log: Path) -> bool:
+    return "models ready" in log.read_text()
+
+
 def test_two_hosts_do_what_one_does(two_hosts: Backend, new_project: NewProject) -> None:
     processes = two_hosts.processes
     project = new_project(two_hosts, many_coins(COUNT))
     project.mark_one_coin()
     for part in ("hosts-worker", "hosts-worker-2"):
-        wait_until(lambda part=part: "models ready" in processes[part].log_path.read_text(), "workers have models", 240)
+        wait_until(partial(_has_models, processes[part].log_path), "workers have models", 240)
     ended = wait_for_end(project, start(project))
     assert_each_task_once(project, ended)
     assert ended["counts"]["done"] == COUNT

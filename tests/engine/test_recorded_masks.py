@@ -50,7 +50,7 @@ def photographs() -> dict[str, Image]:
 def reference(name: str, xy: list[tuple[float, float]], *, is_complete: bool = False) -> Reference:
     image = photographs()[name]
     encoded = engine().encode(image)
-    scribble = Scribble(image.shape[:2], positive_xy=np.array(xy, np.float32))
+    scribble = Scribble((image.shape[0], image.shape[1]), positive_xy=np.array(xy, np.float32))
     found = engine().mask_from_scribble(encoded, scribble)
     assert found is not None
     return engine().describe(image, encoded, found.mask, is_complete=is_complete)

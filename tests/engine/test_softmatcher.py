@@ -18,7 +18,7 @@ from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.scribbles import scale_scribble
-from backend.core.types import Image, Mask, Reference, ScoredMask, Scribble
+from backend.core.types import Image, Mask, MatcherName, Reference, ScoredMask, Scribble
 from backend.engine.competition import compete
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
@@ -52,7 +52,7 @@ def scene(**discs: tuple[int, int, int]) -> tuple[Image, dict[str, Mask]]:
     """A noisy green image of 160x200 px with discs (x, y, radius) named by their colour, and their masks."""
     y, x = np.mgrid[:160, :200] + 0.5
     image = np.full((160, 200, 3), GREEN, np.int16)
-    masks = {}
+    masks: dict[str, Mask] = {}
     for name, (centre_x, centre_y, radius) in discs.items():
         colour = name.rstrip("0123456789")
         mask = (x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2
@@ -72,7 +72,7 @@ def describe(engine: Softmatcher, image: Image, mask: Mask, *, is_complete: bool
 
 
 @pytest.mark.parametrize("matcher", ["posterior", "softmatcher"])
-def test_an_image_matched_with_itself_finds_its_own_mask(engine: Softmatcher, matcher: str) -> None:
+def test_an_image_matched_with_itself_finds_its_own_mask(engine: Softmatcher, matcher: MatcherName) -> None:
     image, masks = scene(red=(70, 80, 40))
     options = MatchOptions(matcher=matcher)
     found = engine.segment(engine.encode(image), {"Cat": [describe(engine, image, masks["red"])]}, options)
@@ -82,7 +82,7 @@ def test_an_image_matched_with_itself_finds_its_own_mask(engine: Softmatcher, ma
 
 
 @pytest.mark.parametrize("matcher", ["posterior", "softmatcher"])
-def test_an_object_elsewhere_and_of_another_size_is_found(engine: Softmatcher, matcher: str) -> None:
+def test_an_object_elsewhere_and_of_another_size_is_found(engine: Softmatcher, matcher: MatcherName) -> None:
     image, masks = scene(red=(70, 80, 40))
     target, truth = scene(red=(140, 50, 25))
     references = {"Cat": [describe(engine, image, masks["red"])]}
@@ -419,7 +419,7 @@ def test_images_that_share_a_pass_share_its_time() -> None:
 
     class Segmenter(LiteSegmenter):
         def prepare(self, image: Image) -> SegmenterInput:
-            return SegmenterInput(torch.from_numpy(image), image.shape[:2])
+            return SegmenterInput(torch.from_numpy(image), (image.shape[0], image.shape[1]))
 
         def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Any]]:
             return lambda: [self.embed(one.pixels.numpy()) for one in prepared]

@@ -1,6 +1,7 @@
 """Several labels at once, on drawn classes with an engine that sees colours."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,12 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _colours(profile: str, on_stage: object) -> Any:
+    return ColourSoftmatcher()
+
+
 def test_each_label_is_measured_together_and_alone(directory: Path) -> None:
-    (result,) = evaluate_joint(directory, seeds=[0, 1], limit=2, load=lambda *_: ColourSoftmatcher())  # type: ignore[arg-type,return-value]
+    (result,) = evaluate_joint(directory, seeds=[0, 1], limit=2, load=_colours)
     assert (result.name, result.labels, result.is_exclusive, len(result.targets)) == ("drawn", 3, False, 12)
     figures = joint_to_json([result])
     assert figures["labels"] == {"drawn": 3}
@@ -38,7 +43,7 @@ def test_each_label_is_measured_together_and_alone(directory: Path) -> None:
 
 
 def test_labels_are_drawn_by_the_seed(directory: Path) -> None:
-    (result,) = evaluate_joint(directory, labels=2, load=lambda *_: ColourSoftmatcher())  # type: ignore[arg-type,return-value]
+    (result,) = evaluate_joint(directory, labels=2, load=_colours)
     assert result.labels == 2
     assert len({one.target.split("/")[1] for one in result.targets}) == 2
     with pytest.raises(BadInputError, match="2 or more"):

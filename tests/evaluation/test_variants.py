@@ -213,7 +213,7 @@ def test_a_mask_of_one_pixel_can_be_marked() -> None:
     mask = np.zeros((9, 9), bool)
     mask[4, 5] = True
     assert simulated_points(mask, seed=0).positive_xy.tolist() == [[5.0, 4.0], [5.0, 4.0]]
-    assert np.array_equal(simulated_strokes(mask, seed=0).positive_strokes, mask)
+    assert np.array_equal(np.asarray(simulated_strokes(mask, seed=0).positive_strokes), mask)
 
 
 @pytest.mark.parametrize("arguments", [["--matchers", "magic"], ["--recipes", "magic"], ["--matchers", ""]])

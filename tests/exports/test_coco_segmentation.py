@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from backend.errors import BadInputError
@@ -21,12 +22,12 @@ SQUARE = [4, 4, 20, 4, 20, 12, 4, 12]
 quick = settings(**FILES)
 
 
-def _compressed(mask: np.ndarray) -> dict[str, Any]:
+def _compressed(mask: NDArray[Any]) -> dict[str, Any]:
     encoded = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
 
 
-def _counts(mask: np.ndarray) -> list[int]:
+def _counts(mask: NDArray[Any]) -> list[int]:
     flat = np.concatenate([[False], mask.T.ravel()])
     ends = np.concatenate([np.flatnonzero(flat[1:] != flat[:-1]), [flat.size - 1]])
     return [int(each) for each in np.diff(ends, prepend=0)]
@@ -34,7 +35,7 @@ def _counts(mask: np.ndarray) -> list[int]:
 
 @quick
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_run_lengths_come_back_as_they_were(mask: np.ndarray) -> None:
+def test_run_lengths_come_back_as_they_were(mask: NDArray[Any]) -> None:
     size_hw = (mask.shape[0], mask.shape[1])
     assert np.array_equal(segmentation_to_mask(_compressed(mask), size_hw), mask)
     counts = {"size": list(size_hw), "counts": _counts(mask)}
@@ -60,6 +61,11 @@ def test_a_polygon_too_short_is_refused_wherever_it_stands(short: list[int]) -> 
 
 
 PIXELS = SIZE[0] * SIZE[1]
+WRONG_COUNTS: list[Any] = [
+    None, 7, {}, [], [1], [PIXELS - 1], [PIXELS + 1], [PIXELS, 1], [10**9], [2**32, PIXELS], [-1, PIXELS + 1],
+    [PIXELS + 5, -5], [math.nan, PIXELS], [float(PIXELS)], [True] * PIXELS, ["3072"], [10**400], [2**63, 2**63],
+    "", "0", "PP", "o" * 50, "\x7f", "\u00e9", "\ud800", "p0", "0" * 100_000, "P" * 20 + "0", "oooooo7", "@@@",
+]  # fmt: skip
 WRONG: list[Any] = [
     None, [], {}, 7, "0", [[]], [7], [None], [{"x": 1}], [[[1, 1], [2, 2], [3, 3]]], [SQUARE, None],
     *([[*SQUARE[:-1], wrong]] for wrong in (
@@ -69,11 +75,7 @@ WRONG: list[Any] = [
     *({"size": size, "counts": [PIXELS]} for size in (
         None, [64, 48], [48], [48, 64, 1], [48.0, 64.0], "48", [10**9, 10**9], [True, 64],
     )),
-    *({"size": list(SIZE), "counts": counts} for counts in (
-        None, 7, {}, [], [1], [PIXELS - 1], [PIXELS + 1], [PIXELS, 1], [10**9], [2**32, PIXELS], [-1, PIXELS + 1],
-        [PIXELS + 5, -5], [math.nan, PIXELS], [float(PIXELS)], [True] * PIXELS, ["3072"], [10**400], [2**63, 2**63],
-        "", "0", "PP", "o" * 50, "\x7f", "\u00e9", "\ud800", "p0", "0" * 100_000, "P" * 20 + "0", "oooooo7", "@@@",
-    )),
+    *({"size": list(SIZE), "counts": counts} for counts in WRONG_COUNTS),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def filled(backend: Backend) -> Backend:
     return backend
 
 
-def _objects(out: Path) -> list[dict[str, object]]:
+def _objects(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "objects.jsonl").read_text().splitlines()]
 
 
@@ -184,7 +185,8 @@ def test_a_second_export_of_an_unchanged_project_is_byte_identical(
     export(filled, tmp_path / "two", format=format_, source="both")
     first, second = files(tmp_path / "one"), files(tmp_path / "two")
     assert first == second
-    sums = dict(reversed(line.split("  ")) for line in first.pop("SHA256SUMS").decode().splitlines())
+    lines = [line.split("  ") for line in first.pop("SHA256SUMS").decode().splitlines()]
+    sums = {path: digest for digest, path in lines}
     assert sums == {path: hashlib.sha256(content).hexdigest() for path, content in first.items()}
     assert not list(tmp_path.glob(".*"))
 

@@ -3,12 +3,14 @@
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -29,7 +31,7 @@ def filled(backend: Backend) -> Backend:
     return backend
 
 
-def _expected_index(number: int) -> np.ndarray:
+def _expected_index(number: int) -> NDArray[Any]:
     index = np.zeros((64, 48) if number == 5 else (48, 64), np.uint8)
     for value, label in enumerate(LABELS, start=1):
         for name, mask in MASKS[number]:
@@ -145,9 +147,8 @@ def test_index_masks_have_the_labels_numbers_and_a_palette(filled: Backend, tmp_
     contested = int((MASKS[1][0][1] & MASKS[1][1][1]).sum())
     assert f"claim: {contested};" in (tmp_path / "out" / "README.md").read_text()
     with PillowImage.open(tmp_path / "out" / "legend.png") as picture:
-        assert {bytes.fromhex(each["colour"][1:]) for each in legend} <= {
-            bytes(colour) for _, colour in picture.getcolors()
-        }
+        shown_colours: Any = picture.getcolors()
+        assert {bytes.fromhex(each["colour"][1:]) for each in legend} <= {bytes(colour) for _, colour in shown_colours}
 
 
 def test_more_labels_than_a_byte_has_numbers_are_refused(filled: Backend, tmp_path: Path) -> None:
@@ -158,7 +159,8 @@ def test_more_labels_than_a_byte_has_numbers_are_refused(filled: Backend, tmp_pa
 
 
 def _decode(one: dict[str, object], size_hw: tuple[int, int]) -> Mask:
-    return coco_mask.decode({"size": list(size_hw), "counts": str(one["rle_counts"]).encode()}) > 0
+    mask: Mask = coco_mask.decode({"size": list(size_hw), "counts": str(one["rle_counts"]).encode()}) > 0
+    return mask
 
 
 def test_pandas_reads_parquet(filled: Backend, tmp_path: Path) -> None:

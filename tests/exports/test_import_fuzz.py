@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 
@@ -38,7 +39,7 @@ _WORDS: list[Any] = [
 ]  # fmt: skip
 
 
-def _rle(mask: np.ndarray) -> dict[str, Any]:
+def _rle(mask: NDArray[Any]) -> dict[str, Any]:
     encoded = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
     return {"size": list(SIZE_HW), "counts": encoded["counts"].decode()}
 
@@ -60,7 +61,7 @@ DOCUMENT = {
 PLACES = [place for place in fuzzing._places(DOCUMENT) if place]
 
 
-def _run(write: Callable[[Path], None]) -> tuple[FakeLabelStudio, ImportReport | None]:
+def _run(write: Callable[[Path], object]) -> tuple[FakeLabelStudio, ImportReport | None]:
     label_studio: Any = FakeLabelStudio()
     for number, name in enumerate(NAMES, start=1):
         address = f"/data/local-files/?d=project/{name}"
@@ -111,7 +112,7 @@ def test_changed_documents(changes: list[tuple[tuple[Any, ...], Any, bool]]) -> 
         except (KeyError, IndexError, TypeError):
             continue
     text = json.dumps(document)
-    label_studio, report = _run(lambda folder: (folder / "coco.json").write_text(text) and None)
+    label_studio, report = _run(lambda folder: (folder / "coco.json").write_text(text))
     _check(label_studio, report)
     if not changes:
         assert report is not None
@@ -126,10 +127,10 @@ def test_masks_get_to_the_image_that_they_name_in_any_order(
     """Names may repeat: then neither of them gets anything."""
     document = {
         **DOCUMENT,
-        "images": [{**DOCUMENT["images"][number], "file_name": names[number]} for number in images],  # type: ignore[dict-item]
+        "images": [{**DOCUMENT["images"][number], "file_name": names[number]} for number in images],
         "annotations": [DOCUMENT["annotations"][number] for number in objects],
     }
-    label_studio, report = _run(lambda folder: (folder / "c.json").write_text(json.dumps(document)) and None)
+    label_studio, report = _run(lambda folder: (folder / "c.json").write_text(json.dumps(document)))
     _check(label_studio, report)
     for annotation in label_studio.annotations.values():
         (number,) = [at for at, name in enumerate(names) if name == NAMES[annotation["task"] - 1]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from backend.errors import BadInputError
@@ -55,7 +56,7 @@ def save(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def mask_png(path: Path, indices: np.ndarray) -> None:
+def mask_png(path: Path, indices: NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     PillowImage.fromarray(np.asarray(indices).astype(np.uint8)).save(path, "PNG")
 
@@ -563,7 +564,7 @@ def _labels(folder: Path, *entries: tuple[Any, Any]) -> None:
     (folder / "labels.json").write_text(json.dumps([{"index": index, "label": label} for index, label in entries]))
 
 
-def _regions(backend: Backend, task: int) -> dict[str, np.ndarray]:
+def _regions(backend: Backend, task: int) -> dict[str, NDArray[Any]]:
     (found,) = [each for each in backend.label_studio.annotations.values() if each["task"] == task]
     read = read_regions(found["result"], opened(backend).config).regions
     return {region.label: region.mask for region in read if region.mask is not None}

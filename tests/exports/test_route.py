@@ -41,7 +41,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_sent(
 ) -> None:
     answer = filled.client.get(f"/projects/1/export{query}")
     assert answer.status_code == status
-    assert message in answer.json["error"]
+    assert message in answer.get_json()["error"]
 
 
 def test_a_number_that_no_project_can_have_is_refused(filled: Backend) -> None:
@@ -79,7 +79,7 @@ def test_one_download_at_a_time(filled: Backend) -> None:
     first = filled.client.get("/projects/1/export?format=coco", buffered=False)
     refused = filled.client.get("/projects/1/export?format=coco", buffered=True)
     assert refused.status_code == 409
-    assert "being downloaded already" in refused.json["error"]
+    assert "being downloaded already" in refused.get_json()["error"]
     first.close()
     assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 200
 

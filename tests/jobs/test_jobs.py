@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -22,8 +23,9 @@ from backend.cli.process.supervisor import ProcessGroup
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.jobs import worker as worker_module
+from backend.jobs.leases import LEASE_S
 from backend.jobs.queue import PLANS, PROPAGATIONS, QUEUES, REFERENCES, JobQueue
-from backend.jobs.worker import LEASE_S, HeartbeatWorker
+from backend.jobs.worker import HeartbeatWorker
 from backend.jobs.worker_identity import own_name
 from backend.projects.propagation.work import BATCH_SEPARATOR, Worked
 from backend.settings import load_settings, shared_settings
@@ -351,7 +353,8 @@ def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
     monkeypatch.setattr(worker_module, "BEAT_S", 0.02)
     backend.projects.propagation_plans.plan(identifier)
     queue.propagate(key, identifier)
-    worker, fetch, seen, one_at_a_time = _a_worker(queue), backend.label_studio.fetch, {}, threading.Lock()
+    seen: dict[str, Any] = {}
+    worker, fetch, one_at_a_time = _a_worker(queue), backend.label_studio.fetch, threading.Lock()
 
     def are_claims_alive() -> bool:
         claims = backend.projects.store.propagation_tasks.leases(identifier)

@@ -287,7 +287,7 @@ def test_what_changes_something_is_sent_once(web: Web) -> None:
 
 def test_a_label_studio_that_is_down_or_silent_is_unavailable(web: Web) -> None:
     silence = threading.Event()
-    web.routes["/api/version"] = lambda _: Answer(stream=lambda _: silence.wait(30) and None)
+    web.routes["/api/version"] = lambda _: Answer(stream=lambda _: silence.wait(30))
     begun = time.monotonic()
     with pytest.raises(LabelStudioUnavailableError, match=r"GET /api/version\) did not answer \(ReadTimeout\)"):
         LabelStudioClient(web.url, LEGACY, timeout_s=0.2).version()
@@ -397,7 +397,9 @@ def test_prediction_that_is_gone_needs_no_deleting(web: Web) -> None:
 def test_predictions_go_in_one_request(web: Web) -> None:
     web.always("/api/projects/4/import/predictions", answer({"created": 2}, 201))
     client = LabelStudioClient(web.url, LEGACY)
-    predictions = [{"task": task, "result": [], "score": 0.5, "model_version": "v"} for task in (1, 2)]
+    predictions: list[dict[str, Any]] = [
+        {"task": task, "result": [], "score": 0.5, "model_version": "v"} for task in (1, 2)
+    ]
 
     assert client.import_predictions(4, predictions) == 2
     assert json.loads(web.requests[0].body) == predictions

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from backend.errors import BadInputError
 from backend.labelstudio.codec import Region, is_own_region_id, mask_to_region, new_region_id, read_regions
@@ -39,7 +40,7 @@ def region(kind: str, value: dict[str, Any], **changes: Any) -> dict[str, Any]:
     }
 
 
-def point(x: float = 50.0, y: float = 25.0, **changes: Any) -> dict[str, Any]:
+def point(x: Any = 50.0, y: float = 25.0, **changes: Any) -> dict[str, Any]:
     return region("keypointlabels", {"x": x, "y": y, "width": 0.2}, **changes)
 
 
@@ -47,7 +48,7 @@ def box(x: float, y: float, width: float, height: float, rotation: float | None 
     return region("rectanglelabels", {"x": x, "y": y, "width": width, "height": height, "rotation": rotation})
 
 
-def brush(mask: np.ndarray, **changes: Any) -> dict[str, Any]:
+def brush(mask: NDArray[Any], **changes: Any) -> dict[str, Any]:
     size = {"original_width": mask.shape[1], "original_height": mask.shape[0]}
     return region("brushlabels", {"format": "rle", "rle": encode_mask(mask)}, **{**size, **changes})
 
@@ -171,7 +172,7 @@ def test_value_and_alias_name_the_same_label_and_several_labels_give_several_reg
 
 
 def test_other_region_types_are_passed_over() -> None:
-    others = [
+    others: list[dict[str, Any]] = [
         {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
         {"type": "choices", "id": "r1", "from_name": "c", "to_name": "image", "value": {"choices": ["x"]}},
         {"type": "polygonlabels", "id": "p", "from_name": "p", "to_name": "image", "value": {"points": []}},
@@ -206,14 +207,14 @@ def test_a_mask_of_another_size_but_the_same_aspect_is_resized() -> None:
     assert found.mask is not None
     assert found.mask.shape == (200, 400)
     assert np.array_equal(found.mask[::2, ::2], mask)
-    assert np.array_equal(only(brush(mask), (50, 100)).mask, mask[::2, ::2])
+    assert np.array_equal(np.asarray(only(brush(mask), (50, 100)).mask), mask[::2, ::2])
 
 
 def test_a_mask_that_fits_the_image_is_taken_whatever_its_original_size_says() -> None:
     mask = np.eye(30, 40, dtype=np.bool_)
 
-    assert np.array_equal(only(brush(mask, original_width=99, original_height=7), (30, 40)).mask, mask)
-    assert np.array_equal(only(brush(mask, original_width=0, original_height=None), (30, 40)).mask, mask)
+    assert np.array_equal(np.asarray(only(brush(mask, original_width=99, original_height=7), (30, 40)).mask), mask)
+    assert np.array_equal(np.asarray(only(brush(mask, original_width=0, original_height=None), (30, 40)).mask), mask)
 
 
 def test_a_mask_of_another_shape_is_a_problem() -> None:

@@ -141,7 +141,8 @@ def _told(error: BadInputError) -> str:
 def _check(config: LabelConfig) -> None:
     names = {image.name for image in config.images}
     assert config.labels
-    for control in (*config.brushes, *config.prompts, *config.shapes):
+    controls: list[Any] = [*config.brushes, *config.prompts, *config.shapes]
+    for control in controls:
         assert control.to_name in names
         assert control.labels
         assert len(set(control.labels)) == len(control.labels)

@@ -29,7 +29,7 @@ UNDO = {
 
 def upright() -> PIL.Image.Image:
     """32 x 24 with a different colour in each quarter: no turn or flip looks like another."""
-    pixels = np.zeros((24, 32, 3), np.uint8)
+    pixels = np.zeros((24, 32, 3), np.dtype(np.uint8))
     pixels[:12, :16] = 200, 0, 0
     pixels[:12, 16:] = 0, 200, 0
     pixels[12:, :16] = 0, 0, 200
@@ -147,7 +147,7 @@ def test_a_palette_with_transparency_is_laid_over_white(transparency: int | byte
 def test_other_modes_become_rgb(mode: str) -> None:
     decoded = decode_image(saved(upright().convert(mode)))
 
-    assert (decoded.shape, decoded.dtype) == ((24, 32, 3), np.uint8)
+    assert (decoded.shape, decoded.dtype) == ((24, 32, 3), np.dtype(np.uint8))
     assert decoded.flags.writeable
 
 

@@ -438,7 +438,7 @@ def test_a_server_that_drips_cannot_stretch_the_time_limit(label_studio: Web) ->
 
 def test_a_server_that_is_silent_is_given_up(label_studio: Web) -> None:
     silence = threading.Event()
-    label_studio.always("/data/upload/a.jpg", Answer(stream=lambda _: silence.wait(30) and None))
+    label_studio.always("/data/upload/a.jpg", Answer(stream=lambda _: silence.wait(30)))
     begun = time.monotonic()
     with pytest.raises(LabelStudioUnavailableError):
         fetcher(label_studio, timeout_s=0.3).fetch("/data/upload/a.jpg")

@@ -10,7 +10,7 @@ from backend.errors import BadInputError
 from backend.labelstudio.codec import mask_to_region, read_regions
 from backend.labelstudio.label_config import SNIPPET, parse_label_config
 from backend.projects.options import background_labels_of
-from backend.settings import Settings
+from backend.settings import load_settings
 
 CATS_AND_DOGS = """<View>
   <Image name="image" value="$image" zoom="true"/>
@@ -203,7 +203,7 @@ def test_brushes_of_different_images_may_share_a_label() -> None:
 def test_a_background_label_of_prompts_alone_is_one() -> None:
     config = parse_label_config(case("background_in_prompts_only")["label_config"])
     assert config.labels == ("Coin",)
-    assert background_labels_of(config, Settings()) == {"Background"}
+    assert background_labels_of(config, load_settings()) == {"Background"}
 
 
 def test_controls_of_one_name_are_refused() -> None:

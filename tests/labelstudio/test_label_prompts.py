@@ -1,6 +1,7 @@
 """What regions mean together: finished masks, scribbles, negatives, background."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,17 @@ from . import recorded
 SIZE = (10, 20)
 
 
-def painted(rows: slice, label: str = "Cat", **changes: object) -> Region:
+def painted(rows: slice, label: str = "Cat", **changes: Any) -> Region:
     mask = np.zeros(SIZE, np.bool_)
     mask[rows] = True
     return replace(Region("r", "brush", label, "brush", "image", SIZE, mask=mask), **changes)
 
 
-def point(x: float, y: float, label: str = "Cat", **changes: object) -> Region:
+def point(x: float, y: float, label: str = "Cat", **changes: Any) -> Region:
     return replace(Region("r", "keypoint", label, "kp", "image", SIZE, point_xy=(x, y)), **changes)
 
 
-def box(label: str = "Cat", **changes: object) -> Region:
+def box(label: str = "Cat", **changes: Any) -> Region:
     return replace(Region("r", "rectangle", label, "rect", "image", SIZE, box_xyxy=(2, 3, 6, 5)), **changes)
 
 

@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from label_studio_sdk.converter import brush as sdk
+from numpy.typing import NDArray
 
 from backend.core.types import Mask
 from backend.errors import BadInputError
@@ -27,7 +29,7 @@ def disc(height: int, width: int, radius: float) -> Mask:
 def test_decoding_gives_back_what_was_encoded(mask: Mask) -> None:
     rle = encode_mask(mask)
 
-    assert np.array_equal(decode_mask(rle, mask.shape), mask)
+    assert np.array_equal(decode_mask(rle, (mask.shape[0], mask.shape[1])), mask)
     assert rle_pixels(rle) == mask.size
 
 
@@ -57,13 +59,13 @@ def test_runs_are_encoded_alike_across_the_chunks_of_encoding() -> None:
     st_np.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(4))),
     st.lists(st.integers(1, 16), min_size=4, max_size=4).map(sorted),
 )
-def test_any_rgba_of_the_format_is_read_by_its_alpha(rgba: np.ndarray, run_bits: list[int]) -> None:
+def test_any_rgba_of_the_format_is_read_by_its_alpha(rgba: NDArray[Any], run_bits: list[int]) -> None:
     """Runs that begin within a pixel, single words, other run sizes: what another encoder may write."""
     rle = pack(rgba.reshape(-1), run_bits)
 
     assert np.array_equal(sdk.decode_rle(rle), rgba.reshape(-1))
     alpha = rgba[:, :, 3]
-    assert np.array_equal(decode_mask(rle, rgba.shape[:2]), alpha > alpha.max() // 2)
+    assert np.array_equal(decode_mask(rle, (rgba.shape[0], rgba.shape[1])), alpha > alpha.max() // 2)
 
 
 @pytest.mark.parametrize("largest", [1, 2, 100, 127, 128, 255])
@@ -93,7 +95,7 @@ def test_no_alpha_at_all_is_an_empty_mask() -> None:
     assert not decode_mask(pack(np.zeros(48, np.uint8), [3, 4, 8, 16]), (3, 4)).any()
 
 
-def pack(words: np.ndarray, run_bits: list[int]) -> list[int]:
+def pack(words: NDArray[Any], run_bits: list[int]) -> list[int]:
     """A plain rle-pack encoder that takes the longest fitting run and groups of single words."""
     bits = f"{len(words):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in run_bits)
     index = 0
@@ -153,7 +155,7 @@ def test_rle_cut_short_anywhere_is_refused() -> None:
     rle = encode_mask(mask)
     for kept in range(7, len(rle) - 1):
         with pytest.raises(BadInputError, match=r"9600 words, got .* cut short"):
-            decode_mask(rle[:kept], mask.shape)
+            decode_mask(rle[:kept], (mask.shape[0], mask.shape[1]))
 
 
 @given(st.lists(st.integers(0, 255), max_size=60))

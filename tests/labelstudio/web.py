@@ -23,11 +23,15 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    stream: Callable[[Any], None] | None = None
+    stream: Callable[[Any], object] | None = None
     """Writes the answer to the socket's file itself, headers and all."""
 
 
 Route = Callable[[Request], Answer]
+
+
+def _not_found(request: Request) -> Answer:
+    return Answer(status=404)
 
 
 @dataclass
@@ -56,7 +60,7 @@ def serve() -> Iterator[Web]:
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, parts.path, parse_qs(parts.query), headers, body)
             web.requests.append(request)
-            route = web.routes.get(parts.path, lambda _: Answer(status=404))
+            route = web.routes.get(parts.path, _not_found)
             answer = route(request)
             if answer.stream is not None:
                 self.close_connection = True

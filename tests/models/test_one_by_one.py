@@ -1,8 +1,11 @@
 """Models that take one image at a time, adapted to batches: the same features and masks, in the same order."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError
@@ -64,7 +67,7 @@ def test_images_that_cannot_be_written_to_or_lie_backwards_are_taken_without_a_w
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_what_is_no_image_is_rejected_before_it_waits(image: np.ndarray) -> None:
+def test_what_is_no_image_is_rejected_before_it_waits(image: NDArray[Any]) -> None:
     for adapted in (batch_encoder(ColourEncoder()), batch_segmenter(LiteSegmenter())):
         with pytest.raises(BadInputError, match=r"image must be \(H, W, 3\) uint8"):
             adapted.prepare(image)

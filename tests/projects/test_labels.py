@@ -37,7 +37,7 @@ def backend(tmp_path: Path) -> Iterator[Backend]:
 
 def add(backend: Backend, task_id: int, **boxes: tuple[int, int, int, int]) -> dict[str, Any]:
     url = f"/data/upload/1/{task_id}.png"
-    backend.label_studio.images[url] = png(draw(**boxes))
+    backend.label_studio.images[url] = png(draw((48, 64), **boxes))
     return backend.label_studio.add_task(task_id, None, data={"image": url})
 
 
@@ -70,7 +70,7 @@ def regions_of(backend: Backend, task: dict[str, Any], **more: Any) -> list[tupl
     body = {"tasks": [task], "project": backend.label_studio.key, "label_config": config, "params": {}, **more}
     answer = backend.client.post("/predict", json=body)
     assert answer.status_code == 200, answer.text
-    result = answer.json["results"][0]
+    result = answer.get_json()["results"][0]
     return [(one["from_name"], *one["value"]["brushlabels"]) for one in result["result"]] if result else []
 
 

@@ -12,7 +12,8 @@ import torch
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
-from backend.projects.model_host import Models, ModelScheduler
+from backend.projects.model_host import Models
+from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import load_settings
 from testing.fakes import ColourSoftmatcher
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_prefetch_goes_after_everything_and_equals_in_their_order() -> None:
     scheduler, order = ModelScheduler(Metrics()), list[str]()
     held = _Held(scheduler)
 
-    def call(name: str, **kind: bool) -> None:
+    def call(name: str, **kind: Any) -> None:
         with scheduler.slot(**kind):
             order.append(name)
 

@@ -55,7 +55,7 @@ def annotated(backend: Backend) -> Backend:
     return backend
 
 
-def fresh(tmp_path: Path, backend: Backend, label_config: str, params: dict[str, Any], **settings: object) -> list[Any]:
+def fresh(tmp_path: Path, backend: Backend, label_config: str, params: dict[str, Any], **settings: Any) -> list[Any]:
     """The references of a backend that never saw the project before."""
     other = make_backend(tmp_path / "fresh", backend.label_studio, **settings)
     connect(other, label_config=label_config, **params)

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -71,7 +71,8 @@ def stroke(coin: Mask, *, length: float = 0.7, width_px: int = 5, angle_rad: flo
     y, x = (int(one) for one in np.unravel_index(int(depth.argmax()), depth.shape))
     along = length * float(depth.max()) * np.array([np.cos(angle_rad), np.sin(angle_rad)])
     ends = [tuple(round(one) for one in (x, y) + sign * along) for sign in (-1, 1)]
-    return (cv2.line(np.zeros(coin.shape, np.uint8), ends[0], ends[1], 1, width_px) > 0) & coin
+    line: Mask = cv2.line(np.zeros(coin.shape, np.uint8), ends[0], ends[1], 1, width_px) > 0
+    return line & coin
 
 
 def covered(number: int, coins: Sequence[Mask], regions: Sequence[Region]) -> list[float]:
@@ -119,8 +120,9 @@ def test_a_stroke_covers_the_coin_that_the_edge_cuts_off(angle_rad: float, width
 
 
 def nearest_coins(number: int) -> list[Mask]:
-    def gap_px(pair: tuple[Mask, Mask]) -> float:
-        return float(cv2.distanceTransform((~pair[0]).astype(np.uint8), cv2.DIST_L2, 5)[pair[1]].min())
+    def gap_px(pair: Iterable[Mask]) -> float:
+        one, other = pair
+        return float(cv2.distanceTransform((~one).astype(np.uint8), cv2.DIST_L2, 5)[other].min())
 
     return list(min(itertools.combinations(coins_of(tiles()[number]), 2), key=gap_px))
 
@@ -141,7 +143,7 @@ def touching_strokes(one: Mask, other: Mask) -> list[Region]:
 def test_strokes_of_two_regions_that_touch_are_on_two_coins(number: int) -> None:
     coins = nearest_coins(number)
     drawn = touching_strokes(*coins)
-    joined = drawn[0].mask | drawn[1].mask
+    joined = np.logical_or(*(np.asarray(one.mask) for one in drawn))
     assert cv2.connectedComponents(joined.astype(np.uint8), connectivity=8)[0] == 2, "the ends touch"
     # A third of the stroke on the coin that the sixth tile's edge cuts off is beside it.
     is_whole = [not coin[:, 0].any() for coin in coins]
@@ -160,7 +162,7 @@ def test_the_order_of_the_regions_changes_nothing() -> None:
         fresh = replace(encoded(number), size_hw=encoded(number).size_hw)  # nothing is remembered of it
         masks.append(reference_mask(engine(), fresh, marks)[0])
     assert masks[0] is not None
-    assert all(np.array_equal(masks[0], mask) for mask in masks[1:])
+    assert all(np.array_equal(masks[0], np.asarray(mask)) for mask in masks[1:])
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -72,7 +72,7 @@ def predict(backend: Backend, tasks: list[dict[str, Any]], **more: Any) -> Any:
     body = {"tasks": tasks, "project": backend.label_studio.key, "label_config": config, "params": {}, **more}
     answer = backend.client.post("/predict", json=body)
     assert answer.status_code == 200, answer.text
-    return answer.json["results"]
+    return answer.get_json()["results"]
 
 
 def images_of(result: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """Propagations in the store: the migration from version 1, claims between threads, what ends with what."""
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +19,7 @@ ALL = PropagationFilter()
 
 
 @pytest.fixture
-def propagations(store: Store) -> Iterator[PropagationStore]:  # noqa: F811
+def propagations(store: Store) -> PropagationStore:  # noqa: F811
     return store.propagations
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 
 from backend.core.types import Reference
 from backend.errors import BadInputError, ConfigurationError, NotFoundError, StoreUnavailableError
@@ -186,7 +188,7 @@ class TestReferences:
         (found,) = stored(store)
         assert (found.project_key, found.annotation_id, found.task_id) == (KEY, 1, 11)
         assert (found.label, found.image_tag, found.image_sha256) == ("leaf", "image", new.image_sha256)
-        assert (found.size_hw, found.digest, found.mask.dtype) == ((7, 9), new.digest, np.bool_)
+        assert (found.size_hw, found.digest, found.mask.dtype) == ((7, 9), new.digest, np.dtype(bool))
         assert np.array_equal(found.mask, new.mask)
         assert found.reference is not None
         assert found.reference.signature == SIGNATURE
@@ -259,7 +261,7 @@ class TestReferences:
             store.replace_references(annotation(project_key="9.9"), [])
 
     @pytest.mark.parametrize("mask", [np.ones((2, 2), np.uint8), np.ones((1, 2, 2), bool), np.array(True)])
-    def test_other_masks_are_refused(self, store: Store, mask: np.ndarray) -> None:
+    def test_other_masks_are_refused(self, store: Store, mask: NDArray[Any]) -> None:
         with pytest.raises(BadInputError, match=r"mask must be \(H, W\) bool"):
             store.replace_references(annotation(), [replace(new_reference(), mask=mask)])
 
@@ -378,7 +380,7 @@ class TestDigest:
     def test_reads_an_index_and_never_the_blobs(self, sqlite_url: str) -> None:
         with closing(Store(sqlite_url)) as store:
             store.create_tables()
-            asked: list[tuple[str, object]] = []
+            asked: list[tuple[str, Any]] = []
             sa.event.listen(store.engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
             store.references_digest(KEY, ["a", "b"], SIGNATURE)
             statement, values = asked[-1]
@@ -398,6 +400,7 @@ class TestDamage:
         table = tables.references
         with store.engine.connect() as connection:
             content = connection.scalar(sa.select(table.c.features).where(table.c.label == "bad"))
+        assert isinstance(content, bytes)
         contents = {
             "truncated": content[:-3],
             "flipped": content[:-1] + bytes([content[-1] ^ 1]),
@@ -430,8 +433,8 @@ class TestDamage:
         assert "'bad'" in caplog.text
 
     @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)))
-    def test_masks_round_trip(self, mask: np.ndarray) -> None:
-        assert np.array_equal(unpack_mask(pack_mask(mask), mask.shape), mask)
+    def test_masks_round_trip(self, mask: NDArray[Any]) -> None:
+        assert np.array_equal(unpack_mask(pack_mask(mask), (mask.shape[0], mask.shape[1])), mask)
 
     def test_a_mask_of_108_megapixels_round_trips(self) -> None:
         mask = np.zeros((9000, 12000), bool)

@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from backend.web.access import (
 from backend.web.json_body import MOST_CONTAINERS
 from testing.fakes import Backend, FakeLabelStudio, make_backend
 
-AUTH = {"basic_auth_user": "ls", "basic_auth_pass": "secret"}
+AUTH: dict[str, Any] = {"basic_auth_user": "ls", "basic_auth_pass": "secret"}
 
 
 def _basic(user: str, password: str, encoding: str = "utf-8") -> dict[str, str]:
@@ -171,8 +172,8 @@ def test_what_went_wrong_inside_is_told_to_the_log_alone(
     answer = backend.client.get("/versions")
     assert answer.status_code == 500
     assert "secret" not in answer.text
-    assert answer.json["id"] in caplog.text
-    assert answer.headers["X-Request-Id"] == answer.json["id"]
+    assert answer.get_json()["id"] in caplog.text
+    assert answer.headers["X-Request-Id"] == answer.get_json()["id"]
 
     def no_store(*_: object) -> None:
         raise StoreUnavailableError("the store sqlite:////root/secret/path cannot be used (disk I/O error)")
@@ -198,7 +199,7 @@ def test_a_body_of_millions_of_lists_is_refused_before_it_is_decoded(backend: Ba
     body = b'{"tasks": [' + (item + b",") * (MOST_CONTAINERS + 1) + b"0]}"
     answer = backend.client.post("/predict", data=body)
     assert answer.status_code == 422
-    assert "lists and objects" in answer.json["error"]
+    assert "lists and objects" in answer.get_json()["error"]
 
 
 def test_wrong_passwords_are_slowed_and_the_right_one_works_again(

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from backend.errors import LabelStudioUnavailableError, ModelUnavailableError, NotFoundError
-from backend.labelstudio.codec import is_own_region_id
+from backend.labelstudio.codec import is_own_region_id, read_regions
 from backend.labelstudio.rle import decode_mask, encode_mask
 from backend.projects.composition import key_of_project, open_projects
 from backend.projects.references import ingestion
@@ -40,7 +41,7 @@ def _keypoint(x: float, y: float, label: str = "Cat", **more: Any) -> dict[str, 
     }  # fmt: skip
 
 
-def _brush(mask: np.ndarray, label: str = "Cat", **more: Any) -> dict[str, Any]:
+def _brush(mask: NDArray[Any], label: str = "Cat", **more: Any) -> dict[str, Any]:
     value = {"format": "rle", "rle": encode_mask(mask), "brushlabels": [label]}
     return {
         "id": "brush-1", "type": "brushlabels", "from_name": "brush", "to_name": "image", "origin": "manual",
@@ -80,7 +81,7 @@ def _with_red_reference(backend: Backend) -> None:
     assert backend.work() >= 1
 
 
-def _mask_of(region: dict[str, Any]) -> np.ndarray:
+def _mask_of(region: dict[str, Any]) -> NDArray[Any]:
     return decode_mask(region["value"]["rle"], (region["original_height"], region["original_width"]))
 
 
@@ -96,7 +97,7 @@ def test_recorded_request_is_answered(backend: Backend, path: Path) -> None:
     if path.stem.startswith("predict_interactive"):
         # The recorded server's images are not here: the labeler is told so, with a status that Label Studio shows.
         assert answer.status_code == 404, answer.text
-        assert "404" in answer.json["error"]
+        assert "404" in answer.get_json()["error"]
     elif path.stem.startswith("predict"):
         assert answer.json == {"results": [[] for _ in body["tasks"]]}
     elif path.stem == "webhook_START_TRAINING":
@@ -106,7 +107,7 @@ def test_recorded_request_is_answered(backend: Backend, path: Path) -> None:
     else:
         assert answer.status_code == (201 if path.stem.startswith("webhook") else 200), answer.text
     if path.stem.startswith("webhook_ANNOTATION"):
-        assert answer.json["status"] == "queued"
+        assert answer.get_json()["status"] == "queued"
 
 
 @pytest.mark.parametrize("path", [p for p in PAYLOADS if "interactive" in p.stem], ids=lambda path: path.stem)
@@ -117,7 +118,7 @@ def test_recorded_scribble_gets_a_mask_of_the_image_size(backend: Backend, path:
     backend.label_studio.images[task["data"]["image"]] = png(noise)
     answer = backend.client.post("/predict", json=body)
     assert answer.status_code == 200, answer.text
-    (result,) = answer.json["results"]
+    (result,) = answer.get_json()["results"]
     (region,) = result["result"]
     assert (region["original_width"], region["original_height"]) == (640, 480)
     used = body["params"]["context"]["result"][0]
@@ -129,8 +130,8 @@ def test_recorded_scribble_gets_a_mask_of_the_image_size(backend: Backend, path:
 
 def test_health_answers_before_anything_else(backend: Backend) -> None:
     answer = backend.client.get("/health")
-    assert answer.json["status"] == "UP"
-    assert answer.json["model"] == "ready"
+    assert answer.get_json()["status"] == "UP"
+    assert answer.get_json()["model"] == "ready"
 
 
 def test_setup_and_predictions_carry_the_same_model_version(backend: Backend) -> None:
@@ -225,7 +226,7 @@ def test_a_click_after_the_image_was_replaced_is_cut_on_the_new_one(backend: Bac
 def test_strokes_of_the_draft_count_and_old_points_do_not(backend: Backend) -> None:
     task = backend.label_studio.add_task(1, png(draw(red=(5, 5, 25, 25), blue=(35, 5, 55, 25))))
     touch = {"id": "t", "type": "add", "relativePoints": [65.0, 30.0, 75.0, 30.0], "relativeStrokeWidth": 4.0}
-    stroke = {
+    stroke: dict[str, Any] = {
         "id": "s", "type": "brushlabels", "from_name": "brush", "to_name": "image", "origin": "manual",
         "original_width": 64, "original_height": 48, "value": {"touches": [touch], "brushlabels": ["Cat"]},
     }  # fmt: skip
@@ -334,7 +335,7 @@ def test_a_surprise_in_one_annotation_is_recorded_and_the_others_go_on(
     for number, task in ((11, 2), (12, 3)):
         backend.label_studio.add_task(task, png(draw(red=RED_BOX)))
         backend.label_studio.annotate(number, task, [_keypoint(20, 20)])
-    read, broken = ingestion.read_regions, backend.label_studio.annotations[11]["result"]
+    read, broken = read_regions, backend.label_studio.annotations[11]["result"]
 
     def surprising(result: Any, *rest: Any, **options: Any) -> Any:
         if result is broken:
@@ -602,7 +603,7 @@ def test_many_annotations_at_once_are_one_job(backend: Backend) -> None:
 def test_bad_request_gets_a_clear_error(backend: Backend, path: str, body: bytes, status: int, message: str) -> None:
     answer = backend.client.post(path, data=body, content_type="application/json")
     assert answer.status_code == status, answer.text
-    assert message in answer.json["error"]
+    assert message in answer.get_json()["error"]
     assert "Traceback" not in answer.text
 
 
@@ -742,7 +743,7 @@ def test_a_busy_service_refuses_further_predictions_and_answers_the_rest(
     assert "softmatcher_predictions_running 3.0" in backend.client.get("/metrics").text
     refused = backend.client.post("/predict", json=body)
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
-    assert "3 requests for predictions" in refused.json["error"]
+    assert "3 requests for predictions" in refused.get_json()["error"]
     assert backend.client.get("/health").status_code == 200
     assert _setup(backend).status_code == 200
     go_on.set()

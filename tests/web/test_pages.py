@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from backend.errors import ModelUnavailableError
@@ -13,7 +14,7 @@ from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, mak
 
 RED_BOX = (10, 10, 30, 30)
 BASE = "/projects/1/propagations"
-POINT = {
+POINT: dict[str, Any] = {
     "id": "a", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
     "original_height": 48, "value": {"x": 30, "y": 40, "width": 1, "keypointlabels": ["Cat"]},
 }  # fmt: skip
@@ -35,7 +36,7 @@ def _page(backend: Backend, **more: Any) -> str:
     return str(answer.text)
 
 
-def _pixels(backend: Backend, path: str) -> np.ndarray:
+def _pixels(backend: Backend, path: str) -> NDArray[Any]:
     answer = backend.client.get(path)
     assert answer.status_code == 200, answer.text
     return np.asarray(PillowImage.open(io.BytesIO(answer.data))).astype(int)
@@ -44,17 +45,17 @@ def _pixels(backend: Backend, path: str) -> np.ndarray:
 def test_propagation_is_started_watched_and_done(ready: Backend) -> None:
     started = ready.client.post(BASE, json={})
     assert started.status_code == 202
-    status = started.json
+    status = started.get_json()
     assert (status["state"], status["is_active"], status["started_by"]) == ("planning", True, "API")
     ready.work()
-    status = ready.client.get(f"{BASE}/{status['id']}").json
+    status = ready.client.get(f"{BASE}/{status['id']}").get_json()
     assert status["state"] == "done"
     assert status["counts"] == {
         "pending": 0, "running": 0, "done": 3, "empty": 0, "failed": 0, "cancelled": 0, "total": 3, "finished": 3,
         "kept": 0, "made_anew": 3,
     }  # fmt: skip
     assert status["model_version"] == ready.projects.banks.model_version(ready.label_studio.key)
-    assert [one["id"] for one in ready.client.get(BASE).json["propagations"]] == [status["id"]]
+    assert [one["id"] for one in ready.client.get(BASE).get_json()["propagations"]] == [status["id"]]
 
 
 def test_dry_run_counts_and_starts_nothing(ready: Backend) -> None:
@@ -67,7 +68,7 @@ def test_second_start_is_a_conflict_unless_it_replaces(ready: Backend) -> None:
     ready.client.post(BASE, json={})
     answer = ready.client.post(BASE, json={})
     assert answer.status_code == 409
-    assert "supersede" in answer.json["error"]
+    assert "supersede" in answer.get_json()["error"]
     assert ready.client.post(BASE, json={"supersede": True}).status_code == 202
 
 
@@ -85,11 +86,11 @@ def test_second_start_is_a_conflict_unless_it_replaces(ready: Backend) -> None:
 def test_what_cannot_be_meant_is_refused(ready: Backend, body: Any, words: str) -> None:
     answer = ready.client.post(BASE, json=body)
     assert answer.status_code == 422
-    assert words in answer.json["error"]
+    assert words in answer.get_json()["error"]
 
 
 def test_unknown_projects_and_propagations_are_not_found(ready: Backend) -> None:
-    identifier = ready.client.post(BASE, json={}).json["id"]
+    identifier = ready.client.post(BASE, json={}).get_json()["id"]
     assert ready.client.get("/projects/7").status_code == 404
     assert ready.client.get(f"{BASE}/999").status_code == 404
     ready.projects.store.save_project("2.1795365244", title="Another")
@@ -105,25 +106,25 @@ def test_start_without_a_queue_is_made_up_for(ready: Backend) -> None:
     ready.queue.is_down = False
     Maintenance(ready.projects, ready.queue).propagate_due()  # type: ignore[arg-type]
     ready.work()
-    assert ready.client.get(BASE).json["propagations"][0]["state"] == "done"
+    assert ready.client.get(BASE).get_json()["propagations"][0]["state"] == "done"
 
 
 def test_cancel_and_go_on(ready: Backend) -> None:
-    identifier = ready.client.post(BASE, json={}).json["id"]
-    status = ready.client.post(f"{BASE}/{identifier}/cancel").json
+    identifier = ready.client.post(BASE, json={}).get_json()["id"]
+    status = ready.client.post(f"{BASE}/{identifier}/cancel").get_json()
     assert status["state"] == "cancelled"
     ready.work()
     assert ready.label_studio.imported == []
-    retried = ready.client.post(f"{BASE}/{identifier}/retry", json={"what": "unfinished"}).json
+    retried = ready.client.post(f"{BASE}/{identifier}/retry", json={"what": "unfinished"}).get_json()
     assert retried["state"] == "planning"
     ready.work()
-    assert ready.client.get(f"{BASE}/{identifier}").json["counts"]["done"] == 3
+    assert ready.client.get(f"{BASE}/{identifier}").get_json()["counts"]["done"] == 3
 
 
 def test_page_shows_references_predictions_failures_and_buttons(ready: Backend) -> None:
     assert "None yet" in _page(ready)
     del ready.label_studio.images["/data/upload/1/3.png"]
-    identifier = ready.client.post(BASE, json={}).json["id"]
+    identifier = ready.client.post(BASE, json={}).get_json()["id"]
     assert 'id="cancel"' in _page(ready)
     ready.work()
     page = _page(ready)
@@ -139,12 +140,12 @@ def test_page_shows_references_predictions_failures_and_buttons(ready: Backend) 
 
 
 def test_page_says_when_nobody_works(ready: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = ready.client.post(BASE, json={}).json
+    started = ready.client.post(BASE, json={}).get_json()
     hidden = 'data-field="no-workers" hidden>'
     assert hidden in _page(ready)
     monkeypatch.setattr(ready.queue, "workers_now", lambda: 0)
     assert hidden not in _page(ready)
-    assert ready.client.get(f"{BASE}/{started['id']}").json["workers"] == 0
+    assert ready.client.get(f"{BASE}/{started['id']}").get_json()["workers"] == 0
     ready.client.post(f"{BASE}/{started['id']}/cancel")
     assert hidden in _page(ready), "nothing is to move any more"
 
@@ -153,7 +154,7 @@ def test_forms_lead_back_to_the_page(ready: Backend) -> None:
     form = {"only_unlabeled": "on", "labels": ["Cat"], "limit": ""}
     answer = ready.client.post(BASE, data=form, headers={"Sec-Fetch-Site": "same-origin"})
     assert (answer.status_code, answer.headers["Location"]) == (303, "/projects/1")
-    (status,) = ready.client.get(BASE).json["propagations"]
+    (status,) = ready.client.get(BASE).get_json()["propagations"]
     assert status["filter"] == {"only_unlabeled": True, "labels": ["Cat"], "limit": None}
 
 
@@ -214,17 +215,17 @@ def test_prediction_picture_is_of_the_newest_prediction(ready: Backend) -> None:
 
 
 def test_quality_is_measured_by_leaving_references_out(ready: Backend) -> None:
-    assert ready.client.get("/projects/1/quality").json["iou"] is None
+    assert ready.client.get("/projects/1/quality").get_json()["iou"] is None
     ready.projects.references.reconcile(ready.label_studio.key)
     assert ready.client.post("/projects/1/quality").status_code == 202
     ready.work()
-    alone = ready.client.get("/projects/1/quality").json
+    alone = ready.client.get("/projects/1/quality").get_json()
     assert alone["labels"] == {"Cat": {"references": 1, "tried": 0, "iou": None}}
     ready.label_studio.annotate(11, 2, [POINT])
     ready.projects.references.reconcile(ready.label_studio.key)
     ready.client.post("/projects/1/quality")
     ready.work()
-    both = ready.client.get("/projects/1/quality").json
+    both = ready.client.get("/projects/1/quality").get_json()
     assert both["labels"] == {"Cat": {"references": 2, "tried": 2, "iou": 1.0}}
     assert "1.00" in _page(ready)
 
@@ -241,7 +242,7 @@ def test_page_works_without_models(ready: Backend) -> None:
 
 
 def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(backend: Backend) -> None:
-    point = {
+    point: dict[str, Any] = {
         "id": "p", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
         "original_height": 48, "value": {"x": 30, "y": 40, "width": 1, "keypointlabels": ["Cat"]},
     }  # fmt: skip

@@ -79,7 +79,7 @@ def test_the_motorcycle_is_one_thing_on_both_photographs() -> None:
     moved = np.argwhere(left).mean(axis=0) - np.argwhere(right).mean(axis=0)
     assert abs(moved[0]) < 3
     assert 36 < moved[1] < 60
-    strokes = paint_strokes(left.shape)
+    strokes = paint_strokes((left.shape[0], left.shape[1]))
     assert (strokes & left).sum() > 0.85 * strokes.sum()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -33,11 +34,11 @@ from tests.models.small_sam2 import small_sam2
 CUDA = torch.device("cuda", 0)
 
 
-class Copies(TorchDispatchMode):
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what goes from one device to another."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,8 +103,8 @@ def _carried(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
         for part in there.modules():
             for name, own in part.named_parameters(recurse=False):
                 part._parameters[name] = nn.Parameter(mode.from_tensor(own.detach()).to(CUDA), requires_grad=False)
-            for name, own in part.named_buffers(recurse=False):
-                part._buffers[name] = mode.from_tensor(own).to(CUDA)
+            for name, buffer in part.named_buffers(recurse=False):
+                part._buffers[name] = mode.from_tensor(buffer).to(CUDA)
     return there
 
 
@@ -112,7 +113,7 @@ def mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def _image(height: int = 60, width: int = 96) -> np.ndarray:
+def _image(height: int = 60, width: int = 96) -> NDArray[Any]:
     return np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
 
 

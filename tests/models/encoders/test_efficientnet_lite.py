@@ -1,10 +1,12 @@
 """The lite encoder: shapes, unit patches, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder
@@ -50,7 +52,7 @@ def test_weights_are_the_trained_ones(encoder: EfficientNetLiteEncoder) -> None:
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_what_is_no_image_is_rejected(encoder: EfficientNetLiteEncoder, image: np.ndarray) -> None:
+def test_what_is_no_image_is_rejected(encoder: EfficientNetLiteEncoder, image: NDArray[Any]) -> None:
     with pytest.raises(BadInputError, match=r"image must be \(H, W, 3\) uint8"):
         encoder.encode(image)
 

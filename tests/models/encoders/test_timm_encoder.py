@@ -9,6 +9,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
@@ -23,7 +24,7 @@ TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 OPTIONS = VitOptions(side_px=112)
 
 
-def _image(height: int = 90, width: int = 150) -> np.ndarray:
+def _image(height: int = 90, width: int = 150) -> NDArray[Any]:
     rng = np.random.default_rng(3)
     return np.kron(rng.integers(0, 255, (height // 10, width // 10, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
 
@@ -237,6 +238,6 @@ def test_positional_basis_finds_a_planted_direction() -> None:
 @pytest.mark.parametrize(
     "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
 )
-def test_what_is_no_image_is_refused(bad: np.ndarray) -> None:
+def test_what_is_no_image_is_refused(bad: NDArray[Any]) -> None:
     with pytest.raises(BadInputError, match=r"\(H, W, 3\) uint8"):
         _encoder().encode(bad)

@@ -1,14 +1,17 @@
 """GrabCut's set-up: repeatable, and nothing is cut where nothing is to decide."""
 
+from typing import Any
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from skimage import data
 
 from backend.models.graph_cut.grab_cut import MINIMUM_PX, grab_cut
 from tests.models.graph_cut.test_segmenter import two_squares
 
 
-def _state(prior: np.ndarray) -> np.ndarray:
+def _state(prior: NDArray[Any]) -> NDArray[Any]:
     return np.where(prior > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
 
 

@@ -1,13 +1,16 @@
 """A rough prior on a drawn image becomes the object's exact outline."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.core.masks import iou
 from backend.core.score_map import recentre_log_odds
 from backend.models.graph_cut.prior_cut import cut_from_prior
 
 
-def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scene() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """A noisy red disc on green, and a prior that is a wider, blurred, shifted disc."""
     y, x = np.mgrid[:120, :160] + 0.5
     disc = (y - 60) ** 2 + (x - 80) ** 2 < 35**2
@@ -30,7 +33,7 @@ def test_same_input_gives_the_same_mask() -> None:
 
 def test_a_prior_without_object_cuts_nothing() -> None:
     image, _, prior = scene()
-    assert not cut_from_prior(image, prior * 0.3).any()
+    assert not cut_from_prior(image, prior * np.float32(0.3)).any()
 
 
 def test_uniform_images_and_priors_are_survived() -> None:

@@ -174,7 +174,7 @@ def test_wrong_shapes_are_named(discs: tuple[Image, list[Mask]]) -> None:
     image, _ = discs
     point = xy((4, 4))
     with pytest.raises(BadInputError, match="uint8"):
-        cut_from_scribble(image.astype(np.float32), Scribble((120, 160), point))  # type: ignore[arg-type]
+        cut_from_scribble(image.astype(np.float32), Scribble((120, 160), point))
     with pytest.raises(BadInputError, match="scribble"):
         cut_from_scribble(image, Scribble((240, 320), point))
     with pytest.raises(BadInputError, match="affinity"):
@@ -237,14 +237,14 @@ def coin_scribble(mask: Mask, kind: str, rng: np.random.Generator) -> Scribble:
     angle = rng.uniform(0, 2 * np.pi)
     toward = np.array([np.cos(angle), np.sin(angle)])
     if kind == "point":
-        return Scribble(mask.shape, xy(tuple(centre + toward * radius * 0.6 * rng.random())))
+        return Scribble((mask.shape[0], mask.shape[1]), xy(tuple(centre + toward * radius * 0.6 * rng.random())))
     if kind == "box":
         low, high = yx.min(axis=0)[::-1] - 2, yx.max(axis=0)[::-1] + 3
-        return Scribble(mask.shape, boxes_xyxy=np.array([[*low, *high]], np.float32))
+        return Scribble((mask.shape[0], mask.shape[1]), boxes_xyxy=np.array([[*low, *high]], np.float32))
     stroke = np.zeros(mask.shape, np.uint8)
     ends = [tuple(int(v) for v in centre + sign * toward * radius * 0.6) for sign in (-1, 1)]
     cv2.line(stroke, ends[0], ends[1], 1, 3)
-    return Scribble(mask.shape, positive_strokes=stroke > 0)
+    return Scribble((mask.shape[0], mask.shape[1]), positive_strokes=stroke > 0)
 
 
 @pytest.mark.parametrize("kind", ["point", "stroke", "box"])

@@ -1,7 +1,10 @@
 """The lite segmenter: points say which pieces of a cut are meant."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError
@@ -9,7 +12,7 @@ from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.segmenters import Prompt
 
 
-def two_squares() -> tuple[np.ndarray, np.ndarray]:
+def two_squares() -> tuple[NDArray[Any], NDArray[Any]]:
     image = np.full((60, 100, 3), (40, 140, 40), np.uint8)
     prior = np.full((60, 100), 0.05, np.float32)
     for left in (10, 60):

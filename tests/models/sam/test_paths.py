@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from backend.core.types import Scribble
 from backend.models.sam.attention import RelativeAttention
@@ -29,7 +30,7 @@ def _segmenter(kind: str, **options: Any) -> SamSegmenter:
     return sam_segmenter(small_sam(), kind, chosen) if kind == "sam" else sam2_segmenter(small_sam2(), kind, chosen)
 
 
-def _image(seed: int, height: int = 60, width: int = 96) -> np.ndarray:
+def _image(seed: int, height: int = 60, width: int = 96) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     return np.kron(rng.integers(0, 255, (height // 6, width // 6, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import nn
 
 from backend.core.types import Scribble
@@ -25,6 +26,7 @@ from backend.feature_cache import FeatureCache
 from backend.models.calibrations import read_calibration
 from backend.models.loading import ModelSource, load_profile, missing_weights
 from backend.models.sam import sam2_networks
+from backend.models.sam.networks import randomise_empty_parameters
 from backend.models.sam.options import KEEP_EVERYTHING, SamOptions
 from backend.models.sam.prompts import SamPrompt
 from backend.models.sam.sam2_networks import SAM2_MODELS, assemble_sam2, build_sam2, load_sam2_weights
@@ -45,7 +47,7 @@ SLOW_ONES = ("point", "mask and box and points")
 SIZE_LETTERS = dict(zip(SAM2_MODELS, ("t", "s", "b+", "l"), strict=True))
 
 
-def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     return np.kron(rng.integers(0, 255, (height // 6, width // 6, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
 
@@ -54,7 +56,7 @@ def _segmenter(sam: nn.Module | None = None, **options: Any) -> SamSegmenter:
     return sam2_segmenter(sam or small_sam2(), "small", SamOptions(**{"working_px": 96, "is_half": False, **options}))
 
 
-def _predictor(sam: nn.Module, image: np.ndarray) -> Any:
+def _predictor(sam: nn.Module, image: NDArray[Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it compiles its transforms with torch.jit
         from sam2.sam2_image_predictor import SAM2ImagePredictor
@@ -68,7 +70,7 @@ def _predictor(sam: nn.Module, image: np.ndarray) -> Any:
     return predictor
 
 
-def _points(*points: tuple[float, float, int]) -> dict[str, np.ndarray]:
+def _points(*points: tuple[float, float, int]) -> dict[str, NDArray[Any]]:
     return {
         "point_coords": np.array([point[:2] for point in points], np.float32),
         "point_labels": np.array([point[2] for point in points]),
@@ -103,7 +105,7 @@ def _sam_prompt(given: dict[str, Any], input_hw: tuple[int, int]) -> SamPrompt:
 
 
 def _assert_answers_as_the_predictor(
-    segmenter: SamSegmenter, predictor: Any, image: np.ndarray, only: Sequence[str] = ()
+    segmenter: SamSegmenter, predictor: Any, image: NDArray[Any], only: Sequence[str] = ()
 ) -> None:
     embedding = segmenter.embed(image)
     features = predictor._features
@@ -112,7 +114,9 @@ def _assert_answers_as_the_predictor(
         ("level_1", features["high_res_feats"][1]),
         ("level_0", features["high_res_feats"][0]),
     ):
-        np.testing.assert_allclose(embedding[name], expected[0].numpy(), atol=1e-5, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            np.asarray(embedding[name], np.float32), expected[0].numpy(), atol=1e-5, rtol=1e-4, err_msg=name
+        )
     kinds = {name: given for name, given in _prompts(segmenter.embedder.logits_px).items() if not only or name in only}
     for is_multimask in (True, False):
         # All in one call: each as if it were alone.
@@ -151,7 +155,7 @@ def _official(name: str) -> nn.Module:
 def test_a_file_of_the_official_layout_gives_the_official_network(tmp_path: Path) -> None:
     """SAM 2.1 tiny at full size: built from its configuration, saved as Meta saves it, read by us."""
     official, path, image = _official("sam2.1_hiera_tiny"), tmp_path / "sam2.1_hiera_tiny.pt", _image()
-    sam2_networks.randomise_empty_parameters(official)
+    randomise_empty_parameters(official)
     torch.save({"model": official.state_dict()}, path)
     ours = build_sam2("sam2.1_hiera_tiny", path)
     _assert_answers_as_the_predictor(_segmenter(ours), _predictor(official, image), image, SLOW_ONES)

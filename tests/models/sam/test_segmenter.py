@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from backend.core.types import Scribble
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
@@ -30,7 +31,7 @@ HEIGHT, WIDTH = 60, 96
 EVERYTHING = SelectionOptions(minimum_iou=-9.0, minimum_contrast=-1.0, minimum_prior=0.0)
 
 
-def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def _image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     return np.kron(rng.integers(0, 255, (height // 6, width // 6, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
 
@@ -39,7 +40,7 @@ def _segmenter(**options: Any) -> SamSegmenter:
     return sam_segmenter(small_sam(), "small", SamOptions(**{"working_px": 96, "is_half": False, **options}))
 
 
-def _predictor(sam: torch.nn.Module, image: np.ndarray) -> Any:
+def _predictor(sam: torch.nn.Module, image: NDArray[Any]) -> Any:
     from segment_anything import SamPredictor
 
     predictor = SamPredictor(sam)
@@ -47,7 +48,7 @@ def _predictor(sam: torch.nn.Module, image: np.ndarray) -> Any:
     return predictor
 
 
-def _points(*points: tuple[float, float, int]) -> dict[str, np.ndarray]:
+def _points(*points: tuple[float, float, int]) -> dict[str, NDArray[Any]]:
     return {
         "point_coords": np.array([point[:2] for point in points], np.float32),
         "point_labels": np.array([point[2] for point in points]),
@@ -84,9 +85,13 @@ def test_every_kind_of_prompt_is_answered_as_by_sam_predictor(is_multimask: bool
     predictor = _predictor(small_sam(), image)
     embedding = segmenter.embed(image)
     np.testing.assert_allclose(
-        embedding["image_embedding"], predictor.get_image_embedding()[0].numpy(), atol=1e-5, rtol=0
+        np.asarray(embedding["image_embedding"], np.float32),
+        predictor.get_image_embedding()[0].numpy(),
+        atol=1e-5,
+        rtol=0,
     )
-    input_hw = tuple(int(side) for side in embedding["input_hw"].astype(int))
+    height, width = (int(side) for side in embedding["input_hw"].astype(int))
+    input_hw = (height, width)
     assert input_hw == tuple(predictor.input_size)
     # All in one call: each as if it were alone.
     prompts = [_sam_prompt(given, input_hw) for given in PROMPTS.values()]
@@ -109,7 +114,10 @@ def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
     predictor = _predictor(build_sam(name, None), image)
     embedding = segmenter.embed(image)
     np.testing.assert_allclose(
-        embedding["image_embedding"], predictor.get_image_embedding()[0].numpy(), atol=1e-5, rtol=1e-5
+        np.asarray(embedding["image_embedding"], np.float32),
+        predictor.get_image_embedding()[0].numpy(),
+        atol=1e-5,
+        rtol=1e-5,
     )
     mask = np.random.default_rng(1).normal(size=(1, 256, 256)).astype(np.float32) * 4
     given = {kind: {**one, **({"mask_input": mask} if "mask_input" in one else {})} for kind, one in PROMPTS.items()}
@@ -130,7 +138,10 @@ def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
             np.testing.assert_allclose(answer.logits.numpy(), low_res, atol=1e-4, rtol=1e-4, err_msg=kind)
             np.testing.assert_allclose(answer.predicted_iou.numpy(), predicted_iou, atol=1e-4, rtol=1e-4, err_msg=kind)
             natural = (
-                segmenter.embedder.logits_at(answer.logits[None], tuple(predictor.input_size), image.shape[:2])[0] > 0
+                segmenter.embedder.logits_at(
+                    answer.logits[None], tuple(predictor.input_size), (image.shape[0], image.shape[1])
+                )[0]
+                > 0
             )
             assert np.mean(natural.numpy() != masks) < 1e-4, kind
 
@@ -379,7 +390,8 @@ def test_points_are_joined_by_the_piece_of_the_score_map_they_lie_on() -> None:
         Scribble((20, 40), positive_xy=np.array([[6, 6], [12, 12]], np.float32)),
     ]
     (largest_from, largest, whole), (other_from, other, share) = points_by_object(scribbles, prior)
-    assert (whole, share) == (1.0, pytest.approx(36 * 0.9 / (16 * 18 * 0.8)))
+    assert whole == 1.0
+    assert share == pytest.approx(36 * 0.9 / (16 * 18 * 0.8))
     assert (largest_from, largest.positive_xy.tolist()) == ([0], [[30, 10]])
     assert (other_from, other.positive_xy.tolist()) == ([0, 1], [[3, 3], [6, 6]])
     assert points_by_object(scribbles, np.zeros((20, 40), np.float32)) == []
@@ -398,13 +410,13 @@ def test_points_left_out_are_named() -> None:
 # -- selection
 
 
-def _square(low: int, high: int) -> np.ndarray:
+def _square(low: int, high: int) -> NDArray[Any]:
     mask = np.zeros((40, 40), bool)
     mask[low:high, low:high] = True
     return mask
 
 
-def _select(masks: list[np.ndarray], opinions: list[float], prior: np.ndarray) -> tuple[int, float]:
+def _select(masks: list[NDArray[Any]], opinions: list[float], prior: NDArray[Any]) -> tuple[int, float]:
     given = torch.from_numpy(np.stack(masks))[None], torch.tensor([opinions]), torch.from_numpy(prior)[None]
     chosen = select_by_prior(*given, SelectionOptions())
     return int(chosen.index), float(chosen.score)
@@ -446,7 +458,7 @@ def test_what_the_masks_fail_at_is_told() -> None:
 
 
 def _select_slowly(
-    masks: np.ndarray, opinions: np.ndarray, prior: np.ndarray, options: SelectionOptions
+    masks: NDArray[Any], opinions: NDArray[Any], prior: NDArray[Any], options: SelectionOptions
 ) -> tuple[int, float]:
     """One mask after the other, the ring drawn by OpenCV."""
     best, best_fit = (-1, 0.0), 0.0
@@ -478,7 +490,7 @@ def test_all_prompts_at_once_are_judged_as_one_by_one() -> None:
     masks[3] = False
     priors = np.stack([cv2.resize(one, (32, 24)) for one in rng.random((20, 6, 8)).astype(np.float32)])
     opinions = rng.uniform(0.3, 1.0, (20, 3)).astype(np.float32)
-    together = select_by_prior(*(torch.from_numpy(one) for one in (masks, opinions, priors)), options)
+    together = select_by_prior(torch.from_numpy(masks), torch.from_numpy(opinions), torch.from_numpy(priors), options)
     one_by_one = [_select_slowly(*each, options) for each in zip(masks, opinions, priors, strict=True)]
     assert together.index.tolist() == [index for index, _ in one_by_one]
     assert {-1, 0, 1} <= set(together.index.tolist())

@@ -30,7 +30,7 @@ def test_what_is_not_there_is_not_found(backend: Backend, address: str, status: 
     _with_red_reference(backend)
     answer = backend.client.get(f"{address}/explain.png")
     assert answer.status_code == status
-    assert answer.json["error"]
+    assert answer.get_json()["error"]
 
 
 def test_a_missing_image_is_said(backend: Backend) -> None:

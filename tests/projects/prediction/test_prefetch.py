@@ -78,7 +78,7 @@ def _within(seconds: float, is_so: Callable[[], bool]) -> bool:
 
 
 def _count(projects: Projects, outcome: str) -> float:
-    return projects.metrics.prefetched.labels(outcome)._value.get()
+    return float(projects.metrics.prefetched.labels(outcome)._value.get())
 
 
 def test_the_next_tasks_are_encoded_and_opening_them_encodes_nothing(project: Backend, slow: SlowSoftmatcher) -> None:
@@ -140,7 +140,7 @@ def test_label_studio_down_is_only_noted(project: Backend) -> None:
         finally:
             project.label_studio.is_down = False
 
-    project.label_studio.tasks_after = fail  # type: ignore[method-assign]
+    project.label_studio.tasks_after = fail  # type: ignore[method-assign, assignment]
     assert _open(project, 1).status_code == 200
     assert is_asked.wait(5)
     assert _within(5, lambda: _count(project.projects, "failed") == 1)

@@ -445,7 +445,7 @@ def test_task_that_takes_its_worker_down_ends_as_failed_and_takes_no_other_with_
             raise KeyboardInterrupt
         return segment(encoded, *rest)
 
-    backend.projects.models.get(1)[0].segment = die_on_four  # type: ignore[method-assign]
+    backend.projects.models.get(1)[0].segment = die_on_four  # type: ignore[method-assign, assignment]
     for _ in range(20):
         try:
             if _work(backend, record).left == "nothing":
