@@ -515,7 +515,8 @@ def make_backend(
     folder.mkdir(exist_ok=True)
     store, metrics, queue = Store(made.store_url), Metrics(), PatientQueue()
     store.create_tables()
-    models = Models(made, metrics, load=lambda profile, on_stage: softmatcher(on_stage))
+    load: Any = lambda profile, on_stage: softmatcher(on_stage)  # noqa: E731 - it stands in for a whole Softmatcher
+    models = Models(made, metrics, load=load)
     projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
     with suppress(ModelUnavailableError):
         models.get(10)

@@ -78,8 +78,8 @@ def _names_in(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
             )
         elif isinstance(child, ast.Assign | ast.AnnAssign):
             targets = child.targets if isinstance(child, ast.Assign) else [child.target]
-            every = [each for target in targets for each in ast.walk(target)]
-            yield from (each.id for each in every if isinstance(each, ast.Name) and not each.id.startswith("_"))
+            nodes = [each for target in targets for each in ast.walk(target)]
+            yield from (each.id for each in nodes if isinstance(each, ast.Name) and not each.id.startswith("_"))
 
 
 def _is_set_on_self(node: ast.Attribute) -> bool:
