@@ -23,7 +23,7 @@ from tests.exports.scene import box, brush, fill
 def filled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Commands that find the project over fakes."""
     fill(backend.label_studio)
-    monkeypatch.setattr("backend.exports.reading._PAUSES_S", ())
+    monkeypatch.setattr("backend.exports.reading.IMAGE_PAUSES_S", ())
 
     @contextmanager
     def opened(settings: Settings) -> Iterator[Projects]:
