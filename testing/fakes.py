@@ -39,6 +39,7 @@ from backend.projects.composition import Projects
 from backend.projects.model_host import Models
 from backend.settings import Settings, load_settings
 from backend.store import Store, StoredReference
+from backend.store.records import ProjectKey
 from backend.web.app import create_app
 
 LABEL_CONFIG = """<View>
@@ -66,7 +67,7 @@ def png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-def stored_masks(store: Store, project_key: str) -> list[StoredReference]:
+def stored_masks(store: Store, project_key: ProjectKey) -> list[StoredReference]:
     """Return all references of a project without their features, by label, newest first."""
     found = [store.reference_mask(project_key, one.id) for one in store.list_references(project_key)]
     return [one for one in found if one is not None]
@@ -400,10 +401,10 @@ class FakeConnections:
     def __init__(self, label_studio: FakeLabelStudio) -> None:
         self.label_studio = label_studio
 
-    def client(self, project_key: str) -> FakeLabelStudio:
+    def client(self, project_key: ProjectKey) -> FakeLabelStudio:
         return self.label_studio
 
-    def fetcher(self, project_key: str) -> FakeLabelStudio:
+    def fetcher(self, project_key: ProjectKey) -> FakeLabelStudio:
         return self.label_studio
 
     def close(self) -> None:
@@ -426,31 +427,31 @@ class PatientQueue:
         self.jobs.append((name, args))
         return f"job-{len(self.jobs)}"
 
-    def ingest_annotation(self, project_key: str, annotation_id: int) -> str:
+    def ingest_annotation(self, project_key: ProjectKey, annotation_id: int) -> str:
         return self._add("ingest_annotation", project_key, annotation_id)
 
-    def reconcile(self, project_key: str) -> str:
+    def reconcile(self, project_key: ProjectKey) -> str:
         return self._add("reconcile", project_key)
 
-    def refresh_project(self, project_key: str) -> str:
+    def refresh_project(self, project_key: ProjectKey) -> str:
         return self._add("refresh_project", project_key)
 
-    def plan_propagation(self, project_key: str, propagation_id: int) -> str:
+    def plan_propagation(self, project_key: ProjectKey, propagation_id: int) -> str:
         return self._add("plan_propagation", project_key, propagation_id)
 
-    def propagate(self, project_key: str, propagation_id: int) -> str:
+    def propagate(self, project_key: ProjectKey, propagation_id: int) -> str:
         return self._add("propagate", project_key, propagation_id)
 
-    def tidy_propagation(self, project_key: str, propagation_id: int) -> str:
+    def tidy_propagation(self, project_key: ProjectKey, propagation_id: int) -> str:
         return self._add("tidy_propagation", project_key, propagation_id)
 
-    def estimate_quality(self, project_key: str) -> str:
+    def estimate_quality(self, project_key: ProjectKey) -> str:
         return self._add("estimate_quality", project_key)
 
-    def ensure_planned(self, project_key: str, propagation_id: int) -> bool:
+    def ensure_planned(self, project_key: ProjectKey, propagation_id: int) -> bool:
         return self._ensure("plan_propagation", project_key, propagation_id)
 
-    def ensure_propagation_jobs(self, project_key: str, propagation_id: int, tasks: int) -> int:
+    def ensure_propagation_jobs(self, project_key: ProjectKey, propagation_id: int, tasks: int) -> int:
         return int(self._ensure("propagate", project_key, propagation_id))
 
     def _ensure(self, *job: Any) -> bool:

@@ -24,6 +24,7 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.projects.composition import Projects, key_of_project
 from backend.projects.options import background_labels_of
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
 class ReferenceIndex:
     """Which references of this backend belong to an annotation or a prediction. Without any, all answers are ()."""
 
-    def __init__(self, projects: Projects, project_key: str, config: LabelConfig) -> None:
+    def __init__(self, projects: Projects, project_key: ProjectKey, config: LabelConfig) -> None:
         store = projects.store
         signatures = {each.annotation_id: each.signature for each in store.annotations(project_key)}
         self._of_annotation: dict[tuple[int, str], list[int]] = {}

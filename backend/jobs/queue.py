@@ -11,6 +11,7 @@ from backend.errors import QueueUnavailableError
 from backend.jobs.connection import queue_unavailable
 from backend.jobs.leases import is_lease_alive, list_running
 from backend.jobs.shared_state import SharedState
+from backend.store.records import ProjectKey
 
 REFERENCES, PLANS, PROPAGATIONS = "softmatcher-references", "softmatcher-plans", "softmatcher-propagations"
 QUEUES = (REFERENCES, PLANS, PROPAGATIONS)
@@ -43,50 +44,50 @@ class JobQueue:
         self.shared_state = SharedState(self.connection)
         self._queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
 
-    def ingest_annotation(self, project_key: str, annotation_id: int) -> str:
+    def ingest_annotation(self, project_key: ProjectKey, annotation_id: int) -> str:
         """Have one annotation's references made anew; return the job's id.
 
         If such a job still waits, its id is returned: it will see what is there by then.
         """
         return self._enqueue_once(REFERENCES, "ingest_annotation", (project_key, annotation_id), timeout_s=300)
 
-    def reconcile(self, project_key: str) -> str:
+    def reconcile(self, project_key: ProjectKey) -> str:
         """Have a project compared with Label Studio; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(REFERENCES, "reconcile", (project_key,), timeout_s=3600)
 
-    def refresh_project(self, project_key: str) -> str:
+    def refresh_project(self, project_key: ProjectKey) -> str:
         """Have a project's label config and title read again; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(REFERENCES, "refresh_project", (project_key,), timeout_s=3600)
 
-    def plan_propagation(self, project_key: str, propagation_id: int) -> str:
+    def plan_propagation(self, project_key: ProjectKey, propagation_id: int) -> str:
         """Have a propagation's tasks listed; return the job's id."""
         return self._enqueue(
             PLANS, "plan_propagation", (project_key, propagation_id), timeout_s=3600, name=_plan_job(propagation_id)
         )
 
-    def propagate(self, project_key: str, propagation_id: int) -> str:
+    def propagate(self, project_key: ProjectKey, propagation_id: int) -> str:
         """Have tasks of a propagation predicted by one more worker; return the job's id."""
         return self._enqueue(
             PROPAGATIONS, "propagate", (project_key, propagation_id), timeout_s=_PROPAGATION_JOB_TIMEOUT_S,
             name=_propagation_job(propagation_id),
         )  # fmt: skip
 
-    def tidy_propagation(self, project_key: str, propagation_id: int) -> str:
+    def tidy_propagation(self, project_key: ProjectKey, propagation_id: int) -> str:
         """Have surplus predictions of a propagation removed; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(PLANS, "tidy_propagation", (project_key, propagation_id), timeout_s=3600)
 
-    def estimate_quality(self, project_key: str) -> str:
+    def estimate_quality(self, project_key: ProjectKey) -> str:
         """Have a project's expected quality measured; return the job's id."""
         return self._enqueue(PLANS, "estimate_quality", (project_key,), timeout_s=1800)
 
-    def ensure_planned(self, project_key: str, propagation_id: int) -> bool:
+    def ensure_planned(self, project_key: ProjectKey, propagation_id: int) -> bool:
         """Queue the planning unless that job waits or runs; return whether it was queued."""
         if self._live_jobs(PLANS, _plan_job(propagation_id)):
             return False
         self.plan_propagation(project_key, propagation_id)
         return True
 
-    def ensure_propagation_jobs(self, project_key: str, propagation_id: int, tasks: int) -> int:
+    def ensure_propagation_jobs(self, project_key: ProjectKey, propagation_id: int, tasks: int) -> int:
         """Queue the jobs that are missing for `tasks` waiting tasks and the present workers; return how many."""
         wanted = min(-(-tasks // TASKS_WORTH_A_JOB), max(1, self.count_workers()), MOST_JOBS_A_PROPAGATION)
         # One job at least: when all tasks are finished somebody has to tidy up.

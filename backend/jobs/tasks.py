@@ -24,6 +24,7 @@ from backend.jobs.queue import MOST_JOBS_A_PROPAGATION, TASKS_WORTH_A_JOB, JobQu
 from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
 from backend.projects.composition import Projects
 from backend.settings import CONCURRENT_BATCHES
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def wait_to_stop(seconds: float) -> bool:
     return _stopping.is_set()
 
 
-def leave_for_maintenance(project_key: str) -> None:
+def leave_for_maintenance(project_key: ProjectKey) -> None:
     """Have a project reconciled later: the queue gave out one of its jobs and could not note that it began."""
     projects, _ = _current()
     projects.store.mark_for_reconcile(project_key)
@@ -88,7 +89,7 @@ def _current() -> tuple[Projects, JobQueue]:
     return _projects, _queue
 
 
-def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]) -> dict[str, Any]:
+def _run(name: str, project_key: ProjectKey, work: Callable[[Projects], dict[str, Any]]) -> dict[str, Any]:
     started = time.perf_counter()
     projects, _ = _current()
     level = logging.INFO
@@ -109,7 +110,7 @@ def _run(name: str, project_key: str, work: Callable[[Projects], dict[str, Any]]
 
 
 def _log_job(
-    name: str, project_key: str, started: float, outcome: dict[str, Any], *, level: int = logging.INFO
+    name: str, project_key: ProjectKey, started: float, outcome: dict[str, Any], *, level: int = logging.INFO
 ) -> None:
     job, milliseconds = get_current_job(), round(1000 * (time.perf_counter() - started))
     figures = {"id": job.id if job is not None else "inline", "project": project_key, **outcome, "ms": milliseconds}
@@ -119,7 +120,7 @@ def _log_job(
     )  # fmt: skip
 
 
-def ingest_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
+def ingest_annotation(project_key: ProjectKey, annotation_id: int) -> dict[str, Any]:
     """Make the references of one annotation what Label Studio says now; removes them if it is gone."""
     return _run(
         "ingest_annotation", project_key,
@@ -129,12 +130,12 @@ def ingest_annotation(project_key: str, annotation_id: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def reconcile(project_key: str) -> dict[str, Any]:
+def reconcile(project_key: ProjectKey) -> dict[str, Any]:
     """Take in all that Label Studio has and did not announce, and forget what it has no more."""
     return _run("reconcile", project_key, lambda projects: projects.references.reconcile(project_key))
 
 
-def refresh_project(project_key: str) -> dict[str, Any]:
+def refresh_project(project_key: ProjectKey) -> dict[str, Any]:
     """Ask Label Studio what a project is now; with another label config its annotations are compared, too."""
 
     def work(projects: Projects) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def refresh_project(project_key: str) -> dict[str, Any]:
     return _run("refresh_project", project_key, work)
 
 
-def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
+def plan_propagation(project_key: ProjectKey, propagation_id: int) -> dict[str, Any]:
     """Look the project through, list its tasks, and call workers as the list grows."""
     projects, queue = _current()
     started = time.perf_counter()
@@ -164,7 +165,7 @@ def plan_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
     return outcome
 
 
-def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
+def propagate(project_key: ProjectKey, propagation_id: int) -> dict[str, Any]:
     """Predict tasks of a propagation for some minutes, write them to Label Studio, leave the rest to another job."""
     projects, queue = _current()
     started = time.perf_counter()
@@ -193,7 +194,7 @@ def propagate(project_key: str, propagation_id: int) -> dict[str, Any]:
     return outcome
 
 
-def tidy_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
+def tidy_propagation(project_key: ProjectKey, propagation_id: int) -> dict[str, Any]:
     """Remove what an import left twice that Label Studio did after its answer was given up."""
     return _run(
         "tidy_propagation", project_key,
@@ -203,14 +204,14 @@ def tidy_propagation(project_key: str, propagation_id: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def estimate_quality(project_key: str) -> dict[str, Any]:
+def estimate_quality(project_key: ProjectKey) -> dict[str, Any]:
     """Leave each reference out in turn and predict it from the others."""
     return _run(
         "estimate_quality", project_key, lambda projects: {"iou": projects.quality.estimate(project_key)["iou"]}
     )
 
 
-def _call_workers(projects: Projects, queue: JobQueue, project_key: str, propagation_id: int) -> None:
+def _call_workers(projects: Projects, queue: JobQueue, project_key: ProjectKey, propagation_id: int) -> None:
     """See that there are as many jobs as are of use: one for each worker, as far as there are tasks for it."""
     try:
         record = projects.store.propagations.get(propagation_id)

@@ -31,6 +31,7 @@ from backend.projects.references.references import References
 from backend.projects.thumbnails import Thumbnails
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Projects:
 
     def setup(
         self,
-        project_key: str,
+        project_key: ProjectKey,
         *,
         label_config: str,
         extra_params: object,
@@ -133,11 +134,11 @@ class Projects:
             return project_key, True
         return project_key, (project.get("label_config"), project.get("title")) != (known.label_config, known.title)
 
-    def refresh(self, project_key: str) -> ProjectRecord:
+    def refresh(self, project_key: ProjectKey) -> ProjectRecord:
         """Ask Label Studio for a project, and remember what it says: see `refresh_project`."""
         return refresh_project(self.store, self._connections, project_key)
 
-    def forget_gone(self, project_key: str) -> bool:
+    def forget_gone(self, project_key: ProjectKey) -> bool:
         """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
 
         Nothing is deleted if several projects are known and all are gone: then the address more likely leads to
@@ -210,7 +211,7 @@ class Projects:
         """Return references by project id, for /metrics."""
         return {key.split(".")[0]: count for key, count in self.store.count_references().items()}
 
-    def client_for(self, project_key: str) -> LabelStudioClient:
+    def client_for(self, project_key: ProjectKey) -> LabelStudioClient:
         """Return the API client for a project.
 
         Raises:
@@ -218,7 +219,7 @@ class Projects:
         """
         return self._connections.client(project_key)
 
-    def fetcher_for(self, project_key: str) -> ImageFetcher:
+    def fetcher_for(self, project_key: ProjectKey) -> ImageFetcher:
         """Return the image fetcher for a project.
 
         Raises:

@@ -10,6 +10,7 @@ from backend.labelstudio.images import ImageFetcher
 from backend.projects.options import known_hostnames
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 
 class Connections:
@@ -25,7 +26,7 @@ class Connections:
         self._clients: dict[str, LabelStudioClient] = {}
         self._lock = threading.Lock()
 
-    def client(self, project_key: str) -> LabelStudioClient:
+    def client(self, project_key: ProjectKey) -> LabelStudioClient:
         """Return the API client for a project.
 
         Raises:
@@ -33,7 +34,7 @@ class Connections:
         """
         return self._client(self._store.project(project_key))
 
-    def fetcher(self, project_key: str) -> ImageFetcher:
+    def fetcher(self, project_key: ProjectKey) -> ImageFetcher:
         """Return the image fetcher for a project.
 
         Raises:

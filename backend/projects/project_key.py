@@ -6,9 +6,10 @@ from typing import Any
 
 from backend.errors import BadInputError
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 
-def key_of_project(project: Mapping[str, Any]) -> str:
+def key_of_project(project: Mapping[str, Any]) -> ProjectKey:
     """Return `<id>.<unix time of creation>`, as Label Studio names a project in /setup and /predict.
 
     Raises:
@@ -27,7 +28,7 @@ def key_of_project(project: Mapping[str, Any]) -> str:
     return f"{project_id}.{int(created.timestamp())}"
 
 
-def project_of_request(store: Store, project_key: str, label_config: str) -> ProjectRecord:
+def project_of_request(store: Store, project_key: ProjectKey, label_config: str) -> ProjectRecord:
     """Return the project that a request names; one that this store does not have is made known."""
     project = store.project(project_key)
     if project is None:

@@ -6,11 +6,12 @@ from backend.errors import NotFoundError
 from backend.projects.connections import Connections
 from backend.projects.project_key import key_of_project
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
 
-def refresh_project(store: Store, connections: Connections, project_key: str) -> ProjectRecord:
+def refresh_project(store: Store, connections: Connections, project_key: ProjectKey) -> ProjectRecord:
     """Ask Label Studio for a project, and remember what it says.
 
     One that Label Studio does not have is marked as gone and keeps its data (`Projects.forget_gone`); its

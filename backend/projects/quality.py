@@ -19,6 +19,7 @@ from backend.projects.options import is_complete, match_options
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store, StoredReference
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Quality:
         self._images = images
         self._banks = banks
 
-    def estimate(self, project_key: str) -> Json:
+    def estimate(self, project_key: ProjectKey) -> Json:
         """Measure the IoU of each reference's mask with what references of other images find on its image; store it.
 
         Unless annotators are said to mark every object, only what touches the marked one counts: the rest of the image
@@ -91,7 +92,7 @@ class Quality:
         self._store.quality.save(project_key, self._banks.model_version(project_key, wait_s=_MODEL_WAIT_S), estimate)
         return estimate
 
-    def calibration_rows(self, project_key: str) -> list[Row]:
+    def calibration_rows(self, project_key: ProjectKey) -> list[Row]:
         """Return what a calibration is fitted on: each reference left out in turn, and predicted from the others.
 
         A label that has no mark on an image counts as absent only if annotators mark every object
@@ -129,7 +130,7 @@ class Quality:
         return rows
 
     def _references(
-        self, project_key: str, signature: str
+        self, project_key: ProjectKey, signature: str
     ) -> tuple[ProjectRecord | None, dict[str, list[StoredReference]]]:
         by_label: dict[str, list[StoredReference]] = defaultdict(list)
         project = self._store.project(project_key)

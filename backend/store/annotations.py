@@ -10,7 +10,7 @@ from backend.errors import BadInputError, NotFoundError
 from backend.store import tables
 from backend.store.database import upsert
 from backend.store.packing import reference_to_row
-from backend.store.records import AnnotationRecord, NewReference, UnreadAnnotation
+from backend.store.records import AnnotationRecord, NewReference, ProjectKey, UnreadAnnotation
 from backend.store.session import Database
 
 TOMBSTONE_S: Final = 3600.0
@@ -74,13 +74,13 @@ class AnnotationStore(Database):
                 connection.execute(sa.insert(tables.references).values(reference_row))
         return True
 
-    def note_problem(self, project_key: str, annotation_id: int, problem: str) -> None:
+    def note_problem(self, project_key: ProjectKey, annotation_id: int, problem: str) -> None:
         """Record what is wrong with an annotation, whose references stay; it is taken in again the next time."""
         mine = (tables.annotations.c.project_key == project_key) & (tables.annotations.c.annotation_id == annotation_id)
         with self.write() as connection:
             connection.execute(sa.update(tables.annotations).where(mine).values(problem=problem))
 
-    def delete_annotations(self, project_key: str, ids: Collection[int]) -> int:
+    def delete_annotations(self, project_key: ProjectKey, ids: Collection[int]) -> int:
         """Forget annotations with their references; return how many were known."""
         if not ids:
             return 0
@@ -95,7 +95,7 @@ class AnnotationStore(Database):
             connection.execute(sa.delete(tables.tombstones).where(old))
             return _delete_annotations(connection, project_key, list(ids))
 
-    def annotations(self, project_key: str) -> list[AnnotationRecord]:
+    def annotations(self, project_key: ProjectKey) -> list[AnnotationRecord]:
         """Return all ingested annotations, by id.
 
         To reconcile, read this before Label Studio's list: what is taken in between would else look deleted.
@@ -106,7 +106,7 @@ class AnnotationStore(Database):
             AnnotationRecord(**row._mapping) for row in self.read(mine.order_by(tables.annotations.c.annotation_id))
         ]
 
-    def unread_annotations(self, project_key: str) -> list[UnreadAnnotation]:
+    def unread_annotations(self, project_key: ProjectKey) -> list[UnreadAnnotation]:
         """Return the annotations with a recorded problem, those without any reference first."""
         record, reference = tables.annotations.c, tables.references.c
         joined = tables.annotations.outerjoin(
@@ -158,7 +158,7 @@ def _microseconds(iso_time: str) -> int:
     return (since_epoch.days * 86400 + since_epoch.seconds) * 1_000_000 + since_epoch.microseconds
 
 
-def _delete_annotations(connection: sa.Connection, project_key: str, ids: Sequence[int]) -> int:
+def _delete_annotations(connection: sa.Connection, project_key: ProjectKey, ids: Sequence[int]) -> int:
     deleted = 0
     for start in range(0, len(ids), _IDS_A_STATEMENT):
         some = tables.annotations.c.annotation_id.in_(ids[start : start + _IDS_A_STATEMENT])

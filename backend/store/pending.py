@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from backend.store import tables
 from backend.store.database import upsert
+from backend.store.records import ProjectKey
 from backend.store.session import Database
 
 PENDING_KEPT_S: Final = 86400.0
@@ -15,7 +16,7 @@ PENDING_KEPT_S: Final = 86400.0
 class PendingStore(Database):
     """Announced annotations; a part of `Store`. Every method is one short transaction."""
 
-    def mark_pending(self, project_key: str, annotation_id: int) -> float:
+    def mark_pending(self, project_key: ProjectKey, annotation_id: int) -> float:
         """Note that an annotation was announced; its mark is for `clear_pending`. The project may be unknown yet."""
         mark = self.now()
         row = {"project_key": project_key, "annotation_id": annotation_id, "marked_at": mark}
@@ -24,7 +25,7 @@ class PendingStore(Database):
             connection.execute(sa.delete(tables.pending).where(tables.pending.c.marked_at < mark - PENDING_KEPT_S))
         return mark
 
-    def clear_pending(self, project_key: str, annotation_id: int, mark: float | None = None) -> None:
+    def clear_pending(self, project_key: ProjectKey, annotation_id: int, mark: float | None = None) -> None:
         """Note that an annotation was ingested.
 
         Args:
@@ -51,7 +52,7 @@ class PendingStore(Database):
         )
         return [(row.project_key, row.annotation_id) for row in rows]
 
-    def has_pending(self, project_key: str, younger_than_s: float) -> bool:
+    def has_pending(self, project_key: ProjectKey, younger_than_s: float) -> bool:
         """Return whether an annotation was announced within the last seconds and is not ingested yet."""
         recent = (tables.pending.c.project_key == project_key) & (
             tables.pending.c.marked_at > self.now() - younger_than_s

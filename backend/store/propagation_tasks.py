@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from backend.core.types import Json
 from backend.store import tables
-from backend.store.records import FailureGroup, PropagationCounts, TaskOutcome, TaskRow
+from backend.store.records import FailureGroup, ProjectKey, PropagationCounts, TaskOutcome, TaskRow
 
 ACTIVE: Final = ("planning", "running", "finishing")
 """States in which a propagation still has something to do; a project has at most one of these."""
@@ -219,7 +219,7 @@ class PropagationTaskStore:
             found |= {int(row.task_id) for row in self._read(finished)}
         return found
 
-    def newest_versions(self, project_key: str, task_ids: Collection[int]) -> dict[int, str | None]:
+    def newest_versions(self, project_key: ProjectKey, task_ids: Collection[int]) -> dict[int, str | None]:
         """Return the model_version that each task was last predicted with, by any propagation; None where none was."""
         newest: dict[int, str | None] = dict.fromkeys(task_ids)
         newest_last = (
@@ -233,7 +233,7 @@ class PropagationTaskStore:
             newest |= {int(row.task_id): row.model_version for row in read}
         return newest
 
-    def made_of(self, project_key: str, task_ids: Collection[int], model_version: str) -> dict[int, str]:
+    def made_of(self, project_key: ProjectKey, task_ids: Collection[int], model_version: str) -> dict[int, str]:
         """Return what the newest predictions of a version were made of, as `TaskOutcome.images`, as far as noted.
 
         Args:

@@ -11,7 +11,7 @@ from backend.core.types import Json
 from backend.errors import ConflictError, NotFoundError
 from backend.store import tables
 from backend.store.propagation_tasks import ACTIVE, PENDING, UNFINISHED, insert_rows, portions, set_pending
-from backend.store.records import PropagationFilter, PropagationRecord
+from backend.store.records import ProjectKey, PropagationFilter, PropagationRecord
 
 _KEPT_A_PROJECT: Final = 20
 
@@ -35,7 +35,7 @@ class PropagationStore:
 
     def create(
         self,
-        project_key: str,
+        project_key: ProjectKey,
         wanted: PropagationFilter,
         started_by: str,
         *,
@@ -98,11 +98,11 @@ class PropagationStore:
             raise NotFoundError(f"propagation {propagation_id} is not in the store (any more)")
         return _record(rows[0])
 
-    def active(self, project_key: str | None = None) -> list[PropagationRecord]:
+    def active(self, project_key: ProjectKey | None = None) -> list[PropagationRecord]:
         """Those that have something to do, of one project or of all, oldest first."""
         return [_record(row) for row in self._read(_select_runs(_is_active(project_key)).order_by(_runs.c.id))]
 
-    def latest(self, project_key: str, count: int = 10) -> list[PropagationRecord]:
+    def latest(self, project_key: ProjectKey, count: int = 10) -> list[PropagationRecord]:
         """Return the newest propagations of a project, newest first."""
         mine = _select_runs(_runs.c.project_key == project_key)
         return [_record(row) for row in self._read(mine.order_by(_runs.c.id.desc()).limit(count))]
@@ -129,7 +129,7 @@ class PropagationStore:
             propagation_id, _runs.c.state == "planning", state="running", is_planned=True, started_at=self._now()
         )
 
-    def defer(self, project_key: str, task_ids: Sequence[int], model_version: str, started_by: str) -> int:
+    def defer(self, project_key: ProjectKey, task_ids: Sequence[int], model_version: str, started_by: str) -> int:
         """See that tasks get predicted: by the propagation that runs, else by a new one for them.
 
         Tasks that wait already, are being predicted, or have been with this very version are left as they are.
@@ -291,7 +291,7 @@ class PropagationStore:
         now = self._now()
         return self._update(propagation_id, _runs.c.state == "finishing", state="done", finished_at=now) > 0
 
-    def new_references_since_last(self, project_key: str) -> int:
+    def new_references_since_last(self, project_key: ProjectKey) -> int:
         """References made after the project's newest propagation was started; all of them if there was none."""
         started = self._read(
             sa.select(sa.func.max(_runs.c.created_at).label("at")).where(
@@ -309,7 +309,7 @@ class PropagationStore:
             return int(connection.execute(changed).rowcount)
 
 
-def _is_active(project_key: str | None) -> sa.ColumnElement[bool]:
+def _is_active(project_key: ProjectKey | None) -> sa.ColumnElement[bool]:
     is_active = _runs.c.state.in_(ACTIVE)
     return is_active if project_key is None else is_active & (_runs.c.project_key == project_key)
 
@@ -343,7 +343,7 @@ def _end(connection: sa.Connection, propagation_id: int, state: str, now: float)
     return True
 
 
-def _forget_old(connection: sa.Connection, project_key: str) -> None:
+def _forget_old(connection: sa.Connection, project_key: ProjectKey) -> None:
     newest = (
         sa.select(_runs.c.id)
         .where(_runs.c.project_key == project_key)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from backend.core.types import Json
 from backend.store import tables
 from backend.store.propagations import lock_project
+from backend.store.records import ProjectKey
 
 _estimates = tables.quality_estimates
 
@@ -27,7 +28,7 @@ class QualityStore:
         self._write = write
         self._now = now
 
-    def save(self, project_key: str, model_version: str, figures: Json) -> None:
+    def save(self, project_key: ProjectKey, model_version: str, figures: Json) -> None:
         """Remember the newest estimate of a project.
 
         Raises:
@@ -42,7 +43,7 @@ class QualityStore:
             connection.execute(sa.delete(_estimates).where(_estimates.c.project_key == project_key))
             connection.execute(sa.insert(_estimates).values(row))
 
-    def newest(self, project_key: str) -> tuple[str, float, Json] | None:
+    def newest(self, project_key: ProjectKey) -> tuple[str, float, Json] | None:
         """model_version, unix time and figures of the newest estimate."""
         rows = self._read(sa.select(_estimates).where(_estimates.c.project_key == project_key))
         if not rows:

@@ -9,13 +9,16 @@ import numpy as np
 
 from backend.core.types import Json, Mask, Reference
 
+ProjectKey = str
+"""Names a project, `<id>.<unix time of creation>` as Label Studio sends it: an id may come again after a deletion."""
+
 
 @dataclass(frozen=True)
 class ProjectRecord:
     """One Label Studio project as last seen.
 
     Attributes:
-        key: "<id>.<unix time of creation>", as Label Studio sends it.
+        key: names it.
         project_id: the number before the dot.
         title: None if never told.
         label_config: the XML; "" if never told.
@@ -26,7 +29,7 @@ class ProjectRecord:
         gone_since: unix time in s since which Label Studio says that it does not have the project; None if it has it.
     """
 
-    key: str
+    key: ProjectKey
     project_id: int
     title: str | None
     label_config: str
@@ -51,7 +54,7 @@ class AnnotationRecord:
         images: JSON: which content of the task's images the references were made of.
     """
 
-    project_key: str
+    project_key: ProjectKey
     annotation_id: int
     task_id: int
     updated_at: str
@@ -109,7 +112,7 @@ class StoredReference:
     """
 
     id: int
-    project_key: str
+    project_key: ProjectKey
     task_id: int
     annotation_id: int
     label: str
@@ -183,7 +186,7 @@ class PropagationRecord:
     """
 
     id: int
-    project_key: str
+    project_key: ProjectKey
     state: str
     wanted: PropagationFilter
     started_by: str

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from backend.store import tables
 from backend.store.packing import row_to_reference
-from backend.store.records import ReferenceSummary, StoredReference
+from backend.store.records import ProjectKey, ReferenceSummary, StoredReference
 from backend.store.session import Database
 
 _log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ class ReferenceStore(Database):
     """References; a part of `Store`. Every method is one short transaction."""
 
     def references(
-        self, project_key: str, *, labels: Collection[str] | None, signature: str, with_features: bool = True
+        self, project_key: ProjectKey, *, labels: Collection[str] | None, signature: str, with_features: bool = True
     ) -> list[StoredReference]:
         """References of a project made by the models of `signature`, in an order that depends on their content only.
 
@@ -34,26 +34,26 @@ class ReferenceStore(Database):
         wanted = _references_where(project_key, labels, signature)
         return self._load_references(wanted, with_features=with_features)
 
-    def reference_mask(self, project_key: str, reference_id: int) -> StoredReference | None:
+    def reference_mask(self, project_key: ProjectKey, reference_id: int) -> StoredReference | None:
         """Return one reference of a project, without features; None if it is not there (any more)."""
         wanted = [*_references_where(project_key, None, None), tables.references.c.id == reference_id]
         found = self._load_references(wanted, with_features=False)
         return found[0] if found else None
 
-    def list_references(self, project_key: str) -> list[ReferenceSummary]:
+    def list_references(self, project_key: ProjectKey) -> list[ReferenceSummary]:
         """Return all references of a project without their contents, by label, newest first."""
         columns = [tables.references.c[name] for name in ReferenceSummary.__dataclass_fields__]
         mine = sa.select(*columns).where(tables.references.c.project_key == project_key)
         ordered = mine.order_by(tables.references.c.label, tables.references.c.created_at.desc())
         return [ReferenceSummary(**row._mapping) for row in self.read(ordered)]
 
-    def references_digest(self, project_key: str, labels: Collection[str] | None, signature: str) -> str:
+    def references_digest(self, project_key: ProjectKey, labels: Collection[str] | None, signature: str) -> str:
         """sha256 over the references' digests: the same references give the same one, whatever the order or process."""
         wanted = sa.select(tables.references.c.digest).where(*_references_where(project_key, labels, signature))
         digests = sorted(digest for (digest,) in self.read(wanted))
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def reference_labels(self, project_key: str, labels: Collection[str] | None, signature: str) -> list[str]:
+    def reference_labels(self, project_key: ProjectKey, labels: Collection[str] | None, signature: str) -> list[str]:
         """Return the labels that have references of these models, of all labels or of some, in order."""
         wanted = sa.select(tables.references.c.label).where(*_references_where(project_key, labels, signature))
         return [label for (label,) in self.read(wanted.distinct().order_by(tables.references.c.label))]
@@ -66,7 +66,7 @@ class ReferenceStore(Database):
         )
         return {row.key: row.total for row in self.read(counts.group_by(tables.projects.c.key))}
 
-    def count_references_not_of(self, project_key: str, reading: str, signature: str | None) -> int:
+    def count_references_not_of(self, project_key: ProjectKey, reading: str, signature: str | None) -> int:
         """Count the references of a project that were made with another reading, or by other models.
 
         Args:
@@ -104,7 +104,7 @@ class ReferenceStore(Database):
 
 
 def _references_where(
-    project_key: str, labels: Collection[str] | None, signature: str | None
+    project_key: ProjectKey, labels: Collection[str] | None, signature: str | None
 ) -> list[sa.ColumnElement[bool]]:
     wanted = [tables.references.c.project_key == project_key]
     if signature is not None:

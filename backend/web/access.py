@@ -20,6 +20,7 @@ from werkzeug.exceptions import HTTPException
 
 from backend.errors import BadInputError, ForbiddenError, ModelUnavailableError
 from backend.settings import Settings
+from backend.store.records import ProjectKey
 
 WEBHOOK_PATH = "/webhook"
 PREDICT_PATH = "/predict"
@@ -59,7 +60,7 @@ def _derived_secret(user: str, password: str) -> str:
     return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1, dklen=24).hex()
 
 
-def webhook_authorization(settings: Settings, project_key: str) -> str | None:
+def webhook_authorization(settings: Settings, project_key: ProjectKey) -> str | None:
     """Return the header `Authorization` of the webhooks of one project; None where no password is asked for.
 
     Not the password, and not one secret for all: every user of Label Studio's organisation can read it there. It names

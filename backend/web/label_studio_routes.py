@@ -13,6 +13,7 @@ from backend.core.types import Json
 from backend.errors import BadInputError, QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
+from backend.store.records import ProjectKey
 from backend.web.access import PREDICT_PATH, WEBHOOK_PATH
 from backend.web.json_body import read_json_object
 from backend.web.prediction_slots import PredictionSlots, client_is_gone
@@ -80,7 +81,7 @@ class _PredictionAnswers:
         self._projects = projects
         self._queue = queue
 
-    def interact(self, project_key: str, label_config: str, tasks: Sequence[Json], context: Json) -> Json:
+    def interact(self, project_key: ProjectKey, label_config: str, tasks: Sequence[Json], context: Json) -> Json:
         """Return the masks of a labeler's marks on one task."""
         if len(tasks) != 1:
             raise BadInputError(f"an interactive request has one task, got {len(tasks)}")
@@ -89,7 +90,7 @@ class _PredictionAnswers:
             raise BadInputError(f'expected "context.result": a list, got {type(marks).__name__}')
         return {"results": [self._projects.interactive.predict(project_key, label_config, tasks[0], marks)]}
 
-    def predict(self, project_key: str, label_config: str, tasks: Sequence[Json]) -> Json:
+    def predict(self, project_key: ProjectKey, label_config: str, tasks: Sequence[Json]) -> Json:
         """Return the predictions of tasks; those of unfinished ones are empty, and workers make them."""
         answer = self._projects.predictions.predict(project_key, label_config, tasks)
         note(project=project_key, tasks=len(tasks), found=answer.found, handed_on=len(answer.unfinished))
@@ -97,7 +98,7 @@ class _PredictionAnswers:
             self._defer(project_key, answer.unfinished)
         return {"results": answer.results}
 
-    def _defer(self, project_key: str, task_ids: Sequence[int]) -> None:
+    def _defer(self, project_key: ProjectKey, task_ids: Sequence[int]) -> None:
         propagation_id = self._projects.propagations.defer(project_key, task_ids)
         try:
             if propagation_id is not None:

@@ -10,7 +10,7 @@ from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
 from backend.projects.propagation.backoff import is_paused
 from backend.settings import shared_settings
-from backend.store.records import PropagationFilter
+from backend.store.records import ProjectKey, PropagationFilter
 from backend.web.access import former_webhook_authorization, webhook_authorization
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Maintenance:
             if is_done:
                 self._tries[project_key, backend_url] = _WEBHOOK_TRIES
 
-    def _authorize(self, project_key: str, backend_url: str, former: str) -> bool:
+    def _authorize(self, project_key: ProjectKey, backend_url: str, former: str) -> bool:
         client = self._projects.client_for(project_key)
         header = webhook_authorization(self._projects.settings, project_key) or ""
         found = not backend_url  # only a former secret is looked for

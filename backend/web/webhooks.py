@@ -12,7 +12,7 @@ from backend.core.types import Json
 from backend.errors import BadInputError, ForbiddenError, NotFoundError, QueueUnavailableError
 from backend.jobs.queue import JobQueue
 from backend.projects.composition import Projects
-from backend.store.records import PropagationFilter
+from backend.store.records import ProjectKey, PropagationFilter
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +53,18 @@ class WebhookReceiver:
             self._refresh(key)
         return handler(self, key, body)
 
-    def _ingest_changed(self, project_key: str, body: Json) -> Json:
+    def _ingest_changed(self, project_key: ProjectKey, body: Json) -> Json:
         return self._ingest(project_key, _ids(body, "annotation"))
 
-    def _ingest_deleted(self, project_key: str, body: Json) -> Json:
+    def _ingest_deleted(self, project_key: ProjectKey, body: Json) -> Json:
         return self._ingest(project_key, _ids(body, "annotations"))
 
-    def _ingest_of_deleted_tasks(self, project_key: str, body: Json) -> Json:
+    def _ingest_of_deleted_tasks(self, project_key: ProjectKey, body: Json) -> Json:
         tasks = set(_ids(body, "tasks"))
         known = [each.annotation_id for each in self._projects.store.annotations(project_key) if each.task_id in tasks]
         return self._ingest(project_key, known) if known else {"status": "nothing to do"}
 
-    def _start_training(self, project_key: str, body: Json) -> Json:
+    def _start_training(self, project_key: ProjectKey, body: Json) -> Json:
         if self._projects.store.project(project_key) is None:
             raise NotFoundError(
                 f"project {project_key} was not known here and is looked up in Label Studio now: "
@@ -72,17 +72,17 @@ class WebhookReceiver:
             )
         return self._propagate(project_key)
 
-    def _be_done(self, project_key: str, body: Json) -> Json:
+    def _be_done(self, project_key: ProjectKey, body: Json) -> Json:
         return {"status": "done"}
 
-    def _refresh(self, project_key: str) -> None:
+    def _refresh(self, project_key: ProjectKey) -> None:
         try:
             self._queue.refresh_project(project_key)
         except QueueUnavailableError as error:
             self._projects.store.mark_for_reconcile(project_key)
             logger.warning("project=%s waits for the queue: %s", project_key, error)
 
-    def _reconcile(self, project_key: str) -> Json:
+    def _reconcile(self, project_key: ProjectKey) -> Json:
         try:
             return {"status": "queued", "jobs": [self._queue.reconcile(project_key)]}
         except QueueUnavailableError as error:
@@ -90,7 +90,7 @@ class WebhookReceiver:
             logger.warning("project=%s annotations wait for the queue: %s", project_key, error)
             return {"status": "waits for the queue"}
 
-    def _propagate(self, project_key: str) -> Json:
+    def _propagate(self, project_key: ProjectKey) -> Json:
         # Asked for anew, with what the project has now: one that runs is out of date.
         record = self._projects.propagations.start(
             project_key, PropagationFilter(), "Label Studio: start training", supersede=True
@@ -102,7 +102,7 @@ class WebhookReceiver:
             logger.warning("project=%s propagation=%d waits for the queue: %s", project_key, record.id, error)
             return answer
 
-    def _ingest(self, project_key: str, annotation_ids: list[int]) -> Json:
+    def _ingest(self, project_key: ProjectKey, annotation_ids: list[int]) -> Json:
         if len(annotation_ids) > _ONE_BY_ONE:
             return self._reconcile(project_key)
         jobs = []

@@ -28,6 +28,7 @@ from backend.projects.options import match_options
 from backend.projects.prediction.reference_banks import Banks, PredictionContext
 from backend.settings import load_settings
 from backend.store import Store
+from backend.store.records import ProjectKey
 from backend.web.app import create_app
 
 _LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -112,7 +113,7 @@ class _LocalImages:
     def __init__(self, files: Mapping[int, bytes]) -> None:
         self._files = files
 
-    def fetcher(self, project_key: str) -> "_LocalImages":
+    def fetcher(self, project_key: ProjectKey) -> "_LocalImages":
         return self
 
     def fetch(self, url: str, task_id: int | None) -> bytes:

@@ -22,6 +22,7 @@ from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class InteractivePredictions:
         self._images = images
         self._banks = banks
 
-    def predict(self, project_key: str, label_config: str, task: Json, context: Sequence[Json]) -> Json:
+    def predict(self, project_key: ProjectKey, label_config: str, task: Json, context: Sequence[Json]) -> Json:
         """Return the masks of the scribbles on the open task: up to one brush region for each label used.
 
         Results of other controls (text, choices) are no scribbles: without any, the answer is empty, no image loaded.

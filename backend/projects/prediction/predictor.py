@@ -27,6 +27,7 @@ from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
 from backend.settings import Settings
 from backend.store import Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Predictions:
         self._banks = banks
         self._prefetch = prefetch
 
-    def predict(self, project_key: str, label_config: str, tasks: Sequence[Json]) -> Answer:
+    def predict(self, project_key: ProjectKey, label_config: str, tasks: Sequence[Json]) -> Answer:
         """Predict tasks from the project's references, within the time that Label Studio waits.
 
         A task that fails gives [] and a line in the log; it never spoils the others.
@@ -156,7 +157,9 @@ class Predictions:
         else:
             yield from self._predict_one_by_one(context, tasks, fetcher, should_stop)
 
-    def _predict_or_report(self, project_key: str, task: Json, predict: Callable[[], TaskPrediction]) -> Json | None:
+    def _predict_or_report(
+        self, project_key: ProjectKey, task: Json, predict: Callable[[], TaskPrediction]
+    ) -> Json | None:
         try:
             found = predict()
         except CancelledWorkError:
@@ -283,7 +286,7 @@ class Predictions:
                 for item in found
             ]
 
-    def _wait_for_references(self, project_key: str) -> None:
+    def _wait_for_references(self, project_key: ProjectKey) -> None:
         """Give the annotation just made the time to count: after «submit» the next task opens within milliseconds."""
         wait_s = self._settings.reference_wait_s
         deadline = time.monotonic() + wait_s

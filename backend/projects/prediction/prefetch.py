@@ -14,6 +14,7 @@ from backend.labelstudio.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Prefetch:
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
 
-    def note_opened(self, project_key: str, task_id: object, config: LabelConfig) -> None:
+    def note_opened(self, project_key: ProjectKey, task_id: object, config: LabelConfig) -> None:
         """Note that somebody opened this task. Returns at once, whatever happens."""
         if self._count == 0 or not isinstance(task_id, int) or self._is_closed.is_set():
             return
@@ -95,7 +96,7 @@ class Prefetch:
                 self._metrics.prefetched.labels("failed").inc()
                 logger.exception("project=%s task=%d: looking ahead", opened[0], opened[1])
 
-    def _look_ahead(self, project_key: str, task_id: int, config: LabelConfig) -> None:
+    def _look_ahead(self, project_key: ProjectKey, task_id: int, config: LabelConfig) -> None:
         project_id = int(project_key.split(".")[0])
         fetcher = self._connections.fetcher(project_key)
         for task in self._connections.client(project_key).tasks_after(project_id, task_id, self._count):

@@ -21,6 +21,7 @@ from backend.projects.model_host import Models
 from backend.projects.options import match_options
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class ReferenceBanks:
         self._kept: OrderedDict[tuple[str, str], Banks] = OrderedDict()
         self._lock = threading.Lock()
 
-    def model_version(self, project_key: str, *, wait_s: float = _MODEL_WAIT_S) -> str:
+    def model_version(self, project_key: ProjectKey, *, wait_s: float = _MODEL_WAIT_S) -> str:
         """Return a project's model_version: release, models, and a digest of its references and options.
 
         Raises:

@@ -18,7 +18,7 @@ from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.references.references import References
 from backend.store import ProjectRecord, Store
-from backend.store.records import PropagationFilter, PropagationRecord
+from backend.store.records import ProjectKey, PropagationFilter, PropagationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class PropagationPlans:
         return context.version, digest, bool(context.banks)
 
 
-def project_of(store: Store, project_key: str) -> ProjectRecord:
+def project_of(store: Store, project_key: ProjectKey) -> ProjectRecord:
     """Return a project.
 
     Raises:

@@ -19,7 +19,7 @@ from backend.projects.propagation.backoff import is_paused
 from backend.projects.propagation.planning import PropagationPlans, check_filter, project_of
 from backend.settings import Settings
 from backend.store import Store
-from backend.store.records import FailureGroup, PropagationCounts, PropagationFilter, PropagationRecord
+from backend.store.records import FailureGroup, ProjectKey, PropagationCounts, PropagationFilter, PropagationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Propagations:
         self._lock = threading.Lock()
 
     def start(
-        self, project_key: str, wanted: PropagationFilter, started_by: str, *, supersede: bool
+        self, project_key: ProjectKey, wanted: PropagationFilter, started_by: str, *, supersede: bool
     ) -> PropagationRecord:
         """Start a propagation; a worker lists the project's tasks and plans it.
 
@@ -61,7 +61,7 @@ class Propagations:
         logger.info("project=%s propagation=%d started by %s", project_key, record.id, started_by)
         return record
 
-    def count(self, project_key: str, wanted: PropagationFilter) -> int:
+    def count(self, project_key: ProjectKey, wanted: PropagationFilter) -> int:
         """Return how many tasks a propagation would have; nothing is started.
 
         Raises:
@@ -75,7 +75,7 @@ class Propagations:
         total = client.count_tasks(project.project_id, only_unlabeled=wanted.only_unlabeled)
         return total if wanted.limit is None else min(total, wanted.limit)
 
-    def defer(self, project_key: str, task_ids: Sequence[int]) -> int | None:
+    def defer(self, project_key: ProjectKey, task_ids: Sequence[int]) -> int | None:
         """See that workers predict tasks for which a /predict had no time; id of the propagation."""
         if not task_ids:
             return None

@@ -22,7 +22,7 @@ from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.propagation.planning import project_of
 from backend.store import Store
-from backend.store.records import PropagationRecord, TaskOutcome
+from backend.store.records import ProjectKey, PropagationRecord, TaskOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class PropagationWork:
         noted = self._tasks.made_of(record.project_key, task_ids, version)
         return {task_id: versions_from_json(images) for task_id, images in noted.items()}
 
-    def _note_config(self, project_key: str, label_config: str) -> None:
+    def _note_config(self, project_key: ProjectKey, label_config: str) -> None:
         logger.warning("project=%s has another label config now: its tasks are predicted with that one", project_key)
         self._store.save_project(project_key, label_config=label_config, needs_reconcile=True)
 

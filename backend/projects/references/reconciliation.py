@@ -16,6 +16,7 @@ from backend.projects.references.annotation_images import AnnotationImages, Imag
 from backend.projects.references.ingestion import Ingestion, is_current, reading_of
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Reconciliation:
         self._images = images
         self._ingestion = ingestion
 
-    def reconcile(self, project_key: str) -> dict[str, Any]:
+    def reconcile(self, project_key: ProjectKey) -> dict[str, Any]:
         """Compare the store with Label Studio: ingest what is new or changed, forget what is gone.
 
         Returns:

@@ -15,6 +15,7 @@ from backend.projects.references.ingestion import Ingestion, Outcome, reading_of
 from backend.projects.references.reconciliation import Reconciliation
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class References:
             settings, store, metrics, models, connections, of_annotations, self._ingestion
         )
 
-    def ingest(self, project_key: str, annotation_id: int) -> Outcome:
+    def ingest(self, project_key: ProjectKey, annotation_id: int) -> Outcome:
         """Make the references of one annotation what Label Studio says now.
 
         Those of an annotation that Label Studio does not have are removed once it was seen to have the project.
@@ -73,7 +74,7 @@ class References:
         self._metrics.annotations.labels(outcome).inc()
         return outcome
 
-    def reconcile(self, project_key: str) -> dict[str, Any]:
+    def reconcile(self, project_key: ProjectKey) -> dict[str, Any]:
         """Compare the store with Label Studio: see `Reconciliation.reconcile`."""
         return self._reconciliation.reconcile(project_key)
 
@@ -88,7 +89,7 @@ class References:
             signature = None
         return self._store.count_references_not_of(project.key, reading_of(self._settings, project), signature)
 
-    def _ingest_of_its_project(self, project_key: str, annotation: Mapping[str, Any]) -> Outcome:
+    def _ingest_of_its_project(self, project_key: ProjectKey, annotation: Mapping[str, Any]) -> Outcome:
         project_id = int(project_key.split(".")[0])
         if annotation.get("project") not in (None, project_id):
             logger.warning("project=%s annotation=%s is of another project", project_key, annotation.get("id"))
