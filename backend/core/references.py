@@ -1,7 +1,7 @@
 """Reference images: coverage and ignore weight of their patches, and the views that they are encoded in."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,17 +24,30 @@ class MaskUncertainty:
         confidence: in [0, 1]: how much the mask counts; `soft_mask` has the rest. (H, W) float32 if some of the objects
             are less certain than others.
         soft_mask: (H, W) float32 in [0, 1]: how likely each pixel shows what was marked, whatever the mask says.
+        score: mean expected IoU of the masks, in [0, 1].
+        is_by_points: whether points alone marked what is uncertain: they say little of what is not the object, so an
+            ambiguous patch stays ignored, whatever the soft mask says.
     """
 
     confidence: float | NDArray[np.float32]
     soft_mask: NDArray[np.float32]
+    score: float = 0.0
+    is_by_points: bool = False
+
+    def at_least(self, confidence: float) -> "MaskUncertainty | None":
+        """Return the same with no confidence below this one; None if nothing is uncertain then."""
+        if confidence >= 1:
+            return None
+        if isinstance(self.confidence, float):
+            return replace(self, confidence=max(self.confidence, confidence))
+        return replace(self, confidence=np.maximum(self.confidence, np.float32(confidence)))
 
     def seen_in(self, window: tuple[slice, slice]) -> "MaskUncertainty":
         """Return the uncertainty of a view of the image."""
         confidence = (
             self.confidence if isinstance(self.confidence, float) else np.ascontiguousarray(self.confidence[window])
         )
-        return MaskUncertainty(confidence, np.ascontiguousarray(self.soft_mask[window]))
+        return replace(self, confidence=confidence, soft_mask=np.ascontiguousarray(self.soft_mask[window]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +89,12 @@ def reference_views(
 
 
 def blend_uncertainty(
-    foreground_coverage: Tensor, ignore_weight: Tensor, soft_mask: Tensor, confidence: float | Tensor
+    foreground_coverage: Tensor,
+    ignore_weight: Tensor,
+    soft_mask: Tensor,
+    confidence: float | Tensor,
+    *,
+    keeps_ambiguous: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Blend what a mask and what its soft mask state about patches, by the mask's confidence.
 
@@ -85,6 +103,7 @@ def blend_uncertainty(
         ignore_weight: (R,) float32 in [0, 1], by the mask.
         soft_mask: (R,) float32 in [0, 1], of `MaskUncertainty`.
         confidence: in [0, 1]; (R,) float32, or one for all patches.
+        keeps_ambiguous: the soft mask's background counts only as far as the patch is not ambiguous.
 
     Returns:
         Foreground coverage c and ignore weight w, (R,) float32 in [0, 1]; their foreground c * w and background
@@ -92,6 +111,9 @@ def blend_uncertainty(
     """
     foreground = confidence * foreground_coverage * ignore_weight + (1 - confidence) * soft_mask
     weight = confidence * ignore_weight + (1 - confidence)
+    if keeps_ambiguous:
+        background = (confidence * (1 - foreground_coverage) + (1 - confidence) * (1 - soft_mask)) * ignore_weight
+        weight = foreground + background
     return foreground / weight.clamp_min(torch.finfo(torch.float32).tiny), weight
 
 

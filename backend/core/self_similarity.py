@@ -135,14 +135,16 @@ def scribble_uncertainty(
         return None
     soft_mask[negative] = 0.0
     soft_mask[positive] = 1.0
+    score = float(np.mean([one.found.score for one in objects]))
+    is_by_points = all(one.scribble.positive_strokes is None for one in objects)
     if len(objects) == 1 and complete is None:
-        return MaskUncertainty(least, soft_mask)
+        return MaskUncertainty(least, soft_mask, score, is_by_points)
     confidence_of = np.full(size_hw, least, np.float32)
     for one, confidence in sorted(zip(objects, confidences, strict=True), key=itemgetter(1)):
         confidence_of[one.found.mask] = confidence
     if complete is not None:
         confidence_of[complete] = 1.0
-    return MaskUncertainty(confidence_of, soft_mask)
+    return MaskUncertainty(confidence_of, soft_mask, score, is_by_points)
 
 
 def _confidence(one: MarkedObject) -> float:

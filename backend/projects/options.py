@@ -14,7 +14,7 @@ from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.settings import Settings
 from backend.store import ProjectRecord
 
-READING_VERSION = 1
+READING_VERSION = 2
 """Version of the code that makes references of annotations. Raise it with every change after which the same annotation
 gives another reference: all annotations are then ingested again."""
 

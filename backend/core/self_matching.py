@@ -1,0 +1,64 @@
+"""Self-matching: whether the other views of a reference find its mask again on the image itself."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.core.grid import map_to_size
+from backend.core.matching import ReferenceBank, match_posterior
+from backend.core.references import ambiguous_patch_weights
+from backend.core.types import Mask
+
+RING_SHARE = 0.08
+"""Width of the ring around the mask over the longer side of the image: wide enough to leave the mask's own patches."""
+
+
+def self_matching(
+    features: Tensor,
+    views: Sequence[tuple[Tensor, Tensor]],
+    mask: Mask,
+    *,
+    temperature: float,
+    similarity_floor: float = -1.0,
+) -> float:
+    """Return how much higher the posterior is inside a mask than around it, matched from the other views of the image.
+
+        mean over the mask of q - mean over a ring around it of q
+
+    with q the posterior of the image as it is. A mask that is one thing finds itself again in another view; one that
+    mixes things does not.
+
+    Args:
+        features: (H_p, W_p, D) float32 of the image as it is, each patch of unit length.
+        views: of each other view its patches (R, D) float32 and their foreground coverage (R,) float32 in [0, 1].
+        mask: (H, W) bool, not empty.
+        temperature: the encoder's softmax scale.
+        similarity_floor: the encoder's.
+
+    Returns:
+        A difference in [-1, 1]; 0 if nothing is around the mask, or no view covers any of it.
+    """
+    radius = max(2, round(RING_SHARE * max(mask.shape)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    ring = (cv2.dilate(mask.astype(np.uint8), disc) > 0) & ~mask
+    patches = torch.cat([view for view, _ in views])
+    coverage = torch.cat([covered for _, covered in views])
+    if not ring.any() or float(coverage.sum()) <= 0:
+        return 0.0
+    weights = torch.cat(
+        [
+            ambiguous_patch_weights(view, covered, None, temperature=temperature)
+            if float(covered.sum()) > 0
+            else torch.ones_like(covered)
+            for view, covered in views
+        ]
+    )
+    bank = ReferenceBank(patches, coverage * weights, (1 - coverage) * weights)
+    found = match_posterior(
+        bank, features.flatten(0, 1), temperature=temperature, similarity_floor=similarity_floor
+    ).posterior
+    posterior = map_to_size(found.reshape(features.shape[:2]), (mask.shape[0], mask.shape[1])).numpy()
+    return float(posterior[mask].mean() - posterior[ring].mean())
