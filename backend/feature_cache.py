@@ -40,10 +40,10 @@ _SIGNATURE_FOLDER: Final = re.compile(r"[0-9a-f]{16}")
 _ENTRY: Final = re.compile(r"[0-9a-f]{64}\.encoded")
 _UNFINISHED: Final = re.compile(r"[0-9a-f]{64}\.encoded\.[0-9a-f]{16}")
 _UNFINISHED_KEPT_S: Final = 600.0
-_LOCK_WAIT_S: Final = 2.0
+LOCK_WAIT_S: Final = 2.0
 _EVICT_TO: Final = 15 / 16
 # Looking at every file after every write costs 3 us a file; beyond this many it is done once per 1/64 of the bound.
-_FEW_ENTRIES: Final = 500
+FEW_ENTRIES: Final = 500
 _LOOK_EVERY: Final = 1 / 64
 
 
@@ -295,7 +295,7 @@ class FeatureCache:
             )
             is_time_to_look = (
                 stats.bytes > self._max_bytes
-                or stats.entries <= _FEW_ENTRIES
+                or stats.entries <= FEW_ENTRIES
                 or self._unseen_bytes >= self._max_bytes * _LOOK_EVERY
             )
         if is_time_to_look:
@@ -422,7 +422,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        deadline = time.monotonic() + _LOCK_WAIT_S
+        deadline = time.monotonic() + LOCK_WAIT_S
         while time.monotonic() < deadline:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

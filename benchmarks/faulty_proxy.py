@@ -35,7 +35,7 @@ class FaultyProxy:
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.seen: Callable[[str, bytes, Answer], None] | None = None
-        self._target = ""
+        self.target = ""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,7 +68,7 @@ class FaultyProxy:
                 kept = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
                 try:
                     given = self.session.request(
-                        self.command, proxy._target + self.path, data=body or None, allow_redirects=False, timeout=120,
+                        self.command, proxy.target + self.path, data=body or None, allow_redirects=False, timeout=120,
                         headers=kept | {"Accept-Encoding": "identity"},
                     )  # fmt: skip
                 except requests.RequestException as error:
@@ -97,7 +97,7 @@ class FaultyProxy:
 
     def lead_to(self, target: str) -> str:
         """Pass requests on to this server from now on; the address to use in its place."""
-        self._target = target
+        self.target = target
         return self.url
 
     def close(self) -> None:

@@ -84,13 +84,13 @@ class Sent:
     content_type: str
 
 
-def _places(body: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(body: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something can be changed; of long lists the first and last few items."""
     yield path
     items = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
     for number, (key, value) in enumerate(items):
         if number < 6 or isinstance(body, dict):
-            yield from _places(value, (*path, key))
+            yield from places(value, (*path, key))
 
 
 _SEEDS = [(one["method"], one["path"].rstrip("?"), one["body"]) for one in RECORDED if one["body"]] + [
@@ -98,7 +98,7 @@ _SEEDS = [(one["method"], one["path"].rstrip("?"), one["body"]) for one in RECOR
     for path in (BASE, f"{BASE}/1/retry", f"{BASE}/1/cancel", "/projects/1/quality")
     for form in _FORMS
 ]
-_PLACES = [list(_places(body)) for _, _, body in _SEEDS]
+_PLACES = [list(places(body)) for _, _, body in _SEEDS]
 _PIECES = [body[key] for _, _, body in _SEEDS for key in body]
 
 any_json = st.recursive(

@@ -234,7 +234,7 @@ class TestBound:
     def test_a_large_cache_is_not_looked_through_at_every_write(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cache_module, "_FEW_ENTRIES", 5)
+        monkeypatch.setattr(cache_module, "FEW_ENTRIES", 5)
         looks: list[Path] = []
         list_files = cache_module._files
 
@@ -473,7 +473,7 @@ class TestAtOnce:
         assert cache.stats.memory_bytes <= 0.35 * MB
 
     def test_a_stuck_evictor_does_not_stop_the_others(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cache_module, "_LOCK_WAIT_S", 0.05)
+        monkeypatch.setattr(cache_module, "LOCK_WAIT_S", 0.05)
         cache = disk_only(tmp_path, max_mb=0.3)
         with cache_module._locked(tmp_path / "evict.lock"):
             for number in range(4):

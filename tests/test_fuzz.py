@@ -103,7 +103,7 @@ def test_annotations_of_any_content_do_not_break_a_worker(backends: Backends, re
         for one in fuzzing.RECORDED
         if isinstance((one["body"] or {}).get("annotation"), dict)
     ]
-    seeds = [(number, place) for number, result in enumerate(results) for place in fuzzing._places(result) if place]
+    seeds = [(number, place) for number, result in enumerate(results) for place in fuzzing.places(result) if place]
 
     @settings(max_examples=max(1, CASES // 20), **quick)  # type: ignore[arg-type]
     @given(st.sampled_from(seeds), fuzzing.replacements)

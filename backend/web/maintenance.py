@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 5.0
 _RECONCILE_AGAIN_S = 15.0
 _WEBHOOK_TRIES = 12
-_PENDING_AGAIN_S = 30.0
+PENDING_AGAIN_S = 30.0
 _PENDING_AT_A_TIME = 100
 _LOOK_AGAIN_S = 6 * 3600.0
 
@@ -89,8 +89,8 @@ class Maintenance:
         """Queue annotations again that were announced and not taken in: the queue was away, or lost its data."""
         if time.monotonic() < self._pending_after:
             return
-        self._pending_after = time.monotonic() + _PENDING_AGAIN_S
-        for project_key, annotation_id in self._projects.store.left_pending(_PENDING_AGAIN_S, _PENDING_AT_A_TIME):
+        self._pending_after = time.monotonic() + PENDING_AGAIN_S
+        for project_key, annotation_id in self._projects.store.left_pending(PENDING_AGAIN_S, _PENDING_AT_A_TIME):
             self._queue.ingest_annotation(project_key, annotation_id)
 
     def propagate_due(self) -> None:

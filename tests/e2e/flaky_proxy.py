@@ -18,7 +18,7 @@ class FlakyProxy:
         self.answers_itself = False
         """True: every request gets an ingress' own 404, as if no Label Studio was behind it."""
         self.image_delay_s = 0.0
-        self._target = target
+        self.target = target
         self._lock = threading.Lock()
         proxy = self
 
@@ -33,7 +33,7 @@ class FlakyProxy:
                     self.end_headers()
                     self.wfile.write(refusal)
                     return
-                if proxy._is_cut("/data/upload/" in self.path):
+                if proxy.is_cut("/data/upload/" in self.path):
                     self.close_connection = True
                     self.connection.close()
                     return
@@ -42,7 +42,7 @@ class FlakyProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
                 answer = requests.request(
-                    self.command, proxy._target + self.path, data=body, headers=headers, allow_redirects=False,
+                    self.command, proxy.target + self.path, data=body, headers=headers, allow_redirects=False,
                     timeout=60,
                 )  # fmt: skip
                 self.send_response(answer.status_code)
@@ -64,7 +64,7 @@ class FlakyProxy:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def _is_cut(self, is_image: bool) -> bool:
+    def is_cut(self, is_image: bool) -> bool:
         with self._lock:
             if self.images_left is None:
                 return False

@@ -58,7 +58,7 @@ DOCUMENT = {
         {"id": 2, "image_id": 2, "category_id": 2, "segmentation": _rle(MASKS[2])},
     ],
 }
-PLACES = [place for place in fuzzing._places(DOCUMENT) if place]
+PLACES = [place for place in fuzzing.places(DOCUMENT) if place]
 
 
 def _run(write: Callable[[Path], object]) -> tuple[FakeLabelStudio, ImportReport | None]:

@@ -82,7 +82,7 @@ def test_what_was_announced_and_not_taken_in_is_queued_again(tmp_path: Path, mon
     maintenance = Maintenance(backend.projects, backend.queue)  # type: ignore[arg-type]
     maintenance.ingest_pending()
     assert backend.queue.jobs == [], "its job may just be running"
-    monkeypatch.setattr("backend.web.maintenance._PENDING_AGAIN_S", 0.0)
+    monkeypatch.setattr("backend.web.maintenance.PENDING_AGAIN_S", 0.0)
     Maintenance(backend.projects, backend.queue).ingest_pending()  # type: ignore[arg-type]
     assert backend.queue.jobs == [("ingest_annotation", ("1.2", 7))]
 
