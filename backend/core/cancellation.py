@@ -40,7 +40,7 @@ def check() -> None:
     """Raise if this thread's work is cancelled or out of time; costs a microsecond if no condition is set.
 
     Raises:
-        CancelledWorkError: it is not.
+        CancelledWorkError: the condition of an enclosing `cancellable` is true.
     """
     is_unwanted = getattr(_calling, "is_unwanted", None)
     if is_unwanted is not None and is_unwanted():

@@ -2,8 +2,8 @@
 
 A segmenter makes one object of one scribble. Two clicks on two coins mean two objects, two clicks on one dog mean one.
 So each mark is cut alone first; marks that lie on each other's masks are on one object and are cut together, and so are
-marks whose masks touch, unless they are sure. All marks are cut
-as one object if that is much surer and contains what each of them gave: one thing may be hard to cut.
+marks whose masks touch, unless they are sure. All marks are cut as one object if that is much surer and contains what
+each of them gave: one thing may be hard to cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
