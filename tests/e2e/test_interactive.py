@@ -89,6 +89,17 @@ def test_a_label_that_the_config_does_not_have_is_an_error_with_a_reason(small_p
     assert "Button" in small_project.backend.log()
 
 
+def test_text_choices_and_a_deleted_last_point_suggest_nothing(small_project: Project) -> None:
+    """With Auto-Annotation on, the editor sends the classification results of the whole image, or an empty list."""
+    of_image = {"from_name": "note", "to_name": "image", "origin": "manual"}
+    text = {**of_image, "id": "text-1", "type": "textarea", "value": {"text": ["a scratch"]}}
+    choice = {**of_image, "id": "choice-1", "type": "choices", "value": {"choices": ["good"]}}
+    encoded = small_project.backend.figure("softmatcher_stage_seconds_count", stage="encode")
+    for context in ([text], [choice, text], []):
+        assert small_project.interact(MARKED, *context) == []
+    assert small_project.backend.figure("softmatcher_stage_seconds_count", stage="encode") == encoded
+
+
 def test_the_second_call_on_an_image_takes_it_from_the_cache(small_project: Project) -> None:
     small_project.interact(MARKED, point_on(MARKED, 1))
     before = small_project.backend.figure("softmatcher_cache_hits_total")

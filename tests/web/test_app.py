@@ -267,6 +267,16 @@ def test_a_click_without_marks_is_answered_before_any_image_is_loaded(
     assert _predict(backend, [task]).json["results"][0]["result"], "a batch has no context at all"
 
 
+def test_an_annotation_of_text_and_choices_alone_loads_no_image(backend: Backend) -> None:
+    task = backend.label_studio.add_task(1, png(draw(red=RED_BOX)))
+    annotation = backend.label_studio.annotate(10, task["id"], [_TEXT, _CHOICE])
+    assert _announce(backend, "ANNOTATION_CREATED", annotation=annotation).status_code == 201
+    backend.work()
+    assert backend.label_studio.fetches == 0
+    (record,) = backend.projects.store.annotations(backend.label_studio.key)
+    assert record.problem is None
+
+
 def test_update_replaces_and_delete_removes(backend: Backend) -> None:
     _with_red_reference(backend)
     blue = backend.label_studio.add_task(2, png(draw(blue=(40, 5, 60, 20))))

@@ -11,6 +11,7 @@ from backend.errors import (
     NotFoundError,
     SoftmatcherError,
 )
+from backend.labelstudio.codec import is_mark
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImage, TaskImages, versions_from_json
@@ -66,6 +67,6 @@ class AnnotationImages:
 
 
 def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:
-    """Return the config's images that regions of a result are on."""
-    named = {str(region.get("to_name")) for region in result if isinstance(region, Mapping)}
+    """Return the config's images that regions of a result are on; text and choices of an image need no image."""
+    named = {str(region.get("to_name")) for region in result if isinstance(region, Mapping) and is_mark(region)}
     return [tag for tag in config.images if tag.name in named]
