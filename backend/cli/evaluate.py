@@ -90,21 +90,22 @@ def evaluate(
         ]
     run = reduce(VariantsResult.joined_with, runs)
     figures = run.to_json()
+    joint_table = ""
     if joint:
         from backend.evaluation.joint import evaluate_joint, joint_to_json
+        from backend.evaluation.markdown import joint_to_markdown
 
-        figures["joint"] = joint_to_json(
-            evaluate_joint(
-                directory, profile=profile, shots=shots, seeds=_numbers(seeds), limit=limit, labels=labels,
-                options=next(iter(variants.values())), is_complete=complete, load=engines[ranks[0]],
-            )
+        sets = evaluate_joint(
+            directory, profile=profile, shots=shots, seeds=_numbers(seeds), limit=limit, labels=labels,
+            options=next(iter(variants.values())), is_complete=complete, load=engines[ranks[0]],
         )  # fmt: skip
+        figures["joint"], joint_table = joint_to_json(sets), joint_to_markdown(sets)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
     if markdown is not None:
         markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(variants_to_markdown(run))
+        markdown.write_text("\n".join(filter(None, (variants_to_markdown(run), joint_table))))
     if sheets is not None:
         from backend.evaluation.contact_sheet import draw_contact_sheets
 
@@ -116,7 +117,7 @@ def evaluate(
     for name, result in run.variants.items():
         Console().print(_table(result, name))
     if joint:
-        Console().print_json(json.dumps(figures["joint"]))
+        typer.echo(joint_table)
     for kind, value in run.simulated_annotations.items():
         Console().print(f"mIoU, marked by {kind}: {value:.3f}")
 

@@ -1,7 +1,8 @@
 """Figures of an evaluation as Markdown tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from backend.evaluation.joint import JointSet, joint_to_json
 from backend.evaluation.run import EvaluationResult
 from backend.evaluation.variants import VariantsResult
 
@@ -39,6 +40,32 @@ def variants_to_markdown(result: VariantsResult) -> str:
             if name.split("/")[0] == set_name:
                 lines.append(_row(name, *(_of(figures, "classes", name) for figures in by_name.values())))
     return "\n".join(lines) + "\n"
+
+
+def joint_to_markdown(results: Sequence[JointSet]) -> str:
+    """Show labels together beside each alone: a row per set, then means by number of labels."""
+    figures = joint_to_json(results)
+    header = ("several labels", "labels", "mIoU alone", "together", "loss", "wrong labels per image")
+    lines = [_row(*header), _row("---", *("---:" for _ in header[1:]))]
+    lines += [_joint_row(one.name, one.labels, one.to_json()) for one in sorted(results, key=_exclusive_first)]
+    together = figures["occurring_together"]
+    for name, group in (
+        ("mean of labels that exclude each other", figures),
+        ("mean of labels that occur together", together),
+    ):
+        by_labels = group["by_labels"] if isinstance(group, Mapping) else {}
+        assert isinstance(by_labels, Mapping)
+        lines += [_joint_row(f"**{name}**", int(count), means) for count, means in by_labels.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _exclusive_first(one: JointSet) -> tuple[bool, str]:
+    return not one.is_exclusive, one.name
+
+
+def _joint_row(name: str, labels: int, figures: Mapping[str, object]) -> str:
+    keys = ("alone_miou", "miou", "loss", "wrong_labels_per_image")
+    return _row(name, str(labels), *(_number(figures[key]) for key in keys))
 
 
 def _row(*cells: str) -> str:
