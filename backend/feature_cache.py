@@ -314,8 +314,8 @@ class FeatureCache:
     def _evict(self) -> None:
         """Remove unfinished files that their writer left, then the least recently used until the bound is kept."""
         evicted = 0
-        with _locked(self._folder / "evict.lock"):
-            files = sorted(_files(self._folder))
+        with locked(self._folder / "evict.lock"):
+            files = sorted(list_entries(self._folder))
             total_bytes = sum(file.size_bytes for file in files)
             left_before_ns = time.time_ns() - int(_UNFINISHED_KEPT_S * 1e9)
             goal_bytes = self._max_bytes * _EVICT_TO if total_bytes > self._max_bytes else self._max_bytes
@@ -400,7 +400,8 @@ def _signature_folders(folder: Path) -> list[str]:
         return []
 
 
-def _files(folder: Path) -> Iterator[_File]:
+def list_entries(folder: Path) -> Iterator[_File]:
+    """Return the files of a cache, those of other processes and unfinished ones too."""
     for signature_folder in _signature_folders(folder):
         # Files and folders may go while they are looked at: another process evicts too.
         with suppress(OSError), os.scandir(signature_folder) as entries:
@@ -413,7 +414,7 @@ def _files(folder: Path) -> Iterator[_File]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Keep others from evicting the same files for nothing; after 2 s, or without a lock file, go on anyway."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -29,7 +29,7 @@ from backend.models.sam.options import SamOptions, SelectionOptions
 from backend.models.sam.segmenter import sam_segmenter
 from backend.projects.composition import Projects
 from backend.projects.model_host import Models
-from backend.projects.model_scheduler import Priority, _Waiter
+from backend.projects.model_scheduler import Priority, Waiter
 from backend.settings import load_settings
 from backend.store import Store
 from backend.web.app import create_app
@@ -81,7 +81,7 @@ class Report:
     prefetched: dict[str, float] = field(default_factory=dict)
 
 
-class _Watch(list[_Waiter]):
+class _Watch(list[Waiter]):
     """The gate's queue, which notes under the gate's own lock when calls came into it and when they were let in."""
 
     def __init__(self, models: Models) -> None:
@@ -90,14 +90,14 @@ class _Watch(list[_Waiter]):
         self._held_s: list[float] = [0.0]
         self.calls: list[tuple[bool, float, float]] = []
         self._turn = models.scheduler.slot
-        models.scheduler._waiters = self
+        models.scheduler.waiters = self
         models.scheduler.slot = self.slot  # type: ignore[method-assign]
 
-    def append(self, waiter: _Waiter) -> None:
+    def append(self, waiter: Waiter) -> None:
         self._came[waiter.number] = time.perf_counter()
         super().append(waiter)
 
-    def remove(self, waiter: _Waiter) -> None:
+    def remove(self, waiter: Waiter) -> None:
         is_interactive = waiter.place[0] == Priority.INTERACTIVE
         super().remove(waiter)
         self.calls.append((is_interactive, self._came.pop(waiter.number), time.perf_counter()))

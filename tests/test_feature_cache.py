@@ -236,13 +236,13 @@ class TestBound:
     ) -> None:
         monkeypatch.setattr(cache_module, "FEW_ENTRIES", 5)
         looks: list[Path] = []
-        list_files = cache_module._files
+        list_files = cache_module.list_entries
 
         def note(folder: Path) -> Any:
             looks.append(folder)
             return list_files(folder)
 
-        monkeypatch.setattr(cache_module, "_files", note)
+        monkeypatch.setattr(cache_module, "list_entries", note)
         cache = disk_only(tmp_path, max_mb=32)
         for number in range(45):
             cache.put(key(number), encoded(number))
@@ -475,7 +475,7 @@ class TestAtOnce:
     def test_a_stuck_evictor_does_not_stop_the_others(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cache_module, "LOCK_WAIT_S", 0.05)
         cache = disk_only(tmp_path, max_mb=0.3)
-        with cache_module._locked(tmp_path / "evict.lock"):
+        with cache_module.locked(tmp_path / "evict.lock"):
             for number in range(4):
                 cache.put(key(number), encoded(number))
         assert sum(path.stat().st_size for path in on_disk(tmp_path)) <= 0.3 * MB

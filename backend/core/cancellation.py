@@ -25,6 +25,10 @@ class WorkTimeoutError(Exception):
     """
 
 
+class TimeLimitError(BadInputError):
+    """Raised where one input's work has used up the time that a `time_limit` gives it."""
+
+
 @contextmanager
 def cancellable(is_unwanted: Callable[[], bool]) -> Iterator[None]:
     """Let `check` raise inside the block as soon as `is_unwanted` (or an enclosing block's condition) is true."""
@@ -57,7 +61,7 @@ def time_limit(until: float, message: str, *, clock: Callable[[], float] = time.
         clock: of seconds; by default this thread's processor time, so that a busy machine makes nothing too long.
 
     Raises:
-        BadInputError: with the message, from `check`.
+        TimeLimitError: with the message, from `check`.
         CancelledWorkError: an enclosing block's condition is true.
     """
     try:
@@ -65,7 +69,7 @@ def time_limit(until: float, message: str, *, clock: Callable[[], float] = time.
             yield
     except CancelledWorkError as error:
         check()
-        raise BadInputError(message) from error
+        raise TimeLimitError(message) from error
 
 
 @contextmanager

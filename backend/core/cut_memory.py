@@ -29,6 +29,10 @@ class CutMemory:
         self._lock = threading.Lock()
         self._kept: WeakKeyDictionary[EncodedImage, OrderedDict[bytes, _Kept | None]] = WeakKeyDictionary()
 
+    def __len__(self) -> int:
+        """Return the number of images that masks are kept of."""
+        return len(self._kept)
+
     def get_or_cut(
         self, encoded: EncodedImage, scribble: Scribble, cut: Callable[[], ScoredMask | None]
     ) -> ScoredMask | None:

@@ -64,7 +64,7 @@ class RefusedError(Exception):
 
 def serve(connection: socket.socket) -> None:
     """Answer requests until the other side is gone."""
-    own_bytes = _own_bytes()
+    own_bytes = own_memory_bytes()
     connection.sendall(READY)
     with connection.makefile("rb") as requests:
         while len(head := requests.read(REQUEST.size)) == REQUEST.size:
@@ -132,7 +132,7 @@ def _decoded(
     with PIL.Image.open(BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         _check_size(width, height, max_pixels)
-        _check_tiles(image)
+        check_tiles(image)
         _bound_memory(own_bytes, len(data), width * height)
         kind = str(image.format)
         image.load()  # first: Pillow turns TIFFs itself while it loads them, and then drops their orientation
@@ -198,7 +198,7 @@ def _check_scans(data: bytes) -> None:
             position += int.from_bytes(data[position : position + 2], "big")
 
 
-def _check_tiles(image: PIL.Image.Image) -> None:
+def check_tiles(image: PIL.Image.Image) -> None:
     """Refuse a TIFF whose tiles are far larger than the picture.
 
     Raises:
@@ -225,7 +225,8 @@ def _bound_memory(own_bytes: int | None, file_bytes: int, pixels: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _own_bytes() -> int | None:
+def own_memory_bytes() -> int | None:
+    """Return the address space that this process has by now; None where the system does not tell."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

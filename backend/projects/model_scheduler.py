@@ -24,7 +24,9 @@ class Priority(IntEnum):
 
 
 @dataclass(eq=False)
-class _Waiter:
+class Waiter:
+    """A call in the queue, with what its place depends on."""
+
     priority: Priority
     number: int
     is_urgent: Callable[[], bool] | None = None
@@ -32,6 +34,7 @@ class _Waiter:
 
     @property
     def place(self) -> tuple[int, int]:
+        """Return what the queue is sorted by: priority, then number."""
         if self.is_urgent is not None and self.is_urgent():
             return Priority.INTERACTIVE, self.number
         return self.priority, self.number
@@ -53,13 +56,19 @@ class ModelScheduler:
         self._most_waiting = most_waiting
         self._condition = threading.Condition()
         self._free = at_a_time
-        self._waiters: list[_Waiter] = []
+        self.waiters: list[Waiter] = []
+        """The queue; benchmarks put a list of their own here, which notes who comes and goes."""
         self._count = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether every slot is held."""
+        return not self._free
 
     @property
     def is_wanted(self) -> bool:
         """Return whether a call that a person or a batch waits for is in the queue: a prefetch then gives way."""
-        return any(waiter.priority < Priority.PREFETCH for waiter in self._waiters)
+        return any(waiter.priority < Priority.PREFETCH for waiter in self.waiters)
 
     @contextmanager
     def slot(
@@ -91,22 +100,22 @@ class ModelScheduler:
 
     def _wait(self, priority: Priority, is_urgent: Callable[[], bool] | None) -> None:
         with self._condition:
-            if len(self._waiters) >= self._most_waiting:
+            if len(self.waiters) >= self._most_waiting:
                 raise ModelUnavailableError(
-                    f"the models are busy: {len(self._waiters)} calls wait for them already; try again in some seconds"
+                    f"the models are busy: {len(self.waiters)} calls wait for them already; try again in some seconds"
                 )
             self._count += 1
-            waiter = _Waiter(priority, self._count, is_urgent)
-            self._waiters.append(waiter)
-            self._metrics.scheduler_waiting.set(len(self._waiters))
+            waiter = Waiter(priority, self._count, is_urgent)
+            self.waiters.append(waiter)
+            self._metrics.scheduler_waiting.set(len(self.waiters))
             try:
-                while not self._free or min(self._waiters, key=lambda one: one.place) is not waiter:
+                while not self._free or min(self.waiters, key=lambda one: one.place) is not waiter:
                     self._condition.wait(_LOOK_EVERY_S)
                     cancellation.check()
                 cancellation.check()
                 self._free -= 1
             finally:
-                self._waiters.remove(waiter)
-                self._metrics.scheduler_waiting.set(len(self._waiters))
+                self.waiters.remove(waiter)
+                self._metrics.scheduler_waiting.set(len(self.waiters))
                 self._condition.notify_all()
         self._metrics.scheduler_seconds.labels(priority.name.lower()).observe(time.perf_counter() - waiter.since)

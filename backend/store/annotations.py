@@ -25,7 +25,12 @@ class AnnotationStore(Database):
     """Annotations; a part of `Store`. Every method is one short transaction."""
 
     def replace_references(
-        self, annotation: AnnotationRecord, references: Sequence[NewReference], *, unread: Collection[str] = ()
+        self,
+        annotation: AnnotationRecord,
+        references: Sequence[NewReference],
+        *,
+        unread: Collection[str] = (),
+        unread_labels: Collection[tuple[str, str]] = (),
     ) -> bool:
         """Make these the only references of an annotation, all or none.
 
@@ -34,6 +39,7 @@ class AnnotationStore(Database):
             references: of it.
             unread: image tags whose image cannot be had now. If the annotation itself has not changed, its references
                 there are kept: nobody knows any better.
+            unread_labels: image tag and label of marks that could not be read now; their references are kept likewise.
 
         Returns:
             False, and nothing is changed, if the store knows a newer state: the annotation updated later, or
@@ -57,16 +63,15 @@ class AnnotationStore(Database):
             )
             last = connection.scalar(sa.select(tables.annotations.c.content_digest).where(mine))
             row = {**vars(annotation), "updated_us": updated_us}
-            if unread and last == annotation.content_digest:
+            if (unread or unread_labels) and last == annotation.content_digest:
                 connection.execute(sa.update(tables.annotations).where(mine).values(row))
                 replaced = (tables.references.c.project_key == annotation.project_key) & (
                     tables.references.c.annotation_id == annotation.annotation_id
                 )
-                connection.execute(
-                    sa.delete(tables.references).where(
-                        replaced, tables.references.c.image_tag.not_in(sorted(set(unread)))
-                    )
-                )
+                tag, label = tables.references.c.image_tag, tables.references.c.label
+                of_labels = [(tag == image_tag) & (label == name) for image_tag, name in sorted(set(unread_labels))]
+                is_kept = sa.or_(tag.in_(sorted(set(unread))), *of_labels)
+                connection.execute(sa.delete(tables.references).where(replaced, ~is_kept))
             else:
                 connection.execute(sa.delete(tables.annotations).where(mine))
                 connection.execute(sa.insert(tables.annotations).values(row))

@@ -65,7 +65,7 @@ def test_the_oldest_go_where_masks_take_too_much_and_all_with_their_image(monkey
         memory.get_or_cut(image, point(x), lambda: ScoredMask(mask(0), 0.5))
     assert memory.get_or_cut(image, point(5), never) is not None
     assert memory.get_or_cut(image, point(0), lambda: None) is None
-    assert len(memory._kept) == 1
+    assert len(memory) == 1
     del image
     gc.collect()
-    assert len(memory._kept) == 0
+    assert len(memory) == 0

@@ -118,7 +118,7 @@ def exported(drawn: int, run: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _own_export(label_studio: LabelStudio, project: int, kind: str) -> zipfile.ZipFile:
-    answer = label_studio._session.get(f"{label_studio.url}/api/projects/{project}/export?exportType={kind}")
+    answer = label_studio.session.get(f"{label_studio.url}/api/projects/{project}/export?exportType={kind}")
     assert answer.ok, answer.text
     return zipfile.ZipFile(io.BytesIO(answer.content))
 

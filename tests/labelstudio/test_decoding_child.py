@@ -106,9 +106,9 @@ def test_memory_is_bounded_by_the_size_that_a_file_declares() -> None:
     code = """
 from backend.labelstudio import decoding_child as child
 from tests.labelstudio.bombs import tiff_with_a_huge_tile
-child._check_tiles = lambda image: None
+child.check_tiles = lambda image: None
 import PIL.Image; PIL.Image.init()
-print(list(child.answer(tiff_with_a_huge_tile(), 1e6, False, child._own_bytes()))[-1])
+print(list(child.answer(tiff_with_a_huge_tile(), 1e6, False, child.own_memory_bytes()))[-1])
 print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 """
     done = subprocess.run(script(code), capture_output=True, text=True, check=True, timeout=120)

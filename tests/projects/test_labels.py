@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from backend.core.cancellation import TimeLimitError
+from backend.core.types import EncodedImage
+from backend.engine.softmatcher import Softmatcher
 from backend.jobs import tasks
+from backend.labelstudio.label_prompts import LabelPrompts
 from backend.projects.prediction import interactive
-from backend.projects.references import ingestion
+from backend.projects.references import ingestion, reconciliation, reference_mask
 from testing.fakes import Backend, FakeLabelStudio, draw, make_backend, png
 
 BOX, ELSEWHERE = (10, 10, 30, 30), (40, 5, 60, 20)
@@ -124,6 +128,36 @@ def test_marks_that_take_too_long_are_their_annotations_problem(
     monkeypatch.undo()
     assert backend.projects.references.reconcile(key) == {"seen": 2, "unchanged": 1, "references": 1}
     assert sorted(one.label for one in store.list_references(key)) == ["Coin", "Other (defect)"]
+
+
+def test_marks_that_take_too_long_now_keep_the_reference_that_they_gave(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ingest(backend, point("on_defect", "Other", 20, 20), point("on_material", "Coin", 50, 10))
+    store = backend.projects.store
+    before = {one.label: one.id for one in store.list_references(key)}
+    assert sorted(before) == ["Coin", "Other (defect)"]
+    cut = reference_mask.reference_mask
+
+    def cut_in_time(softmatcher: Softmatcher, encoded: EncodedImage, prompts: LabelPrompts) -> object:
+        if prompts.label == "Coin":
+            raise TimeLimitError("must be cut within 60 s")
+        return cut(softmatcher, encoded, prompts)
+
+    monkeypatch.setattr(ingestion, "reference_mask", cut_in_time)
+    # Another reading, as after a change of the settings, makes every reference again.
+    monkeypatch.setattr(ingestion, "reading_of", lambda *_: "another")
+    monkeypatch.setattr(reconciliation, "reading_of", lambda *_: "another")
+    assert backend.projects.references.reconcile(key) == {"seen": 1, "unchanged": 0, "references": 1}
+    after = {one.label: one.id for one in store.list_references(key)}
+    assert sorted(after) == ["Coin", "Other (defect)"]
+    assert after["Coin"] == before["Coin"]
+    (record,) = store.annotations(key)
+    assert "label 'Coin': must be cut within 60 s" in str(record.problem)
+    # A changed annotation is another matter: its earlier marks may be gone.
+    backend.label_studio.annotate(10, 1, [point("on_material", "Coin", 52, 12)])
+    assert backend.projects.references.reconcile(key) == {"seen": 1, "unchanged": 0, "failed": 1}
+    assert store.list_references(key) == []
 
 
 def test_a_click_whose_marks_take_too_long_is_told(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

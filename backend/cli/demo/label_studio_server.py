@@ -86,8 +86,8 @@ class LabelStudio:
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url
-        self._session = Session()
-        self._session.headers["Authorization"] = f"Token {token}"
+        self.session = Session()
+        self.session.headers["Authorization"] = f"Token {token}"
 
     def __enter__(self) -> "LabelStudio":
         return self
@@ -97,21 +97,21 @@ class LabelStudio:
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
+        self.session.close()
 
     @contextmanager
     def authorized(self, authorization: str) -> Iterator[None]:
         """Inside, calls carry this Authorization header."""
-        before = self._session.headers["Authorization"]
-        self._session.headers["Authorization"] = authorization
+        before = self.session.headers["Authorization"]
+        self.session.headers["Authorization"] = authorization
         try:
             yield
         finally:
-            self._session.headers["Authorization"] = before
+            self.session.headers["Authorization"] = before
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Call the API and return its answer: the JSON of the answer, None if it is empty."""
-        answer = self._session.request(method, f"{self.url}{path}", timeout=180, **arguments)
+        answer = self.session.request(method, f"{self.url}{path}", timeout=180, **arguments)
         if not answer.ok:
             raise LabelStudioError(f"Label Studio: {method} {path}: {answer.status_code} {answer.text[:1000]}")
         return answer.json() if answer.content else None

@@ -41,7 +41,12 @@ class CudaGraphCache:
         self._seen: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, CudaGraph] = {}
         self._pool: Any = None
-        self._is_off = False
+        self.is_off = False
+        """Whether a pass could not be recorded: none is from then on."""
+
+    def __len__(self) -> int:
+        """Return the number of kinds of passes that are recorded."""
+        return len(self._recorded)
 
     def of(self, kind: Hashable, batch: Tensor, forward: Pass) -> "CudaGraph | None":
         """Return the CUDA graph of a kind of pass; None if there is none yet.
@@ -57,7 +62,7 @@ class CudaGraphCache:
         return self._recorded.get(key)
 
     def _is_worth_it(self, key: Hashable) -> bool:
-        if self._is_off or len(self._recorded) >= _MOST:
+        if self.is_off or len(self._recorded) >= _MOST:
             return False
         self._seen[key] += 1
         if self._seen[key] <= _AFTER:
@@ -78,7 +83,7 @@ class CudaGraphCache:
         except RuntimeError as error:
             # Memory, or something in the network that cannot be recorded: passes go on kernel by kernel.
             logger.info("%s: passes are not recorded as CUDA graphs (%s)", self._device, str(error).splitlines()[0])
-            self._is_off = True
+            self.is_off = True
             return
         self._recorded[key] = CudaGraph(graph, own, answer)
 

@@ -39,32 +39,42 @@ class DeviceRunner:
         device: where it goes.
         uses_half: see above.
         is_urgent: its kernels take precedence over those of other networks.
+        transfers: how items reach the device; None: by pinned memory on CUDA, not at all on a CPU.
     """
 
     def __init__(
-        self, network: nn.Module, device: torch.device, *, uses_half: bool = True, is_urgent: bool = False
+        self,
+        network: nn.Module,
+        device: torch.device,
+        *,
+        uses_half: bool = True,
+        is_urgent: bool = False,
+        transfers: Transfers | None = None,
     ) -> None:
         self.device = device
         self.on_forward: Callable[[float], None] | None = None
         """Gets the seconds that the device took for each call in `timed`; for benchmarks."""
-        self._uses_half = uses_half
+        self.uses_half = uses_half
+        """Whether passes run under autocast; may be set between passes."""
+        self.half_dtype = torch.float32
+        """The type of autocast; may be set between passes."""
         self._network = network.eval().requires_grad_(False).to(device)
         self._on_cpu: nn.Module | None = None
         self._lock = threading.Lock()
         self._launching = threading.Lock()
         self._unreported: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._amp_dtype = torch.float32
         self._stream: torch.cuda.Stream | None = None
-        self._transfers: Transfers | None = None
-        self._recorded: CudaGraphCache | None = None
+        self._transfers = transfers
+        self.recordings: CudaGraphCache | None = None
+        """Recorded passes; None on a CPU."""
         if device.type == "cuda":
-            self._amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            self.half_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             for part in self._network.modules():
                 if isinstance(part, nn.Conv2d):
                     part.to(memory_format=torch.channels_last)
             self._stream = torch.cuda.Stream(device, priority=-1 if is_urgent else 0)  # type: ignore[no-untyped-call]
-            self._transfers = Transfers(self._stream)
-            self._recorded = CudaGraphCache(device, self._stream)
+            self._transfers = transfers or Transfers(self._stream)
+            self.recordings = CudaGraphCache(device, self._stream)
             # The weights were copied in another stream.
             torch.cuda.synchronize(device)
 
@@ -138,8 +148,8 @@ class DeviceRunner:
             with self._launching:
                 batch = assemble([transfers.to_device(one, device) for one in pinned])
                 forward: Pass = partial(call, network)
-                if kind is not None and self._recorded is not None:
-                    forward = self._recorded.of(kind, batch, forward) or forward
+                if kind is not None and self.recordings is not None:
+                    forward = self.recordings.of(kind, batch, forward) or forward
                 return transfers.to_host(self.timed(device, lambda: forward(batch)))
 
         # Nothing is waited for between two passes: the device has the next one when it is done with this one.
@@ -211,10 +221,10 @@ class DeviceRunner:
         forward: PartCall[R],
         finish: Callable[[R, slice], list[T]],
     ) -> list[T]:
-        uses_half = self._uses_half and device.type == "cuda"
+        uses_half = self.uses_half and device.type == "cuda"
         stream = torch.cuda.stream(self._stream if device.type == "cuda" else None)
         with torch.inference_mode(), stream:
-            with torch.autocast(device.type, self._amp_dtype, enabled=uses_half):
+            with torch.autocast(device.type, self.half_dtype, enabled=uses_half):
                 answer = forward(network, device, part)
             return finish(answer, part)
 

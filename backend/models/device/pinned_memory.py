@@ -40,6 +40,11 @@ class Transfers:
         self._lock = threading.Lock()
         self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return the size of the pinned memory that waits for its next use."""
+        return sum(one.nbytes for free in self._free.values() for one in free)
+
     def pin(self, item: Tensor) -> Tensor:
         """Return a copy in pinned memory."""
         return copy_into(item, self._pinned(item))
@@ -63,7 +68,7 @@ class Transfers:
                 # Shapes of late come last: those of images that are not seen any more are let go first.
                 free = self._free.pop((one.shape, one.dtype), [])
                 self._free[one.shape, one.dtype] = [*free, one]
-            while sum(one.nbytes for free in self._free.values() for one in free) > self._most_bytes:
+            while self.kept_bytes > self._most_bytes:
                 self._free.pop(next(iter(self._free)))
 
     def _pinned(self, like: Tensor) -> Tensor:

@@ -183,13 +183,25 @@ class TimmEncoder:
         scale = min(self._options.side_px / math.sqrt(height * width), self._options.longest_px / max(height, width))
         return max(round(height * scale / patch[0]), 1) * patch[0], max(round(width * scale / patch[1]), 1) * patch[1]
 
+    def blank_features(self, input_hw: tuple[int, int]) -> Tensor:
+        """Return the features of an image of the mean colour, as they are before positional directions are taken off.
+
+        Args:
+            input_hw: whole patches, px.
+
+        Returns:
+            (H_p, W_p, D) float32.
+        """
+        # The mean colour of the model's training images: normalised, it is zero.
+        return self._features_async([self._mean.expand(*input_hw, 3).contiguous()], None, torch.float32)()[0]
+
     def _features_async(
         self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype
     ) -> Callable[[], list[Tensor]]:
         hw = inputs[0].shape[0], inputs[0].shape[1]
 
         def forward(network: nn.Module, batch: Tensor) -> Tensor:
-            raw = forward_features(network, self._normalised(batch))
+            raw = forward_features(network, self.normalised(batch))
             # Unit length to float32's precision, whatever the network ran in.
             with torch.autocast(raw.device.type, enabled=False):
                 features = F.normalize(self._grid.read(raw, hw).float(), dim=-1)
@@ -201,7 +213,7 @@ class TimmEncoder:
         kind = dtype if basis is None else None
         return self.runner.run_async(inputs, forward, at_once=self.batch_size, kind=kind)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def normalised(self, pixels: Tensor) -> Tensor:
         """Return (B, h, w, 3) uint8 as (B, 3, h, w) float32, normalised as timm expects it."""
         mean, std = self._colours.on(pixels.device)
         return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
@@ -212,10 +224,7 @@ class TimmEncoder:
             known = self._bases.get(input_hw)
         if known is not None:
             return known
-        # The mean colour of the model's training images: normalised, it is zero.
-        blank = self._mean.expand(*input_hw, 3).contiguous()
-        features = self._features_async([blank], None, torch.float32)()[0]
-        basis = positional_basis(features, self._options.positional_rank)
+        basis = positional_basis(self.blank_features(input_hw), self._options.positional_rank)
         with self._lock:
             self._bases[input_hw] = basis
             while len(self._bases) > _KEPT_BASES:

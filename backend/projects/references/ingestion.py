@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backend.core.cancellation import WorkTimeoutError, time_limit
+from backend.core.cancellation import TimeLimitError, WorkTimeoutError, time_limit
 from backend.core.references import MaskUncertainty
 from backend.core.types import Mask
 from backend.engine.softmatcher import Softmatcher
@@ -71,13 +71,14 @@ class Ingestion:
         images: dict[str, TaskImage] = {}
         unread: dict[str, SoftmatcherError] = {}
         kept: set[str] = set()
+        uncut: set[tuple[str, str]] = set()
         config: LabelConfig | None = None
         try:
             if not annotation.get("was_cancelled") and annotation.get("result"):
                 config = parse_label_config(project.label_config)
                 images, unread = self._images.load(project, config, task, annotation["result"])
                 problems += [f"image {tag_name!r}: {error}" for tag_name, error in unread.items()]
-                references = self._describe(softmatcher, project, config, annotation["result"], images, problems)
+                references = self._describe(softmatcher, project, config, annotation["result"], images, problems, uncut)
         except (LabelStudioUnavailableError, ModelUnavailableError, StoreUnavailableError):
             raise
         except SoftmatcherError as error:
@@ -103,7 +104,7 @@ class Ingestion:
         )
         for problem in problems:
             logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, problem)
-        if not self._store.replace_references(record, references, unread={*unread, *kept}):
+        if not self._store.replace_references(record, references, unread={*unread, *kept}, unread_labels=uncut):
             return "superseded"
         if tries_again and any(isinstance(error, LabelStudioUnavailableError) for error in unread.values()):
             self._store.mark_for_reconcile(project.key)  # a host of images that is down for a minute needs nobody
@@ -119,6 +120,7 @@ class Ingestion:
         result: Sequence[Any],
         images: Mapping[str, TaskImage],
         problems: list[str],
+        uncut: set[tuple[str, str]],
     ) -> list[NewReference]:
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
         read = read_regions(result, config, sizes_hw, joins_masks=True)
@@ -133,7 +135,7 @@ class Ingestion:
         cut_until = time.thread_time() + MOST_CUTTING_S
         for to_name, image in images.items():
             marks = [mark for mark in marked if mark.to_name == to_name]
-            references += self._describe_image(softmatcher, project, to_name, image, marks, problems, cut_until)
+            references += self._describe_image(softmatcher, project, to_name, image, marks, problems, uncut, cut_until)
         return references
 
     def _describe_image(
@@ -144,6 +146,7 @@ class Ingestion:
         image: TaskImage,
         marks: Sequence[LabelPrompts],
         problems: list[str],
+        uncut: set[tuple[str, str]],
         cut_until: float,
     ) -> list[NewReference]:
         masks: dict[str, Mask] = {}
@@ -154,6 +157,8 @@ class Ingestion:
                     mask, uncertainties[mark.label] = reference_mask(softmatcher, image.encoded, mark)
             except BadInputError as error:
                 problems.append(f"label {mark.label!r}: {error}")
+                if isinstance(error, TimeLimitError):
+                    uncut.add((to_name, mark.label))  # what it gave before stays: a slower hour says nothing of it
                 continue
             if mask is None or not mask.any():
                 problems.append(f"label {mark.label!r}: no object was found at the scribble; draw more of it")

@@ -72,9 +72,9 @@ def test_the_gpu_is_what_auto_means() -> None:
 def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float) -> None:
     expected, found = _encoder(CPU, name), _encoder(CUDA, name)
     if half is None:
-        found.runner._uses_half = False
+        found.runner.uses_half = False
     else:
-        found.runner._amp_dtype = half
+        found.runner.half_dtype = half
     images = [_image(), _image(1, 96, 60), _image(2), _image(3)]
     for one, other in zip(expected.encode_batch(images), found.encode_batch(images), strict=True):
         assert other.device == CPU
@@ -89,7 +89,7 @@ def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float
 
 def test_positional_directions_are_gone_there_too() -> None:
     expected, found = _encoder(CPU, positional_rank=3), _encoder(CUDA, positional_rank=3)
-    found.runner._uses_half = False
+    found.runner.uses_half = False
     assert float((expected.encode(_image()) * found.encode(_image())).sum(dim=-1).min()) > 0.9999
 
 
@@ -99,7 +99,7 @@ def test_embeddings_and_masks_are_the_cpus() -> None:
     embedding, on_cuda = expected.embed(image), found.embed(image)
     apart = np.abs(np.asarray(embedding["image_embedding"]) - np.asarray(on_cuda["image_embedding"])).max()
     assert 0 < apart < 0.1  # bfloat16
-    found.embedder.runner._uses_half = False
+    found.embedder.runner.uses_half = False
     exact = np.asarray(found.embed(image)["image_embedding"], np.float32)
     np.testing.assert_allclose(
         exact, np.asarray(embedding["image_embedding"], np.float32), atol=5e-3
@@ -250,8 +250,8 @@ def test_what_is_queued_before_it_is_waited_for_gets_its_own_answers() -> None:
 
 
 def _recorded(runner: DeviceRunner) -> CudaGraphCache:
-    assert runner._recorded is not None
-    return runner._recorded
+    assert runner.recordings is not None
+    return runner.recordings
 
 
 @pytest.mark.parametrize("name", [DINOV2, DINOV2_REGISTERS, DINOV3])
@@ -260,7 +260,7 @@ def test_recorded_passes_say_what_passes_say(name: str) -> None:
     images = [_image(seed, *((HEIGHT, WIDTH) if seed % 2 else (WIDTH, HEIGHT))) for seed in range(6)]
     features, embeddings = encoder.encode_batch(images), segmenter.embed_batch(images)
     recorded = [_recorded(one) for one in (encoder.runner, segmenter.embedder.runner)]
-    assert all(not one._recorded for one in recorded)
+    assert all(len(one) == 0 for one in recorded)
     for _ in range(4):
         for before, one in zip(features, encoder.encode_batch(images), strict=True):
             torch.testing.assert_close(one, before, atol=1e-5, rtol=0)
@@ -270,8 +270,8 @@ def test_recorded_passes_say_what_passes_say(name: str) -> None:
             np.testing.assert_allclose(first, second, atol=2e-3)
     # Two shapes, of two and of one image, unless the network waits for the CPU; SAM's input is square.
     waits = name == DINOV3
-    assert [len(one._recorded) for one in recorded] == [0 if waits else 4, 2]
-    assert [one._is_off for one in recorded] == [waits, False]
+    assert [len(one) for one in recorded] == [0 if waits else 4, 2]
+    assert [one.is_off for one in recorded] == [waits, False]
 
 
 def test_what_cannot_be_recorded_runs_kernel_by_kernel(caplog: pytest.LogCaptureFixture) -> None:
@@ -307,7 +307,7 @@ def test_threads_that_record_get_their_own_answers() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))
-    assert len(_recorded(on_device)._recorded) == 3
+    assert len(_recorded(on_device)) == 3
 
 
 def test_benchmarks_are_told_what_the_gpu_took_and_no_copies() -> None:

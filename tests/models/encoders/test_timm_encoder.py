@@ -39,7 +39,7 @@ def test_patches_are_those_of_timms_own_forward(name: str, patch: int, prefix: i
     network = encoder.runner.network
     image = _image()
     features = encoder.encode(image)
-    inputs = encoder._normalised(encoder.prepare(image)[None])[0]
+    inputs = encoder.normalised(encoder.prepare(image)[None])[0]
     assert inputs.shape[1] % patch == 0
     assert inputs.shape[2] % patch == 0
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def test_input_is_what_timm_expects() -> None:
     image = np.full((height, width, 3), (124, 116, 104), np.uint8)
     mean, std = timm.get_pretrained_cfg(DINOV2).mean, timm.get_pretrained_cfg(DINOV2).std
     expected = (torch.tensor([124, 116, 104]) / 255 - torch.tensor(mean)) / torch.tensor(std)
-    torch.testing.assert_close(encoder._normalised(encoder.prepare(image)[None])[0, :, 0, 0], expected)
+    torch.testing.assert_close(encoder.normalised(encoder.prepare(image)[None])[0, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (100, 1000), (1, 1), (37, 41)])
@@ -180,15 +180,14 @@ def test_positional_directions_are_gone() -> None:
     plain, without = _encoder(), _encoder(positional_rank=4)
     assert plain.signature != without.signature
     features = without.encode(_image())
-    blank = plain._mean.expand(*plain.input_hw(90, 150), 3).contiguous()
-    basis = positional_basis(plain._features_async([blank], None, torch.float32)()[0], 4)
+    basis = positional_basis(plain.blank_features(plain.input_hw(90, 150)), 4)
     assert float((features @ basis).abs().max()) < 1e-5
 
 
 def test_a_blank_image_keeps_nothing_of_the_directions_taken_out() -> None:
     """They are its own leading ones: what is left of it holds none, and less of it the more are taken."""
     plain = _encoder()
-    blank = plain.encode_async([plain._mean.expand(112, 112, 3).contiguous()])()[0].flatten(0, 1)
+    blank = plain.blank_features((112, 112)).flatten(0, 1)
     left = []
     for rank in (1, 4, 16):
         basis = positional_basis(blank.reshape(8, 8, -1), rank)

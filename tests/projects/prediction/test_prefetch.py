@@ -110,7 +110,7 @@ def test_a_click_is_not_held_up_by_a_prefetch(project: Backend, slow: SlowSoftma
     _click(project, 1)
     slow.step_s = 0.1
     _open(project, 2)
-    assert _within(5, lambda: not project.projects.models.scheduler._free)
+    assert _within(5, lambda: project.projects.models.scheduler.is_full)
     slow.step_s = 0.01
     assert _click(project, 1).status_code == 200
     assert _count(project.projects, "interrupted") >= 1
