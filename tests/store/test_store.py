@@ -110,7 +110,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
 
 
@@ -374,7 +374,7 @@ class TestDigest:
         code = "import sys; from backend.store import Store; s = Store(sys.argv[1]); s.create_tables();"
         code += f"print(s.references_digest({KEY!r}, None, {SIGNATURE!r}), end=''); s.close()"
         process = run_python(code, url)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=180)
         assert output == digest(store), errors
 
     def test_reads_an_index_and_never_the_blobs(self, sqlite_url: str) -> None:
