@@ -137,6 +137,11 @@ class ColourSoftmatcher:
         known = np.full(len(colours), 1.0 if is_complete else 0.5, np.float16)
         return Reference(colours, ones, known, self.signature)
 
+    def describe_absence(self, encoded: EncodedImage) -> Reference:
+        colours = np.unique(np.asarray(encoded.embedding["image"]).reshape(-1, 3), axis=0).astype(np.float16)
+        zeros = np.zeros(len(colours), np.float16)
+        return Reference(colours, zeros, zeros + np.float16(1), self.signature)
+
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
         return gather_references(references, self.signature)
 
@@ -151,8 +156,10 @@ class ColourSoftmatcher:
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
             bank = known if isinstance(known, ReferenceBank) else self.gather(known)
-            for colour in bank.features.numpy().astype(np.uint8):
+            for colour in bank.features[bank.foreground > 0].numpy().astype(np.uint8):
                 mask |= (image == colour).all(axis=2)
+            for colour in bank.features[(bank.foreground <= 0) & (bank.background >= 1)].numpy().astype(np.uint8):
+                mask &= ~(image == colour).all(axis=2)
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
         return found
@@ -212,6 +219,7 @@ class FakeLabelStudio:
     is_late: bool = False
     late: list[dict[str, Any]] = field(default_factory=list)
     hidden_tasks: set[int] = field(default_factory=set)
+    backends: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -277,10 +285,33 @@ class FakeLabelStudio:
                 self._answer()
                 yield {**task, "annotations": mine}
 
-    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def create_annotation(
+        self, task_id: int, result: Sequence[Mapping[str, Any]], *, prediction_id: int | None = None
+    ) -> dict[str, Any]:
         self._answer()
         self.created += 1
-        return self.annotate(9000 + self.created, task_id, [dict(each) for each in result], completed_by=1)
+        return self.annotate(
+            9000 + self.created, task_id, [dict(each) for each in result], completed_by=1,
+            parent_prediction=prediction_id,
+        )  # fmt: skip
+
+    def delete_annotation(self, annotation_id: int) -> None:
+        self._answer()
+        self.annotations.pop(annotation_id, None)
+
+    def page_of_tasks(self, project_id: int, *, after: int = 0, count: int = 25) -> tuple[list[int], int]:
+        self._answer()
+        later = sorted(known for known in list(self.tasks) if known > after)
+        return later[:count], len(later)
+
+    def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
+        self._answer()
+        return self.backends
+
+    def set_extra_params(self, backend_id: int, extra_params: Mapping[str, Any]) -> dict[str, Any]:
+        self._answer()
+        next(each for each in self.backends if each["id"] == backend_id)["extra_params"] = dict(extra_params)
+        return {}
 
     def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
         self._answer()
@@ -419,6 +450,7 @@ class PatientQueue:
         self.live_claims: set[str] = set()
         self.is_down = False
         self.told: dict[str, Any] = {}
+        self.seen: dict[ProjectKey, list[int]] = {}
         self.shared_state = self  # it publishes settings itself
 
     def _add(self, name: str, *args: Any) -> str:
@@ -447,6 +479,23 @@ class PatientQueue:
 
     def estimate_quality(self, project_key: ProjectKey) -> str:
         return self._add("estimate_quality", project_key)
+
+    def refresh_tiles(self, project_key: ProjectKey) -> str:
+        return self._add("refresh_tiles", project_key)
+
+    def accept_predictions(self, project_key: ProjectKey, score: float, batch: str) -> str:
+        return self._add("accept_predictions", project_key, score, batch)
+
+    def note_visible(self, project_key: ProjectKey, task_ids: Sequence[int]) -> None:
+        if self.is_down:
+            raise QueueUnavailableError("Redis does not answer")
+        self.seen.setdefault(project_key, []).extend(task_ids)
+
+    def visible(self, project_key: ProjectKey) -> list[int]:
+        return list(dict.fromkeys(self.seen.get(project_key, ())))
+
+    def has_labelers_waiting(self) -> bool:
+        return self.has_references_waiting()
 
     def ensure_planned(self, project_key: ProjectKey, propagation_id: int) -> bool:
         return self._ensure("plan_propagation", project_key, propagation_id)

@@ -173,6 +173,17 @@ class Softmatcher:
             image, encoded, mask, background=background, is_complete=is_complete, uncertainty=uncertainty
         )
 
+    def describe_absence(self, encoded: EncodedImage) -> Reference:
+        """Return the patches of an image that does not show a label: all of them are its background.
+
+        Raises:
+            BadInputError: the image was encoded by other models.
+        """
+        self._require_own(encoded)
+        features = np.ascontiguousarray(encoded.features.reshape(-1, encoded.features.shape[-1]))
+        coverage, weight = np.zeros(len(features), np.float16), np.ones(len(features), np.float16)
+        return Reference(features, coverage, weight, self.signature)
+
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
         """Return what matching needs of a label's references, see `Matching.gather`."""
         return self._matching.gather(references, options or self._options)

@@ -1,5 +1,7 @@
 """The queue: puts jobs on Redis or Valkey by name, and tells which of them wait or run."""
 
+import time
+from collections.abc import Sequence
 from uuid import uuid4
 
 from redis import Redis
@@ -8,14 +10,21 @@ from rq import Queue, Retry, Worker
 from rq.serializers import JSONSerializer
 
 from backend.errors import QueueUnavailableError
-from backend.jobs.connection import queue_unavailable
+from backend.jobs.connection import queue_unavailable, to_text
 from backend.jobs.leases import is_lease_alive, list_running
 from backend.jobs.shared_state import SharedState
 from backend.store.records import ProjectKey
 
-REFERENCES, PLANS, PROPAGATIONS = "softmatcher-references", "softmatcher-plans", "softmatcher-propagations"
-QUEUES = (REFERENCES, PLANS, PROPAGATIONS)
-"""In the order in which workers serve them: a labeler waits for references, nobody for a propagation's end."""
+REFERENCES, TILES, PLANS, PROPAGATIONS = (
+    "softmatcher-references", "softmatcher-tiles", "softmatcher-plans", "softmatcher-propagations",
+)  # fmt: skip
+QUEUES = (REFERENCES, TILES, PLANS, PROPAGATIONS)
+"""In the order in which workers serve them: a labeler waits for references, then somebody who looks at the project's
+page for its tiles; nobody for a propagation's end."""
+VISIBLE_S = 45.0
+"""Seconds for which a task counts as visible after a page said so; pages say it again every 20 s."""
+MOST_VISIBLE = 120
+"""Tasks that count as visible at a time, the last ones named."""
 MOST_JOBS_A_PROPAGATION = 64
 """Most jobs of one propagation that wait or run at a time."""
 TASKS_WORTH_A_JOB = 10
@@ -76,6 +85,36 @@ class JobQueue:
         """Have surplus predictions of a propagation removed; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(PLANS, "tidy_propagation", (project_key, propagation_id), timeout_s=3600)
 
+    def refresh_tiles(self, project_key: ProjectKey) -> str:
+        """Have the tiles predicted that somebody looks at; return the job's id, as `ingest_annotation` does."""
+        return self._enqueue_once(TILES, "refresh_tiles", (project_key,), timeout_s=300)
+
+    def accept_predictions(self, project_key: ProjectKey, score: float, batch: str) -> str:
+        """Have annotations made of predictions; return the job's id."""
+        return self._enqueue(PLANS, "accept_predictions", (project_key, score, batch), timeout_s=3600)
+
+    def note_visible(self, project_key: ProjectKey, task_ids: Sequence[int]) -> None:
+        """Note that somebody looks at these tasks on the project's page."""
+        if not task_ids:
+            return
+        now, key = time.time(), _visible_key(project_key)
+        try:
+            with self.connection.pipeline(transaction=False) as pipeline:
+                pipeline.zadd(key, {str(task_id): now - place * 1e-6 for place, task_id in enumerate(task_ids)})
+                pipeline.zremrangebyrank(key, 0, -MOST_VISIBLE - 1)
+                pipeline.expire(key, int(VISIBLE_S))
+                pipeline.execute()
+        except RedisError as error:
+            raise queue_unavailable(error) from error
+
+    def visible(self, project_key: ProjectKey) -> list[int]:
+        """Return the tasks that somebody looks at, in the order of their tiles; [] if Redis does not answer."""
+        try:
+            found = self.connection.zrevrangebyscore(_visible_key(project_key), "+inf", time.time() - VISIBLE_S)
+        except RedisError:
+            return []
+        return [int(to_text(task_id)) for task_id in found if isinstance(task_id, bytes | str)]
+
     def estimate_quality(self, project_key: ProjectKey) -> str:
         """Have a project's expected quality measured; return the job's id."""
         return self._enqueue(PLANS, "estimate_quality", (project_key,), timeout_s=1800)
@@ -108,6 +147,13 @@ class JobQueue:
         """Return whether annotations wait to be ingested; False if Redis cannot tell."""
         try:
             return bool(self._queues[REFERENCES].count)
+        except RedisError:
+            return False
+
+    def has_labelers_waiting(self) -> bool:
+        """Return whether annotations wait to be ingested, or tiles to be predicted; False if Redis cannot tell."""
+        try:
+            return bool(self._queues[REFERENCES].count or self._queues[TILES].count)
         except RedisError:
             return False
 
@@ -191,6 +237,10 @@ class JobQueue:
         except RedisError as error:
             raise queue_unavailable(error) from error
         return str(job.id)
+
+
+def _visible_key(project_key: ProjectKey) -> str:
+    return f"softmatcher:visible:{project_key}"
 
 
 def _plan_job(propagation_id: int) -> str:

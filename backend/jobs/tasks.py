@@ -19,6 +19,7 @@ from backend.errors import (
     NotFoundError,
     QueueUnavailableError,
     SoftmatcherError,
+    StoreUnavailableError,
 )
 from backend.jobs.queue import MOST_JOBS_A_PROPAGATION, TASKS_WORTH_A_JOB, JobQueue
 from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
@@ -122,17 +123,56 @@ def _log_job(
 
 def ingest_annotation(project_key: ProjectKey, annotation_id: int) -> dict[str, Any]:
     """Make the references of one annotation what Label Studio says now; removes them if it is gone."""
-    return _run(
+    outcome = _run(
         "ingest_annotation", project_key,
         lambda projects: {
             "annotation": annotation_id, "outcome": projects.references.ingest(project_key, annotation_id)
         },
     )  # fmt: skip
+    _show_changes(project_key)
+    return outcome
 
 
 def reconcile(project_key: ProjectKey) -> dict[str, Any]:
     """Take in all that Label Studio has and did not announce, and forget what it has no more."""
-    return _run("reconcile", project_key, lambda projects: projects.references.reconcile(project_key))
+    outcome = _run("reconcile", project_key, lambda projects: projects.references.reconcile(project_key))
+    _show_changes(project_key)
+    return outcome
+
+
+def refresh_tiles(project_key: ProjectKey) -> dict[str, Any]:
+    """Predict the tasks that somebody looks at on the project's page, and write them to Label Studio."""
+    _, queue = _current()
+
+    def must_stop() -> bool:
+        return _stopping.is_set() or queue.has_references_waiting()
+
+    def work(projects: Projects) -> dict[str, Any]:
+        outcome = projects.gallery.refresh(project_key, queue.visible(project_key), should_stop=must_stop)
+        if outcome.get("left"):
+            queue.refresh_tiles(project_key)  # behind the annotations that it made room for
+        return outcome
+
+    return _run("refresh_tiles", project_key, work)
+
+
+def accept_predictions(project_key: ProjectKey, score: float, batch: str) -> dict[str, Any]:
+    """Make annotations of all predictions whose regions have at least this score."""
+    return _run(
+        "accept_predictions", project_key,
+        lambda projects: {"accepted": projects.page_actions.accept_above(project_key, score, batch)},
+    )  # fmt: skip
+
+
+def _show_changes(project_key: ProjectKey) -> None:
+    """Let open pages look again, and have what they show predicted with what is known now."""
+    projects, queue = _current()
+    try:
+        projects.store.tiles.touch(project_key)
+        if queue.visible(project_key):
+            queue.refresh_tiles(project_key)
+    except (QueueUnavailableError, StoreUnavailableError) as error:
+        logger.warning("project=%s tiles are refreshed later: %s", project_key, error)
 
 
 def refresh_project(project_key: ProjectKey) -> dict[str, Any]:
@@ -237,4 +277,4 @@ class _StopSignal:
         if time.monotonic() - self._asked_at < _QUEUE_ASKED_S:
             return False
         self._asked_at = time.monotonic()
-        return self._queue.has_references_waiting()
+        return self._queue.has_labelers_waiting()

@@ -171,9 +171,34 @@ class LabelStudioClient:
         except NotFoundError:
             logger.debug("prediction %d was gone already", prediction_id)
 
-    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]]) -> Json:
-        """Add an annotation to a task, as the token's user; those that are there already stay."""
-        return self._send("POST", f"/api/tasks/{task_id}/annotations/", body={"result": list(result)})
+    def create_annotation(
+        self, task_id: int, result: Sequence[Mapping[str, Any]], *, prediction_id: int | None = None
+    ) -> Json:
+        """Add an annotation to a task, as the token's user; those that are there already stay.
+
+        Args:
+            task_id: of the task.
+            result: its regions.
+            prediction_id: of the prediction that it was made of, if it was.
+        """
+        made_of = {} if prediction_id is None else {"parent_prediction": prediction_id}
+        return self._send("POST", f"/api/tasks/{task_id}/annotations/", body={"result": list(result), **made_of})
+
+    def delete_annotation(self, annotation_id: int) -> None:
+        """Delete one annotation; one that is gone already is no error."""
+        try:
+            self._request("DELETE", f"/api/annotations/{annotation_id}/")
+        except NotFoundError:
+            logger.debug("annotation %d was gone already", annotation_id)
+
+    def page_of_tasks(self, project_id: int, *, after: int = 0, count: int = 25) -> tuple[list[int], int]:
+        """Return the ids of the tasks that follow one in the order of their ids, and how many follow it in all."""
+        answer = self._list(project_id, [_filter("id", "greater", after)], page_size=count)
+        return [int(task["id"]) for task in items_of(answer.get("tasks"))], int(answer.get("total", 0))
+
+    def set_extra_params(self, backend_id: int, extra_params: Mapping[str, Any]) -> Json:
+        """Change the extra params of an ML backend; Label Studio calls its /setup with them."""
+        return self._send("PATCH", f"/api/ml/{backend_id}", body={"extra_params": dict(extra_params)})
 
     def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         """Add predictions, all in one request; those that are there already stay.

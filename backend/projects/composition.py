@@ -12,9 +12,11 @@ from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
+from backend.projects.gallery import Gallery
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import read_extra_params, received_on_setup
+from backend.projects.page_actions import PageActions
 from backend.projects.prediction.bulk_writer import BulkPredictions
 from backend.projects.prediction.explain import Explanations
 from backend.projects.prediction.interactive import InteractivePredictions
@@ -29,6 +31,7 @@ from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality import Quality
 from backend.projects.references.references import References
 from backend.projects.thumbnails import Thumbnails
+from backend.projects.tiles import Tiles
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -51,6 +54,8 @@ class Projects:
         propagations: predicts whole projects through the workers.
         quality: estimates how good predictions are.
         thumbnails: draws small pictures for the project's page.
+        gallery: the tasks of a project with their newest masks.
+        page_actions: what people decide on the project's page.
         models: loaded in the background.
     """
 
@@ -73,7 +78,10 @@ class Projects:
         )
         self.interactive = InteractivePredictions(settings, store, metrics, models, connections, images, self.banks)
         self.explanations = Explanations(store, models, connections, images, self.banks)
-        bulk = BulkPredictions(metrics, connections, images, self.predictions)
+        tiles = Tiles(store)
+        bulk = BulkPredictions(metrics, connections, images, self.predictions, tiles)
+        self.gallery = Gallery(settings, store, models, connections, images, self.banks, bulk)
+        self.page_actions = PageActions(store, connections)
         self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks)
         self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)
         self.propagations = Propagations(settings, store, connections, self.banks, self.propagation_plans)

@@ -138,7 +138,8 @@ class Quality:
             return None, by_label
         labels = parse_label_config(project.label_config).labels
         for stored in self._store.references(project_key, labels=labels, signature=signature):
-            if stored.reference is not None:
+            # One without a mask says that its label is absent: there is nothing to find on its image.
+            if stored.reference is not None and stored.mask.any():
                 by_label[stored.label].append(stored)
         return project, by_label
 

@@ -290,3 +290,91 @@ class FailureGroup:
     reason: str
     count: int
     first_task_id: int
+
+
+@dataclass(frozen=True)
+class TileRegion:
+    """A region of a prediction as a tile of the project's page draws it.
+
+    Attributes:
+        label: of the region.
+        score: in [0, 1].
+        path: its outlines as an SVG path, see `backend.drawing.outline_path`.
+    """
+
+    label: str
+    score: float
+    path: str
+
+
+@dataclass(frozen=True)
+class TilePrediction:
+    """The newest prediction of a task, for its tile.
+
+    Attributes:
+        task_id: of the task.
+        state: `masks`, `empty` (nothing was found) or `failed`.
+        model_version: with which it was predicted.
+        regions: those on the image that the tile shows, the surest ones if they are many.
+        score: of the prediction; 0 without masks, -1 if it failed.
+        certainty: lowest score of its regions; 1 without masks, 2 if it failed.
+        reason: why it failed; None otherwise.
+        image_tag: name of the image that the tile shows.
+        size_hw: natural size of that image, px; (0, 0) if it is not known.
+        is_written: Label Studio has this prediction.
+        change: 1 - IoU of these masks with those before, mean over the labels; 0 if nothing was predicted before.
+        before: regions of the prediction before.
+        counter: the project's counter when it was saved.
+        updated_at: unix time in s of that.
+    """
+
+    task_id: int
+    state: str
+    model_version: str
+    regions: tuple[TileRegion, ...] = ()
+    score: float = 0.0
+    certainty: float = 1.0
+    reason: str | None = None
+    image_tag: str = ""
+    size_hw: tuple[int, int] = (0, 0)
+    is_written: bool = False
+    change: float = 0.0
+    before: tuple[TileRegion, ...] = ()
+    counter: int = 0
+    updated_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class TileFilter:
+    """Which tiles of a project are wanted, in which order.
+
+    Attributes:
+        order: `score` (highest first), `certainty` (lowest first), `change` (largest first) or `id`.
+        label: with a region of this label only; with the order `score` it is this label's score.
+        state: `masks`, `empty`, `failed`, `changed`, `annotated` or `reference`; None for all.
+        after: (value, task id) of the last tile of the page before; None for the first page.
+        count: at most so many.
+    """
+
+    order: str = "id"
+    label: str | None = None
+    state: str | None = None
+    after: tuple[float, int] | None = None
+    count: int = 24
+
+
+@dataclass(frozen=True)
+class PageAnnotation:
+    """An annotation that somebody made on the project's page.
+
+    Attributes:
+        action: `accept`, `wrong` or `keep`.
+        batch: names those that were made by one action.
+        absent_labels: labels that are not on the task's image, by its maker's word.
+    """
+
+    annotation_id: int
+    task_id: int
+    action: str
+    batch: str
+    absent_labels: tuple[str, ...] = ()

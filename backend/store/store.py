@@ -4,12 +4,14 @@ import sqlalchemy as sa
 
 from backend.store import tables
 from backend.store.annotations import AnnotationStore
+from backend.store.page_annotations import PageAnnotationStore
 from backend.store.pending import PendingStore
 from backend.store.projects import ProjectStore
 from backend.store.propagation_tasks import PropagationTaskStore
 from backend.store.propagations import PropagationStore
 from backend.store.quality import QualityStore
 from backend.store.references import ReferenceStore
+from backend.store.tiles import TileStore
 
 
 class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
@@ -22,6 +24,8 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
         propagations: runs over whole projects.
         propagation_tasks: their tasks.
         quality: the newest estimate of each project.
+        tiles: the newest prediction of each task, as the project's page draws it.
+        page_annotations: annotations that were made on the project's page.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,6 +34,8 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
         self.propagations = PropagationStore(self.read, self.write, self.about_now)
         self.propagation_tasks = PropagationTaskStore(self.read, self.write, self.about_now)
         self.quality = QualityStore(self.read, self.write, self.about_now)
+        self.tiles = TileStore(self.read, self.write, self.about_now)
+        self.page_annotations = PageAnnotationStore(self.read, self.write, self.about_now)
 
     def mark_gone(self, key: str, reason: str) -> bool:
         """Note that Label Studio says it does not have a project: its propagations end, its data stays.

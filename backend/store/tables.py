@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
 than that, see `Store.create_tables`."""
 
@@ -142,4 +142,58 @@ quality_estimates = sa.Table(
     sa.Column("model_version", sa.Text, nullable=False),
     sa.Column("estimated_at", sa.Double, nullable=False),
     sa.Column("figures", sa.Text, nullable=False),
+)
+# The newest prediction of each task as the project's page draws it: outlines, a few hundred bytes; no masks.
+tiles = sa.Table(
+    "tiles",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("task_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("score", sa.Double, nullable=False),
+    sa.Column("certainty", sa.Double, nullable=False),
+    sa.Column("change", sa.Double, nullable=False),
+    sa.Column("counter", _Id, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("is_written", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("image_tag", sa.Text, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("regions", sa.Text, nullable=False),
+    sa.Column("before", sa.Text, nullable=False),
+    sa.Index("tiles_by_score", "project_key", "score", "task_id"),
+    sa.Index("tiles_by_certainty", "project_key", "certainty", "task_id"),
+    sa.Index("tiles_by_change", "project_key", "change", "task_id"),
+    sa.Index("tiles_by_state", "project_key", "state", "task_id"),
+)
+tile_labels = sa.Table(
+    "tile_labels",
+    metadata,
+    sa.Column("project_key", sa.Text, primary_key=True),
+    sa.Column("task_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("score", sa.Double, nullable=False),
+    sa.ForeignKeyConstraint(["project_key", "task_id"], ["tiles.project_key", "tiles.task_id"], ondelete="CASCADE"),
+    sa.Index("tile_labels_by_score", "project_key", "label", "score", "task_id"),
+)
+tile_counters = sa.Table(
+    "tile_counters",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("counter", _Id, nullable=False),
+)
+# Annotations that somebody made on the project's page, so that they can be undone there; what one says is absent.
+page_annotations = sa.Table(
+    "page_annotations",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("annotation_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("task_id", _Id, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("batch", sa.Text, nullable=False),
+    sa.Column("absent_labels", sa.Text, nullable=False),
+    sa.Column("made_at", sa.Double, nullable=False),
+    sa.Index("page_annotations_by_time", "project_key", "made_at"),
 )

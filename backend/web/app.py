@@ -8,6 +8,7 @@ from backend.web.access import MOST_BODY_BYTES, guard
 from backend.web.error_answers import answer_errors
 from backend.web.explain_routes import create_explain_routes
 from backend.web.export_routes import create_export_routes
+from backend.web.gallery_routes import create_gallery_routes
 from backend.web.health import create_health_routes
 from backend.web.label_studio_routes import create_label_studio_routes
 from backend.web.pages import create_pages
@@ -34,6 +35,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         create_propagation_routes(projects, queue),
         create_project_routes(projects, queue),
         create_thumbnail_routes(projects),
+        create_gallery_routes(projects, queue),
         create_export_routes(projects),
     ):
         app.register_blueprint(routes)

@@ -2,7 +2,7 @@
 
 import logging
 
-from flask import Flask, Response, g, jsonify
+from flask import Flask, Response, g, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from backend.core.cancellation import CancelledWorkError
@@ -47,7 +47,7 @@ def answer_errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def answer_http_error(error: HTTPException) -> tuple[Response, int]:
-        return jsonify(error=error.description, id=g.get("request_id")), error.code or 500
+        return _answer(error.description or "the request cannot be answered", error.code or 500), error.code or 500
 
     @app.errorhandler(CancelledWorkError)
     def answer_nobody(error: CancelledWorkError) -> tuple[Response, int]:
@@ -70,7 +70,17 @@ def answer_errors(app: Flask) -> None:
         else:
             logger.exception("request=%s", g.get("request_id"))
             message = "internal error; the backend's log has the details under this id"
-        response = jsonify(error=message, id=g.get("request_id"))
+        response = _answer(message, status)
         if status == 503:
             response.headers["Retry-After"] = str(_RETRY_AFTER_S)
         return response, status
+
+
+def _answer(message: str, status: int) -> Response:
+    """Return an error as JSON, or as a page for a browser that asks for one."""
+    wants_page = request.method == "GET" and request.accept_mimetypes.best == "text/html"
+    if not wants_page:
+        return jsonify(error=message, id=g.get("request_id"))
+    heading = "Not found" if status == 404 else f"Error {status}"
+    page = render_template("error.html", heading=heading, message=message, request_id=g.get("request_id"))
+    return Response(page, content_type="text/html; charset=utf-8")

@@ -2,25 +2,29 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from flask import Blueprint, render_template
+from flask import Blueprint, render_template, request, url_for
 
 from backend.core.types import Json
 from backend.drawing.overlay import colour_of
 from backend.drawing.text import numbered_labels
-from backend.errors import SoftmatcherError
+from backend.errors import NotFoundError, SoftmatcherError
+from backend.exports.options import CHOICES, ExportOptions
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
+from backend.projects.options import match_options, read_extra_params
+from backend.projects.task_source import browser_address
 from backend.store import ProjectRecord
 from backend.store.records import PropagationRecord, ReferenceSummary
+from backend.web.gallery_answers import labels_shown, read_filter, tile_to_json
 from backend.web.known_projects import project_of
 
+TABS = ("gallery", "references", "runs", "quality", "export", "settings")
 _SHOWN_REFERENCES = 12
-_SHOWN_PREDICTIONS = 12
 _SHOWN_PROPAGATIONS = 8
 _SHOWN_UNREAD = 20
 
@@ -52,9 +56,19 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
     @pages.get("/<int:project_id>")
     def page(project_id: int) -> str:
         project = project_of(store, project_id)
-        return render_template(
-            "project.html", **_of_project(projects, project), **_of_propagations(projects, queue, project)
-        )
+        tab = request.args.get("tab", TABS[0])
+        if tab not in TABS:
+            raise NotFoundError(f"a project's page has the tabs {', '.join(TABS)}, not {tab[:40]!r}")
+        shown = _of_project(projects, project)
+        if tab == "gallery":
+            shown |= {"gallery": _gallery(projects, project)}
+        elif tab == "runs":
+            shown |= _of_propagations(projects, queue, project)
+        elif tab == "export":
+            shown |= {"export_choices": CHOICES, "export_defaults": asdict(ExportOptions("coco"))}
+        elif tab == "settings":
+            shown |= {"settings_rows": _settings_rows(projects, project)}
+        return render_template("project.html", tab=tab, tabs=TABS, **shown)
 
     pages.add_app_template_filter(_moment, "moment")
     pages.add_app_template_filter(_duration, "duration")
@@ -79,10 +93,49 @@ def _of_project(projects: Projects, project: ProjectRecord) -> Json:
         "unread": store.unread_annotations(project.key),
         "shown_unread": _SHOWN_UNREAD,
         "quality": quality,
-        "label_studio": _label_studio_address(project, projects.settings.label_studio_url),
+        "label_studio": browser_address(project, projects.settings.label_studio_url),
         "model_state": projects.models.state,
         "ago": _ago,
     }
+
+
+def _gallery(projects: Projects, project: ProjectRecord) -> Json:
+    """Return what the gallery shows: a page of tiles, the legend, and where its other pages are."""
+    labels = labels_shown(project)
+    wanted = read_filter(request.args, [label.name for label in labels])
+    counter = projects.store.tiles.counter(project.key)
+    found = projects.gallery.page(project, wanted)
+    source = projects.gallery.source(project)
+    colours = {label.name: label.colour for label in labels}
+    fields: Json = {name: value for name, value in request.args.items() if name in ("sort", "state", "label", "count")}
+    return {
+        "wanted": wanted,
+        "labels": labels,
+        "page": found,
+        "counter": counter,
+        "counts": projects.store.tiles.counts(project.key),
+        "tiles": [tile_to_json(project, tile, source.address(tile.task_id), colours) for tile in found.tiles],
+        "min_score": match_options(projects.settings, project).minimum_score,
+        "is_filtered": bool(wanted.state or wanted.label),
+        "is_later": wanted.after is not None,
+        "first": url_for("pages.page", project_id=project.project_id, **fields),
+        "following": url_for("pages.page", project_id=project.project_id, **{**fields, "after": found.following})
+        if found.following
+        else None,
+    }
+
+
+def _settings_rows(projects: Projects, project: ProjectRecord) -> list[Json]:
+    """Return the options of a project, with where each comes from."""
+    own = read_extra_params((project.settings or {}).get("extra_params")).model_dump()
+    return [
+        {
+            "name": name,
+            "value": getattr(projects.settings, name) if value is None else value,
+            "origin": "the service's environment" if value is None else "Label Studio, extra params",
+        }
+        for name, value in own.items()
+    ]
 
 
 def _of_propagations(projects: Projects, queue: JobQueue, project: ProjectRecord) -> Json:
@@ -98,7 +151,6 @@ def _of_propagations(projects: Projects, queue: JobQueue, project: ProjectRecord
         "now_s": store.now(),
         "outdated": store.propagation_tasks.count_outdated(shown.id, now) if shown and now and is_over else 0,
         "history": [(one, store.propagation_tasks.counts(one.id)) for one in latest],
-        "lowest": store.propagation_tasks.lowest_scored(shown.id, _SHOWN_PREDICTIONS) if shown else [],
     }
 
 
@@ -142,13 +194,6 @@ def _labels_shown(references: list[ReferenceSummary], quality: Json | None) -> l
             )
         )
     return shown
-
-
-def _label_studio_address(project: ProjectRecord, fallback: str) -> str:
-    """Return the address by which people's browsers reach Label Studio: what it calls itself."""
-    hostname = (project.settings or {}).get("hostname")
-    is_address = isinstance(hostname, str) and hostname.startswith(("http://", "https://"))
-    return str(hostname).rstrip("/") if is_address else fallback
 
 
 def _ago(unix_s: float | None) -> str:

@@ -24,11 +24,13 @@ def create_project_routes(projects: Projects, queue: JobQueue) -> Blueprint:
         except QueueUnavailableError:
             store.save_project(key, needs_reconcile=True)  # maintenance queues it as soon as the queue is back
             answer = {"job": None}
-        return answer_done(project_id, answer, 202)
+        return answer_done(project_id, answer, 202, tab="references")
 
     @routes.post("/quality")
     def estimate(project_id: int) -> tuple[Response, int] | AnyResponse:
-        return answer_done(project_id, {"job": queue.estimate_quality(project_of(store, project_id).key)}, 202)
+        return answer_done(
+            project_id, {"job": queue.estimate_quality(project_of(store, project_id).key)}, 202, tab="quality"
+        )
 
     @routes.get("/quality")
     def show_quality(project_id: int) -> Json:

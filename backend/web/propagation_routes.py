@@ -38,7 +38,7 @@ def create_propagation_routes(projects: Projects, queue: JobQueue) -> Blueprint:
         started_by = "project page" if is_form() else str(fields.get("started_by") or "API")[:100]
         record = propagations.start(project.key, wanted, started_by, supersede=read_flag(fields, "supersede"))
         _call_workers(projects, queue, record)
-        return answer_done(project_id, propagations.status(record), 202)
+        return answer_done(project_id, propagations.status(record), 202, tab="runs")
 
     @routes.get("/<int:propagation_id>")
     def show(project_id: int, propagation_id: int) -> Json:
@@ -49,7 +49,7 @@ def create_propagation_routes(projects: Projects, queue: JobQueue) -> Blueprint:
     def cancel(project_id: int, propagation_id: int) -> tuple[Response, int] | AnyResponse:
         record = propagation_of(store, project_id, propagation_id)
         store.propagations.cancel(record.id)
-        return answer_done(project_id, propagations.status(store.propagations.get(record.id)), 200)
+        return answer_done(project_id, propagations.status(store.propagations.get(record.id)), 200, tab="runs")
 
     @routes.post("/<int:propagation_id>/retry")
     def retry(project_id: int, propagation_id: int) -> tuple[Response, int] | AnyResponse:
@@ -58,7 +58,7 @@ def create_propagation_routes(projects: Projects, queue: JobQueue) -> Blueprint:
         record = store.propagations.get(record.id)
         if record.is_active:
             _call_workers(projects, queue, record)
-        return answer_done(project_id, {**propagations.status(record), "retried": count}, 202)
+        return answer_done(project_id, {**propagations.status(record), "retried": count}, 202, tab="runs")
 
     return routes
 

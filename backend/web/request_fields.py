@@ -59,8 +59,8 @@ def read_number(fields: Json, name: str) -> int | None:
     return int(value)
 
 
-def answer_done(project_id: int, answer: Json, status: int) -> tuple[Response, int] | AnyResponse:
-    """Answer programs with JSON, and lead people's forms back to the project's page."""
+def answer_done(project_id: int, answer: Json, status: int, *, tab: str) -> tuple[Response, int] | AnyResponse:
+    """Answer programs with JSON, and lead people's forms back to a tab of the project's page."""
     if is_form():
-        return redirect(url_for("pages.page", project_id=project_id), code=303)
+        return redirect(url_for("pages.page", project_id=project_id, tab=tab), code=303)
     return jsonify(answer), status

@@ -522,7 +522,7 @@ def test_an_annotation_made_meanwhile_is_kept(backend: Backend, tmp_path: Path) 
         backend.label_studio.annotate(50, 2, [])
         return create(task_id, result)
 
-    backend.label_studio.create_annotation = create_while_others_work  # type: ignore[method-assign]
+    backend.label_studio.create_annotation = create_while_others_work  # type: ignore[method-assign, assignment]
     report = import_folder(backend, tmp_path)
     assert (report.imported, len(report.kept)) == (1, 1)
     assert annotated(backend) == [1, 2]

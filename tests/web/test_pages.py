@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from backend.errors import ModelUnavailableError
+from backend.web.pages import TABS
 from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
 RED_BOX = (10, 10, 30, 30)
@@ -30,8 +31,8 @@ def ready(backend: Backend) -> Backend:
     return backend
 
 
-def _page(backend: Backend, **more: Any) -> str:
-    answer = backend.client.get("/projects/1", **more)
+def _page(backend: Backend, tab: str = "runs") -> str:
+    answer = backend.client.get(f"/projects/1?tab={tab}")
     assert answer.status_code == 200, answer.text
     return str(answer.text)
 
@@ -131,8 +132,8 @@ def test_page_shows_references_predictions_failures_and_buttons(ready: Backend) 
     assert 'id="retry-failed"' in page
     assert "404" in page
     (reference,) = ready.projects.store.list_references(ready.label_studio.key)
-    assert f"/projects/1/references/{reference.id}.jpg" in page
-    assert "/projects/1/tasks/2.jpg" in page
+    assert f"/projects/1/references/{reference.id}.jpg" in _page(ready, "references")
+    assert "/projects/1/tasks/2/photo.jpg" in _page(ready, "gallery")
     assert f"/projects/1/propagations/{identifier}/retry" in page
     answer = ready.client.get("/projects/1")
     assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
@@ -153,7 +154,7 @@ def test_page_says_when_nobody_works(ready: Backend, monkeypatch: pytest.MonkeyP
 def test_forms_lead_back_to_the_page(ready: Backend) -> None:
     form = {"only_unlabeled": "on", "labels": ["Cat"], "limit": ""}
     answer = ready.client.post(BASE, data=form, headers={"Sec-Fetch-Site": "same-origin"})
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/projects/1")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/projects/1?tab=runs")
     (status,) = ready.client.get(BASE).get_json()["propagations"]
     assert status["filter"] == {"only_unlabeled": True, "labels": ["Cat"], "limit": None}
 
@@ -176,9 +177,10 @@ def test_texts_of_others_are_shown_as_text(ready: Backend) -> None:
     ready.projects.store.save_project(
         ready.label_studio.key, title="<script>alert(1)</script>", settings={"hostname": "javascript:alert(1)"}
     )
-    page = _page(ready)
-    assert "<script>alert" not in page
-    assert "javascript:" not in page
+    for tab in TABS:
+        page = _page(ready, tab)
+        assert "<script>alert" not in page
+        assert "javascript:" not in page
 
 
 def test_everything_is_behind_basic_auth(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_quality_is_measured_by_leaving_references_out(ready: Backend) -> None:
     ready.work()
     both = ready.client.get("/projects/1/quality").get_json()
     assert both["labels"] == {"Cat": {"references": 2, "tried": 2, "iou": 1.0}}
-    assert "1.00" in _page(ready)
+    assert "1.00" in _page(ready, "quality")
 
 
 def test_page_works_without_models(ready: Backend) -> None:
@@ -255,7 +257,7 @@ def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(back
     key = backend.projects.note_project(backend.label_studio.project(1))
     backend.projects.references.reconcile(key)
 
-    page = backend.client.get("/projects/1").text
+    page = _page(backend, "references")
     assert "3 annotations gave no reference, 1 gave a part only" in page
     assert "/projects/1/data?task=4" in page
     assert "404" in page
@@ -266,7 +268,7 @@ def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(back
         backend.label_studio.add_task(number, png(draw(red=(10, 10, 30, 30))))
     assert backend.client.post("/projects/1/reconcile", data={"x": "1"}).status_code == 303
     backend.work()
-    page = backend.client.get("/projects/1").text
+    page = _page(backend, "references")
     assert "gave no reference" not in page
     assert "1 annotation gave a part only" in page
 
@@ -290,6 +292,6 @@ def test_the_page_says_how_a_label_that_pictures_cannot_show_is_called_in_them(b
     backend.projects.note_project(label_studio.project(1))
     for number in (10, 11):
         assert backend.projects.references.ingest(label_studio.key, number) == "references"
-    page = _page(backend)
+    page = _page(backend, "references")
     assert "(label 2 in explanations)" in page
     assert "(label 1 in explanations)" not in page

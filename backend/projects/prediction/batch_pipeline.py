@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from backend.labelstudio.label_config import ImageTag
 from backend.projects.images import ImageVersion, ReadImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.prediction.read_ahead import begin_ahead
+from backend.projects.tiles import DrawnMasks
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +29,32 @@ class TaskPrediction:
         prediction: None if nothing was found.
         images: image tag -> which content the prediction was made of.
         failures: image tag -> what was wrong with an image that could not be used.
+        drawn: the masks as outlines; none for a task that is open in the editor.
     """
 
     prediction: Json | None
     images: Mapping[str, ImageVersion]
     failures: Mapping[str, SoftmatcherError]
+    drawn: DrawnMasks = field(default_factory=DrawnMasks)
 
     @property
     def problem(self) -> str | None:
         """Return what is missing and why, for people; None if nothing is."""
         named = [f"without image {tag!r}: {error}" for tag, error in self.failures.items()]
         return "; ".join(named) or None
+
+
+@dataclass(frozen=True, eq=False)
+class TaskMasks:
+    """The masks that were found on a task.
+
+    Attributes:
+        prediction: None if there are none.
+        drawn: the same as outlines.
+    """
+
+    prediction: Json | None
+    drawn: DrawnMasks
 
 
 Predicted = tuple[Json, Callable[[], TaskPrediction]]
@@ -64,7 +80,7 @@ class BatchStages:
     """
 
     plan: Callable[[Mapping[str, EncodedImage]], Any]
-    segment: Callable[[Sequence[Any]], list[Callable[[], Json | None]]]
+    segment: Callable[[Sequence[Any]], list[Callable[[], TaskMasks]]]
 
 
 class BatchPipeline:
@@ -154,8 +170,8 @@ class _Task:
         self.failures: dict[str, SoftmatcherError] = {}
         self.versions: dict[str, ImageVersion] = {}
         self.planned: Future[Any] | None = None
-        self.predict: Callable[[], Json | None] | None = None
-        self.prediction: Json | None = None
+        self.predict: Callable[[], TaskMasks] | None = None
+        self.found = TaskMasks(None, DrawnMasks())
         self.failure: Exception | None = None
 
     @classmethod
@@ -185,7 +201,7 @@ class _Task:
             if self.predict is not None:
                 for image in self.images.values():
                     image.keep()
-                self.prediction = self.predict()
+                self.found = self.predict()
         except Exception as error:
             self.failure = error
         # What waits to be asked for its answer shall not hold images meanwhile.
@@ -195,12 +211,12 @@ class _Task:
         """Return its prediction, or raise what was wrong."""
         if self.failure is not None:
             raise self.failure
-        return TaskPrediction(self.prediction, self.versions, self.failures)
+        return TaskPrediction(self.found.prediction, self.versions, self.failures, self.found.drawn)
 
 
 def _segment(
     tasks: Sequence[_Task],
-    segment: Callable[[Sequence[Any]], list[Callable[[], Json | None]]],
+    segment: Callable[[Sequence[Any]], list[Callable[[], TaskMasks]]],
     finishers: ThreadPoolExecutor,
 ) -> list[Future[None]]:
     """Do the decoder's part of what is planned, and start the rest; return what waits for that.

@@ -31,6 +31,7 @@ from backend.projects.prediction.prediction_writer import (
 )
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.reference_banks import PredictionContext
+from backend.projects.tiles import Tiles
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,18 @@ class BulkPredictions:
     """Takes batches of tasks through download, prediction, import and removal of what is replaced."""
 
     def __init__(
-        self, metrics: Metrics, connections: Connections, images: TaskImages, predictions: Predictions
+        self,
+        metrics: Metrics,
+        connections: Connections,
+        images: TaskImages,
+        predictions: Predictions,
+        tiles: Tiles,
     ) -> None:
         self._metrics = metrics
         self._connections = connections
         self._images = images
         self._predictions = predictions
+        self._tiles = tiles
         self._writer = PredictionWriter(metrics)
         self._seen_failing: set[tuple[str, int]] = set()
 
@@ -136,6 +143,10 @@ class BulkPredictions:
             else:
                 to_predict.append(task)
             replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
+        self._tiles.note_kept(
+            batch.context.project.key, batch.context.config, batch.context.version,
+            {task_id: own[task_id][0][-1] for task_id in unchanged},
+        )  # fmt: skip
         had_one = {outcome.task_id for outcome in outcomes if outcome.state == "done"}
         found = self._predict(batch, to_predict, client, should_stop, outcomes, waits_for_images)
         wanted = still_wanted()
@@ -146,6 +157,7 @@ class BulkPredictions:
         except LabelStudioUnavailableError:
             on_lost_answer()
             raise
+        self._tiles.note_written(batch.context.project.key, batch.context.version, written)
         for task_id in (*written, *(had_one & wanted)):
             for prediction_id in replaced.get(task_id, ()):
                 client.delete_prediction(prediction_id)
@@ -188,6 +200,7 @@ class BulkPredictions:
             # At the edges of a time in which images fail there are too few in a row: a second try decides.
             if not waits_for_images or self._was_seen_failing(batch, task_id):
                 outcomes.append(failed_outcome(self._metrics, batch.context, task_id, kind, reason))
+                self._tiles.note_failure(batch.context.project.key, batch.context.version, task_id, reason)
             alike.append(kind)
             if waits_for_images and len(alike) == alike.maxlen and len(set(alike)) == 1:
                 self._seen_failing -= {(batch.context.project.key, each) for each in batch.task_ids}
@@ -228,6 +241,10 @@ class BulkPredictions:
                 if one.problem:
                     logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, one.problem)
                 found[task_id] = one
+                self._tiles.note(
+                    batch.context.project.key, batch.context.version, task_id, one.drawn,
+                    score_of(one.prediction) if one.prediction else None,
+                )  # fmt: skip
                 self._metrics.tasks.labels("found" if one.prediction else "empty").inc()
         return found
 

@@ -19,12 +19,19 @@ from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageFile, ImageVersion, TaskImages
 from backend.projects.model_host import Models
-from backend.projects.prediction.batch_pipeline import BatchPipeline, BatchStages, Predicted, TaskPrediction
+from backend.projects.prediction.batch_pipeline import (
+    BatchPipeline,
+    BatchStages,
+    Predicted,
+    TaskMasks,
+    TaskPrediction,
+)
 from backend.projects.prediction.prefetch import Prefetch
 from backend.projects.prediction.read_ahead import begin_ahead
 from backend.projects.prediction.reference_banks import PredictionContext, ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
+from backend.projects.tiles import DrawnMasks, draw_masks
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.records import ProjectKey
@@ -231,7 +238,7 @@ class Predictions:
         """
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         files = fetched()
-        regions: list[Json] = []
+        found: dict[str, list[LabelMask]] = {}
         versions: dict[str, ImageVersion] = {}
         failures: dict[str, SoftmatcherError] = {}
         for tag_name, banks in context.banks.items():
@@ -246,11 +253,11 @@ class Predictions:
                 continue
             versions[tag_name] = image.version
             with self._models.scheduler.slot(is_interactive=is_open):
-                found = softmatcher.segment(image.encoded, banks, context.options)
-            regions += self._regions(context.config, tag_name, found)
+                found[tag_name] = softmatcher.segment(image.encoded, banks, context.options)
         if failures and not versions:
             raise next(iter(failures.values()))
-        return TaskPrediction(prediction_of(regions, context.version) if regions else None, versions, failures)
+        masks = self._task_masks(context, found, is_drawn=not is_open)
+        return TaskPrediction(masks.prediction, versions, failures, masks.drawn)
 
     def _predict_batches(
         self,
@@ -265,17 +272,23 @@ class Predictions:
         def plan(encoded: Mapping[str, EncodedImage]) -> dict[str, SegmentationPlan]:
             return {tag: softmatcher.plan(image, context.banks[tag], context.options) for tag, image in encoded.items()}
 
-        def segment(planned: Sequence[dict[str, SegmentationPlan]]) -> list[Callable[[], Json | None]]:
+        def segment(planned: Sequence[dict[str, SegmentationPlan]]) -> list[Callable[[], TaskMasks]]:
             masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans.values()]))
             return [partial(finish, {tag: next(masks) for tag in plans}) for plans in planned]
 
-        def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> Json | None:
-            regions = [one for tag, found in masks.items() for one in self._regions(context.config, tag, found())]
-            return prediction_of(regions, context.version) if regions else None
+        def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> TaskMasks:
+            return self._task_masks(context, {tag: found() for tag, found in masks.items()}, is_drawn=True)
 
         tags = [context.config.image(tag_name) for tag_name in context.banks]
         pipeline = BatchPipeline(self._models, self._images)
         yield from pipeline.run(tasks, tags, fetcher, BatchStages(plan, segment), should_stop)
+
+    def _task_masks(
+        self, context: PredictionContext, found: Mapping[str, Sequence[LabelMask]], *, is_drawn: bool
+    ) -> TaskMasks:
+        regions = [one for tag, masks in found.items() for one in self._regions(context.config, tag, masks)]
+        drawn = draw_masks(found) if is_drawn else DrawnMasks()
+        return TaskMasks(prediction_of(regions, context.version) if regions else None, drawn)
 
     def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
         with self._metrics.stage("rle"):

@@ -150,6 +150,8 @@ class ReferenceBanks:
         banks: dict[str, dict[str, ReferenceBank]] = {}
         for tag_name, of_tag in by_tag.items():
             for label, references in of_tag.items():
+                if not any(one.foreground_coverage.any() for one in references):
+                    continue  # all that is known is where the label is not
                 try:
                     banks.setdefault(tag_name, {})[label] = softmatcher.gather(references, options)
                 except BadInputError as error:

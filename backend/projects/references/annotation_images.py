@@ -1,6 +1,6 @@
 """The images of an annotation: loaded, or asked whether they are still the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from backend.core.types import Json
@@ -33,8 +33,9 @@ class AnnotationImages:
         config: LabelConfig,
         task: Mapping[str, Any],
         result: Sequence[object],
+        absent_labels: Collection[str] = (),
     ) -> tuple[dict[str, TaskImage], dict[str, SoftmatcherError]]:
-        """Load the images that a result has regions on; each stands alone: what is wrong with one is its own problem.
+        """Load the images that a result has regions on, or that labels are absent from; each stands alone.
 
         Returns:
             The images by tag name, and what is wrong with those that cannot be had.
@@ -45,7 +46,7 @@ class AnnotationImages:
         fetcher = self._connections.fetcher(project.key)
         images: dict[str, TaskImage] = {}
         unread: dict[str, SoftmatcherError] = {}
-        for tag in _images_shown(config, result):
+        for tag in _images_shown(config, task, result, absent_labels):
             try:
                 images[tag.name] = self._images.load(task, tag, fetcher, is_interactive=False, with_pixels=True)
             except (BadInputError, NotFoundError, LabelStudioError) as error:
@@ -66,7 +67,17 @@ class AnnotationImages:
         return "unchanged"
 
 
-def _images_shown(config: LabelConfig, result: Sequence[object]) -> list[ImageTag]:
-    """Return the config's images that regions of a result are on; text and choices of an image need no image."""
+def _images_shown(
+    config: LabelConfig, task: Mapping[str, Any], result: Sequence[object], absent_labels: Collection[str]
+) -> list[ImageTag]:
+    """Return the images that regions of a result are on, and those of the task that absent labels have.
+
+    Text and choices of an image need no image.
+    """
     named = {str(region.get("to_name")) for region in result if isinstance(region, Mapping) and is_mark(region)}
+    named |= {
+        brush.to_name
+        for brush in config.brushes
+        if not set(absent_labels).isdisjoint(brush.labels) and config.image(brush.to_name).is_in(task.get("data") or {})
+    }
     return [tag for tag in config.images if tag.name in named]

@@ -74,11 +74,15 @@ class Ingestion:
         uncut: set[tuple[str, str]] = set()
         config: LabelConfig | None = None
         try:
-            if not annotation.get("was_cancelled") and annotation.get("result"):
+            absent = self._store.page_annotations.absent_labels(project.key, int(annotation["id"]))
+            result = annotation.get("result") or []
+            if not annotation.get("was_cancelled") and (result or absent):
                 config = parse_label_config(project.label_config)
-                images, unread = self._images.load(project, config, task, annotation["result"])
+                images, unread = self._images.load(project, config, task, result, absent)
                 problems += [f"image {tag_name!r}: {error}" for tag_name, error in unread.items()]
-                references = self._describe(softmatcher, project, config, annotation["result"], images, problems, uncut)
+                if result:
+                    references = self._describe(softmatcher, project, config, result, images, problems, uncut)
+                references += _absences(softmatcher, config, absent, images, references)
         except (LabelStudioUnavailableError, ModelUnavailableError, StoreUnavailableError):
             raise
         except SoftmatcherError as error:
@@ -181,6 +185,27 @@ class Ingestion:
                 )  # fmt: skip
             references.append(NewReference(mark.label, to_name, image.sha256, mask, reference))
         return references
+
+
+def _absences(
+    softmatcher: Softmatcher,
+    config: LabelConfig,
+    labels: Sequence[str],
+    images: Mapping[str, TaskImage],
+    marked: Sequence[NewReference],
+) -> list[NewReference]:
+    """Return a reference without a mask for each label that somebody said is not on an image."""
+    on_images = {(one.image_tag, one.label) for one in marked}
+    return [
+        NewReference(
+            label, to_name, image.sha256, np.zeros(image.encoded.size_hw, np.bool_),
+            softmatcher.describe_absence(image.encoded),
+        )
+        for to_name, image in images.items()
+        for label in labels
+        if (to_name, label) not in on_images
+        and any(label in brush.labels for brush in config.brushes if brush.to_name == to_name)
+    ]  # fmt: skip
 
 
 def reading_of(settings: Settings, project: ProjectRecord) -> str:

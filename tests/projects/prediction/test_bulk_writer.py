@@ -20,6 +20,7 @@ from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.images import TaskImages
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
+from backend.projects.tiles import Tiles
 from testing.fakes import (
     LABEL_CONFIG,
     Backend,
@@ -73,7 +74,13 @@ def bulk_of(
         context = backend.projects.banks.context(project, config)
         images = TaskImages(backend.projects.models, backend.projects.metrics, max_pixels=10**6)
         connections = FakeConnections(label_studio)
-        bulk = BulkPredictions(backend.projects.metrics, connections, images, backend.projects.predictions)  # type: ignore[arg-type]
+        bulk = BulkPredictions(
+            backend.projects.metrics,
+            connections,  # type: ignore[arg-type]
+            images,
+            backend.projects.predictions,
+            Tiles(backend.projects.store),
+        )
         yield backend, label_studio, bulk, Batch(context, list(range(2, 9)))
     finally:
         tasks.use_projects(None)

@@ -1,0 +1,226 @@
+"""The gallery of a project: pages of tasks with their newest masks, kept up to date for who looks at them."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from backend.errors import ConfigurationError, LabelStudioError, ModelUnavailableError, SoftmatcherError
+from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.projects.connections import Connections
+from backend.projects.images import TaskImages
+from backend.projects.model_host import Models
+from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
+from backend.projects.prediction.reference_banks import ReferenceBanks
+from backend.projects.project_refresh import refresh_project
+from backend.projects.task_source import LabelStudioTasks, TaskSource, browser_address
+from backend.settings import CONCURRENT_BATCHES, Settings
+from backend.store import ProjectRecord, Store
+from backend.store.records import ProjectKey, TaskOutcome, TileFilter, TilePrediction
+
+PHOTO_SIDE_PX = 480
+"""Longer side of the photographs on tiles."""
+_KEPT_PHOTOS = 400
+_PHOTOS_AT_A_TIME = 2
+_MODEL_WAIT_S = 0.5
+_FEWEST_A_THREAD = 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A task on the page.
+
+    Attributes:
+        task_id: of the task.
+        prediction: its newest prediction; None if it has none that is known here.
+        is_annotated: somebody annotated it.
+        reference_labels: labels of the references that its annotations gave.
+    """
+
+    task_id: int
+    prediction: TilePrediction | None
+    is_annotated: bool
+    reference_labels: frozenset[str]
+
+
+@dataclass(frozen=True)
+class GalleryPage:
+    """A page of the gallery.
+
+    Attributes:
+        tiles: in their order.
+        following: names the last tile, for the page that follows; None if this is the last one.
+        left: how many tasks follow; None if nobody counted.
+        problem: why only a part could be listed; None otherwise.
+    """
+
+    tiles: tuple[Tile, ...]
+    following: str | None
+    left: int | None = None
+    problem: str | None = None
+
+
+class Gallery:
+    """Pages of tiles, photographs for them, and their refresh after something changed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        models: Models,
+        connections: Connections,
+        images: TaskImages,
+        banks: ReferenceBanks,
+        bulk: BulkPredictions,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._models = models
+        self._connections = connections
+        self._images = images
+        self._banks = banks
+        self._bulk = bulk
+        self._photos: OrderedDict[tuple[str, int, str], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_PHOTOS_AT_A_TIME)
+
+    def source(self, project: ProjectRecord) -> TaskSource:
+        """Return where a project's tasks come from."""
+        url = browser_address(project, self._settings.label_studio_url)
+        return LabelStudioTasks(project, self._connections, self._images, url)
+
+    def page(self, project: ProjectRecord, wanted: TileFilter) -> GalleryPage:
+        """Return a page of tiles.
+
+        All tasks in the order of their ids come from their source. Any filter or other order is over the tasks that
+        have a prediction, in the store: it asks nobody.
+        """
+        if wanted.order == "id" and wanted.state is None and wanted.label is None:
+            after = wanted.after[1] if wanted.after else 0
+            try:
+                listed = self.source(project).page(after=after, count=wanted.count)
+            except (LabelStudioError, ConfigurationError) as error:
+                return self._known(project, wanted, str(error))
+            tiles = self.tiles(project, listed.ids)
+            following = f"0:{listed.ids[-1]}" if listed.left and listed.ids else None
+            return GalleryPage(tuple(tiles), following, listed.left)
+        return self._known(project, wanted, None)
+
+    def tiles(self, project: ProjectRecord, task_ids: Sequence[int]) -> list[Tile]:
+        """Return the tiles of these tasks, in their order."""
+        known = self._store.tiles.of_tasks(project.key, task_ids)
+        annotated = self._store.tiles.annotated(project.key, task_ids)
+        return [
+            Tile(task_id, known.get(task_id), task_id in annotated, annotated.get(task_id, frozenset()))
+            for task_id in task_ids
+        ]
+
+    def photo(self, project: ProjectRecord, task_id: int, image_tag: str) -> bytes:
+        """Return a small JPEG of a task's image.
+
+        Raises:
+            NotFoundError, BadInputError, LabelStudioError: it cannot be had; the message says why.
+        """
+        key = (project.key, task_id, image_tag)
+        with self._lock:
+            if key in self._photos:
+                self._photos.move_to_end(key)
+                return self._photos[key]
+        with self._slots:
+            pixels = self.source(project).picture(task_id, image_tag)
+        picture = PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+        picture.thumbnail((PHOTO_SIDE_PX, PHOTO_SIDE_PX))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=82)
+        with self._lock:
+            self._photos[key] = buffer.getvalue()
+            while len(self._photos) > _KEPT_PHOTOS:
+                self._photos.popitem(last=False)
+        return buffer.getvalue()
+
+    def outdated(self, project: ProjectRecord, task_ids: Sequence[int]) -> list[int]:
+        """Return those of the tasks whose tile is not of the project's references and options as they are now.
+
+        [] if there is no reference, or nobody knows yet since models are being loaded.
+        """
+        try:
+            version = self._banks.model_version(project.key, wait_s=_MODEL_WAIT_S)
+        except ModelUnavailableError:
+            return []
+        if not self._store.list_references(project.key):
+            return []
+        known = self._store.tiles.versions(project.key, task_ids)
+        return [task_id for task_id in task_ids if known.get(task_id) != version]
+
+    def refresh(
+        self, project_key: ProjectKey, task_ids: Sequence[int], *, should_stop: Callable[[], bool]
+    ) -> dict[str, int]:
+        """Predict the tasks of a page whose tiles are out of date, and write their predictions to Label Studio.
+
+        Args:
+            project_key: of the tasks.
+            task_ids: in the order in which they are wanted.
+            should_stop: asked before each task; True leaves the rest.
+
+        Returns:
+            How many were `predicted`, and how many were `left`.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer.
+            LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
+        """
+        project = self._store.project(project_key)
+        if project is None or not project.label_config:
+            project = refresh_project(self._store, self._connections, project_key)
+        context = self._banks.context(project, parse_label_config(project.label_config))
+        known = self._store.tiles.versions(project_key, task_ids)
+        due = [task_id for task_id in task_ids if known.get(task_id) != context.version]
+        if not context.banks:
+            self._store.tiles.forget(project_key, [task_id for task_id in task_ids if task_id in known])
+            return {"predicted": 0, "left": 0}
+
+        def predict(some: Sequence[int]) -> list[TaskOutcome]:
+            return self._bulk.run(
+                Batch(context, some), should_stop=should_stop, still_wanted=lambda: _all_but_gone(should_stop, some)
+            )
+
+        threads = max(1, min(CONCURRENT_BATCHES, len(due) // _FEWEST_A_THREAD))
+        with ThreadPoolExecutor(threads, thread_name_prefix="tiles") as pool:
+            # Neighbours in different threads: the first tiles of the page come first.
+            outcomes = [
+                one for some in pool.map(predict, [due[start::threads] for start in range(threads)]) for one in some
+            ]
+        return {"predicted": len(outcomes), "left": len(due) - len(outcomes)}
+
+    def _known(self, project: ProjectRecord, wanted: TileFilter, problem: str | None) -> GalleryPage:
+        found = self._store.tiles.page(project.key, wanted)
+        ids = [one.task_id for _, one in found]
+        annotated = self._store.tiles.annotated(project.key, ids)
+        tiles = tuple(
+            Tile(one.task_id, one, one.task_id in annotated, annotated.get(one.task_id, frozenset()))
+            for _, one in found
+        )
+        is_full = len(found) == wanted.count
+        following = f"{found[-1][0]!r}:{found[-1][1].task_id}" if is_full else None
+        return GalleryPage(tiles, following, problem=problem)
+
+
+def config_of(project: ProjectRecord) -> LabelConfig | None:
+    """Return a project's label config; None if it cannot be used."""
+    try:
+        return parse_label_config(project.label_config)
+    except SoftmatcherError:
+        return None
+
+
+def _all_but_gone(should_stop: Callable[[], bool], task_ids: Collection[int]) -> set[int]:
+    # Annotations that wait will change these predictions again: writing them would only hold those up.
+    return set() if should_stop() else set(task_ids)
+
+
+__all__ = ["Gallery", "GalleryPage", "Tile", "config_of"]

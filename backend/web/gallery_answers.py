@@ -1,0 +1,121 @@
+"""The gallery's tiles as JSON for its page, and the fields of its address."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flask import url_for
+from werkzeug.datastructures import MultiDict
+
+from backend.core.types import Json
+from backend.drawing.label_colours import shown_colour
+from backend.drawing.outline_path import grid_size
+from backend.errors import BadInputError
+from backend.labelstudio.label_appearance import read_label_appearance
+from backend.projects.gallery import Tile, config_of
+from backend.store import ProjectRecord
+from backend.store.records import TileFilter, TileRegion
+from backend.store.tiles import ORDERS, STATES, VISIBLE_CHANGE
+
+PAGE_SIZES = (24, 48, 96)
+MOST_IDS = 120
+"""Tasks of one request."""
+_LONGEST_LABEL = 200
+
+
+@dataclass(frozen=True)
+class LabelShown:
+    """A label of the legend."""
+
+    name: str
+    colour: str
+
+
+def labels_shown(project: ProjectRecord) -> list[LabelShown]:
+    """Return the labels of a project with their colours, in the config's order."""
+    config = config_of(project)
+    if config is None:
+        return []
+    written = read_label_appearance(project.label_config, config)
+    return [
+        LabelShown(label, shown_colour(written[label].value, written[label].background))
+        if label in written
+        else LabelShown(label, shown_colour(label, None))
+        for label in config.labels
+    ]
+
+
+def read_filter(fields: MultiDict[str, str], labels: Sequence[str]) -> TileFilter:
+    """Return which tiles an address asks for; what means nothing counts as not asked for."""
+    order, state, label = fields.get("sort", "id"), fields.get("state") or None, fields.get("label") or None
+    count = fields.get("count", "")
+    wanted = TileFilter(
+        order=order if order in ORDERS else "id",
+        state=state if state in STATES else None,
+        label=label if label in labels else None,
+        count=int(count) if count in map(str, PAGE_SIZES) else PAGE_SIZES[0],
+    )
+    after = re.fullmatch(r"(-?[0-9.e-]{1,30}):([0-9]{1,18})", fields.get("after", ""))
+    if after is None:
+        return wanted
+    try:
+        value = float(after[1])
+    except ValueError:
+        return wanted
+    return replace(wanted, after=(value, int(after[2]))) if math.isfinite(value) else wanted
+
+
+def read_ids(value: object) -> list[int]:
+    """Return ids of tasks, each once, in their order.
+
+    Raises:
+        BadInputError: not a list of up to `MOST_IDS` whole numbers.
+    """
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or len(items) > MOST_IDS:
+        raise BadInputError(f"expected up to {MOST_IDS} ids of tasks, got {str(value)[:40]!r}")
+    if not all(re.fullmatch("[0-9]{1,18}", str(item)) for item in items):
+        raise BadInputError(f"expected whole numbers as ids of tasks, got {str(value)[:40]!r}")
+    return list(dict.fromkeys(int(item) for item in items))
+
+
+def tile_to_json(project: ProjectRecord, tile: Tile, address: str | None, colours: Mapping[str, str]) -> Json:
+    """Return what the page draws of a tile."""
+    made = tile.prediction
+    height, width = grid_size(made.size_hw if made else (0, 0))
+    photo = url_for(
+        "gallery.photo", project_id=project.project_id, task_id=tile.task_id, image=made.image_tag if made else ""
+    )
+    return {
+        "id": tile.task_id,
+        "photo": photo,
+        "address": address,
+        "state": made.state if made else "unknown",
+        "score": made.score if made and made.state == "masks" else None,
+        "certainty": made.certainty if made and made.state == "masks" else None,
+        "scores": _best_scores(made.regions) if made else {},
+        "reason": made.reason if made else None,
+        "change": made.change if made else 0.0,
+        "is_changed": bool(made and made.change >= VISIBLE_CHANGE),
+        "counter": made.counter if made else 0,
+        "version": made.model_version if made else None,
+        "is_annotated": tile.is_annotated,
+        "references": sorted(tile.reference_labels),
+        "size": [width, height],
+        "has_size": bool(made and all(made.size_hw)),
+        "regions": [_region(one, colours) for one in made.regions] if made else [],
+        "before": [_region(one, colours) for one in made.before] if made else [],
+    }
+
+
+def _best_scores(regions: Sequence[TileRegion]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for region in regions:
+        best[region.label] = max(region.score, best.get(region.label, 0.0))
+    return best
+
+
+def _region(region: TileRegion, colours: Mapping[str, str]) -> Json:
+    colour = colours.get(region.label, "#36b37e")
+    return {"label": region.label[:_LONGEST_LABEL], "score": region.score, "path": region.path, "colour": colour}

@@ -1,0 +1,271 @@
+"""The gallery over fakes: tiles, filters, what is visible, what people decide on tiles."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.core.masks import iou
+from backend.drawing.label_colours import shown_colour
+from backend.drawing.outline_path import path_to_mask
+from testing.fakes import Backend, draw, png
+
+POINT: dict[str, Any] = {
+    "id": "a", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
+    "original_height": 48, "value": {"x": 30, "y": 40, "width": 1, "keypointlabels": ["Cat"]},
+}  # fmt: skip
+BLUE_POINT = {**POINT, "id": "b", "value": {"x": 80, "y": 80, "width": 1, "keypointlabels": ["Dog"]}}
+EVERY = [1, 2, 3, 4]
+
+
+@pytest.fixture
+def ready(backend: Backend) -> Backend:
+    """Four tasks: three show a red object, the last one nothing. Nothing is annotated yet."""
+    for number in range(1, 4):
+        backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number, 30), blue=(45, 30, 60, 45))))
+    backend.label_studio.add_task(4, png(draw()))
+    backend.projects.note_project(backend.label_studio.project(1))
+    return backend
+
+
+def annotate(backend: Backend, annotation_id: int, task_id: int, *regions: Any) -> None:
+    backend.label_studio.annotate(annotation_id, task_id, list(regions))
+    backend.queue.ingest_annotation(backend.label_studio.key, annotation_id)
+    backend.work()
+
+
+def see(backend: Backend, *task_ids: int) -> Any:
+    return backend.client.post("/projects/1/gallery/visible", json={"ids": list(task_ids)}).get_json()
+
+
+def tiles(backend: Backend, *task_ids: int, since: int = 0) -> dict[int, Any]:
+    ids = ",".join(map(str, task_ids))
+    answer = backend.client.get(f"/projects/1/gallery/tiles?ids={ids}&since={since}")
+    assert answer.status_code == 200, answer.text
+    return {one["id"]: one for one in answer.get_json()["tiles"]}
+
+
+def counter(backend: Backend) -> int:
+    return int(backend.client.get("/projects/1/gallery/changes").get_json()["counter"])
+
+
+def test_a_new_reference_changes_visible_tiles_and_label_studio(ready: Backend) -> None:
+    see(ready, *EVERY)
+    assert {one["state"] for one in tiles(ready, *EVERY).values()} == {"unknown"}
+    annotate(ready, 10, 1, POINT)
+    found = tiles(ready, *EVERY)
+    assert [found[number]["state"] for number in EVERY] == ["masks", "masks", "masks", "empty"]
+    (region,) = found[2]["regions"]
+    true = np.zeros((240, 320), bool)
+    true[50:150, 50:160] = True
+    assert iou(path_to_mask(region["path"], (48, 64)), true) > 0.97
+    assert region["colour"] == shown_colour("Cat", None)
+    assert len(ready.label_studio.versions_of(2)) == 1
+    assert found[1]["is_annotated"]
+    assert found[1]["references"] == ["Cat"]
+    assert 'data-act="accept"' in found[2]["html"]
+    assert 'data-act="accept"' not in found[1]["html"]
+
+
+def test_only_what_is_visible_is_predicted(ready: Backend) -> None:
+    see(ready, 3)
+    annotate(ready, 10, 1, POINT)
+    assert {one["id"] for one in tiles(ready, *EVERY).values() if one["state"] != "unknown"} == {3}
+    assert ready.label_studio.versions_of(2) == []
+
+
+def test_a_change_says_by_how_much_and_keeps_what_was_before(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    before = counter(ready)
+    annotate(ready, 11, 2, BLUE_POINT)
+    found = tiles(ready, *EVERY, since=before)
+    assert found[3]["is_new"]
+    assert found[3]["change"] == pytest.approx(0.5, abs=0.01), "Cat as before, Dog new"
+    assert [one["label"] for one in found[3]["before"]] == ["Cat"]
+    assert "changed 50 %" in found[3]["html"]
+    assert not found[4]["is_new"]
+    assert len(ready.label_studio.versions_of(3)) == 1, "the older prediction is gone"
+
+
+def test_an_outdated_tile_is_predicted_when_somebody_looks(ready: Backend) -> None:
+    annotate(ready, 10, 1, POINT)
+    assert see(ready, *EVERY)["outdated"] == EVERY
+    ready.work()
+    assert see(ready, *EVERY)["outdated"] == []
+    assert tiles(ready, 2)[2]["state"] == "masks"
+
+
+def test_a_propagation_fills_tiles(ready: Backend) -> None:
+    annotate(ready, 10, 1, POINT)
+    ready.client.post("/projects/1/propagations", json={})
+    ready.work()
+    assert tiles(ready, 3)[3]["state"] == "masks"
+    ready.client.post("/projects/1/propagations", json={})
+    ready.projects.store.tiles.forget(ready.label_studio.key, [3])
+    ready.work()
+    kept = tiles(ready, 3)[3]
+    assert (kept["state"], kept["score"]) == ("masks", 0.8)
+
+
+def test_a_task_that_fails_says_why(ready: Backend) -> None:
+    del ready.label_studio.images["/data/upload/1/3.png"]
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    failed = tiles(ready, 3)[3]
+    assert failed["state"] == "failed"
+    assert "404" in failed["reason"]
+    assert "failed: " in failed["html"]
+
+
+def test_tiles_go_with_the_last_reference(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    ready.label_studio.delete_annotation(10)
+    ready.queue.ingest_annotation(ready.label_studio.key, 10)
+    ready.work()
+    assert {one["state"] for one in tiles(ready, *EVERY).values()} == {"unknown"}
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", [1, 2, 3, 4]),
+        ("sort=score", [3, 2, 1, 4]),
+        ("state=empty", [4]),
+        ("state=annotated&sort=score", [1]),
+        ("state=reference", [1]),
+        ("label=Cat", [1, 2, 3]),
+        ("label=Cat&sort=score", [3, 2, 1]),
+        ("label=Dog&sort=certainty", []),
+        ("sort=nonsense&state=nonsense&label=nonsense&count=7&after=x", [1, 2, 3, 4]),
+        ("after=0:2", [3, 4]),
+        ("sort=score&after=0.8:2", [1, 4]),
+    ],
+)
+def test_filters_and_orders(ready: Backend, address: str, expected: list[int]) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    page = ready.client.get(f"/projects/1?{address}").text
+    assert [int(part.split('"')[0]) for part in page.split('data-task="')[1:]] == expected
+
+
+def test_page_without_label_studio_shows_what_is_known(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    ready.label_studio.is_down = True
+    page = ready.client.get("/projects/1").text
+    assert "Label Studio does not answer" in page
+    assert 'id="task-3"' in page
+
+
+def test_accept_makes_an_annotation_that_can_be_undone(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    made = ready.client.post("/projects/1/tasks/2/accept", json={}).get_json()
+    ready.work()
+    annotation = ready.label_studio.annotations[made["annotation"]]
+    assert (annotation["task"], annotation["parent_prediction"]) == (2, 2)
+    assert tiles(ready, 2)[2]["references"] == ["Cat"]
+    assert ready.client.post("/projects/1/tasks/2/accept", json={}).status_code == 409
+    assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).get_json() == {"tasks": [2]}
+    assert made["annotation"] not in ready.label_studio.annotations
+    assert not tiles(ready, 2)[2]["is_annotated"]
+    assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).status_code == 404
+
+
+def test_accept_all_above_a_score_says_the_number_first(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    planned = ready.client.post("/projects/1/gallery/accept", json={"min_score": 0.7, "dry_run": True}).get_json()
+    assert (planned["count"], planned["batch"]) == (2, None)
+    assert (
+        ready.client.post("/projects/1/gallery/accept", json={"min_score": 0.9, "dry_run": True}).get_json()["count"]
+        == 0
+    )
+    done = ready.client.post("/projects/1/gallery/accept", json={"min_score": 0.7}).get_json()
+    ready.work()
+    assert sorted(one["task"] for one in ready.label_studio.annotations.values()) == [1, 2, 3]
+    undone = ready.client.post("/projects/1/gallery/undo", json={"batch": done["batch"]}).get_json()
+    assert sorted(undone["tasks"]) == [2, 3]
+
+
+def test_wrong_makes_the_image_background_of_the_label(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT, {**BLUE_POINT, "value": {**BLUE_POINT["value"], "keypointlabels": ["Cat"]}})
+    assert len(tiles(ready, 3)[3]["regions"]) == 1
+    ready.label_studio.add_task(5, png(draw(blue=(45, 30, 60, 45))))
+    see(ready, 5)
+    ready.work()
+    assert tiles(ready, 5)[5]["state"] == "masks", "blue counts as Cat"
+    made = ready.client.post("/projects/1/tasks/5/wrong", json={"label": "Cat"}).get_json()
+    ready.work()
+    assert ready.label_studio.annotations[made["annotation"]]["result"] == []
+    assert tiles(ready, 5)[5]["references"] == ["Cat"]
+    assert tiles(ready, 5)[5]["state"] == "empty"
+    assert tiles(ready, 3)[3]["state"] == "masks"
+    area = path_to_mask(tiles(ready, 3)[3]["regions"][0]["path"], (48, 64))
+    assert area[100, 100]
+    assert not area[190, 260], "the blue part is background by now"
+    assert ready.client.post("/projects/1/tasks/3/wrong", json={"label": "Elephant"}).status_code == 404
+
+
+def test_min_score_is_saved_where_label_studio_keeps_it(ready: Backend) -> None:
+    assert ready.client.post("/projects/1/gallery/min-score", json={"min_score": 0.5}).status_code == 404
+    ready.label_studio.backends = [{"id": 7, "extra_params": {"instances": True}}]
+    assert ready.client.post("/projects/1/gallery/min-score", json={"min_score": 0.5}).get_json() == {"min_score": 0.5}
+    assert ready.label_studio.backends[0]["extra_params"] == {"instances": True, "min_score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("gallery/visible", {"ids": list(range(200))}),
+        ("gallery/visible", {"ids": ["x"]}),
+        ("gallery/visible", {"ids": {"a": 1}}),
+        ("gallery/accept", {"min_score": "nan"}),
+        ("gallery/accept", {"min_score": 2}),
+        ("gallery/min-score", {}),
+        ("gallery/undo", {"batch": 5}),
+        ("gallery/undo", {"batch": "x" * 100}),
+        ("tasks/1/wrong", {"label": ["Cat"]}),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(ready: Backend, path: str, body: Any) -> None:
+    assert ready.client.post(f"/projects/1/{path}", json=body).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "path", ["gallery/visible", "gallery/accept", "gallery/undo", "tasks/1/accept", "tasks/1/wrong"]
+)
+def test_other_sites_cannot_decide(ready: Backend, path: str) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    assert ready.client.post(f"/projects/1/{path}", json={}, headers=headers).status_code == 403
+
+
+def test_photographs_are_small_and_kept(ready: Backend) -> None:
+    answer = ready.client.get("/projects/1/tasks/2/photo.jpg")
+    assert (answer.status_code, answer.content_type) == (200, "image/jpeg")
+    fetches = ready.label_studio.fetches
+    assert ready.client.get("/projects/1/tasks/2/photo.jpg").status_code == 200
+    assert ready.label_studio.fetches == fetches
+    assert ready.client.get("/projects/1/tasks/99/photo.jpg").status_code == 404
+
+
+def test_browsers_get_pages_for_errors_and_programs_get_json(ready: Backend) -> None:
+    page = ready.client.get("/projects/77", headers={"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"})
+    assert (page.status_code, page.content_type) == (404, "text/html; charset=utf-8")
+    assert "All projects" in page.text
+    assert ready.client.get("/projects/77").is_json
+    assert ready.client.get("/projects/1?tab=nonsense").status_code == 404
+
+
+def test_label_colours_are_label_studios_own() -> None:
+    seeds = {
+        "Cat": "#bf8d72", "Dog": "#bf8072", "Coin": "#bfb272", "corrosion": "#bf7286", "\u00c4pfel": "#72b1bf",
+        "\u72ac": "#72bf78", "\U0001f34e apple": "#bf7272",
+    }  # fmt: skip
+    assert {name: shown_colour(name, None) for name in seeds} == seeds, "as pleasejs makes them"
+    assert shown_colour("Cat", "#FFA39E") == "#ffa39e"
+    assert shown_colour("Cat", "Red") == "red"
+    assert shown_colour("Cat", "url(//evil.example)") == "#bf8d72"
