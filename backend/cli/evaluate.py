@@ -43,6 +43,9 @@ def evaluate(
     markings: Annotated[
         bool, typer.Option(help="Also mark points, strokes, and one object of several instead of the masks.")
     ] = False,
+    refiner: Annotated[
+        bool, typer.Option(help="From three references on, train a refiner for classes whose references ask for one.")
+    ] = True,
     joint: Annotated[
         bool, typer.Option("--joint", help="Also look for all classes of a set together, as labels of one project.")
     ] = False,
@@ -80,6 +83,7 @@ def evaluate(
                 limit=limit,
                 is_complete=complete,
                 with_simulated_annotations=markings and rank == ranks[0],
+                with_refiner=refiner,
                 journal=None if json_file is None else _journal(json_file, _of_positional_rank(rank, ranks)),
                 on_progress=lambda name, done, total: progress.update(
                     bar, description=name, completed=done, total=total

@@ -1,12 +1,15 @@
 """Masks after the segmenter: cleaned, kept apart, brought to the image's natural size."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.types import Mask, Scribble
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 def painted_masks(scribble: Scribble) -> tuple[Mask, Mask]:
@@ -81,9 +84,9 @@ def iou(first: Mask, second: Mask) -> float:
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
-def nearest_to_size(owner: NDArray[np.int32], size_hw: tuple[int, int]) -> NDArray[np.int32]:
-    """Return a label map (h, w) int32 at another size, each pixel with the value of the nearest one."""
-    rows = (np.arange(size_hw[0]) * owner.shape[0]) // size_hw[0]
-    columns = (np.arange(size_hw[1]) * owner.shape[1]) // size_hw[1]
-    resized: NDArray[np.int32] = owner[rows[:, None], columns]
+def nearest_to_size(picture: NDArray[_Value], size_hw: tuple[int, int]) -> NDArray[_Value]:
+    """Return a mask or a label map (h, w) at another size, each pixel with the value of the nearest one."""
+    rows = (np.arange(size_hw[0]) * picture.shape[0]) // size_hw[0]
+    columns = (np.arange(size_hw[1]) * picture.shape[1]) // size_hw[1]
+    resized: NDArray[_Value] = picture[rows[:, None], columns]
     return resized

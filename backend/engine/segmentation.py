@@ -1,6 +1,6 @@
 """Segmentation of targets: matching and mask generation of several labels, and which label gets what."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from backend.core.explanation import Explanation, LabelExplanation
 from backend.core.grid import map_to_size
 from backend.core.instances import split_instances
 from backend.core.masks import mask_to_size, nearest_to_size
-from backend.core.types import EncodedImage, LabelMask
+from backend.core.types import EncodedImage, LabelMask, Mask
 from backend.engine.competition import CompetitionResult, compete
 from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
@@ -99,25 +99,50 @@ class Segmentation:
         size_hw, options = plan.encoded.size_hw, plan.options
         candidates = make()
         results = compete(candidates, options)
+        kept = [number for number, result in enumerate(results) if result.is_kept]
         with self._stage("upsample"):
-            for label, candidate, result in zip(plan.labels, candidates, results, strict=True):
-                if not result.is_kept:
-                    continue
-                natural = mask_to_size(result.mask, size_hw)
-                refiner = plan.refiners.get(label.name)
-                if refiner is not None and plan.pixels is not None and natural.any():
-                    natural = refiner.refine(natural, _to_size(candidate.posterior, size_hw), plan.pixels)
+            naturals = {number: mask_to_size(results[number].mask, size_hw) for number in kept}
+        refined = self._refine(plan, candidates, naturals)
+        with self._stage("upsample"):
+            for number in kept:
+                natural, result = refined.get(number, naturals[number]), results[number]
                 if options.overlap == "exclusive":
                     # Masks that touch in the working frame may share the pixels that its border became.
                     for other in found:
-                        natural &= ~other.mask
+                        natural = natural & ~other.mask
                 if options.instances:
-                    owner = nearest_to_size(split_instances(result.mask), size_hw)
+                    parted = result.mask if number not in refined else nearest_to_size(natural, _hw(result.mask))
+                    owner = nearest_to_size(split_instances(parted), size_hw)
                     objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
                 else:
                     objects = [natural]
-                found += [LabelMask(label.name, one, result.score) for one in objects if one.any()]
+                label = plan.labels[number].name
+                found += [LabelMask(label, one, result.score) for one in objects if one.any()]
         return found
+
+    def _refine(
+        self, plan: SegmentationPlan, candidates: Sequence[LabelCandidate], naturals: Mapping[int, Mask]
+    ) -> dict[int, Mask]:
+        """Return the refined masks by label number, of the labels that have a refiner."""
+        refined: dict[int, Mask] = {}
+        for number, natural in naturals.items():
+            refiner = plan.refiners.get(plan.labels[number].name)
+            if refiner is None or plan.pixels is None or not natural.any():
+                continue
+            with self._stage("refine"):
+                posterior = _to_size(candidates[number].posterior, plan.encoded.size_hw)
+                mask = refiner.refine(natural, posterior, plan.pixels)
+            if plan.options.overlap == "exclusive":
+                # What another label was given stays its own: a refiner knows nothing of other labels.
+                for other, theirs in naturals.items():
+                    if other != number:
+                        mask = mask & (natural | ~theirs)
+            refined[number] = mask
+        return refined
+
+
+def _hw(mask: Mask) -> tuple[int, int]:
+    return mask.shape[0], mask.shape[1]
 
 
 def _with_new_masks(

@@ -55,6 +55,7 @@ class EvaluationResult:
     Attributes:
         classes: `set/class` to its targets, over all seeds.
         absent: for each pair of a reference and an image without its object: did a region come back.
+        refined: `set/class` to the share of its seeds whose references switched a refiner on.
         stages_ms: stage to the median milliseconds of an image.
         settings: what was run.
         seconds: wall time.
@@ -63,6 +64,7 @@ class EvaluationResult:
 
     classes: Mapping[str, Sequence[TargetScore]]
     absent: Sequence[bool]
+    refined: Mapping[str, float]
     stages_ms: Mapping[str, float]
     settings: Mapping[str, object]
     seconds: float
@@ -104,6 +106,7 @@ class EvaluationResult:
             "calibration_error": calibration_error(
                 [score for score, _ in returned], [reached for _, reached in returned]
             ),
+            "refined": {name: share for name, share in self.refined.items() if share},
             "empty_answers": len(targets) - len(returned),
             "targets": len(targets),
             "stages_ms": dict(self.stages_ms),
@@ -196,7 +199,7 @@ def evaluate(
         "torch": torch.__version__,
     }
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return EvaluationResult(scores, absent, clock.medians_ms(), settings, time.perf_counter() - start, peak_mb)
+    return EvaluationResult(scores, absent, {}, clock.medians_ms(), settings, time.perf_counter() - start, peak_mb)
 
 
 def _absent_answers(

@@ -20,6 +20,8 @@ from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
+from backend.engine.pixel_refiner import LEAST_REFERENCES, PixelRefiner
+from backend.engine.refiner_training import ReferenceImage, train_label_refiner
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.datasets import (
@@ -94,6 +96,7 @@ def evaluate_variants(
     limit: int | None = None,
     is_complete: bool = True,
     with_simulated_annotations: bool = False,
+    with_refiner: bool = True,
     journal: Path | None = None,
     on_progress: OnProgress | None = None,
     load: Callable[[str, Callable[[str, float], None]], Softmatcher] = load_softmatcher,
@@ -110,6 +113,7 @@ def evaluate_variants(
         is_complete: the masks of the data set are all there is of the class on their images.
         with_simulated_annotations: also match from simulated points, strokes and one object of several, with the first
             variant.
+        with_refiner: train a refiner for each class and seed, where there are references enough.
         journal: a file that gets a line for each finished class; classes that it has for the same run are not run
             again. It is removed at the end.
         on_progress: called before each class and at the end.
@@ -134,11 +138,15 @@ def evaluate_variants(
         "is_complete": is_complete,
         "signature": engine.signature,
         "markings": with_simulated_annotations,
+        "refiner": with_refiner,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
-    run = _Run(engine, variants, tuple(seeds), shots, limit, is_complete, with_simulated_annotations, classes, stages)
+    run = _Run(
+        engine, variants, tuple(seeds), shots, limit, is_complete, with_simulated_annotations, with_refiner, classes,
+        stages,
+    )  # fmt: skip
     finished = _Journal(journal, {**settings, "options": {name: asdict(one) for name, one in variants.items()}})
     for index, one in enumerate(classes):
         if on_progress is not None:
@@ -157,6 +165,7 @@ def evaluate_variants(
                 for one, line in zip(classes, lines, strict=True)
             },
             [answer for line in lines for answer in line["absent"][name]],
+            {one.name: statistics.fmean(line["refined"][name]) for one, line in zip(classes, lines, strict=True)},
             _stage_medians(lines, name),
             {**settings, "options": asdict(options)},
             seconds,
@@ -179,8 +188,11 @@ class _Stages:
     def __init__(self) -> None:
         self._variant = ""
         self._milliseconds: dict[str, dict[str, list[float]]] = {}
+        self._is_paused = False
 
     def record(self, stage: str, seconds: float) -> None:
+        if self._is_paused:
+            return
         self._milliseconds.setdefault(self._variant, {}).setdefault(stage, []).append(round(1000 * seconds, 3))
 
     @contextmanager
@@ -188,6 +200,14 @@ class _Stages:
         self._variant = variant
         yield
         self._variant = ""
+
+    @contextmanager
+    def timed_alone(self, stage: str) -> Iterator[None]:
+        """Record a block as one stage, and none of the stages that it goes through."""
+        start, self._is_paused = time.perf_counter(), True
+        yield
+        self._is_paused = False
+        self.record(stage, time.perf_counter() - start)
 
     def take(self) -> dict[str, dict[str, list[float]]]:
         taken, self._milliseconds = self._milliseconds, {}
@@ -203,6 +223,7 @@ class _Run:
     limit: int | None
     is_complete: bool
     with_simulated_annotations: bool
+    with_refiner: bool
     classes: Sequence[ImageClass]
     stages: _Stages
 
@@ -211,6 +232,7 @@ class _Run:
         described: dict[tuple[Path, str], Reference | None] = {}
         scores: dict[str, list[dict[str, object]]] = {name: [] for name in self.variants}
         absent: dict[str, list[bool]] = {name: [] for name in self.variants}
+        refined: dict[str, list[bool]] = {name: [] for name in self.variants}
         markings: dict[str, list[float]] = {kind: [] for kind in SIMULATED_ANNOTATIONS}
 
         def encoded(path: Path) -> EncodedImage:
@@ -230,17 +252,25 @@ class _Run:
             masks = references(episode.references, "mask")
             for name, options in self.variants.items():
                 bank = {one.class_name: self.engine.gather(masks, options)} if masks else {}
+                with self.stages.of(name):
+                    refiner = self._refiner(
+                        [path for path in episode.references if described[path, "mask"]], masks, encoded, options
+                    )
+                refiners = {one.class_name: refiner} if refiner is not None else {}
+                refined[name].append(refiner is not None)
                 for path in episode.targets:
                     target, truth = encoded(path), read_mask(path)
+                    pixels = read_image(path) if refiners else None
                     with self.stages.of(name):
-                        found = self.engine.segment(target, bank, options)
+                        found = self.engine.segment(target, bank, options, refiners=refiners, pixels=pixels)
                     union = _union([region.mask for region in found], truth)
                     score = float(np.mean([region.score for region in found])) if found else None
                     scores[name].append(asdict(TargetScore(seed, f"{one.name}/{path.name}", iou(union, truth), score)))
                 if stranger is not None:
-                    target = encoded(stranger)
+                    target, pixels = encoded(stranger), read_image(stranger) if refiners else None
                     with self.stages.of(name):
-                        absent[name].append(bool(self.engine.segment(target, bank, options)))
+                        found = self.engine.segment(target, bank, options, refiners=refiners, pixels=pixels)
+                    absent[name].append(bool(found))
             for kind in SIMULATED_ANNOTATIONS if self.with_simulated_annotations else ():
                 marked = references(episode.references, kind)
                 name, options = next(iter(self.variants.items()))
@@ -249,7 +279,32 @@ class _Run:
                     with self.stages.of(name):
                         found = self.engine.segment(target, {one.class_name: marked}, options) if marked else []
                     markings[kind].append(iou(_union([region.mask for region in found], truth), truth))
-        return {"scores": scores, "absent": absent, "markings": markings, "stages": self.stages.take()}
+        return {
+            "scores": scores,
+            "absent": absent,
+            "refined": refined,
+            "markings": markings,
+            "stages": self.stages.take(),
+        }
+
+    def _refiner(
+        self,
+        paths: Sequence[Path],
+        references: Sequence[Reference],
+        encoded: Callable[[Path], EncodedImage],
+        options: MatchOptions,
+    ) -> PixelRefiner | None:
+        """Return the refiner that these references switch on, if any; its stages are not an image's."""
+        if not self.with_refiner or len(references) < LEAST_REFERENCES:
+            return None
+
+        def load(number: int) -> ReferenceImage:
+            path = paths[number]
+            return ReferenceImage(read_image(path), encoded(path), read_mask(path))
+
+        with self.stages.timed_alone("train refiner"):
+            trial = train_label_refiner(self.engine, references, load, options)
+        return trial.refiner if trial is not None else None
 
     def _describe(self, path: Path, target: EncodedImage, kind: str) -> Reference | None:
         """Return the reference that a simulated annotation makes; None if the scribble finds no mask."""
