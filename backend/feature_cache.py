@@ -84,7 +84,9 @@ class _File(NamedTuple):
 class FeatureCache:
     """Encoded images of one set of models. Its arrays are shared between callers: do not write into them."""
 
-    def __init__(self, folder: Path, max_mb: float, signature: str, *, memory_mb: float = 64) -> None:
+    def __init__(
+        self, folder: Path, max_mb: float, signature: str, *, memory_mb: float = 64, with_text: bool = False
+    ) -> None:
         """Look at what is there and cut it to the bound.
 
         Args:
@@ -93,6 +95,7 @@ class FeatureCache:
                 moment between a write and the look that follows, by one entry each (or 1/64 of it beyond 500 entries).
             signature: of the models; another one's entries are not seen, but count and are evicted like any other.
             memory_mb: bound of the entries kept in memory in front of the disk, in 2**20 bytes.
+            with_text: of images encoded with text features; they have a folder of their own.
 
         Raises:
             ConfigurationError: a bound is negative.
@@ -100,7 +103,8 @@ class FeatureCache:
         if not (max_mb >= 0 and memory_mb >= 0):
             raise ConfigurationError(f"cache sizes must be 0 MB or more, got {max_mb} on disk, {memory_mb} in memory")
         self._folder = folder
-        self._own_folder = folder / hashlib.sha256(signature.encode()).hexdigest()[:16]
+        named = f"{signature}+text" if with_text else signature
+        self._own_folder = folder / hashlib.sha256(named.encode()).hexdigest()[:16]
         self._signature = signature
         self._max_bytes = int(max_mb * _BYTES_A_MB)
         self._memory_max_bytes = int(memory_mb * _BYTES_A_MB)

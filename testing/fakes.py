@@ -79,6 +79,7 @@ class ColourSoftmatcher:
     signature = "colours-1"
     preferred_batch_size = 1
     device = torch.device("cpu")
+    text_space: str | None = None
 
     def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
         self.encoded_images = 0
@@ -497,6 +498,9 @@ class PatientQueue:
     def has_labelers_waiting(self) -> bool:
         return self.has_references_waiting()
 
+    def scale_phrases(self, project_key: ProjectKey) -> str:
+        return self._add("scale_phrases", project_key)
+
     def ensure_planned(self, project_key: ProjectKey, propagation_id: int) -> bool:
         return self._ensure("plan_propagation", project_key, propagation_id)
 
@@ -550,7 +554,8 @@ def make_backend(
     folder: Path,
     label_studio: FakeLabelStudio,
     *,
-    softmatcher: Callable[[Callable[[str, float], None] | None], ColourSoftmatcher] = ColourSoftmatcher,
+    softmatcher: Callable[[Callable[[str, float], None] | None], Any] = ColourSoftmatcher,
+    load_text_encoder: Callable[[], Any] | None = None,
     **settings: object,
 ) -> Backend:
     """Make a backend whose data lie in `folder`: a second one there sees what the first left.
@@ -559,6 +564,7 @@ def make_backend(
         folder: of the data.
         label_studio: that it talks to.
         softmatcher: makes the models; one that raises leaves a backend without models.
+        load_text_encoder: makes the text encoder; None: that of the profile.
         **settings: beside the folder.
     """
     made = load_settings(data_dir=folder, **settings)
@@ -567,7 +573,8 @@ def make_backend(
     store.create_tables()
     load: Any = lambda profile, on_stage: softmatcher(on_stage)  # noqa: E731 - it stands in for a whole Softmatcher
     models = Models(made, metrics, load=load)
-    projects = Projects(made, store, metrics, models, FakeConnections(label_studio))  # type: ignore[arg-type]
+    connections: Any = FakeConnections(label_studio)
+    projects = Projects(made, store, metrics, models, connections, load_text_encoder)
     with suppress(ModelUnavailableError):
         models.get(10)
     app = create_app(projects, queue)  # type: ignore[arg-type]

@@ -117,17 +117,22 @@ class EncodedImage:
         features: (H_p, W_p, D) float16: the feature map, each patch of unit length.
         embedding: the segmenter's own arrays (SAM: its image embedding; lite: the image at working size).
         signature: of the models that made it.
+        text_features: (H_p, W_p, E) float16: the same patches in the space of the text encoder, of unit length; None if
+            they were not asked for.
     """
 
     size_hw: tuple[int, int]
     features: NDArray[np.float16]
     embedding: Mapping[str, NDArray[np.generic]]
     signature: str
+    text_features: NDArray[np.float16] | None = None
 
     def to_arrays(self) -> Arrays:
         """Return the fields as named arrays, for safetensors."""
         arrays: Arrays = {"size_hw": np.array(self.size_hw, np.int64), "features": self.features}
         arrays.update({f"embedding.{name}": array for name, array in self.embedding.items()})
+        if self.text_features is not None:
+            arrays["text_features"] = self.text_features
         return arrays
 
     @classmethod
@@ -141,7 +146,14 @@ class EncodedImage:
         embedding = {
             name.removeprefix("embedding."): array for name, array in arrays.items() if name.startswith("embedding.")
         }
-        return cls((height, width), arrays["features"].astype(np.float16, copy=False), embedding, signature)
+        text_features = arrays.get("text_features")
+        return cls(
+            (height, width),
+            arrays["features"].astype(np.float16, copy=False),
+            embedding,
+            signature,
+            None if text_features is None else text_features.astype(np.float16, copy=False),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,16 +166,20 @@ class Reference:
         ignore_weight: (R,) float16 in [0, 1]: weight of each patch; 0 for an ambiguous one, which nobody marked but
             which looks like the object.
         signature: of the models that made the features.
+        text_features: (N, E) float16: the first N patches, those of the image as it is, in the space of the text
+            encoder; None if they were not asked for.
     """
 
     features: NDArray[np.float16]
     foreground_coverage: NDArray[np.float16]
     ignore_weight: NDArray[np.float16]
     signature: str
+    text_features: NDArray[np.float16] | None = None
 
     def to_arrays(self) -> Arrays:
         """Return the fields as named arrays, for safetensors."""
-        return {"features": self.features, "inside": self.foreground_coverage, "known": self.ignore_weight}
+        arrays: Arrays = {"features": self.features, "inside": self.foreground_coverage, "known": self.ignore_weight}
+        return arrays if self.text_features is None else {**arrays, "text_features": self.text_features}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, signature: str) -> "Reference":
@@ -175,4 +191,11 @@ class Reference:
         features, coverage, weight = (
             arrays[name].astype(np.float16, copy=False) for name in ("features", "inside", "known")
         )
-        return cls(features, coverage, weight, signature)
+        text_features = arrays.get("text_features")
+        return cls(
+            features,
+            coverage,
+            weight,
+            signature,
+            None if text_features is None else text_features.astype(np.float16, copy=False),
+        )

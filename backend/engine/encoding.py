@@ -8,7 +8,7 @@ import torch
 from backend.core.types import EncodedImage, Image
 from backend.engine.plans import PreparedImage
 from backend.engine.stages import StageTimer
-from backend.models.encoders.protocol import BatchEncoder
+from backend.models.encoders.protocol import BatchEncoder, TextAligned
 from backend.models.segmenters import BatchSegmenter
 
 
@@ -24,12 +24,20 @@ class ImageEncoding:
 
     def __init__(self, encoder: BatchEncoder, segmenter: BatchSegmenter, signature: str, stage: StageTimer) -> None:
         self._encoder = encoder
+        self._text = encoder if isinstance(encoder, TextAligned) and encoder.text_space is not None else None
         self._segmenter = segmenter
         self._signature = signature
         self._stage = stage
 
-    def encode(self, image: Image) -> EncodedImage:
+    @property
+    def text_space(self) -> str | None:
+        """Return the text encoder whose space the encoder shares, None if it shares none."""
+        return None if self._text is None else self._text.text_space
+
+    def encode(self, image: Image, *, with_text: bool = False) -> EncodedImage:
         """Encode one image at once, see `Softmatcher.encode`."""
+        if with_text and self._text is not None:
+            return self._encode_both(self._text, [self.prepare(image)])[0]
         with self._stage("encode"):
             features = self._encoder.encode(image)
         with self._stage("embed"):
@@ -43,8 +51,10 @@ class ImageEncoding:
             size_hw = (image.shape[0], image.shape[1])
             return PreparedImage(size_hw, self._encoder.prepare(image), self._segmenter.prepare(image))
 
-    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
-        """Encode what `prepare` made."""
+    def encode_prepared(self, prepared: Sequence[PreparedImage], *, with_text: bool = False) -> list[EncodedImage]:
+        """Encode what `prepare` made, with text features if they are wanted and the encoder has any."""
+        if with_text and self._text is not None:
+            return self._encode_both(self._text, prepared)
         with self._stage("encode", images=len(prepared)):
             # Both are on their way before one is waited for: the device has always something to do.
             encoding = self._encoder.encode_async([one.for_encoder for one in prepared], dtype=torch.float16)
@@ -55,4 +65,16 @@ class ImageEncoding:
         return [
             EncodedImage(image.size_hw, one.numpy(), embedded, self._signature)
             for image, one, embedded in zip(prepared, features, embeddings, strict=True)
+        ]
+
+    def _encode_both(self, encoder: TextAligned, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        with self._stage("encode", images=len(prepared)):
+            encoding = encoder.encode_both_async([one.for_encoder for one in prepared], dtype=torch.float16)
+            embedding = self._segmenter.embed_async([one.for_segmenter for one in prepared])
+            features = encoding()
+        with self._stage("embed", images=len(prepared)):
+            embeddings = embedding()
+        return [
+            EncodedImage(image.size_hw, visual.numpy(), embedded, self._signature, text.numpy())
+            for image, (visual, text), embedded in zip(prepared, features, embeddings, strict=True)
         ]

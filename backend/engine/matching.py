@@ -16,7 +16,7 @@ from backend.core.score_map import adaptive_threshold, map_peak
 from backend.core.types import EncodedImage, Reference
 from backend.engine.options import MatchOptions
 from backend.engine.plans import LabelMatch, LabelReferences, LabelToFind
-from backend.engine.score_source import fuse
+from backend.engine.score_source import EPSILON, fuse
 from backend.errors import ConfigurationError
 from backend.models.device.on_device import Constants
 
@@ -70,6 +70,26 @@ class Matching:
         except torch.OutOfMemoryError:
             logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
             return self._match_on(torch.device("cpu"), encoded, labels, options)
+
+    def log_odds(
+        self, target: Tensor, references: Sequence[Reference], others: Sequence[ReferenceBank], options: MatchOptions
+    ) -> Tensor:
+        """Return what references say of patches, before anything else is asked.
+
+        Args:
+            target: (T, D) float32 on the CPU: the patches.
+            references: of the label.
+            others: of other labels, whose objects are its background.
+            options: of the matching.
+
+        Returns:
+            (T,) float32 on the CPU.
+        """
+        device = self._device_of(options)
+        with torch.inference_mode():
+            banks = [self.gather(references, options), *others]
+            score_map = self._score([bank.to(device) for bank in banks], target.to(device), options)[0]
+            return torch.logit(score_map.posterior, EPSILON).cpu()
 
     def _match_on(
         self, device: torch.device, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions

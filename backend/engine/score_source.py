@@ -8,7 +8,8 @@ import torch
 from backend.core.matching import ScoreMap, to_matching
 from backend.core.types import EncodedImage
 
-_EPSILON = 1e-4
+EPSILON = 1e-4
+"""Log-odds are taken of posteriors this far from 0 and 1."""
 
 
 class ScoreSource(Protocol):
@@ -35,6 +36,6 @@ def fuse(maps: Sequence[ScoreMap]) -> ScoreMap:
     """
     if len(maps) == 1:
         return maps[0]
-    log_odds = torch.stack([torch.logit(one.posterior, _EPSILON) for one in maps]).sum(dim=0)
+    log_odds = torch.stack([torch.logit(one.posterior, EPSILON) for one in maps]).sum(dim=0)
     posterior = torch.sigmoid(log_odds)
     return ScoreMap(posterior, to_matching(posterior), max(one.error for one in maps))

@@ -7,6 +7,7 @@ Source: Frick et al., "Probabilistic feature matching for fast scalable visual p
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,11 +17,13 @@ from backend.core.marked_objects import MarkedObject
 from backend.core.matchers import FeatureScale
 from backend.core.matching import ReferenceBank
 from backend.core.references import MaskUncertainty
+from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.encoding import ImageEncoding
 from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
+from backend.engine.phrase_source import fit_phrases
 from backend.engine.plans import (
     LabelCandidate,
     LabelReferences,
@@ -76,13 +79,22 @@ class Softmatcher:
         self._matching = Matching(self.signature, self.scale, encoder.object_feature_space, self.device)
         self._segmentation = Segmentation(self._matching, MaskGeneration(masks, calibration, stage), stage)
 
-    def encode(self, image: Image) -> EncodedImage:
+    @property
+    def text_space(self) -> str | None:
+        """Return the text encoder whose space the encoder's text features are in; None if it has none."""
+        return self._encoding.text_space
+
+    def encode(self, image: Image, *, with_text: bool = False) -> EncodedImage:
         """Return all that later steps need of an image, (H, W, 3) uint8 RGB.
+
+        Args:
+            image: the image.
+            with_text: with text features, for labels with phrases; without a `text_space` there are none.
 
         Raises:
             BadInputError: not such an image.
         """
-        return self._encoding.encode(image)
+        return self._encoding.encode(image, with_text=with_text)
 
     def encode_many(self, images: Sequence[Image]) -> list[EncodedImage]:
         """Encode several images, which share forward passes if that is quicker (`preferred_batch_size`).
@@ -100,9 +112,9 @@ class Softmatcher:
         """
         return self._encoding.prepare(image)
 
-    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
-        """Encode what `prepare` made."""
-        return self._encoding.encode_prepared(prepared)
+    def encode_prepared(self, prepared: Sequence[PreparedImage], *, with_text: bool = False) -> list[EncodedImage]:
+        """Encode what `prepare` made; `with_text` as in `encode`."""
+        return self._encoding.encode_prepared(prepared, with_text=with_text)
 
     @property
     def preferred_batch_size(self) -> int:
@@ -169,9 +181,13 @@ class Softmatcher:
             BadInputError: shapes that don't agree, an empty mask, an image encoded by other models.
         """
         self._require_own(encoded)
-        return self._references.describe(
+        described = self._references.describe(
             image, encoded, mask, background=background, is_complete=is_complete, uncertainty=uncertainty
         )
+        if encoded.text_features is None:
+            return described
+        text_features = encoded.text_features.reshape(-1, encoded.text_features.shape[2])
+        return replace(described, text_features=text_features)
 
     def describe_absence(self, encoded: EncodedImage) -> Reference:
         """Return the patches of an image that does not show a label: all of them are its background.
@@ -187,6 +203,17 @@ class Softmatcher:
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
         """Return what matching needs of a label's references, see `Matching.gather`."""
         return self._matching.gather(references, options or self._options)
+
+    def fit_phrases(
+        self,
+        label: str,
+        phrases: LabelPhrases,
+        references: Sequence[Sequence[Reference]],
+        banks: Mapping[str, ReferenceBank],
+        options: MatchOptions | None = None,
+    ) -> TextScale:
+        """Return how far a label's phrases are to be believed, by its own reference images: see `fit_phrases`."""
+        return fit_phrases(self._matching, label, phrases, references, banks, options or self._options)
 
     def segment(
         self,
@@ -256,12 +283,14 @@ class Softmatcher:
         encoded: EncodedImage,
         references: Mapping[str, LabelReferences],
         options: MatchOptions | None = None,
+        *,
+        sources: Mapping[str, Sequence[ScoreSource]] | None = None,
     ) -> Explanation:
         """Return what `segment` goes through with these arguments, and why each cluster and label is kept or rejected.
 
         Raises: as `segment`.
         """
-        plan = self.plan(encoded, references, options)
+        plan = self.plan(encoded, references, options, sources=sources)
         if plan.image is None:
             return Explanation(plan.options.matcher, plan.options.strategy, ())
         return self._segmentation.explain(plan)

@@ -119,6 +119,10 @@ class JobQueue:
         """Have a project's expected quality measured; return the job's id."""
         return self._enqueue(PLANS, "estimate_quality", (project_key,), timeout_s=1800)
 
+    def scale_phrases(self, project_key: ProjectKey) -> str:
+        """Have the scales of a project's phrases measured; return the job's id, as `ingest_annotation` does."""
+        return self._enqueue_once(REFERENCES, "scale_phrases", (project_key,), timeout_s=1800)
+
     def ensure_planned(self, project_key: ProjectKey, propagation_id: int) -> bool:
         """Queue the planning unless that job waits or runs; return whether it was queued."""
         if self._live_jobs(PLANS, _plan_job(propagation_id)):

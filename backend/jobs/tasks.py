@@ -251,6 +251,14 @@ def estimate_quality(project_key: ProjectKey) -> dict[str, Any]:
     )
 
 
+def scale_phrases(project_key: ProjectKey) -> dict[str, Any]:
+    """Measure what the phrases of labels without references score on images of the project."""
+    return _run(
+        "scale_phrases", project_key,
+        lambda projects: {"labels": ", ".join(projects.phrase_scales.measure(project_key))},
+    )  # fmt: skip
+
+
 def _call_workers(projects: Projects, queue: JobQueue, project_key: ProjectKey, propagation_id: int) -> None:
     """See that there are as many jobs as are of use: one for each worker, as far as there are tasks for it."""
     try:

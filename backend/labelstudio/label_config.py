@@ -119,6 +119,7 @@ class LabelConfig:
         prompts: all <KeyPointLabels> and smart <RectangleLabels>, likewise.
         label_names: for each control's name, value or alias of a label -> the label, as in `BrushControl.labels`.
         shapes: all <PolygonLabels>, <EllipseLabels>, <BitmaskLabels>, and <RectangleLabels> that are not smart.
+        text_prompts: what the labels' attributes `text_prompt` say, unread, by the label as in `BrushControl.labels`.
     """
 
     images: tuple[ImageTag, ...]
@@ -126,6 +127,7 @@ class LabelConfig:
     prompts: tuple[PromptControl, ...]
     label_names: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     shapes: tuple[ShapeControl, ...] = ()
+    text_prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -151,8 +153,12 @@ class LabelConfig:
         return None
 
     def digest(self) -> str:
-        """Return a sha256 that changes with every part: controls, image tags, task keys, labels and their aliases."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=_in_order).encode()).hexdigest()
+        """Return a sha256 that changes with every part: controls, image tags, task keys, labels and their aliases.
+
+        Text prompts are left out: no annotation is read with them.
+        """
+        parts = {name: value for name, value in asdict(self).items() if name != "text_prompts"}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_in_order).encode()).hexdigest()
 
     def brush_for(self, to_name: str, label: str) -> BrushControl:
         """Return the first brush on image `to_name` that has `label`.
@@ -239,7 +245,8 @@ def parse_label_config(xml: str) -> LabelConfig:
         raise _bad_config("an <Image name=... value='$...'>", "; ".join(unusable.values()) or "none")
     if not brushes:
         raise _bad_config(f"a <BrushLabels> with labels for image {' or '.join(names)}", "; ".join(reasons) or "none")
-    return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names, tuple(shapes))
+    text_prompts = _text_prompts([element for _, element in controls], label_names)
+    return LabelConfig(tuple(images), tuple(brushes), tuple(prompts), label_names, tuple(shapes), text_prompts)
 
 
 def _is_shape(tag: str, control: Element) -> bool:
@@ -357,6 +364,21 @@ def _label_names(control: Element) -> dict[str, str]:
         if name and value:
             names.setdefault(value, name)
     return names
+
+
+def _text_prompts(
+    controls: Sequence[Element], label_names: Mapping[str, Mapping[str, str]]
+) -> dict[str, tuple[str, ...]]:
+    """Return what `text_prompt` says of each label, in any of the controls that have the label."""
+    found: dict[str, dict[str, None]] = {}
+    for control in controls:
+        called = label_names[control.get("name", "")]
+        for each in control.iter():
+            written = each.get("text_prompt") or each.get("textprompt") or each.get("textPrompt")
+            name = each.get("alias") or each.get("value")
+            if written and name is not None and name in called:
+                found.setdefault(called[name], {})[written] = None
+    return {label: tuple(texts) for label, texts in found.items()}
 
 
 def _at_path(data: object, path: str) -> object:

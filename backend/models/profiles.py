@@ -25,6 +25,9 @@ class Profile:
         is_downloaded: encoder and segmenter have weights to download, and others can be named in their place.
         points: positive points of the prompt for one object of a score map; None: the segmenter takes all.
         thresholds: which mask candidates of a score map are kept; None: the segmenter has no such thresholds.
+        text_encoder: name of the text encoder whose space the encoder shares, one of `text.loading.TEXT_ENCODERS`;
+            None: phrases are not used.
+        text_weights: the models of the catalogue whose files the text encoder is built of.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Profile:
     is_downloaded: bool = True
     points: int | None = None
     thresholds: SelectionOptions | None = None
+    text_encoder: str | None = None
+    text_weights: tuple[str, ...] = ()
 
     @property
     def weights(self) -> tuple[str, ...]:

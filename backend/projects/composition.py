@@ -4,22 +4,25 @@ import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from backend.errors import BadInputError, NotFoundError
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import parse_label_config
+from backend.labelstudio.text_area import read_text_prompts
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.gallery import Gallery
 from backend.projects.images import TaskImages
-from backend.projects.model_host import Models
-from backend.projects.options import read_extra_params, received_on_setup
+from backend.projects.model_host import Models, load_configured_text_encoder
+from backend.projects.options import background_labels_of, read_extra_params, received_on_setup
 from backend.projects.page_actions import PageActions
 from backend.projects.prediction.bulk_writer import BulkPredictions
 from backend.projects.prediction.explain import Explanations
 from backend.projects.prediction.interactive import InteractivePredictions
+from backend.projects.prediction.phrase_scales import PhraseScales
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
 from backend.projects.prediction.reference_banks import ReferenceBanks
@@ -30,6 +33,7 @@ from backend.projects.propagation.propagations import Propagations
 from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality import Quality
 from backend.projects.references.references import References
+from backend.projects.text_references import LoadTextEncoder, TextReferences
 from backend.projects.thumbnails import Thumbnails
 from backend.projects.tiles import Tiles
 from backend.settings import Settings
@@ -47,6 +51,8 @@ class Projects:
 
     Attributes:
         references: ingests annotations.
+        texts: phrases of labels.
+        phrase_scales: what phrases score on images of their project.
         banks: keeps the references of the last few projects in memory; gives model_versions.
         predictions: predicts tasks from references.
         interactive: predicts the open task from its scribbles.
@@ -60,7 +66,13 @@ class Projects:
     """
 
     def __init__(
-        self, settings: Settings, store: Store, metrics: Metrics, models: Models, connections: Connections
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: Metrics,
+        models: Models,
+        connections: Connections,
+        load_text_encoder: LoadTextEncoder | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -68,21 +80,26 @@ class Projects:
         self.models = models
         self._connections = connections
         images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
-        self.references = References(settings, store, metrics, models, connections, images)
+        load = load_text_encoder or partial(load_configured_text_encoder, settings)
+        self.texts = TextReferences(settings, store, models, load)
+        self.references = References(settings, store, metrics, models, connections, images, self.texts)
         self._prefetch = Prefetch(
             connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.scheduler.is_wanted
         )
-        self.banks = ReferenceBanks(settings, store, models)
+        self.banks = ReferenceBanks(settings, store, models, self.texts)
+        self.phrase_scales = PhraseScales(store, connections, images, self.banks, self.texts)
         self.predictions = Predictions(
             settings, store, metrics, models, connections, images, self.banks, self._prefetch
         )
-        self.interactive = InteractivePredictions(settings, store, metrics, models, connections, images, self.banks)
-        self.explanations = Explanations(store, models, connections, images, self.banks)
+        self.interactive = InteractivePredictions(
+            settings, store, metrics, models, connections, images, self.banks, self.texts, self.phrase_scales
+        )
+        self.explanations = Explanations(store, models, connections, images, self.banks, self.texts)
         tiles = Tiles(store)
         bulk = BulkPredictions(metrics, connections, images, self.predictions, tiles)
         self.gallery = Gallery(settings, store, models, connections, images, self.banks, bulk)
         self.page_actions = PageActions(store, connections)
-        self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks)
+        self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks, self.phrase_scales)
         self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)
         self.propagations = Propagations(settings, store, connections, self.banks, self.propagation_plans)
         self.quality = Quality(settings, store, models, connections, images, self.banks)
@@ -106,7 +123,10 @@ class Projects:
             BadInputError: label config or extra params cannot be used; the message says what to change.
             ModelUnavailableError: the models are not loaded yet, or cannot be.
         """
-        parse_label_config(label_config)
+        config = parse_label_config(label_config)
+        problems = read_text_prompts(config, background_labels_of(config, self.settings))[1]
+        if problems:
+            raise BadInputError("; ".join(problems))
         received = received_on_setup(read_extra_params(extra_params), hostname)
         known = self.store.project(project_key)
         is_known = known is not None and (known.label_config, known.settings) == (label_config, received)
@@ -118,6 +138,7 @@ class Projects:
                 setup_token=access_token,
                 needs_reconcile=True if known is None or known.label_config != label_config else None,
             )
+        self.texts.note_config(project_key, label_config)
         with self._lock:
             self._connected[project_key] = backend_url
         return self.banks.model_version(project_key, wait_s=_SIGNATURE_WAIT_S)

@@ -180,7 +180,7 @@ class Gallery:
         context = self._banks.context(project, parse_label_config(project.label_config))
         known = self._store.tiles.versions(project_key, task_ids)
         due = [task_id for task_id in task_ids if known.get(task_id) != context.version]
-        if not context.banks:
+        if not context.tags:
             self._store.tiles.forget(project_key, [task_id for task_id in task_ids if task_id in known])
             return {"predicted": 0, "left": 0}
 

@@ -12,6 +12,7 @@ from typing import Any
 from backend.core import cancellation
 from backend.core.types import EncodedImage, Image
 from backend.engine.plans import PreparedImage
+from backend.engine.softmatcher import Softmatcher
 from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import ImageFetcher, Validators
@@ -148,6 +149,7 @@ class TaskImages:
         with_pixels: bool = False,
         file: ImageFile | None = None,
         wait_s: float = 60.0,
+        with_text: bool = False,
     ) -> TaskImage:
         """Return the encoded image that a task shows in an image tag.
 
@@ -159,12 +161,13 @@ class TaskImages:
             with_pixels: decode the file even where its features are known.
             file: if `download` fetched it a moment ago.
             wait_s: for the models.
+            with_text: with text features, see `Softmatcher.encode`.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
             ModelUnavailableError: no models after `wait_s` seconds.
         """
-        softmatcher, cache = self._models.get(wait_s)
+        softmatcher, cache = self._get(wait_s, with_text=with_text)
         file = file or self._file(task, tag, fetcher, cache, needs_content=with_pixels)
         if file.content is None:
             encoded = cache.get(file.version.sha256)
@@ -186,7 +189,7 @@ class TaskImages:
             # An interactive call may come to wait for this very encoding: then it is as urgent as that.
             scheduler = self._models.scheduler
             with scheduler.slot(is_interactive=is_interactive, is_urgent=lambda: self._awaited[sha256] > 0):
-                return softmatcher.encode(image)
+                return _encode(softmatcher, image, with_text=with_text)
 
         if with_pixels:
             decode()
@@ -194,7 +197,9 @@ class TaskImages:
             encoded = cache.get_or_encode(sha256, encode)
         return TaskImage(file.version, encoded, pixels[0] if pixels else None)
 
-    def look_ahead(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> str:
+    def look_ahead(
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, *, with_text: bool = False
+    ) -> str:
         """Encode the image of a task that may be opened soon, giving way to any other call of the models.
 
         Returns:
@@ -205,7 +210,7 @@ class TaskImages:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had.
             ModelUnavailableError: no models yet.
         """
-        softmatcher, cache = self._models.get(0)
+        softmatcher, cache = self._get(0, with_text=with_text)
         file = self._file(task, tag, fetcher, cache)
         cancellation.check()
         sha256 = file.version.sha256
@@ -214,7 +219,7 @@ class TaskImages:
         image = decode_image(file.content, self._max_pixels)
         # The slot comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
         with self._models.scheduler.slot(is_prefetch=True):
-            is_new = cache.encode_if_absent(sha256, lambda: softmatcher.encode(image))
+            is_new = cache.encode_if_absent(sha256, lambda: _encode(softmatcher, image, with_text=with_text))
         return "encoded" if is_new else "known"
 
     @property
@@ -222,14 +227,16 @@ class TaskImages:
         """Return how many images are worth giving `encode_read` at a time; 1 if several gain nothing."""
         return max(1, self._models.get(60.0)[0].preferred_batch_size)
 
-    def read(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> "ReadImage":
+    def read(
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, *, with_text: bool = False
+    ) -> "ReadImage":
         """Read a task's image for `encode_read`, without a slot on the models; for threads that run ahead.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
             ModelUnavailableError: no models.
         """
-        softmatcher, cache = self._models.get(60.0)
+        softmatcher, cache = self._get(60.0, with_text=with_text)
         file = self._file(task, tag, fetcher, cache)
         if (encoded := cache.get(file.version.sha256)) is not None:
             return ReadImage(file.version, cache, encoded=encoded)
@@ -240,8 +247,8 @@ class TaskImages:
             image = decode_image(file.content, self._max_pixels)
         return ReadImage(file.version, cache, prepared=softmatcher.prepare(image))
 
-    def encode_read(self, images: "Sequence[ReadImage]") -> None:
-        """Encode what is not encoded yet, together. The caller holds a slot of the models."""
+    def encode_read(self, images: "Sequence[ReadImage]", *, with_text: bool = False) -> None:
+        """Encode what is not encoded yet, together, as `read` was asked. The caller holds a slot of the models."""
         softmatcher, _ = self._models.get(60.0)
         new: dict[str, list[ReadImage]] = {}
         for image in images:
@@ -250,7 +257,12 @@ class TaskImages:
         if not new:
             return
         together = [alike[0].prepared for alike in new.values() if alike[0].prepared is not None]
-        for alike, encoded in zip(new.values(), softmatcher.encode_prepared(together), strict=True):
+        made = (
+            softmatcher.encode_prepared(together, with_text=True)
+            if with_text
+            else softmatcher.encode_prepared(together)
+        )
+        for alike, encoded in zip(new.values(), made, strict=True):
             for image in alike:
                 image.encoded, image.prepared = encoded, None
             alike[0].is_new = True
@@ -267,13 +279,18 @@ class TaskImages:
                 if not self._awaited[sha256]:
                     del self._awaited[sha256]
 
-    def download(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> ImageFile:
+    def download(
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, *, with_text: bool = False
+    ) -> ImageFile:
         """Download the file that `load` will need, for threads that fetch ahead; no content if its features are known.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
         """
-        return self._file(task, tag, fetcher, self._models.get(60.0)[1])
+        return self._file(task, tag, fetcher, self._get(60.0, with_text=with_text)[1])
+
+    def _get(self, wait_s: float, *, with_text: bool) -> tuple[Softmatcher, FeatureCache]:
+        return self._models.get_with_text(wait_s) if with_text else self._models.get(wait_s)
 
     def is_unchanged(
         self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, version: ImageVersion | None
@@ -324,6 +341,10 @@ class TaskImages:
             while len(self._known) > _KNOWN_AT_MOST:
                 self._known.popitem(last=False)
         return ImageFile(version, fetched.content)
+
+
+def _encode(softmatcher: Softmatcher, image: Image, *, with_text: bool) -> EncodedImage:
+    return softmatcher.encode(image, with_text=True) if with_text else softmatcher.encode(image)
 
 
 def _address(task: Mapping[str, Any], tag: ImageTag) -> str:

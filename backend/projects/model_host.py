@@ -16,6 +16,8 @@ from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
 from backend.models.device.placement import choose_device, good_threads, set_threads
 from backend.models.loading import ModelSource
+from backend.models.text.loading import load_text_encoder
+from backend.models.text.protocol import TextEncoder
 from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import Settings
 
@@ -60,6 +62,7 @@ class Models:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._loaded: tuple[Softmatcher, FeatureCache] | None = None
+        self._text_cache: FeatureCache | None = None
         self._failure: str | None = None
         self._failed_at = 0.0
         self.scheduler = ModelScheduler(metrics, at_a_time=calls_at_a_time)
@@ -84,6 +87,10 @@ class Models:
             sharing = self._calls_at_a_time * self._processes
             set_threads(settings.torch_threads or good_threads(softmatcher.device, sharing))
             cache = FeatureCache(settings.cache_dir, settings.cache_mb, softmatcher.signature)
+            if softmatcher.text_space is not None:
+                self._text_cache = FeatureCache(
+                    settings.cache_dir, settings.cache_mb, softmatcher.signature, with_text=True
+                )
         except SoftmatcherError as error:
             self._failure = str(error)
             logger.error("models of profile %s: %s", settings.profile, error)
@@ -123,6 +130,16 @@ class Models:
             raise ModelUnavailableError(str(self._failure))
         return self._loaded
 
+    def get_with_text(self, wait_s: float) -> tuple[Softmatcher, FeatureCache]:
+        """Return the same as `get` with the cache of images that are encoded with text features, if there are any."""
+        softmatcher, cache = self.get(wait_s)
+        return softmatcher, self._text_cache or cache
+
+    @property
+    def text_space(self) -> str | None:
+        """Return the space of the text features; None if there are none, or nothing is loaded yet."""
+        return self._loaded[0].text_space if self._loaded else None
+
     def _try_again(self) -> None:
         """Load again after a failure: the weights may have been fetched meanwhile."""
         with self._lock:
@@ -143,7 +160,21 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
         ConfigurationError: no such profile, encoder, device or calibration.
         ModelUnavailableError: its weights are missing or wrong; says which command helps.
     """
-    source = ModelSource(
+    return load_softmatcher(profile, on_stage, _source_of(settings), calibration=settings.calibration)
+
+
+def load_configured_text_encoder(settings: Settings) -> TextEncoder:
+    """Return the text encoder of the profile, with the weights of the settings; on the CPU.
+
+    Raises:
+        ConfigurationError: the profile has none, or its package is not installed.
+        ModelUnavailableError: its weights or its tokenizer are missing or wrong; says which command helps.
+    """
+    return load_text_encoder(settings.profile, _source_of(settings))
+
+
+def _source_of(settings: Settings) -> ModelSource:
+    return ModelSource(
         settings.weights_folder,
         choose_device(settings.device),
         settings.encoder,
@@ -151,4 +182,3 @@ def load_configured(settings: Settings, profile: str, on_stage: OnStage | None =
         positional_rank=settings.positional_rank,
         sam_path=settings.sam_path,
     )
-    return load_softmatcher(profile, on_stage, source, calibration=settings.calibration)

@@ -111,4 +111,6 @@ def reading_digest(settings: Settings, project: ProjectRecord) -> str:
         "background_labels": sorted(background_labels_of(config, settings)),
         "mask_tags": sorted(settings.mask_tags & {brush.name for brush in config.brushes}),
     }
+    if project.with_text:
+        reading["with_text"] = True
     return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()

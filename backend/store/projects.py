@@ -25,6 +25,7 @@ class ProjectStore(Database):
         settings: Json | None = None,
         setup_token: str | None = None,
         needs_reconcile: bool | None = None,
+        with_text: bool | None = None,
     ) -> ProjectRecord:
         """Make or change a project; None leaves a field as it is.
 
@@ -41,6 +42,7 @@ class ProjectStore(Database):
             "settings": None if settings is None else json.dumps(settings),
             "setup_token": setup_token,
             "needs_reconcile": needs_reconcile,
+            "with_text": with_text,
         }
         changes = {name: value for name, value in told.items() if value is not None} | {"updated_at": self.now()}
         defaults = {"label_config": "", "needs_reconcile": False}

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from backend.core.phrases import Phrase
 from backend.core.types import Json, Mask, Reference
 
 ProjectKey = str
@@ -27,6 +29,7 @@ class ProjectRecord:
         needs_reconcile: True if annotations may exist that were not announced.
         updated_at: unix time in s of the last save.
         gone_since: unix time in s since which Label Studio says that it does not have the project; None if it has it.
+        with_text: its images are encoded with text features: labels have phrases.
     """
 
     key: ProjectKey
@@ -38,6 +41,7 @@ class ProjectRecord:
     needs_reconcile: bool
     updated_at: float
     gone_since: float | None = None
+    with_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class NewReference:
         digest.update(np.packbits(self.mask).tobytes())
         digest.update(self.reference.foreground_coverage.tobytes())
         digest.update(self.reference.ignore_weight.tobytes())
+        if self.reference.text_features is not None:
+            digest.update(b"text features")
         return digest.hexdigest()
 
 
@@ -123,6 +129,23 @@ class StoredReference:
     reference: Reference | None
     digest: str
     created_at: float
+
+
+@dataclass(frozen=True, eq=False)
+class TextReference:
+    """A phrase of a label: what a reference is to an image, this is to a text.
+
+    Attributes:
+        label: the class.
+        phrase: the text, and whether it names what the label is not.
+        source: where it came from: `label config`, `page`, or `annotation 12`.
+        vector: (D,) float32 of unit length; None if the text encoder has not seen the phrase.
+    """
+
+    label: str
+    phrase: Phrase
+    source: str
+    vector: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

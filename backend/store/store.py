@@ -11,6 +11,7 @@ from backend.store.propagation_tasks import PropagationTaskStore
 from backend.store.propagations import PropagationStore
 from backend.store.quality import QualityStore
 from backend.store.references import ReferenceStore
+from backend.store.texts import TextStore
 from backend.store.tiles import TileStore
 
 
@@ -26,6 +27,7 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
         quality: the newest estimate of each project.
         tiles: the newest prediction of each task, as the project's page draws it.
         page_annotations: annotations that were made on the project's page.
+        texts: phrases of labels.
     """
 
     def __init__(self, url: str) -> None:
@@ -36,6 +38,7 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
         self.quality = QualityStore(self.read, self.write, self.about_now)
         self.tiles = TileStore(self.read, self.write, self.about_now)
         self.page_annotations = PageAnnotationStore(self.read, self.write, self.about_now)
+        self.texts = TextStore(self.read, self.write)
 
     def mark_gone(self, key: str, reason: str) -> bool:
         """Note that Label Studio says it does not have a project: its propagations end, its data stays.

@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
 than that, see `Store.create_tables`."""
 
@@ -30,6 +30,7 @@ projects = sa.Table(
     sa.Column("needs_reconcile", sa.Boolean, nullable=False),
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("gone_since", sa.Double),
+    sa.Column("with_text", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 annotations = sa.Table(
     "annotations",
@@ -196,4 +197,36 @@ page_annotations = sa.Table(
     sa.Column("absent_labels", sa.Text, nullable=False),
     sa.Column("made_at", sa.Double, nullable=False),
     sa.Index("page_annotations_by_time", "project_key", "made_at"),
+)
+# A phrase of a label config or of the page has no annotation; one that was written in the editor goes with its own.
+text_references = sa.Table(
+    "text_references",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), nullable=False),
+    sa.Column("annotation_id", _Id),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("phrase", sa.Text, nullable=False),
+    sa.Column("is_negative", sa.Boolean, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["project_key", "annotation_id"], ["annotations.project_key", "annotations.annotation_id"], ondelete="CASCADE"
+    ),
+    sa.Index("text_references_of", "project_key", "source"),
+)
+# Of no project: an annotation that is read again keeps the vectors of its phrases.
+text_vectors = sa.Table(
+    "text_vectors",
+    metadata,
+    sa.Column("text_space", sa.Text, primary_key=True),
+    sa.Column("phrase", sa.Text, primary_key=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+text_scales = sa.Table(
+    "text_scales",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("scale", sa.Text, nullable=False),
 )

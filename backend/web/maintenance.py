@@ -20,6 +20,7 @@ _RECONCILE_AGAIN_S = 15.0
 _WEBHOOK_TRIES = 12
 PENDING_AGAIN_S = 30.0
 _PENDING_AT_A_TIME = 100
+_SCALE_AGAIN_S = 60.0
 _LOOK_AGAIN_S = 6 * 3600.0
 
 
@@ -37,6 +38,7 @@ class Maintenance:
         self._reconcile_after: dict[str, float] = {}
         self._look_after: dict[str, float] = {}
         self._pending_after = 0.0
+        self._scale_after: dict[str, float] = {}
 
     def start(self) -> None:
         """Run until the process ends."""
@@ -57,6 +59,7 @@ class Maintenance:
             self.propagate_due,
             self.authorize_webhooks,
             self.look_for_gone,
+            self.tend_phrases,
         ):
             try:
                 work()
@@ -124,6 +127,14 @@ class Maintenance:
                 self._look_after[project.key] = now + _LOOK_AGAIN_S
                 self._projects.forget_gone(project.key)
                 return
+
+    def tend_phrases(self) -> None:
+        """Encode phrases that no text encoder has seen, and queue the measurement of scales that are missing."""
+        for project_key in self._projects.texts.tend():
+            due = time.monotonic() >= self._scale_after.get(project_key, 0.0)
+            if due and self._projects.phrase_scales.missing(project_key):
+                self._queue.scale_phrases(project_key)
+                self._scale_after[project_key] = time.monotonic() + _SCALE_AGAIN_S
 
     def authorize_webhooks(self) -> None:
         """Put its secret on the webhook of every project that called /setup since the start, or has a former secret."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Blueprint, render_template, request, url_for
 
+from backend.core.text_scores import TextScale
 from backend.core.types import Json
 from backend.drawing.overlay import colour_of
 from backend.drawing.text import numbered_labels
@@ -16,10 +17,11 @@ from backend.exports.options import CHOICES, ExportOptions
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
-from backend.projects.options import match_options, read_extra_params
+from backend.projects.options import background_labels_of, match_options, read_extra_params
 from backend.projects.task_source import browser_address
 from backend.store import ProjectRecord
 from backend.store.records import PropagationRecord, ReferenceSummary
+from backend.store.texts import FROM_PAGE
 from backend.web.gallery_answers import labels_shown, read_filter, tile_to_json
 from backend.web.known_projects import project_of
 
@@ -38,6 +40,17 @@ class _LabelShown:
     count: int
     shown: list[ReferenceSummary]
     quality: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _PhrasesShown:
+    """A label's phrases on the page: the field's text, those from elsewhere, and how far they are believed."""
+
+    label: str
+    text: str
+    others: list[str]
+    scale: TextScale | None
+    is_measured: bool
 
 
 def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
@@ -90,6 +103,8 @@ def _of_project(projects: Projects, project: ProjectRecord) -> Json:
         "config_labels": labels,
         "reference_count": len(references),
         "outdated_references": projects.references.count_outdated(project),
+        "phrases": _phrases_shown(projects, project),
+        "phrases_notice": projects.texts.notice,
         "unread": store.unread_annotations(project.key),
         "shown_unread": _SHOWN_UNREAD,
         "quality": quality,
@@ -136,6 +151,30 @@ def _settings_rows(projects: Projects, project: ProjectRecord) -> list[Json]:
         }
         for name, value in own.items()
     ]
+
+
+def _phrases_shown(projects: Projects, project: ProjectRecord) -> list[_PhrasesShown]:
+    """Return the phrases of each label, those of the page as the text that the page's field has."""
+    if not project.label_config:
+        return []
+    config = parse_label_config(project.label_config)
+    scales = projects.texts.weights(project, config)
+    known = projects.store.texts.of_project(project.key)
+    background = background_labels_of(config, projects.settings)
+    shown = []
+    for label in dict.fromkeys([*config.labels, *sorted(background)]):
+        mine = [one for one in known if one.label == label]
+        signed = {one: f"-{one.phrase.text}" if one.phrase.is_negative else one.phrase.text for one in mine}
+        shown.append(
+            _PhrasesShown(
+                label,
+                "; ".join(signed[one] for one in mine if one.source == FROM_PAGE),
+                [f"{signed[one]} ({one.source})" for one in mine if one.source != FROM_PAGE],
+                scales.get(label),
+                label in scales,
+            )
+        )
+    return shown
 
 
 def _of_propagations(projects: Projects, queue: JobQueue, project: ProjectRecord) -> Json:

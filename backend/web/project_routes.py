@@ -1,14 +1,24 @@
-"""Routes of one project beside its page: reconcile, and the expected quality."""
+"""Routes of one project beside its page: reconcile, the expected quality, phrases."""
 
-from flask import Blueprint, Response
+import logging
+
+from flask import Blueprint, Response, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from backend.core.types import Json
-from backend.errors import QueueUnavailableError
+from backend.errors import BadInputError, QueueUnavailableError, SoftmatcherError
 from backend.jobs.queue import JobQueue
+from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
+from backend.store import ProjectRecord
+from backend.store.records import ProjectKey
 from backend.web.known_projects import project_of
-from backend.web.request_fields import answer_done
+from backend.web.request_fields import answer_done, is_form, read_fields
+
+logger = logging.getLogger(__name__)
+
+_FIELD = "phrases."
+"""Beginning of the names of a form's fields; the label follows."""
 
 
 def create_project_routes(projects: Projects, queue: JobQueue) -> Blueprint:
@@ -39,4 +49,56 @@ def create_project_routes(projects: Projects, queue: JobQueue) -> Blueprint:
             return {"model_version": None, "estimated_at": None, "labels": {}, "iou": None}
         return {"model_version": found[0], "estimated_at": found[1], **found[2]}
 
+    @routes.get("/phrases")
+    def list_phrases(project_id: int) -> Json:
+        return _phrases(projects, project_of(store, project_id))
+
+    @routes.post("/phrases")
+    def set_phrases(project_id: int) -> tuple[Response, int] | AnyResponse:
+        project = project_of(store, project_id)
+        projects.texts.set_from_page(project, _sent_phrases())
+        _encode_at_once(projects, queue, project.key)
+        return answer_done(project_id, _phrases(projects, project_of(store, project_id)), 200, tab="references")
+
     return routes
+
+
+def _sent_phrases() -> dict[str, str]:
+    """Return label to the text of its phrases: of a form's fields `phrases.<label>`, or of JSON's `phrases`.
+
+    Raises:
+        BadInputError: something else was sent.
+    """
+    if is_form():
+        return {name.removeprefix(_FIELD): text for name, text in request.form.items() if name.startswith(_FIELD)}
+    sent = read_fields().get("phrases")
+    if not isinstance(sent, dict) or not all(isinstance(text, str) for text in sent.values()):
+        raise BadInputError(
+            f'expected "phrases": an object of label to text, as {{"Rust": "orange rust; -red paint"}}, got '
+            f"{type(sent).__name__}"
+        )
+    return sent
+
+
+def _encode_at_once(projects: Projects, queue: JobQueue, project_key: ProjectKey) -> None:
+    """Encode new phrases while the person waits some seconds; what fails is on the page, and maintenance goes on."""
+    try:
+        if project_key in projects.texts.tend() and projects.phrase_scales.missing(project_key):
+            queue.scale_phrases(project_key)
+    except SoftmatcherError as error:
+        logger.warning("project=%s its phrases are not encoded: %s", project_key, error)
+
+
+def _phrases(projects: Projects, project: ProjectRecord) -> Json:
+    """Return the phrases of a project, each label's w, and why they are not used."""
+    config = parse_label_config(project.label_config)
+    scales = projects.texts.weights(project, config)
+    return {
+        "phrases": [
+            {"label": one.label, "phrase": one.phrase.text, "is_negative": one.phrase.is_negative, "from": one.source,
+             "is_encoded": one.vector is not None,}
+            for one in projects.store.texts.of_project(project.key, projects.texts.text_space)
+        ],
+        "weights": {label: scale.weight if scale else 0.0 for label, scale in scales.items()},
+        "notice": projects.texts.notice,
+    }  # fmt: skip

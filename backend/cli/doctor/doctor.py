@@ -14,6 +14,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.models.profiles import find_profile
 from backend.projects.composition import Projects, open_projects
 from backend.projects.options import background_labels_of
+from backend.projects.text_references import NEEDS_PROFILE
 from backend.settings import Settings
 from backend.store import ProjectRecord
 from backend.web.access import webhook_authorization
@@ -133,6 +134,13 @@ def _references(projects: Projects, project: ProjectRecord) -> str:
     return f"{len(projects.store.list_references(project.key))}, all made with the present settings"
 
 
+def _phrases(projects: Projects, project: ProjectRecord) -> str:
+    phrases = projects.store.texts.of_project(project.key)
+    if find_profile(projects.settings.profile).text_encoder is None or projects.settings.encoder is not None:
+        raise FindingError(f"{len(phrases)}: {NEEDS_PROFILE}")
+    return f"{len(phrases)} of labels {', '.join(sorted({one.label for one in phrases}))}"
+
+
 def project_checks(projects: Projects, key: str, project_id: int) -> Iterator[Check]:
     """Look at one project: its label config, an image, backend and webhook, its annotations and references."""
     client = projects.client_for(key)
@@ -198,6 +206,8 @@ def project_checks(projects: Projects, key: str, project_id: int) -> Iterator[Ch
     if known is not None and known.label_config:
         yield look("annotations", lambda: _annotations(projects, known))
         yield look("references", lambda: _references(projects, known))
+        if projects.store.texts.of_project(known.key):
+            yield look("phrases", lambda: _phrases(projects, known))
 
 
 def _image(projects: Projects, key: str, project_id: int, label_config: str) -> str:

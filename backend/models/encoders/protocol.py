@@ -39,6 +39,27 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class TextAligned(Protocol):
+    """An encoder whose patches also have features in the space of a text encoder."""
+
+    @property
+    def text_space(self) -> str | None:
+        """Return name and weights of the text encoder that shares the space; None if there is none."""
+        ...
+
+    def encode_both_async(
+        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
+    ) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        """Start to encode several images in one forward pass each, as `BatchEncoder.encode_async` does.
+
+        Returns:
+            what waits for feature maps (H_p, W_p, D), and text features (H_p, W_p, E) of the same patches, both of unit
+            length.
+        """
+        ...
+
+
+@runtime_checkable
 class BatchEncoder(Encoder, Protocol):
     """Encodes several images in shared forward passes."""
 

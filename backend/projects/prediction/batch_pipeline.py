@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,6 +102,8 @@ class BatchPipeline:
         fetcher: ImageFetcher,
         stages: BatchStages,
         should_stop: Callable[[], bool],
+        *,
+        with_text: bool = False,
     ) -> Iterator[Predicted]:
         """Predict tasks, in their order.
 
@@ -110,6 +113,7 @@ class BatchPipeline:
             fetcher: of the project.
             stages: what is done with their images.
             should_stop: asked before each batch; True leaves the rest.
+            with_text: encode images with text features.
 
         Yields:
             A task and what gives its prediction, or raises what was wrong with it.
@@ -126,17 +130,18 @@ class BatchPipeline:
         finishers = ThreadPoolExecutor(_FINISHERS, "finish", _alone)
         under_way: deque[tuple[list[_Task], Future[list[Future[None]]]]] = deque()
 
+        read_image = partial(self._images.read, with_text=with_text)
+
         def begin(batch: Sequence[Json]) -> list[tuple[Json, dict[str, Future[ReadImage]]]]:
             return [
-                (task, {tag.name: readers.submit(self._images.read, task, tag, fetcher) for tag in tags})
-                for task in batch
+                (task, {tag.name: readers.submit(read_image, task, tag, fetcher) for tag in tags}) for task in batch
             ]
 
         try:
             for reading in begin_ahead(batches, begin, count=_BATCHES_AHEAD, should_stop=should_stop):
                 read = [_Task.of(task, files) for task, files in reading]
                 with self._models.scheduler.slot():
-                    self._encode(read)
+                    self._encode(read, with_text=with_text)
                 for one in read:
                     one.planned = None if one.failure else planners.submit(stages.plan, one.encoded)
                 under_way.append((read, segmenting.submit(_segment, read, stages.segment, finishers)))
@@ -149,10 +154,10 @@ class BatchPipeline:
             for pool in (readers, planners, segmenting, finishers):
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, batch: "Sequence[_Task]") -> None:
+    def _encode(self, batch: "Sequence[_Task]", *, with_text: bool) -> None:
         images = [image for one in batch for image in one.images.values()]
         try:
-            self._images.encode_read(images)
+            self._images.encode_read(images, with_text=with_text)
         except SoftmatcherError:
             raise
         except Exception as error:

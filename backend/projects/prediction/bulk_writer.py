@@ -174,7 +174,7 @@ class BulkPredictions:
             try:
                 return all(
                     self._images.is_unchanged(task, batch.context.config.image(tag), fetcher, made_of.get(tag))
-                    for tag in batch.context.banks
+                    for tag in batch.context.tags
                     if batch.context.config.image(tag).is_in(task["data"])
                 )
             except SoftmatcherError:

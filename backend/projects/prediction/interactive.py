@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.core.cancellation import time_limit
+from backend.core.text_scores import TextScale
 from backend.core.types import Json
+from backend.engine.phrase_source import PhraseSource
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.label_prompts import group_annotation
+from backend.labelstudio.text_area import has_phrases
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of
+from backend.projects.prediction.phrase_scales import PhraseScales
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
+from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -50,7 +55,11 @@ class InteractivePredictions:
         connections: Connections,
         images: TaskImages,
         banks: ReferenceBanks,
+        texts: TextReferences,
+        scales: PhraseScales,
     ) -> None:
+        self._texts = texts
+        self._scales = scales
         self._settings = settings
         self._store = store
         self._metrics = metrics
@@ -62,7 +71,8 @@ class InteractivePredictions:
     def predict(self, project_key: ProjectKey, label_config: str, task: Json, context: Sequence[Json]) -> Json:
         """Return the masks of the scribbles on the open task: up to one brush region for each label used.
 
-        Results of other controls (text, choices) are no scribbles: without any, the answer is empty, no image loaded.
+        The text area of phrases without a scribble gets the masks that the phrases find. Results of other controls
+        (text, choices) are no scribbles: with these alone, the answer is empty, no image loaded.
         Strokes of the same label that are only in the user's draft count too; so do its prompts of another kind. Those
         of the same kind do not: Label Studio sends all of them in the context, and a draft may be some seconds old.
 
@@ -73,6 +83,8 @@ class InteractivePredictions:
         config = parse_label_config(label_config)
         project = project_of_request(self._store, project_key, label_config)
         named = [item for item in context if isinstance(item, dict) and is_mark(item)]
+        if not named and has_phrases(context):
+            return self._predict_phrases(project, config, task, context)
         if not named:
             return prediction_of([], self._banks.model_version(project_key))
         softmatcher, _ = self._models.get(_INTERACTIVE_WAIT_S)
@@ -102,6 +114,54 @@ class InteractivePredictions:
                 with self._metrics.stage("rle"):
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
         return prediction_of(regions, self._banks.version_of(project, softmatcher.signature, config))
+
+    def _predict_phrases(
+        self, project: ProjectRecord, config: LabelConfig, task: Json, context: Sequence[Json]
+    ) -> Json:
+        """Return the masks of what the phrases in the editor find on the open task; its text is not part of them."""
+        softmatcher, _ = self._models.get(_INTERACTIVE_WAIT_S)
+        phrases = self._texts.of_editor(project, context)
+        version = self._banks.version_of(project, softmatcher.signature, config)
+        if not phrases:
+            return prediction_of([], version)
+        known = self._banks.context(project, config)
+        fetcher = self._connections.fetcher(project.key)
+        regions: list[Json] = []
+        for tag in config.images:
+            on_image = {label for brush in config.brushes if brush.to_name == tag.name for label in brush.labels}
+            here = {label: some for label, some in phrases.items() if label in on_image}
+            if not here or not tag.is_in(task.get("data") or {}):
+                continue
+            image = self._images.load(
+                task, tag, fetcher, is_interactive=True, wait_s=_INTERACTIVE_WAIT_S, with_text=True
+            )
+            banks = known.banks.get(tag.name, {})
+            alone = {label: some for label, some in here.items() if label not in banks}
+            scales: dict[str, TextScale | None] = {
+                label: self._banks.fit(project, config, tag.name, label, some, known)
+                for label, some in here.items()
+                if label in banks
+            }
+            if alone:
+                scales |= self._scales.of_project(project, config, alone, [image.encoded], within_s=_INTERACTIVE_READ_S)
+            sources = {
+                label: [PhraseSource(here[label], scale)] for label, scale in scales.items() if scale is not None
+            }
+            with self._models.scheduler.slot(is_interactive=True):
+                found = softmatcher.segment(
+                    image.encoded,
+                    {label: bank for label, bank in banks.items() if label in here},
+                    known.options,
+                    sources=sources,
+                )
+            with self._metrics.stage("rle"):
+                regions += [
+                    mask_to_region(
+                        one.mask, brush=config.brush_for(tag.name, one.label), label=one.label, score=one.score
+                    )
+                    for one in found
+                ]
+        return prediction_of(regions, version)
 
     def _images_marked(
         self, project: ProjectRecord, config: LabelConfig, task: Json, named: Sequence[Json]

@@ -107,8 +107,8 @@ class Predictions:
         results: list[Json | list[Json]] = [[] for _ in tasks]
         if is_open and self._prefetch is not None:
             # Even without references: the labeler will scribble on the next task too.
-            self._prefetch.note_opened(project_key, tasks[0].get("id"), config)
-        if not context.banks:
+            self._prefetch.note_opened(project_key, tasks[0].get("id"), config, with_text=project.with_text)
+        if not context.tags:
             return Answer(results, 0, ())
         found = 0
         unfinished: list[int] = []
@@ -195,9 +195,11 @@ class Predictions:
 
         def fetch(task: Json) -> _Files:
             files: dict[str, ImageFile | SoftmatcherError] = {}
-            for tag_name in context.banks:
+            for tag_name in context.tags:
                 try:
-                    files[tag_name] = self._images.download(task, context.config.image(tag_name), fetcher)
+                    files[tag_name] = self._images.download(
+                        task, context.config.image(tag_name), fetcher, with_text=context.project.with_text
+                    )
                 except (BadInputError, NotFoundError, LabelStudioError) as error:
                     files[tag_name] = error  # the others are used without it
             return files
@@ -241,19 +243,23 @@ class Predictions:
         found: dict[str, list[LabelMask]] = {}
         versions: dict[str, ImageVersion] = {}
         failures: dict[str, SoftmatcherError] = {}
-        for tag_name, banks in context.banks.items():
+        for tag_name in context.tags:
             file = files.get(tag_name)
             try:
                 if isinstance(file, SoftmatcherError):
                     raise file
                 tag = context.config.image(tag_name)
-                image = self._images.load(task, tag, fetcher, is_interactive=is_open, file=file)
+                image = self._images.load(
+                    task, tag, fetcher, is_interactive=is_open, file=file, with_text=context.project.with_text
+                )
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 failures[tag_name] = error
                 continue
             versions[tag_name] = image.version
             with self._models.scheduler.slot(is_interactive=is_open):
-                found[tag_name] = softmatcher.segment(image.encoded, banks, context.options)
+                found[tag_name] = softmatcher.segment(
+                    image.encoded, context.banks.get(tag_name, {}), context.options, **context.sources_on(tag_name)
+                )
         if failures and not versions:
             raise next(iter(failures.values()))
         masks = self._task_masks(context, found, is_drawn=not is_open)
@@ -270,7 +276,10 @@ class Predictions:
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
 
         def plan(encoded: Mapping[str, EncodedImage]) -> dict[str, SegmentationPlan]:
-            return {tag: softmatcher.plan(image, context.banks[tag], context.options) for tag, image in encoded.items()}
+            return {
+                tag: softmatcher.plan(image, context.banks.get(tag, {}), context.options, **context.sources_on(tag))
+                for tag, image in encoded.items()
+            }
 
         def segment(planned: Sequence[dict[str, SegmentationPlan]]) -> list[Callable[[], TaskMasks]]:
             masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans.values()]))
@@ -279,9 +288,11 @@ class Predictions:
         def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> TaskMasks:
             return self._task_masks(context, {tag: found() for tag, found in masks.items()}, is_drawn=True)
 
-        tags = [context.config.image(tag_name) for tag_name in context.banks]
+        tags = [context.config.image(tag_name) for tag_name in context.tags]
         pipeline = BatchPipeline(self._models, self._images)
-        yield from pipeline.run(tasks, tags, fetcher, BatchStages(plan, segment), should_stop)
+        yield from pipeline.run(
+            tasks, tags, fetcher, BatchStages(plan, segment), should_stop, with_text=context.project.with_text
+        )
 
     def _task_masks(
         self, context: PredictionContext, found: Mapping[str, Sequence[LabelMask]], *, is_drawn: bool

@@ -52,12 +52,14 @@ class Prefetch:
         self._metrics = metrics
         self._count = count
         self._is_held_up = is_held_up
-        self._opened: queue.LifoQueue[tuple[str, int, LabelConfig] | None] = queue.LifoQueue(_MOST_WAITING)
+        self._opened: queue.LifoQueue[tuple[str, int, LabelConfig, bool] | None] = queue.LifoQueue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
 
-    def note_opened(self, project_key: ProjectKey, task_id: object, config: LabelConfig) -> None:
+    def note_opened(
+        self, project_key: ProjectKey, task_id: object, config: LabelConfig, *, with_text: bool = False
+    ) -> None:
         """Note that somebody opened this task. Returns at once, whatever happens."""
         if self._count == 0 or not isinstance(task_id, int) or self._is_closed.is_set():
             return
@@ -68,7 +70,7 @@ class Prefetch:
                 # Python stops daemon threads by force once it ends, and inside of PyTorch that aborts the process.
                 atexit.register(self.close)
         with suppress(queue.Full):
-            self._opened.put_nowait((project_key, task_id, config))
+            self._opened.put_nowait((project_key, task_id, config, with_text))
 
     def close(self) -> None:
         """End the thread; what it has in hand is interrupted."""
@@ -96,7 +98,7 @@ class Prefetch:
                 self._metrics.prefetched.labels("failed").inc()
                 logger.exception("project=%s task=%d: looking ahead", opened[0], opened[1])
 
-    def _look_ahead(self, project_key: ProjectKey, task_id: int, config: LabelConfig) -> None:
+    def _look_ahead(self, project_key: ProjectKey, task_id: int, config: LabelConfig, with_text: bool) -> None:
         project_id = int(project_key.split(".")[0])
         fetcher = self._connections.fetcher(project_key)
         for task in self._connections.client(project_key).tasks_after(project_id, task_id, self._count):
@@ -106,7 +108,7 @@ class Prefetch:
                         return  # a newer task was opened: its followers matter more
                     if not self._is_held_up():
                         try:
-                            outcome = self._images.look_ahead(task, tag, fetcher)
+                            outcome = self._images.look_ahead(task, tag, fetcher, with_text=with_text)
                         except CancelledWorkError:
                             self._metrics.prefetched.labels("interrupted").inc()
                         except ModelUnavailableError:

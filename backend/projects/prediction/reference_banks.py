@@ -6,12 +6,15 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from backend import __version__
 from backend.core.matching import ReferenceBank
+from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import Reference
 from backend.engine.options import MatchOptions
+from backend.engine.phrase_source import PhraseSource
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -19,6 +22,7 @@ from backend.models.calibrations import read_calibration
 from backend.models.profiles import find_profile
 from backend.projects.model_host import Models
 from backend.projects.options import match_options
+from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -33,6 +37,8 @@ _KEPT_PROJECTS = 4
 
 Banks = Mapping[str, Mapping[str, ReferenceBank]]
 """Image tag -> label -> the references of the label, ready to be matched."""
+Sources = Mapping[str, Mapping[str, PhraseSource]]
+"""Image tag -> label -> the phrases of the label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,7 @@ class PredictionContext:
         version: the model_version.
         banks: image tag -> label -> its references, ready to be matched; empty if there are none.
         options: how they are matched.
+        sources: image tag -> label -> its phrases, as far as they are to be believed.
     """
 
     project: ProjectRecord
@@ -52,17 +59,29 @@ class PredictionContext:
     version: str
     banks: Banks
     options: MatchOptions
+    sources: Sources = field(default_factory=dict)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Return the image tags on which there is something to look for."""
+        return tuple(dict.fromkeys([*self.banks, *self.sources]))
+
+    def sources_on(self, tag_name: str) -> dict[str, Any]:
+        """Return the argument `sources` of `Softmatcher.segment` for an image tag; {} without phrases."""
+        sources = self.sources.get(tag_name)
+        return {"sources": {label: [one] for label, one in sources.items()}} if sources else {}
 
 
 class ReferenceBanks:
     """Gathers the references of projects, and keeps those of the last few."""
 
-    def __init__(self, settings: Settings, store: Store, models: Models) -> None:
+    def __init__(self, settings: Settings, store: Store, models: Models, texts: TextReferences) -> None:
         self._settings = settings
         self._store = store
         self._models = models
+        self._texts = texts
         self._calibration = read_calibration(find_profile(settings.profile).calibration, settings.calibration).digest()
-        self._kept: OrderedDict[tuple[str, str], Banks] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], tuple[Banks, Sources]] = OrderedDict()
         self._lock = threading.Lock()
 
     def model_version(self, project_key: ProjectKey, *, wait_s: float = _MODEL_WAIT_S) -> str:
@@ -100,8 +119,30 @@ class ReferenceBanks:
             if config is not None:
                 found = self._store.reference_labels(project.key, wanted, signature)
                 parts += [place for label in found for place in _places(config, label)]
+                parts += self._text_parts(project, config, wanted, found)
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
+
+    def _text_parts(
+        self, project: ProjectRecord, config: LabelConfig, wanted: Sequence[str], with_references: Sequence[str]
+    ) -> list[str]:
+        """Return what the phrases add to model_version; [] if none is used."""
+        digest = self._texts.digest(project, config)
+        if digest is None:
+            return []
+        scales = self._texts.scales(project.key, digest)
+        alone = [label for label in wanted if label in scales and label not in with_references]
+        places = [place for label in alone for place in _places(config, label)]
+        return [f"phrases {digest}", *places, *(f"{label} {scales[label]}" for label in alone)]
+
+    def labels_with_references(self, project: ProjectRecord, config: LabelConfig) -> list[str]:
+        """Return the labels of the config that have references of the models in use.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        return self._store.reference_labels(project.key, config.labels, softmatcher.signature)
 
     def context(
         self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str] | None = None
@@ -122,16 +163,16 @@ class ReferenceBanks:
         options = match_options(self._settings, project)
         key = (project.key, version)
         with self._lock:
-            banks = self._kept.get(key)
-            if banks is not None:
+            kept = self._kept.get(key)
+            if kept is not None:
                 self._kept.move_to_end(key)
-        if banks is None:
-            banks = self._gather(softmatcher, project, config, wanted, options)
+        if kept is None:
+            kept = self._gather(softmatcher, project, config, wanted, options)
             with self._lock:
-                self._kept[key] = banks
+                self._kept[key] = kept
                 while len(self._kept) > _KEPT_PROJECTS:
                     self._kept.popitem(last=False)
-        return PredictionContext(project, config, version, banks, options)
+        return PredictionContext(project, config, version, kept[0], options, kept[1])
 
     def _gather(
         self,
@@ -140,13 +181,16 @@ class ReferenceBanks:
         config: LabelConfig,
         labels: Sequence[str],
         options: MatchOptions,
-    ) -> Banks:
+    ) -> tuple[Banks, Sources]:
         by_tag: dict[str, dict[str, list[Reference]]] = {}
+        by_image: dict[tuple[str, str], dict[str, list[Reference]]] = {}
         for stored in self._store.references(project.key, labels=labels, signature=softmatcher.signature):
             if stored.reference is None:
                 continue
             for tag_name in config.served_by(stored.image_tag, stored.label):
                 by_tag.setdefault(tag_name, {}).setdefault(stored.label, []).append(stored.reference)
+                images = by_image.setdefault((tag_name, stored.label), {})
+                images.setdefault(stored.image_sha256, []).append(stored.reference)
         banks: dict[str, dict[str, ReferenceBank]] = {}
         for tag_name, of_tag in by_tag.items():
             for label, references in of_tag.items():
@@ -157,7 +201,47 @@ class ReferenceBanks:
                 except BadInputError as error:
                     # One label that cannot be matched leaves the others their predictions.
                     logger.warning("project=%s label=%s: %s", project.key, label, error)
-        return banks
+        phrases = self._texts.of_labels(project, config)
+        if not phrases:
+            return banks, {}
+        digest = self._texts.digest(project, config)
+        assert digest is not None  # there are phrases
+        scales = self._texts.scales(project.key, digest)
+        sources: dict[str, dict[str, PhraseSource]] = {}
+        for tag in config.images:
+            on_image = {label for brush in config.brushes if brush.to_name == tag.name for label in brush.labels}
+            for label in (one for one in labels if one in on_image and one in phrases):
+                grouped = list(by_image.get((tag.name, label), {}).values())
+                if grouped:
+                    scale: TextScale | None = softmatcher.fit_phrases(
+                        label, phrases[label], grouped, banks.get(tag.name, {}), options
+                    )
+                    self._texts.save_scale(project.key, label, digest, scale)
+                else:
+                    scale = scales.get(label)
+                    scale = scale if scale is not None and scale.is_gated else None
+                if scale is not None and scale.weight > 0:
+                    sources.setdefault(tag.name, {})[label] = PhraseSource(phrases[label], scale)
+        return banks, sources
+
+    def fit(
+        self,
+        project: ProjectRecord,
+        config: LabelConfig,
+        tag_name: str,
+        label: str,
+        phrases: LabelPhrases,
+        known: PredictionContext,
+    ) -> TextScale:
+        """Return how far phrases that are not the label's own yet are to be believed, by its references."""
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        images: dict[str, list[Reference]] = {}
+        for stored in self._store.references(project.key, labels=[label], signature=softmatcher.signature):
+            if stored.reference is not None and tag_name in config.served_by(stored.image_tag, label):
+                images.setdefault(stored.image_sha256, []).append(stored.reference)
+        return softmatcher.fit_phrases(
+            label, phrases, list(images.values()), known.banks.get(tag_name, {}), known.options
+        )
 
     def references_digest(self, project: ProjectRecord, labels: Sequence[str]) -> str:
         """Return a digest of the references of these labels.

@@ -14,6 +14,7 @@ from backend.errors import (
 )
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
+from backend.projects.prediction.phrase_scales import PhraseScales
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.references.references import References
@@ -29,7 +30,15 @@ _PLAN_ATTEMPTS = 3
 class PropagationPlans:
     """Plans propagations."""
 
-    def __init__(self, store: Store, connections: Connections, references: References, banks: ReferenceBanks) -> None:
+    def __init__(
+        self,
+        store: Store,
+        connections: Connections,
+        references: References,
+        banks: ReferenceBanks,
+        scales: PhraseScales,
+    ) -> None:
+        self._scales = scales
         self._store = store
         self._connections = connections
         self._references = references
@@ -61,6 +70,7 @@ class PropagationPlans:
                 self._references.reconcile(record.project_key)  # fails if Label Studio lacks the project
             project = project_of(self._store, record.project_key)
             check_filter(project, record.wanted)
+            self._scales.measure(project.key)
             version, digest, has_references = self.versions(project, record.wanted)
             if not has_references:
                 store.fail(
@@ -122,7 +132,7 @@ class PropagationPlans:
         digest = self._banks.references_digest(
             project, [label for label in config.labels if wanted.labels is None or label in wanted.labels]
         )
-        return context.version, digest, bool(context.banks)
+        return context.version, digest, bool(context.tags)
 
 
 def project_of(store: Store, project_key: ProjectKey) -> ProjectRecord:

@@ -179,7 +179,7 @@ class PropagationWork:
         project = project_of(self._store, record.project_key)
         config = parse_label_config(project.label_config)
         context = self._banks.context(project, config, record.wanted.labels)
-        if not context.banks:
+        if not context.tags:
             # The last reference was deleted meanwhile: without any there is nothing to look for.
             reason = "there is no reference left to predict from"
             outcomes = [TaskOutcome(task_id, "failed", reason=reason) for task_id in task_ids]

@@ -48,7 +48,9 @@ class AnnotationImages:
         unread: dict[str, SoftmatcherError] = {}
         for tag in _images_shown(config, task, result, absent_labels):
             try:
-                images[tag.name] = self._images.load(task, tag, fetcher, is_interactive=False, with_pixels=True)
+                images[tag.name] = self._images.load(
+                    task, tag, fetcher, is_interactive=False, with_pixels=True, with_text=project.with_text
+                )
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 if isinstance(error, LabelStudioUnavailableError):
                     self._connections.client(project.key).version()

@@ -28,6 +28,7 @@ from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of, is_complete, reading_digest
 from backend.projects.references.annotation_images import AnnotationImages
 from backend.projects.references.reference_mask import reference_mask
+from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import AnnotationRecord, NewReference, ProjectRecord, Store
 
@@ -50,7 +51,10 @@ _LONGEST_PROBLEM = 1000
 class Ingestion:
     """Makes the references of annotations."""
 
-    def __init__(self, settings: Settings, store: Store, models: Models, images: AnnotationImages) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, models: Models, images: AnnotationImages, texts: TextReferences
+    ) -> None:
+        self._texts = texts
         self._settings = settings
         self._store = store
         self._models = models
@@ -110,11 +114,23 @@ class Ingestion:
             logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, problem)
         if not self._store.replace_references(record, references, unread={*unread, *kept}, unread_labels=uncut):
             return "superseded"
+        self._keep_phrases(project, record, annotation)
         if tries_again and any(isinstance(error, LabelStudioUnavailableError) for error in unread.values()):
             self._store.mark_for_reconcile(project.key)  # a host of images that is down for a minute needs nobody
         if references:
             return "references"
         return "failed" if problems else "none"
+
+    def _keep_phrases(self, project: ProjectRecord, record: AnnotationRecord, annotation: Mapping[str, Any]) -> None:
+        """Keep the phrases that the annotation carries; those that cannot be read are its problem."""
+        result = annotation.get("result")
+        read = result if isinstance(result, list) and not annotation.get("was_cancelled") else []
+        try:
+            self._texts.note_annotation(project, record.annotation_id, read)
+        except BadInputError as error:
+            logger.warning("project=%s annotation=%s: %s", project.key, record.annotation_id, error)
+            problem = _as_text([part for part in (record.problem, str(error)) if part]) or ""
+            self._store.note_problem(project.key, record.annotation_id, problem)
 
     def _describe(
         self,

@@ -13,6 +13,7 @@ from backend.projects.project_refresh import refresh_project
 from backend.projects.references.annotation_images import AnnotationImages
 from backend.projects.references.ingestion import Ingestion, Outcome, reading_of
 from backend.projects.references.reconciliation import Reconciliation
+from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -31,6 +32,7 @@ class References:
         models: Models,
         connections: Connections,
         images: TaskImages,
+        texts: TextReferences,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -38,7 +40,7 @@ class References:
         self._models = models
         self._connections = connections
         of_annotations = AnnotationImages(connections, images)
-        self._ingestion = Ingestion(settings, store, models, of_annotations)
+        self._ingestion = Ingestion(settings, store, models, of_annotations, texts)
         self._reconciliation = Reconciliation(
             settings, store, metrics, models, connections, of_annotations, self._ingestion
         )

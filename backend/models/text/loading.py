@@ -1,0 +1,33 @@
+"""Text encoders built of a profile's row, their weights read from disk."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.models.loading import ModelSource
+from backend.models.profiles import PROFILES, find_profile
+from backend.models.text.protocol import TextEncoder
+from backend.models.weights.store import WeightsStore
+
+TEXT_ENCODERS: dict[str, Callable[[Mapping[str, Path]], TextEncoder]] = {}
+"""All text encoders by name: each is built of the files of its row's `text_weights`, by the model's name."""
+
+
+def load_text_encoder(profile_name: str, source: ModelSource) -> TextEncoder:
+    """Build the text encoder of a profile, on the CPU.
+
+    Raises:
+        ConfigurationError: no such profile, it has none, or its package is not installed.
+        ModelUnavailableError: weights or tokenizer are missing or wrong; says which command helps.
+    """
+    profile = find_profile(profile_name)
+    if profile.text_encoder is None or source.encoder is not None:
+        offered = ", ".join(one.name for one in PROFILES.values() if one.text_encoder is not None)
+        raise ConfigurationError(f"phrases need a profile with a text encoder ({offered}), got {profile_name}")
+    build = TEXT_ENCODERS[profile.text_encoder]
+    if not profile.text_weights:
+        return build({})
+    if source.weights_folder is None:
+        raise ModelUnavailableError(f"{profile.text_encoder} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
+    stored = WeightsStore(source.weights_folder).require(profile.text_weights, profile=profile.name)
+    return build({one.name: one.path for one in stored})

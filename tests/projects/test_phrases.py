@@ -1,0 +1,318 @@
+"""Phrases of a project, from where users write them to the masks, over a real engine that knows colour words."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from backend.cli.demo.label_studio_server import brush
+from backend.core.masks import iou
+from backend.core.types import Mask
+from backend.drawing.explanation import draw_explanations
+from backend.engine.softmatcher import Softmatcher
+from backend.jobs import tasks
+from backend.labelstudio.rle import decode_mask
+from backend.models.calibrations import read_calibration
+from backend.models.graph_cut.segmenter import LiteSegmenter
+from backend.projects.prediction import explain
+from backend.projects.text_references import NEEDS_PROFILE
+from backend.web.maintenance import Maintenance
+from testing.colour_words import ColourWords, ColourWordsEncoder, draw_discs
+from testing.fakes import Backend, FakeLabelStudio, make_backend, png
+
+LABELS = '<Label value="Disc"{}/><Label value="Other"/>'
+CONFIG = """<View><Image name="image" value="$image"/>
+  <BrushLabels name="brush" toName="image">{}</BrushLabels>
+  <KeyPointLabels name="point" toName="image" smart="true"><Label value="Disc"/></KeyPointLabels>
+  <TextArea name="softmatcher_text" toName="image" editable="true" rows="2" maxSubmissions="1"/></View>"""
+PLAIN, WITH_PROMPT = (CONFIG.format(LABELS.format(one)) for one in ("", ' text_prompt="red discs"'))
+RED, BLUE = ("red", "plain", 60, 80, 30), ("blue", "plain", 150, 80, 26)
+
+
+class World:
+    """A backend whose models know colour words, and the words' encoder."""
+
+    def __init__(self, folder: Path, label_config: str = PLAIN, *, name: str = "data") -> None:
+        self.words = ColourWords()
+        self.label_studio = FakeLabelStudio(label_config=label_config)
+        self.backend: Backend = make_backend(
+            folder / name,
+            self.label_studio,
+            softmatcher=lambda on_stage: Softmatcher(
+                ColourWordsEncoder(), LiteSegmenter(working_px=128), read_calibration("lite.json"), on_stage=on_stage
+            ),
+            load_text_encoder=lambda: self.words,
+            complete_annotations=True,
+        )
+        tasks.use_projects(self.backend.projects, self.backend.queue)  # type: ignore[arg-type]
+
+    def add(self, task_id: int, *discs: tuple[str, str, int, int, int]) -> list[Mask]:
+        image, masks = draw_discs(*discs)
+        self.label_studio.add_task(task_id, png(image))
+        return masks
+
+    def setup(self) -> str:
+        body = {"project": self.label_studio.key, "schema": self.label_studio.label_config, "access_token": "t" * 40}
+        answer = self.backend.client.post("/setup", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.get_json()["model_version"])
+
+    def tend(self) -> None:
+        """What service and workers do by themselves."""
+        maintenance = Maintenance(self.backend.projects, self.backend.queue)  # type: ignore[arg-type]
+        maintenance.tend_phrases()
+        maintenance.reconcile_due()
+        self.backend.work()
+
+    def predict(self, task_id: int, **more: Any) -> dict[str, Any]:
+        body = {
+            "tasks": [self.label_studio.tasks[task_id]], "project": self.label_studio.key,
+            "label_config": self.label_studio.label_config, "params": {}, **more,
+        }  # fmt: skip
+        answer = self.backend.client.post("/predict", json=body)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.get_json()["results"][0] or {"result": []})
+
+    def write(self, task_id: int, text: str) -> dict[str, Any]:
+        return self.predict(task_id, params={"context": {"result": [text_area(text)]}})
+
+    def page(self) -> str:
+        return str(self.backend.client.get("/projects/1?tab=references").text)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+        tasks.use_projects(None)
+
+
+@pytest.fixture
+def world(tmp_path: Path, stack: ExitStack) -> World:
+    made = World(tmp_path)
+    stack.callback(made.backend.projects.close)
+    return made
+
+
+def text_area(text: str) -> dict[str, Any]:
+    return {
+        "id": "t1", "type": "textarea", "from_name": "softmatcher_text", "to_name": "image", "origin": "manual",
+        "value": {"text": text.split("\n")},
+    }  # fmt: skip
+
+
+def point(x: int, y: int) -> dict[str, Any]:
+    return {
+        "id": "p1", "type": "keypointlabels", "from_name": "point", "to_name": "image", "original_width": 208,
+        "original_height": 160, "value": {"x": 100 * x / 208, "y": 100 * y / 160, "keypointlabels": ["Disc"]},
+    }  # fmt: skip
+
+
+def mask_of(prediction: dict[str, Any]) -> NDArray[Any]:
+    (region,) = prediction["result"]
+    assert region["type"] == "brushlabels"
+    assert region["value"]["brushlabels"] == ["Disc"]
+    return decode_mask(region["value"]["rle"], (160, 208))
+
+
+def test_an_attribute_of_the_label_finds_the_objects_of_the_project(tmp_path: Path, stack: ExitStack) -> None:
+    world = World(tmp_path, WITH_PROMPT)
+    stack.callback(world.backend.projects.close)
+    truth = world.add(1, RED, BLUE)[0]
+    world.add(2, BLUE)
+    world.add(3)
+    before = world.setup()
+    assert world.predict(1)["result"] == [], "not encoded yet"
+    world.tend()
+    assert world.words.calls == [["red discs"]]
+    version = world.setup()
+    assert version != before
+    found = world.predict(1)
+    assert iou(mask_of(found), truth) > 0.9
+    assert found["model_version"] == version
+    assert world.predict(2)["result"] == []
+    assert world.predict(3)["result"] == []
+    world.tend()
+    assert len(world.words.calls) == 1, "encoded once"
+    assert world.setup() == version
+
+
+def test_a_propagation_predicts_with_phrases_alone(tmp_path: Path, stack: ExitStack) -> None:
+    world = World(tmp_path, WITH_PROMPT)
+    stack.callback(world.backend.projects.close)
+    truth = world.add(1, RED)[0]
+    world.add(2, BLUE)
+    world.setup()
+    Maintenance(world.backend.projects, world.backend.queue).tend_phrases()  # type: ignore[arg-type]
+    world.backend.queue.jobs.clear()  # the scales are measured when it is planned
+    started = world.backend.client.post("/projects/1/propagations", json={})
+    assert started.status_code == 202
+    world.backend.work()
+    status = world.backend.client.get(f"/projects/1/propagations/{started.get_json()['id']}").get_json()
+    assert (status["state"], status["counts"]["done"], status["counts"]["empty"]) == ("done", 1, 1)
+    (prediction,) = world.label_studio.imported
+    assert prediction["task"] == 1
+    assert iou(mask_of(prediction), truth) > 0.9
+
+
+def test_the_page_keeps_phrases_and_shows_their_weight(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
+
+    def note_reasons(pictures: Any, labels: Any) -> bytes:
+        reasons.extend(label.reason for _, explanation, _ in pictures for label in explanation.labels)
+        return draw_explanations(pictures, labels)
+
+    monkeypatch.setattr(explain, "draw_explanations", note_reasons)
+    world.add(1, ("red", "striped", 50, 50, 26), ("blue", "striped", 150, 50, 26), ("red", "plain", 60, 120, 26))
+    truth = world.add(
+        2, ("red", "striped", 150, 110, 26), ("blue", "striped", 50, 110, 26), ("red", "plain", 110, 40, 26)
+    )
+    world.setup()
+    mask = draw_discs(("red", "striped", 50, 50, 26))[1][0]
+    region = brush(mask, "Disc") | {"origin": "prediction", "from_name": "brush", "to_name": "image"}
+    world.label_studio.annotate(10, 1, [region])
+    world.backend.projects.references.reconcile(world.label_studio.key)
+    by_reference = world.predict(2)
+    version = world.setup()
+    reached = iou(mask_of(by_reference), truth[0])
+
+    sent = world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red; -blue paint"}})
+    assert sent.status_code == 200, sent.text
+    assert sent.get_json()["notice"] is None
+    world.tend()
+    assert world.setup() != version
+    fused = world.predict(2)
+    assert iou(mask_of(fused), truth[0]) > max(0.8, reached + 0.2)
+    listed = world.backend.client.get("/projects/1/phrases").get_json()
+    assert [(one["phrase"], one["is_negative"], one["from"], one["is_encoded"]) for one in listed["phrases"]] == [
+        ("red", False, "page", True),
+        ("blue paint", True, "page", True),
+    ]
+    assert listed["weights"]["Disc"] > 0.5
+    assert f"w = {listed['weights']['Disc']:.2f}" in world.page()
+    assert "red; -blue paint" in world.page()
+    assert world.backend.client.get("/projects/1/tasks/2/explain.png").status_code == 200
+    assert any(f"count with w = {listed['weights']['Disc']:.2f}" in reason for reason in reasons)
+
+    cleared = world.backend.client.post("/projects/1/phrases", data={"phrases.Disc": ""})
+    assert cleared.status_code == 303
+    assert world.backend.client.get("/projects/1/phrases").get_json()["phrases"] == []
+
+
+@pytest.mark.parametrize(
+    ("phrases", "words"),
+    [
+        ({"Hole": "a hole"}, "Hole"),
+        ({"Disc": "-"}, "must have a word"),
+        ({"Disc": "r" * 10_000}, "300 characters"),
+        ({"Disc": "ru\x01st"}, "control characters"),
+        ({"Disc": "; ".join(map(str, range(500)))}, "50 phrases"),
+        ({"Disc": 5}, "expected"),
+        ([], "expected"),
+    ],
+)
+def test_what_the_page_cannot_keep_is_said_and_changes_nothing(world: World, phrases: Any, words: str) -> None:
+    world.setup()
+    world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red"}})
+    answer = world.backend.client.post("/projects/1/phrases", json={"phrases": phrases})
+    assert answer.status_code == 422
+    assert words in answer.get_json()["error"]
+    assert [one["phrase"] for one in world.backend.client.get("/projects/1/phrases").get_json()["phrases"]] == ["red"]
+
+
+def test_a_text_prompt_that_cannot_be_read_is_said_in_setup(tmp_path: Path, stack: ExitStack) -> None:
+    world = World(tmp_path, CONFIG.format(LABELS.format(' text_prompt="-"')))
+    stack.callback(world.backend.projects.close)
+    body = {"project": world.label_studio.key, "schema": world.label_studio.label_config}
+    answer = world.backend.client.post("/setup", json=body)
+    assert answer.status_code == 422
+    assert "text_prompt of label 'Disc'" in answer.get_json()["error"]
+
+
+def test_a_text_in_the_editor_suggests_masks_without_the_text(world: World) -> None:
+    truth = world.add(1, RED, BLUE)[0]
+    world.add(2, BLUE)
+    world.setup()
+    found = world.write(1, "Disc: red discs")
+    assert iou(mask_of(found), truth) > 0.9
+    assert found["model_version"] == world.setup()
+    assert world.write(2, "Disc: red discs")["result"] == []
+    assert world.predict(1)["result"] == [], "only what is submitted is kept"
+    assert world.predict(1, params={"context": {"result": []}})["result"] == [], "the text was deleted"
+
+
+def test_a_text_in_the_editor_that_cannot_be_read_is_said(world: World) -> None:
+    world.add(1, RED)
+    world.setup()
+    body = {
+        "tasks": [world.label_studio.tasks[1]], "project": world.label_studio.key,
+        "label_config": world.label_studio.label_config,
+        "params": {"context": {"result": [text_area("Hole: a hole")]}},
+    }  # fmt: skip
+    answer = world.backend.client.post("/predict", json=body)
+    assert answer.status_code == 422
+    assert "begin with a label" in answer.get_json()["error"]
+
+
+def test_a_submitted_text_is_kept_with_its_annotation(world: World) -> None:
+    truth = world.add(1, RED)[0]
+    world.add(2, BLUE)
+    world.setup()
+    world.label_studio.annotate(10, 1, [text_area("Disc: red")])
+    world.backend.projects.references.ingest(world.label_studio.key, 10)
+    (kept,) = world.backend.client.get("/projects/1/phrases").get_json()["phrases"]
+    assert (kept["label"], kept["phrase"], kept["from"]) == ("Disc", "red", "annotation 10")
+    world.tend()
+    assert iou(mask_of(world.predict(1)), truth) > 0.9
+    del world.label_studio.annotations[10]
+    world.backend.projects.references.ingest(world.label_studio.key, 10)
+    assert world.backend.client.get("/projects/1/phrases").get_json()["phrases"] == []
+    assert world.predict(1)["result"] == []
+
+
+def test_a_submitted_text_that_cannot_be_read_is_the_annotations_problem(world: World) -> None:
+    world.add(1, RED)
+    world.setup()
+    world.label_studio.annotate(10, 1, [text_area("Hole: a hole")])
+    world.backend.projects.references.ingest(world.label_studio.key, 10)
+    (unread,) = world.backend.projects.store.unread_annotations(world.label_studio.key)
+    assert "begin with a label" in unread.problem
+
+
+def test_without_a_text_profile_phrases_are_kept_and_change_nothing(
+    tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, key = backend.client, backend.label_studio.key
+    config = backend.label_studio.label_config
+    with_prompt = config.replace('<Label value="Cat"/>', '<Label value="Cat" text_prompt="a cat"/>')
+
+    def setup(schema: str) -> str:
+        answer = client.post("/setup", json={"project": key, "schema": schema, "access_token": "t" * 40})
+        assert answer.status_code == 200, answer.text
+        return str(answer.get_json()["model_version"])
+
+    before = setup(config)
+    with caplog.at_level(logging.WARNING):
+        assert setup(with_prompt) == before
+        assert setup(with_prompt) == before
+        assert backend.projects.texts.tend() == []
+    assert [NEEDS_PROFILE in record.message for record in caplog.records].count(True) == 1
+    answer = client.post("/projects/1/phrases", json={"phrases": {"Dog": "a dog"}})
+    assert answer.get_json()["notice"] == NEEDS_PROFILE
+    assert {one["phrase"] for one in answer.get_json()["phrases"]} == {"a cat", "a dog"}
+    assert NEEDS_PROFILE in client.get("/projects/1?tab=references").text
+    assert setup(with_prompt) == before
+
+
+def test_another_text_encoder_than_the_images_is_said(world: World) -> None:
+    world.words.text_space = "other-words"
+    world.setup()
+    world.add(1, RED)
+    answer = world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red"}})
+    assert answer.status_code == 200
+    assert "must be of the weights of the image encoder" in answer.get_json()["notice"]
+    assert world.predict(1)["result"] == []
