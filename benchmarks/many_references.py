@@ -38,7 +38,7 @@ def measure(directory: Path, sets: list[str], count: int, targets: int, seed: in
     random.Random(seed).shuffle(images)
     held, used = images[:targets], images[targets : targets + count]
     references = [_describe(engine, path) for path in used]
-    banks = {size: engine.gather(references, MatchOptions(bank_patches=size)) for size in BANKS}
+    banks = {size: engine.gather(references, MatchOptions(bank_patches=size, classifier=False)) for size in BANKS}
     scales = {"temperature": engine.scale.temperature, "similarity_floor": engine.scale.similarity_floor}
     figures: dict[str, list[tuple[float, float, float, float]]] = {}
     everything = gather_references(references, engine.signature)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backend.core.patch_classifier import PatchClassifier
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
@@ -34,12 +35,15 @@ class ReferenceBank:
         others.
         background: (R,) float32 >= 0: (1 - c) * w, likewise.
         objects: (N, D) float32: mean feature of each reference's object; without any of its own, that of all of them.
+        classifier: fitted on these patches, which the foreground posterior is blended with; None with too few
+            references.
     """
 
     features: Tensor
     foreground: Tensor
     background: Tensor
     objects: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    classifier: PatchClassifier | None = None
 
     def __post_init__(self) -> None:
         if not len(self.objects):
@@ -51,7 +55,9 @@ class ReferenceBank:
         if self.features.device == device:
             return self
         parts = self.features, self.foreground, self.background, self.objects
-        return ReferenceBank(*(part.to(device) for part in parts))
+        features, foreground, background, objects = (part.to(device) for part in parts)
+        classifier = None if self.classifier is None else self.classifier.to(device)
+        return ReferenceBank(features, foreground, background, objects, classifier)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +160,8 @@ def match_posterior(
     not taken for the object just because it is even less like the background. Without background in the bank it is all
     that the object is told from.
 
+    The log-odds of the bank's classifier are blended in, if it has one (`PatchClassifier.blend`).
+
     Args:
         bank: R patches of the references.
         target: (T, D) float32 of unit length.
@@ -173,7 +181,7 @@ def match_posterior(
     sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
     rest = (floor - highest[0]).exp()
     posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
-    return ScoreMap(posterior, to_matching(posterior))
+    return _blended(bank, posterior, target)
 
 
 def match_posteriors(
@@ -223,8 +231,14 @@ def match_posteriors(
         # On another label's scale all terms may vanish: that patch is nothing of this label's.
         total = (inside + outside + rest).clamp_min(torch.finfo(torch.float32).tiny)
         posterior = (inside / total).clamp(0.0, 1.0)
-        maps.append(ScoreMap(posterior, to_matching(posterior)))
+        maps.append(_blended(bank, posterior, target))
     return maps
+
+
+def _blended(bank: ReferenceBank, posterior: Tensor, target: Tensor) -> ScoreMap:
+    if bank.classifier is not None:
+        posterior = bank.classifier.blend(posterior, target)
+    return ScoreMap(posterior, to_matching(posterior))
 
 
 def with_others_as_background(banks: Sequence[ReferenceBank]) -> list[ReferenceBank]:

@@ -5,16 +5,19 @@ Symbols as in `matching`.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from backend.core.matching import ReferenceBank, check_references, gather_references, mean_objects
+from backend.core.patch_classifier import fit_patch_classifier
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
 Indices = NDArray[np.int64]
+_SAMPLED_PATCHES = slice(0, 512, 16)
 
 
 def build_bank(references: Sequence[Reference], signature: str, *, most_patches: int) -> ReferenceBank:
@@ -72,6 +75,21 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
         torch.from_numpy(((1 - coverage[chosen]) * mass).astype(np.float32)),
         mean_objects(ordered),
     )
+
+
+def with_classifier(bank: ReferenceBank, references: Sequence[Reference]) -> ReferenceBank:
+    """Return the bank of these references with a classifier of its patches, if they are of enough images.
+
+    Thinned patches carry the mass of those they represent, so the fit costs no more with 200 references than with ten.
+    """
+    # Regions on one image share its features, whoever marked them: a sample of its first view tells images apart.
+    images = {
+        reference.features[_SAMPLED_PATCHES].tobytes()
+        for reference in references
+        if bool((reference.foreground_coverage > 0).any())
+    }
+    classifier = fit_patch_classifier(bank.features, bank.foreground, bank.background, reference_images=len(images))
+    return bank if classifier is None else replace(bank, classifier=classifier)
 
 
 def _shares(available: Sequence[int], most: int) -> tuple[int, int]:

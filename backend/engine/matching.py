@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, FeatureScale, make_matcher
 from backend.core.matching import ReferenceBank, ScoreMap, match_posteriors, with_others_as_background
-from backend.core.memory_bank import build_bank
+from backend.core.memory_bank import build_bank, with_classifier
 from backend.core.object_similarity import ObjectFeatureSpace, intra_reference_similarity, object_similarity
 from backend.core.score_map import adaptive_threshold, map_peak
 from backend.core.types import EncodedImage, Reference
@@ -48,6 +48,8 @@ class Matching:
             BadInputError: no references, features of other models, NaN in them, or nothing marked.
         """
         bank = build_bank(references, self._signature, most_patches=options.bank_patches)
+        if options.matcher == "posterior" and options.classifier:
+            bank = with_classifier(bank, references)
         try:
             return bank.to(self._device_of(options))
         except torch.OutOfMemoryError:

@@ -23,6 +23,8 @@ class MatchOptions:
         instances: whether each object of a label gets a mask of its own.
         minimum_presence: nothing is returned for a label whose presence probability is below this.
         minimum_score: nor for one whose expected IoU is below this.
+        classifier: whether the posterior is blended with a classifier of patches, which several references are fitted
+            to, see `PatchClassifier`; for the matcher `posterior`.
         overlap: `exclusive`: a pixel has up to one label; `allowed`: labels may lie on one another.
     """
 
@@ -37,6 +39,7 @@ class MatchOptions:
     instances: bool = False
     minimum_presence: float = 0.5
     minimum_score: float = 0.0
+    classifier: bool = True
     overlap: OverlapName = "exclusive"
 
     def digest(self) -> str:

@@ -38,13 +38,13 @@ def collect_rows(
     for number, one in enumerate(classes, 1):
         for seed in seeds:
             episode = draw_episode(one, shots=shots, seed=seed, limit=targets)
-            references = [_describe(engine, path) for path in episode.references]
+            bank = engine.gather([_describe(engine, path) for path in episode.references])
             drawn = [draw_absent_target(one, classes, seed=1000 + 10 * seed + n) for n in range(max(1, targets // 2))]
             absent = [path for path in drawn if path is not None]
             for path in [*episode.targets, *absent]:
                 is_present = path in episode.targets
                 target = engine.encode(read_image(path))
-                found = engine.label_candidates(target, [references], MatchOptions())[0]
+                found = engine.label_candidates(target, [bank], MatchOptions())[0]
                 truth = read_mask(path)
                 natural = mask_to_size(found.mask, (truth.shape[0], truth.shape[1]))
                 rows.append(Row(one.set_name, is_present, iou(natural, truth) if is_present else 0.0, found.features))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from backend.core.masks import iou
+from backend.core.matching import ReferenceBank
 from backend.core.types import EncodedImage, Reference
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
@@ -176,14 +177,15 @@ def evaluate(
         scores[one.name] = []
         for seed in seeds:
             episode = draw_episode(one, shots=shots, seed=seed, limit=limit)
-            references = {one.class_name: [images.reference(path) for path in episode.references]}
+            bank = engine.gather([images.reference(path) for path in episode.references], options)
+            references = {one.class_name: bank}
             for path in episode.targets:
                 found = engine.segment(images.encoded(path), references, options)
                 truth = read_mask(path)
                 reached = iou(found[0].mask, truth) if found else float(not truth.any())
                 name = f"{one.name}/{path.name}"
                 scores[one.name].append(TargetScore(seed, name, reached, found[0].score if found else None))
-            absent += _absent_answers(engine, images, one, classes, episode.references, seed, options)
+            absent += _absent_answers(engine, one, classes, references, seed, options)
     if on_progress is not None:
         on_progress("done", len(classes), len(classes))
     settings = {
@@ -204,10 +206,9 @@ def evaluate(
 
 def _absent_answers(
     engine: Softmatcher,
-    images: "ClassImages",
     one: ImageClass,
     classes: Sequence[ImageClass],
-    reference_paths: Sequence[Path],
+    references: Mapping[str, ReferenceBank],
     seed: int,
     options: MatchOptions | None,
 ) -> list[bool]:
@@ -215,8 +216,7 @@ def _absent_answers(
     if target is None:
         return []
     encoded = engine.encode(read_image(target))
-    references = [images.reference(path) for path in reference_paths]
-    return [bool(engine.segment(encoded, {one.class_name: references}, options))]
+    return [bool(engine.segment(encoded, references, options))]
 
 
 class ClassImages:

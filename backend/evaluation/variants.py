@@ -274,10 +274,11 @@ class _Run:
             for kind in SIMULATED_ANNOTATIONS if self.with_simulated_annotations else ():
                 marked = references(episode.references, kind)
                 name, options = next(iter(self.variants.items()))
+                bank = {one.class_name: self.engine.gather(marked, options)} if marked else {}
                 for path in episode.targets:
                     target, truth = encoded(path), read_mask(path)
                     with self.stages.of(name):
-                        found = self.engine.segment(target, {one.class_name: marked}, options) if marked else []
+                        found = self.engine.segment(target, bank, options)
                     markings[kind].append(iou(_union([region.mask for region in found], truth), truth))
         return {
             "scores": scores,

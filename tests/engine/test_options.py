@@ -93,3 +93,20 @@ def test_a_trace_tells_what_segment_does(engine: Softmatcher, strategy: str) -> 
 
 def test_a_trace_without_references_has_no_labels(engine: Softmatcher) -> None:
     assert engine.explain(engine.encode(scene()[0]), {}).labels == ()
+
+
+@pytest.mark.parametrize("matcher", ["posterior", "softmatcher", "prototype"])
+def test_several_references_are_worth_a_classifier_of_the_posterior_alone(
+    engine: Softmatcher, matcher: MatcherName
+) -> None:
+    scenes = [scene(red=(60 + 20 * n, 80, 40 - 3 * n)) for n in range(2)]
+    references = [describe(engine, image, masks["red"]) for image, masks in scenes]
+    assert engine.gather(references[:1], MatchOptions(matcher=matcher)).classifier is None
+    assert (engine.gather(references, MatchOptions(matcher=matcher)).classifier is not None) == (matcher == "posterior")
+    assert engine.gather(references, MatchOptions(matcher=matcher, classifier=False)).classifier is None
+    (found,) = engine.segment(engine.encode(scenes[0][0]), {"Cat": references}, MatchOptions(matcher=matcher))
+    assert iou(found.mask, scenes[0][1]["red"]) > 0.9
+
+
+def test_the_classifier_is_part_of_the_digest() -> None:
+    assert MatchOptions().digest() != MatchOptions(classifier=False).digest()
