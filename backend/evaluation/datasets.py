@@ -10,6 +10,7 @@ from PIL import Image as PillowImage
 
 from backend.core.types import Image, Mask
 from backend.errors import BadInputError
+from backend.evaluation.absent_targets import may_show
 
 TEST_LISTS = ("fss_test_set.txt", "splits/test.txt", "test.txt")
 """File in which FSS-1000 and its users keep the names of its 240 test classes, one per line."""
@@ -110,11 +111,13 @@ def draw_episode(one: ImageClass, *, shots: int, seed: int, limit: int | None = 
 
 
 def draw_absent_target(one: ImageClass, classes: Sequence[ImageClass], *, seed: int) -> Path | None:
-    """Draw an image of another set and class name, so that the object should not be on it; None without any."""
+    """Draw an image of another set and class name whose set does not show the object (`may_show`); None without any."""
     others = [
         image
         for other in classes
-        if other.set_name != one.set_name and other.class_name != one.class_name
+        if other.set_name != one.set_name
+        and other.class_name != one.class_name
+        and not may_show(other.set_name, one.class_name)
         for image in other.images
     ]
     return random.Random(f"absent {one.name} {seed}").choice(others) if others else None

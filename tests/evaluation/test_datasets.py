@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from backend.errors import BadInputError
-from backend.evaluation.datasets import draw_absent_target, draw_episode, find_classes, read_image, read_mask
+from backend.evaluation.absent_targets import MAY_SHOW, THINGS, may_show
+from backend.evaluation.datasets import (
+    ImageClass,
+    draw_absent_target,
+    draw_episode,
+    find_classes,
+    read_image,
+    read_mask,
+)
 
 
 @pytest.fixture
@@ -56,3 +64,22 @@ def test_absent_targets_come_from_another_set_and_class(directory: Path) -> None
     assert draw_absent_target(cats, classes, seed=0) is None
     assert draw_absent_target(dogs, classes, seed=0) in other_cats.images
     assert draw_absent_target(other_cats, classes, seed=0) in dogs.images
+
+
+def test_a_street_is_no_absent_target_of_a_car_and_each_class_keeps_some() -> None:
+    classes = [
+        ImageClass(set_name, name, (Path(set_name) / name / "0.jpg", Path(set_name) / name / "1.jpg"))
+        for set_name in MAY_SHOW
+        for name in sorted(frozenset().union(*THINGS.values()))
+    ]
+    for one in classes:
+        drawn = {draw_absent_target(one, classes, seed=seed) for seed in range(40)}
+        assert None not in drawn, one.name
+        assert not any(may_show(path.parts[0], one.class_name) for path in drawn if path is not None)
+    assert may_show("camvid", "car")
+    assert not may_show("nuclei", "car")
+
+
+def test_sets_that_nobody_checked_are_strangers_to_each_other() -> None:
+    assert not may_show("own", "car")
+    assert not may_show("camvid", "gearwheel")
