@@ -55,6 +55,9 @@ def evaluate(
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out regions whose expected IoU is below this.")
     ] = 0.0,
+    classifier: Annotated[
+        bool, typer.Option(help="Blend the posterior with a classifier of patches, from two references on.")
+    ] = True,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     sheets: Annotated[Path | None, typer.Option(help="Write pictures of the best, median and worst here.")] = None,
 ) -> None:
@@ -66,7 +69,7 @@ def evaluate(
 
     if labels is not None and not joint:
         raise typer.BadParameter("--labels goes with --joint")
-    variants = _variants(matchers, strategies, min_score)
+    variants = _variants(matchers, strategies, min_score, classifier)
     ranks = _numbers(positional_ranks) if positional_ranks else [load_settings().positional_rank]
     engines = {rank: partial(load_configured, load_settings(positional_rank=rank)) for rank in ranks}
     console = Console(stderr=True)
@@ -126,7 +129,7 @@ def evaluate(
         Console().print(f"mIoU, marked by {kind}: {value:.3f}")
 
 
-def _variants(matchers: str, strategies: str, min_score: float) -> "dict[str, MatchOptions]":
+def _variants(matchers: str, strategies: str, min_score: float, classifier: bool) -> "dict[str, MatchOptions]":
     from backend.core.matchers import MATCHERS
     from backend.core.types import PromptingStrategy
     from backend.engine.options import MatchOptions
@@ -134,7 +137,12 @@ def _variants(matchers: str, strategies: str, min_score: float) -> "dict[str, Ma
     found = {}
     for matcher in _names(matchers, tuple(MATCHERS), "matchers"):
         for strategy in _names(strategies, get_args(PromptingStrategy), "recipes"):
-            found[f"{matcher} {strategy}"] = MatchOptions(matcher=matcher, strategy=strategy, minimum_score=min_score)  # type: ignore[arg-type]
+            found[f"{matcher} {strategy}"] = MatchOptions(
+                matcher=matcher,  # type: ignore[arg-type]
+                strategy=strategy,  # type: ignore[arg-type]
+                minimum_score=min_score,
+                classifier=classifier,
+            )
     return found
 
 
