@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from backend.settings import Settings
 
 
+_SHOWN_GROUPS = 20
+
+
 def calibrate(
     out: Annotated[Path, typer.Option(help="File to write; SOFTMATCHER_CALIBRATION then names it.")],
     directory: Annotated[
@@ -82,14 +85,24 @@ def _rows_of_project(settings: "Settings", project_id: int) -> "list[Row]":
 
 
 def _report(fit: "CalibrationFit") -> None:
-    from backend.evaluation.metrics import area_under_roc, calibration_error
+    from backend.evaluation.metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 
     reached = list(fit.reached)
+    by_group: dict[str, list[tuple[float, float]]] = {}
+    for group, score, found in zip(fit.groups, fit.expected, fit.reached, strict=True):
+        by_group.setdefault(group, []).append((float(score), float(found)))
+    errors = calibration_errors(by_group)
     now, before = calibration_error(list(fit.expected), reached), calibration_error(list(fit.former), reached)
     typer.echo(f"{len(reached)} masks of objects that are there, each predicted by a fit on the other groups:")
     typer.echo(f"  calibration error of the score {_shown(now)}, with the former calibration {_shown(before)}")
     typer.echo(
         f"  AUROC of the score for IoU > 0.5: {_shown(area_under_roc(list(fit.expected), list(fit.reached > 0.5)))}"
+    )
+    if len(errors) <= _SHOWN_GROUPS:
+        worst = ", ".join(f"{name} {errors[name]:.3f}" for name in sorted(errors, key=lambda name: -errors[name]))
+        typer.echo(f"  calibration error of each group: {worst}")
+    typer.echo(
+        f"  mean calibration error of the worst third of the groups {_shown(worst_third(list(errors.values())))}"
     )
     if fit.has_presence:
         auroc = area_under_roc(list(fit.chances), list(fit.present))

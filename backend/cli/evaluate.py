@@ -186,6 +186,7 @@ def _table(result: "EvaluationResult", name: str) -> Table:
         "absent_false_positive_rate",
         "score_auroc",
         "calibration_error",
+        "calibration_error_worst_third",
         "seconds",
         "peak_mb",
     ):

@@ -123,6 +123,10 @@ class Calibration:
             + weights["agreement"] * features.agreement
         )
 
+    def is_fitted_for(self, profile: str) -> bool:
+        """Return whether the fit saw masks of this profile; otherwise presence and scores are estimates."""
+        return self.fitted_for == profile
+
     def digest(self) -> str:
         """Return twelve hex digits that change with any coefficient: part of model_version."""
         weights = [dict(self.expected_iou_weights), dict(self.presence_weights)]

@@ -47,6 +47,7 @@ class CalibrationFit:
         chances: (M,) presence probability of each mask; empty if presence was not fitted.
         present: (M,) bool: whether its object is present.
         former: (N,) expected IoU by the calibration that was in use.
+        groups: (N,) group of each mask of a present object.
     """
 
     calibration: Calibration
@@ -55,6 +56,7 @@ class CalibrationFit:
     chances: Floats
     present: NDArray[np.bool_]
     former: Floats
+    groups: tuple[str, ...]
 
     @property
     def has_presence(self) -> bool:
@@ -102,6 +104,7 @@ def fit_calibration(rows: Sequence[Row], *, fitted_for: str, fitted_on: str, for
         chances,
         present,
         np.array([former.expected_iou(row.features) for row in found]),
+        tuple(row.group for row in found),
     )
 
 

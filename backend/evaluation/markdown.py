@@ -12,6 +12,7 @@ _FIGURES = (
     "absent_false_positive_rate",
     "score_auroc",
     "calibration_error",
+    "calibration_error_worst_third",
     "empty_answers",
     "targets",
     "seconds",

@@ -1,6 +1,7 @@
 """Figures of an evaluation: pure functions over numbers."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,3 +30,19 @@ def calibration_error(scores: Sequence[float], ious: Sequence[float], *, bins: i
     owner = np.minimum((claimed * bins).astype(int), bins - 1)
     gaps = [abs(claimed[owner == b].sum() - reached[owner == b].sum()) for b in range(bins)]
     return float(sum(gaps) / len(claimed))
+
+
+def calibration_errors(groups: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """Return the calibration error of each group of (score, IoU); a group without any has none.
+
+    The error over all groups hides that one is too high and another too low.
+    """
+    errors = {
+        name: calibration_error([one for one, _ in some], [one for _, one in some]) for name, some in groups.items()
+    }
+    return {name: error for name, error in errors.items() if error is not None}
+
+
+def worst_third(errors: Sequence[float]) -> float | None:
+    """Return the mean of the highest third, of one value at least; None without any."""
+    return statistics.fmean(sorted(errors)[-max(1, len(errors) // 3) :]) if errors else None

@@ -25,7 +25,7 @@ from backend.evaluation.datasets import (
     read_image,
     read_mask,
 )
-from backend.evaluation.metrics import area_under_roc, calibration_error
+from backend.evaluation.metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 
 GOOD_IOU = 0.5
 OnProgress = Callable[[str, int, int], None]
@@ -90,6 +90,12 @@ class EvaluationResult:
         set_names = sorted({name.split("/")[0] for name in per_class})
         targets = [one for targets in self.classes.values() for one in targets]
         returned = [(one.score, one.iou) for one in targets if one.score is not None]
+        by_set: dict[str, list[tuple[float, float]]] = {}
+        for name, some in self.classes.items():
+            by_set.setdefault(name.split("/")[0], []).extend(
+                (one.score, one.iou) for one in some if one.score is not None
+            )
+        of_sets = calibration_errors(by_set)
         return {
             "miou": self.miou(),
             "miou_std": statistics.pstdev(per_seed),
@@ -108,6 +114,8 @@ class EvaluationResult:
                 [score for score, _ in returned], [reached for _, reached in returned]
             ),
             "refined": {name: share for name, share in self.refined.items() if share},
+            "calibration_error_sets": of_sets,
+            "calibration_error_worst_third": worst_third(list(of_sets.values())),
             "empty_answers": len(targets) - len(returned),
             "targets": len(targets),
             "stages_ms": dict(self.stages_ms),

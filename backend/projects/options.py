@@ -7,10 +7,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from backend.core.calibration import Calibration
 from backend.core.types import MatcherName, OverlapName, PromptingStrategy
 from backend.engine.options import MatchOptions
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
+from backend.models.calibrations import read_calibration
+from backend.models.profiles import find_profile
 from backend.settings import Settings
 from backend.store import ProjectRecord
 
@@ -84,6 +87,15 @@ def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
         overlap=own.overlap or settings.overlap,
         minimum_score=settings.min_score if own.min_score is None else own.min_score,
     )
+
+
+def calibration_in_use(settings: Settings) -> Calibration:
+    """Return the calibration that presence and scores follow.
+
+    Raises:
+        ConfigurationError: no such profile, or no such file.
+    """
+    return read_calibration(find_profile(settings.profile).calibration, settings.calibration)
 
 
 def is_complete(settings: Settings, project: ProjectRecord) -> bool:

@@ -17,7 +17,7 @@ from backend.exports.options import CHOICES, ExportOptions
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
-from backend.projects.options import background_labels_of, match_options, read_extra_params
+from backend.projects.options import background_labels_of, calibration_in_use, match_options, read_extra_params
 from backend.projects.task_source import browser_address
 from backend.store import ProjectRecord
 from backend.store.records import PropagationRecord, ReferenceSummary
@@ -101,6 +101,7 @@ def _of_project(projects: Projects, project: ProjectRecord) -> Json:
         "labels": _labels_shown(references, quality[2] if quality else None),
         "numbered": numbered_labels(labels),
         "config_labels": labels,
+        "scores_are_estimates": not calibration_in_use(projects.settings).is_fitted_for(projects.settings.profile),
         "reference_count": len(references),
         "outdated_references": projects.references.count_outdated(project),
         "phrases": _phrases_shown(projects, project),

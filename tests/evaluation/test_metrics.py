@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from backend.evaluation.metrics import area_under_roc, calibration_error
+from backend.evaluation.metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 
 
 def test_auroc_equals_its_definition_over_all_pairs() -> None:
@@ -25,3 +25,15 @@ def test_a_score_equal_to_the_iou_is_calibrated() -> None:
     assert calibration_error(values, values) == pytest.approx(0)
     assert calibration_error([0.9, 0.9], [0.4, 0.6]) == pytest.approx(0.4)
     assert calibration_error([], []) is None
+
+
+def test_errors_of_sets_that_cancel_out_are_seen_apart() -> None:
+    groups = {"high": [(0.9, 0.7), (0.8, 0.6)], "low": [(0.5, 0.7)], "right": [(0.3, 0.3)], "silent": []}
+    errors = calibration_errors(groups)
+    assert errors == pytest.approx({"high": 0.2, "low": 0.2, "right": 0.0})
+
+
+def test_worst_third_is_the_mean_of_the_highest() -> None:
+    assert worst_third([0.1, 0.5, 0.2, 0.3, 0.0, 0.1]) == pytest.approx(0.4)
+    assert worst_third([0.1, 0.2]) == pytest.approx(0.2)
+    assert worst_third([]) is None

@@ -64,6 +64,8 @@ def test_drawn_classes_are_found_and_never_confused(directory: Path) -> None:
     assert figures["sets"].keys() == {"things", "others"}
     assert figures["classes"].keys() == {"things/red", "others/blue"}
     assert figures["miou"] == pytest.approx(np.mean(list(figures["classes"].values())))
+    assert figures["calibration_error_sets"].keys() == {"things", "others"}
+    assert figures["calibration_error_worst_third"] == max(figures["calibration_error_sets"].values())
     assert figures["absent_false_positive_rate"] == 0
     assert figures["absent_pairs"] == 4
     assert figures["targets"] == 12

@@ -1,6 +1,7 @@
 """The project's page and the HTTP interface to propagations, over fakes."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from backend.errors import ModelUnavailableError
+from backend.models.calibrations import read_calibration
 from backend.web.pages import TABS
 from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
@@ -241,6 +243,16 @@ def test_page_works_without_models(ready: Backend) -> None:
     assert without.projects.models.state != "ready"
     assert "Propagation" in _page(without)
     without.projects.close()
+
+
+def test_the_page_calls_scores_estimates_unless_they_were_fitted_on_the_profiles_own_masks(ready: Backend) -> None:
+    own = ready.projects.settings.data_dir / "own.json"
+    lite = read_calibration("lite.json")
+    for fitted_for, said in ((ready.projects.settings.profile, False), ("another", True)):
+        own.write_text(replace(lite, fitted_for=fitted_for).to_json())
+        other = make_backend(ready.projects.settings.data_dir, ready.label_studio, calibration=own)
+        assert ("Scores are estimates" in _page(other, "gallery")) == said
+        other.projects.close()
 
 
 def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(backend: Backend) -> None:

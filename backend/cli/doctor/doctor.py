@@ -13,7 +13,7 @@ from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.models.profiles import find_profile
 from backend.projects.composition import Projects, open_projects
-from backend.projects.options import background_labels_of
+from backend.projects.options import background_labels_of, calibration_in_use
 from backend.projects.text_references import NEEDS_PROFILE
 from backend.settings import Settings
 from backend.store import ProjectRecord
@@ -48,6 +48,7 @@ def _checks(settings: Settings, project_id: int | None) -> Iterator[Check]:
     )
     yield from surroundings(settings)
     yield look("models", lambda: f"{models_in_use(settings)}: {projects.models.get(120.0)[0].signature}")
+    yield look("scores", lambda: scores_in_use(settings))
     yield check_queue(settings)
     yield from _label_studio(settings, projects, project_id)
     projects.close()
@@ -61,6 +62,21 @@ def models_in_use(settings: Settings) -> str:
     """
     path = f", SAM path {settings.sam_path}" if find_profile(settings.profile).runs_sam else ""
     return f"profile {settings.profile}{path}"
+
+
+def scores_in_use(settings: Settings) -> str:
+    """Return what scores are fitted on, or that they are estimates, and what to do then.
+
+    Raises:
+        ConfigurationError: no such profile, or no such calibration.
+    """
+    calibration = calibration_in_use(settings)
+    if calibration.is_fitted_for(settings.profile):
+        return f"fitted on {calibration.fitted_on}"
+    return (
+        f"estimates: their calibration was fitted for {calibration.fitted_for}. Fit them on your own images: "
+        "`python -m backend calibrate`"
+    )
 
 
 def check_queue(settings: Settings) -> Check:

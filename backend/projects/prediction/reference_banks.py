@@ -18,10 +18,8 @@ from backend.engine.phrase_source import PhraseSource
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
-from backend.models.calibrations import read_calibration
-from backend.models.profiles import find_profile
 from backend.projects.model_host import Models
-from backend.projects.options import match_options
+from backend.projects.options import calibration_in_use, match_options
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -80,7 +78,7 @@ class ReferenceBanks:
         self._store = store
         self._models = models
         self._texts = texts
-        self._calibration = read_calibration(find_profile(settings.profile).calibration, settings.calibration).digest()
+        self._calibration = calibration_in_use(settings).digest()
         self._kept: OrderedDict[tuple[str, str], tuple[Banks, Sources]] = OrderedDict()
         self._lock = threading.Lock()
 

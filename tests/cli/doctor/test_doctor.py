@@ -1,12 +1,14 @@
 """`doctor` names what is wrong and what to do; the healthy case is in the end-to-end tests."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from backend.cli.doctor.checks import Check
-from backend.cli.doctor.doctor import models_in_use, project_checks, run_doctor
+from backend.cli.doctor.doctor import models_in_use, project_checks, run_doctor, scores_in_use
+from backend.models.calibrations import read_calibration
 from backend.settings import load_settings
 from testing.fakes import Backend, draw, png
 
@@ -29,6 +31,16 @@ def test_the_path_of_sam_is_named_if_the_profile_has_one() -> None:
     assert models_in_use(load_settings(profile="base", sam_path="package")) == "profile base, SAM path package"
     assert models_in_use(load_settings(profile="sam2")) == "profile sam2, SAM path fast"
     assert models_in_use(load_settings()) == "profile lite"
+
+
+def test_scores_are_called_estimates_unless_they_were_fitted_on_the_profiles_own_masks(tmp_path: Path) -> None:
+    assert scores_in_use(load_settings(profile="lite")).startswith("fitted on")
+    assert "estimates" in scores_in_use(load_settings(profile="base"))
+    assert "calibrate" in scores_in_use(load_settings(profile="base"))
+    own = tmp_path / "own.json"
+    lite = read_calibration("lite.json")
+    own.write_text(replace(lite, fitted_for="base", fitted_on="project 1").to_json())
+    assert scores_in_use(load_settings(profile="base", calibration=own)) == "fitted on project 1"
 
 
 def test_label_studio_and_queue_that_do_not_answer(tmp_path: Path) -> None:
