@@ -25,6 +25,7 @@ from backend.projects.prediction.interactive import InteractivePredictions
 from backend.projects.prediction.phrase_scales import PhraseScales
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
+from backend.projects.prediction.preview import Previews
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.project_key import key_of_project
 from backend.projects.project_refresh import refresh_project
@@ -61,6 +62,7 @@ class Projects:
         quality: estimates how good predictions are.
         thumbnails: draws small pictures for the project's page.
         gallery: the tasks of a project with their newest masks.
+        previews: scribbles on the project's page that are not kept yet.
         page_actions: what people decide on the project's page.
         models: loaded in the background.
     """
@@ -98,6 +100,7 @@ class Projects:
         tiles = Tiles(store)
         bulk = BulkPredictions(metrics, connections, images, self.predictions, tiles)
         self.gallery = Gallery(settings, store, models, connections, images, self.banks, bulk)
+        self.previews = Previews(store, models, connections, images, self.banks)
         self.page_actions = PageActions(store, connections)
         self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks, self.phrase_scales)
         self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)

@@ -35,7 +35,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         create_propagation_routes(projects, queue),
         create_project_routes(projects, queue),
         create_thumbnail_routes(projects),
-        create_gallery_routes(projects, queue),
+        create_gallery_routes(projects, queue, slots),
         create_export_routes(projects),
     ):
         app.register_blueprint(routes)

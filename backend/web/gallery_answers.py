@@ -14,6 +14,8 @@ from backend.drawing.outline_path import grid_size
 from backend.errors import BadInputError
 from backend.labelstudio.label_appearance import read_label_appearance
 from backend.projects.gallery import Tile, config_of
+from backend.projects.prediction.preview import Stroke
+from backend.projects.tiles import DrawnMasks
 from backend.store import ProjectRecord
 from backend.store.records import TileFilter, TileRegion
 from backend.store.tiles import ORDERS, STATES, VISIBLE_CHANGE
@@ -21,7 +23,10 @@ from backend.store.tiles import ORDERS, STATES, VISIBLE_CHANGE
 PAGE_SIZES = (24, 48, 96)
 MOST_IDS = 120
 """Tasks of one request."""
+MOST_PREVIEWED = 8
+"""Tasks that one request predicts with a scribble that is not kept."""
 _LONGEST_LABEL = 200
+_MOST_STROKES, _MOST_POINTS = 50, 2000
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,29 @@ def read_ids(value: object) -> list[int]:
     return list(dict.fromkeys(int(item) for item in items))
 
 
-def tile_to_json(project: ProjectRecord, tile: Tile, address: str | None, colours: Mapping[str, str]) -> Json:
-    """Return what the page draws of a tile."""
+def first_image_of(project: ProjectRecord) -> str:
+    """Return the name of the image that a tile without a prediction shows."""
+    config = config_of(project)
+    return config.images[0].name if config is not None else ""
+
+
+def tile_to_json(
+    project: ProjectRecord, tile: Tile, address: str | None, colours: Mapping[str, str], first_image: str
+) -> Json:
+    """Return what the page draws of a tile.
+
+    Args:
+        project: of the task.
+        tile: of the task.
+        address: where a person opens the task.
+        colours: of the labels.
+        first_image: see `first_image_of`.
+    """
     made = tile.prediction
     height, width = grid_size(made.size_hw if made else (0, 0))
-    photo = url_for(
-        "gallery.photo", project_id=project.project_id, task_id=tile.task_id, image=made.image_tag if made else ""
-    )
+    # A tile whose first prediction comes keeps its photograph: the same address.
+    image_tag = (made.image_tag if made else "") or first_image
+    photo = url_for("gallery.photo", project_id=project.project_id, task_id=tile.task_id, image=image_tag)
     return {
         "id": tile.task_id,
         "photo": photo,
@@ -107,6 +128,43 @@ def tile_to_json(project: ProjectRecord, tile: Tile, address: str | None, colour
         "regions": [_region(one, colours) for one in made.regions] if made else [],
         "before": [_region(one, colours) for one in made.before] if made else [],
     }
+
+
+def masks_to_json(project: ProjectRecord, drawn: DrawnMasks) -> Json:
+    """Return what the page draws of masks that are not kept."""
+    colours = {label.name: label.colour for label in labels_shown(project)}
+    height, width = grid_size(drawn.size_hw)
+    return {"size": [width, height], "regions": [_region(one, colours) for one in drawn.regions]}
+
+
+def read_strokes(value: object) -> list[Stroke]:
+    """Return what somebody drew.
+
+    Raises:
+        BadInputError: not a list of up to 50 objects with `points`, 2,000 in all, each two numbers from 0 to 1.
+    """
+    items = value if isinstance(value, list) else []
+    points = [one.get("points") if isinstance(one, dict) else None for one in items]
+    total = sum(len(each) for each in points if isinstance(each, list))
+    if not 1 <= len(items) <= _MOST_STROKES or not 1 <= total <= _MOST_POINTS:
+        raise BadInputError(
+            f'expected "strokes": 1 to {_MOST_STROKES} lines with {_MOST_POINTS} points in all, '
+            f"got {len(items)} with {total}"
+        )
+    return [
+        Stroke(_read_points(at), one.get("is_positive") is not False) for at, one in zip(points, items, strict=True)
+    ]
+
+
+def _read_points(value: object) -> tuple[tuple[float, float], ...]:
+    points = []
+    for one in value if isinstance(value, list) else [None]:
+        pair = one if isinstance(one, list) and len(one) == 2 else [None]
+        if not all(isinstance(each, int | float) and 0 <= each <= 1 for each in pair):
+            raise BadInputError(f"expected points as two numbers from 0 to 1 each, got {str(one)[:40]!r}")
+        x, y = pair
+        points.append((float(x or 0), float(y or 0)))
+    return tuple(points)
 
 
 def _best_scores(regions: Sequence[TileRegion]) -> dict[str, float]:

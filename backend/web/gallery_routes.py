@@ -13,8 +13,17 @@ from backend.projects.composition import Projects
 from backend.projects.page_actions import MOST_ACCEPTED
 from backend.store import ProjectRecord
 from backend.store.records import PageAnnotation, ProjectKey
-from backend.web.gallery_answers import labels_shown, read_ids, tile_to_json
+from backend.web.gallery_answers import (
+    MOST_PREVIEWED,
+    first_image_of,
+    labels_shown,
+    masks_to_json,
+    read_ids,
+    read_strokes,
+    tile_to_json,
+)
 from backend.web.known_projects import project_of
+from backend.web.prediction_slots import PredictionSlots
 from backend.web.request_fields import read_fields, read_flag, read_number
 
 _PHOTO_KEPT_S = 3600
@@ -24,8 +33,8 @@ _STATUS_KEPT_S = 0.3
 _MOST_STATUSES = 100
 
 
-def create_gallery_routes(projects: Projects, queue: JobQueue) -> Blueprint:
-    """Return the routes, over one set of projects."""
+def create_gallery_routes(projects: Projects, queue: JobQueue, slots: PredictionSlots) -> Blueprint:
+    """Return the routes, over one set of projects; previews take the slots of predictions."""
     routes = Blueprint("gallery", __name__, url_prefix="/projects/<int:project_id>")
     store, gallery, actions = projects.store, projects.gallery, projects.page_actions
     status = GalleryStatus(projects, queue)
@@ -58,11 +67,11 @@ def create_gallery_routes(projects: Projects, queue: JobQueue) -> Blueprint:
         project = project_of(store, project_id)
         ids = read_ids(request.args.get("ids", ""))
         colours = {label.name: label.colour for label in labels_shown(project)}
-        source = gallery.source(project)
+        source, first = gallery.source(project), first_image_of(project)
         found = gallery.tiles(project, ids)
         since = read_number(dict(request.args), "since") or 0
         counter = store.tiles.counter(project.key)
-        shown = [tile_to_json(project, tile, source.address(tile.task_id), colours) for tile in found]
+        shown = [tile_to_json(project, tile, source.address(tile.task_id), colours, first) for tile in found]
         draw = get_template_attribute("tile.html", "tile")
         return {
             "counter": counter,
@@ -131,6 +140,32 @@ def create_gallery_routes(projects: Projects, queue: JobQueue) -> Blueprint:
         except QueueUnavailableError:
             store.mark_for_reconcile(project.key)
         return {"tasks": tasks}
+
+    @routes.post("/tasks/<int:task_id>/preview")
+    def preview(project_id: int, task_id: int) -> Json:
+        project = project_of(store, project_id)
+        fields = read_fields()
+        label = fields.get("label")
+        if not isinstance(label, str):
+            raise BadInputError(f'expected "label": a text, got {type(label).__name__}')
+        with slots.one():
+            made = projects.previews.draw(project, task_id, label, read_strokes(fields.get("strokes")))
+        return {"name": made.name, "task": task_id, **masks_to_json(project, made.drawn)}
+
+    @routes.post("/gallery/preview")
+    def preview_tiles(project_id: int) -> Json:
+        project = project_of(store, project_id)
+        fields = read_fields()
+        ids = read_ids(fields.get("ids", []))[:MOST_PREVIEWED]
+        with slots.one():
+            found = projects.previews.predict(project, str(fields.get("name"))[:64], ids)
+        return {"tiles": [{"id": task_id, **masks_to_json(project, drawn)} for task_id, drawn in found.items()]}
+
+    @routes.post("/gallery/keep")
+    def keep(project_id: int) -> Json:
+        project = project_of(store, project_id)
+        made = projects.previews.get(project, str(read_fields().get("name"))[:64])
+        return decided(project, actions.keep(project, made.task_id, made.region))
 
     @routes.post("/gallery/min-score")
     def save_min_score(project_id: int) -> Json:

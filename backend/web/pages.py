@@ -22,7 +22,7 @@ from backend.projects.task_source import browser_address
 from backend.store import ProjectRecord
 from backend.store.records import PropagationRecord, ReferenceSummary
 from backend.store.texts import FROM_PAGE
-from backend.web.gallery_answers import labels_shown, read_filter, tile_to_json
+from backend.web.gallery_answers import first_image_of, labels_shown, read_filter, tile_to_json
 from backend.web.known_projects import project_of
 
 TABS = ("gallery", "references", "runs", "quality", "export", "settings")
@@ -121,7 +121,7 @@ def _gallery(projects: Projects, project: ProjectRecord) -> Json:
     wanted = read_filter(request.args, [label.name for label in labels])
     counter = projects.store.tiles.counter(project.key)
     found = projects.gallery.page(project, wanted)
-    source = projects.gallery.source(project)
+    source, first = projects.gallery.source(project), first_image_of(project)
     colours = {label.name: label.colour for label in labels}
     fields: Json = {name: value for name, value in request.args.items() if name in ("sort", "state", "label", "count")}
     return {
@@ -130,7 +130,7 @@ def _gallery(projects: Projects, project: ProjectRecord) -> Json:
         "page": found,
         "counter": counter,
         "counts": projects.store.tiles.counts(project.key),
-        "tiles": [tile_to_json(project, tile, source.address(tile.task_id), colours) for tile in found.tiles],
+        "tiles": [tile_to_json(project, tile, source.address(tile.task_id), colours, first) for tile in found.tiles],
         "min_score": match_options(projects.settings, project).minimum_score,
         "is_filtered": bool(wanted.state or wanted.label),
         "is_later": wanted.after is not None,

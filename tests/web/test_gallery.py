@@ -269,3 +269,50 @@ def test_label_colours_are_label_studios_own() -> None:
     assert shown_colour("Cat", "#FFA39E") == "#ffa39e"
     assert shown_colour("Cat", "Red") == "red"
     assert shown_colour("Cat", "url(//evil.example)") == "#bf8d72"
+
+
+def test_a_drawn_point_shows_what_would_change_and_is_kept_on_request(ready: Backend) -> None:
+    drawn = {"label": "Cat", "strokes": [{"points": [[0.3, 0.4]], "is_positive": True}]}
+    made = ready.client.post("/projects/1/tasks/1/preview", json=drawn).get_json()
+    assert [one["label"] for one in made["regions"]] == ["Cat"]
+    body = {"name": made["name"], "ids": EVERY}
+    shown = ready.client.post("/projects/1/gallery/preview", json=body).get_json()["tiles"]
+    assert {one["id"]: len(one["regions"]) for one in shown} == {1: 1, 2: 1, 3: 1, 4: 0}
+    assert ready.label_studio.annotations == {}
+    assert ready.projects.store.list_references(ready.label_studio.key) == []
+    see(ready, *EVERY)
+    kept = ready.client.post("/projects/1/gallery/keep", json={"name": made["name"]}).get_json()
+    ready.work()
+    assert ready.label_studio.annotations[kept["annotation"]]["task"] == 1
+    assert tiles(ready, 3)[3]["state"] == "masks"
+
+
+def test_a_drawn_stroke_and_a_negative_point(ready: Backend) -> None:
+    strokes = [
+        {"points": [[0.2, 0.3], [0.4, 0.5]], "is_positive": True},
+        {"points": [[0.9, 0.05]], "is_positive": False},
+    ]
+    made = ready.client.post("/projects/1/tasks/1/preview", json={"label": "Cat", "strokes": strokes}).get_json()
+    area = path_to_mask(made["regions"][0]["path"], (48, 64))
+    assert area[100, 100]
+    assert not area[20, 290]
+
+
+@pytest.mark.parametrize(
+    "strokes",
+    [
+        None, [], [{}], [{"points": []}], [{"points": [[0.1]]}], [{"points": [["a", 0]]}], [{"points": [[2, 0]]}],
+        [{"points": [[0.5, 0.5]], "is_positive": False}], [{"points": [[0.5, 0.5]] * 3000}],
+        [{"points": [[0.5, 0.5]]}] * 60,
+    ],
+)  # fmt: skip
+def test_what_was_not_drawn_is_refused(ready: Backend, strokes: Any) -> None:
+    answer = ready.client.post("/projects/1/tasks/1/preview", json={"label": "Cat", "strokes": strokes})
+    assert answer.status_code == 422
+
+
+def test_a_forgotten_preview_is_not_found(ready: Backend) -> None:
+    for path in ("gallery/preview", "gallery/keep"):
+        assert ready.client.post(f"/projects/1/{path}", json={"name": "x", "ids": [1]}).status_code == 404
+    drawn = {"label": "Elephant", "strokes": [{"points": [[0.3, 0.4]]}]}
+    assert ready.client.post("/projects/1/tasks/1/preview", json=drawn).status_code == 422

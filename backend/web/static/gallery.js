@@ -1,4 +1,5 @@
 // The gallery: keeps tiles up to date, and sends what people decide on them. The server draws every tile.
+import { begin, isDrawing } from "./preview.js";
 import { ask, say, send, show } from "./talk.js";
 
 const root = document.querySelector("#gallery");
@@ -98,7 +99,7 @@ async function poll() {
       const answer = await fetch(`${base}/gallery/changes`, { headers: { Accept: "application/json" } });
       if (!answer.ok) throw new Error(String(answer.status));
       const status = await answer.json();
-      if (status.counter > counter) {
+      if (status.counter > counter && !isDrawing()) {
         counter = status.counter;
         await drawTiles(tiles().map(idOf));
       }
@@ -162,6 +163,15 @@ async function reject(tile) {
   await drawTiles([idOf(tile)]);
 }
 
+function kept(done) {
+  remember(done.batch, `Task ${done.task}: what you drew is an annotation now. u takes it back.`);
+}
+
+function ended() {
+  drawn.clear();
+  return drawTiles(tiles().map(idOf));
+}
+
 async function undo() {
   if (!lastBatch) return;
   const done = await send(`${base}/gallery/undo`, { batch: lastBatch });
@@ -190,6 +200,7 @@ grid.addEventListener("click", (event) => {
   const button = event.target.closest("[data-act]");
   if (!button) return;
   const tile = button.closest(".tile");
+  if (button.dataset.act === "draw") begin(tile, { base, ids: () => inView(), kept, ended });
   if (button.dataset.act === "accept") accept(tile);
   if (button.dataset.act === "wrong") reject(tile);
   if (button.dataset.act === "why" && !event.ctrlKey && !event.metaKey) {
