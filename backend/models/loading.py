@@ -11,7 +11,7 @@ from backend.core.types import SamPath
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder, EncoderOptions
 from backend.models.encoders.protocol import Encoder
-from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
+from backend.models.encoders.timm_encoder import TextSpace, TimmEncoder, VitOptions
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.profiles import PROFILES, Profile, find_profile
 from backend.models.sam.networks import SAM_MODELS, build_sam
@@ -19,6 +19,7 @@ from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOpt
 from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
 from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter, sam_segmenter
 from backend.models.segmenters import Segmenter
+from backend.models.text.spaces import TIPS_MODEL, tips_text_space
 from backend.models.weights.catalogue import known_weights
 from backend.models.weights.digest import weights_sha256
 from backend.models.weights.store import StoredWeights, WeightsStore
@@ -140,7 +141,9 @@ def _timm_encoder(request: ModelRequest) -> Encoder:
         similarity_floor=profile.similarity_floor,
         positional_rank=request.source.positional_rank,
     )
-    return TimmEncoder(request.layout, request.weights, options, device=request.source.device)
+    shares = TEXT_SPACES.get(request.layout)
+    text = None if shares is None else shares(request.weights)
+    return TimmEncoder(request.layout, request.weights, options, device=request.source.device, text=text)
 
 
 def _graph_cut(request: ModelRequest) -> Segmenter:
@@ -174,6 +177,10 @@ def _sam_of(
     )
 
 
+TEXT_SPACES: Mapping[str, Callable[[Path | None], TextSpace]] = {
+    TIPS_MODEL: lambda weights: TextSpace(tips_text_space(weights)),
+}
+"""Encoders of timm that share a space with a text encoder."""
 OWN_ENCODERS: Mapping[str, Callable[[ModelRequest], Encoder]] = {"efficientnet_lite2": _efficientnet_lite}
 """Encoders with a file of their own; any other name is timm's."""
 SEGMENTERS: Mapping[str, SegmenterKind] = {
@@ -202,7 +209,7 @@ def _paths(source: ModelSource, names: tuple[str, str], profile: Profile) -> lis
         return [None if store is None else _intact(store.find(name)) for name in names]
     if source.weights_folder is None:
         raise ConfigurationError(f"{names[0]} needs a folder of weights; set SOFTMATCHER_WEIGHTS_DIR")
-    own = profile.name if names == profile.weights else None
+    own = profile.name if names == (profile.encoder, profile.segmenter) else None
     return [_intact(stored) for stored in WeightsStore(source.weights_folder).require(names, profile=own)]
 
 

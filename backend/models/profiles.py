@@ -3,7 +3,7 @@
 Importing this module loads no model and no PyTorch. `loading` builds what a row names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.errors import ConfigurationError
 from backend.models.sam.options import SelectionOptions
@@ -47,7 +47,9 @@ class Profile:
     @property
     def weights(self) -> tuple[str, ...]:
         """Return the names of the models whose weights have to be downloaded; () if everything comes along."""
-        return (self.encoder, self.segmenter) if self.is_downloaded else ()
+        if not self.is_downloaded:
+            return ()
+        return tuple(dict.fromkeys([self.encoder, self.segmenter, *self.text_weights]))
 
     @property
     def runs_sam(self) -> bool:
@@ -72,6 +74,10 @@ _TABLE = (
     # 518 px is what DINOv2's position table was made for.
     _sam_profile("base", "one GPU", "vit_base_patch14_dinov2", "sam_vit_b", 518),
     _sam_profile("large", "accuracy", "vit_large_patch14_dinov2", "sam_vit_h", 518),
+    replace(
+        _sam_profile("text", "phrases beside scribbles", "vit_base_patch14_reg1_tipsv2", "sam_vit_b", 448),
+        text_encoder="tipsv2", text_weights=("vit_base_patch14_reg1_tipsv2", "tipsv2_tokenizer"),
+    ),
     _sam_profile("sam2", "SAM 2.1 on one GPU", "vit_base_patch14_dinov2", "sam2.1_hiera_base_plus", 518),
 )  # fmt: skip
 

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
-from backend.models.encoders.timm_networks import FeatureGrid, config_of, create_network, forward_features, load_weights
+from backend.models.encoders.timm_networks import (
+    FeatureGrid,
+    config_of,
+    create_network,
+    forward_both,
+    forward_features,
+    load_weights,
+)
 from backend.models.images import require_rgb, resize_rgb
 from backend.models.options_digest import options_digest
 from backend.models.weights.digest import weights_sha256
@@ -46,6 +53,19 @@ class VitOptions:
     batch_size: int = 0
 
 
+@dataclass(frozen=True)
+class TextSpace:
+    """The text encoder whose space an encoder shares.
+
+    Attributes:
+        name: of the space, see `TextAligned`.
+        is_plain: how text features are taken, see `forward_both`.
+    """
+
+    name: str
+    is_plain: bool = False
+
+
 class TimmEncoder:
     """Encodes with the last feature map of a timm model, each patch of unit length.
 
@@ -64,6 +84,7 @@ class TimmEncoder:
         device: where it runs.
         seed: of random weights.
         network_options: for `timm.create_model`: sizes of small models in tests.
+        text: of networks that share a space with a text encoder.
 
     Raises:
         ConfigurationError: timm has no such model, or it has no grid of features.
@@ -79,11 +100,13 @@ class TimmEncoder:
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a value)
         seed: int = 0,
         network_options: Mapping[str, Any] | None = None,
+        text: TextSpace | None = None,
     ) -> None:
         network = create_network(name, network_options or {}, seed=None if weights else seed)
         if weights is not None:
             load_weights(network, weights, name)
         self._grid = FeatureGrid.of(network, name)
+        self._text = text
         make_cancellable(network)
         self.runner = DeviceRunner(network, device)
         self.device_runners = (self.runner,)
@@ -160,13 +183,20 @@ class TimmEncoder:
         Returns:
             what waits for the features.
         """
+        return self._encode_async(prepared, dtype, with_text=False)
+
+    def _encode_async(
+        self, prepared: Sequence[Tensor], dtype: torch.dtype, *, with_text: bool
+    ) -> Callable[[], list[Tensor]]:
         by_size: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
         for position, pixels in enumerate(prepared):
             by_size.setdefault((pixels.shape[0], pixels.shape[1]), []).append(position)
         begun = []
         for hw, positions in by_size.items():
             basis = self._positional_basis(hw) if self._options.positional_rank else None
-            begun.append((positions, self._features_async([prepared[one] for one in positions], basis, dtype)))
+            begun.append(
+                (positions, self._features_async([prepared[one] for one in positions], basis, dtype, with_text))
+            )
 
         def wait() -> list[Tensor]:
             features: list[Tensor] = [torch.empty(0)] * len(prepared)
@@ -176,6 +206,20 @@ class TimmEncoder:
             return features
 
         return wait
+
+    @property
+    def text_space(self) -> str | None:
+        """Return the space of the text features; None if the network has none."""
+        return None if self._text is None else self._text.name
+
+    def encode_both_async(
+        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
+    ) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        """Start to encode images in one pass each, with text features: see `TextAligned`."""
+        joined = self._encode_async(prepared, dtype, with_text=True)
+        # Of the classes that timm makes, it has the width of the features.
+        width = int(getattr(self.runner.network, "num_features", 0))
+        return lambda: [(one[..., :width].contiguous(), one[..., width:].contiguous()) for one in joined()]
 
     def input_hw(self, height: int, width: int) -> tuple[int, int]:
         """Return the size at which an image of (height, width) px is encoded: whole patches, near its aspect ratio."""
@@ -196,21 +240,29 @@ class TimmEncoder:
         return self._features_async([self._mean.expand(*input_hw, 3).contiguous()], None, torch.float32)()[0]
 
     def _features_async(
-        self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype
+        self, inputs: Sequence[Tensor], basis: Tensor | None, dtype: torch.dtype, with_text: bool = False
     ) -> Callable[[], list[Tensor]]:
         hw = inputs[0].shape[0], inputs[0].shape[1]
 
         def forward(network: nn.Module, batch: Tensor) -> Tensor:
-            raw = forward_features(network, self.normalised(batch))
+            text: Tensor | None = None
+            if with_text and self._text is not None:
+                raw, text = forward_both(network, self.normalised(batch), is_plain=self._text.is_plain)
+            else:
+                raw = forward_features(network, self.normalised(batch))
             # Unit length to float32's precision, whatever the network ran in.
             with torch.autocast(raw.device.type, enabled=False):
                 features = F.normalize(self._grid.read(raw, hw).float(), dim=-1)
                 if basis is not None:
                     directions = basis.to(features.device, non_blocking=True)
                     features = F.normalize(features - (features @ directions) @ directions.T, dim=-1)
+                if text is not None:
+                    # One tensor, so that both come from the device together.
+                    grid_text = F.normalize(text.float(), dim=-1).reshape(*features.shape[:3], -1)
+                    features = torch.cat([features, grid_text], dim=-1)
             return features.to(dtype)
 
-        kind = dtype if basis is None else None
+        kind = (dtype, with_text) if basis is None else None
         return self.runner.run_async(inputs, forward, at_once=self.batch_size, kind=kind)
 
     def normalised(self, pixels: Tensor) -> Tensor:

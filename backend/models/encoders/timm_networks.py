@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.errors import ConfigurationError, ModelUnavailableError
@@ -96,6 +97,37 @@ def forward_features(network: nn.Module, batch: Tensor) -> Tensor:
     """Run a network up to its last features."""
     features: Tensor = network.forward_features(batch)  # type: ignore[operator]
     return features
+
+
+def forward_both(network: nn.Module, batch: Tensor, *, is_plain: bool) -> tuple[Tensor, Tensor]:
+    """Run a vision transformer up to its last features, and take its text features on the way.
+
+    Text features are those of the last block with the values in the place of what its attention makes of them, so that
+    each patch speaks for itself.
+
+    Args:
+        network: a vision transformer of two blocks or more.
+        batch: (B, 3, h, w) float32.
+        is_plain: the values go straight to the last norm and the projection (CLIP, as MaskCLIP does); otherwise through
+            the rest of the block, too (TIPSv2, as its authors do).
+
+    Returns:
+        what `forward_features` gives, and the text features of the patches (B, N, E).
+
+    Source: Zhou et al., "Extract Free Dense Labels from CLIP", ECCV 2022; TIPSv2's notebook of zero-shot segmentation.
+    """
+    model: Any = network
+    features, (tokens,) = model.forward_intermediates(batch, indices=[len(model.blocks) - 2], output_fmt="NLC")
+    block = model.blocks[-1]
+    attention = block.attn
+    width = attention.qkv.weight.shape[0] // 3
+    bias = attention.qkv.bias
+    values = F.linear(block.norm1(tokens), attention.qkv.weight[-width:], None if bias is None else bias[-width:])
+    values = attention.proj(values)
+    if is_plain:
+        return features, model.head(model.norm(values))
+    tokens = tokens + block.ls1(values)
+    return features, model.norm(tokens + block.ls2(block.mlp(block.norm2(tokens))))
 
 
 def create_network(name: str, options: Mapping[str, Any], *, seed: int | None) -> nn.Module:

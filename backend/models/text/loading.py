@@ -6,10 +6,15 @@ from pathlib import Path
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.models.loading import ModelSource
 from backend.models.profiles import PROFILES, find_profile
+from backend.models.text.clip import ClipTextEncoder
 from backend.models.text.protocol import TextEncoder
+from backend.models.text.tipsv2 import Tipsv2TextEncoder
 from backend.models.weights.store import WeightsStore
 
-TEXT_ENCODERS: dict[str, Callable[[Mapping[str, Path]], TextEncoder]] = {}
+TEXT_ENCODERS: dict[str, Callable[[Mapping[str, Path]], TextEncoder]] = {
+    "tipsv2": Tipsv2TextEncoder,
+    "clip": ClipTextEncoder,
+}
 """All text encoders by name: each is built of the files of its row's `text_weights`, by the model's name."""
 
 

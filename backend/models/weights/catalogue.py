@@ -14,6 +14,7 @@ from backend.models.profiles import PROFILES
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 _SAM2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
+_TIPSV2 = "https://huggingface.co/google/tipsv2-b14/resolve/ed1e4dc6b74bf3935ae099e9d5eb30fa96528454/"
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 
 
@@ -29,6 +30,7 @@ class KnownWeights:
         sha256: of the file, or None: then the digest of the first import is recorded, and required from then on.
         md5_start: what the MD5 begins with, from the official name, or None.
         licence: of the weights.
+        is_tokenizer: a `tokenizer.json` in place of weights.
     """
 
     name: str
@@ -38,6 +40,7 @@ class KnownWeights:
     sha256: str | None
     md5_start: str | None
     licence: str
+    is_tokenizer: bool = False
 
 
 def _dinov2(size: str, registers: str, size_bytes: int | None, sha256: str) -> KnownWeights:
@@ -71,6 +74,25 @@ KNOWN_WEIGHTS = (
     _dinov2("base", "reg4_", 346393545, "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71"),
     _dinov2("large", "", 1217586395, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
     _dinov2("large", "reg4_", 1217607321, "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51"),
+    KnownWeights(
+        "vit_base_patch14_reg1_tipsv2",
+        "model.safetensors",
+        f"{_TIPSV2}model.safetensors",
+        783830160,
+        "c19aec1a777c381cc3d351b4882c56fc3041505c8f5b97535816a92dce3d20c5",
+        None,
+        "Apache-2.0",
+    ),
+    KnownWeights(
+        "tipsv2_tokenizer",
+        "tokenizer.json",
+        f"{_TIPSV2}tokenizer.json",
+        None,
+        None,
+        None,
+        "Apache-2.0",
+        is_tokenizer=True,
+    ),
     KnownWeights(
         "mobile_sam",
         "mobile_sam.pt",

@@ -1,5 +1,6 @@
 """Identification of files offered as weights: tensors or something else, and of which known model's layout."""
 
+import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -117,6 +118,20 @@ def _fill(name: str, path: Path) -> None:
                 build_sam(name, path)
             else:
                 load_weights(create_network(name, {}, seed=None), path, name)
+
+
+def require_tokenizer(path: Path) -> None:
+    """Check that a file is a `tokenizer.json`.
+
+    Raises:
+        BadInputError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInputError(f"{path} must be a tokenizer.json, got no JSON ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise BadInputError(f"{path} must be a tokenizer.json with the tokenizer's model, got other JSON")
 
 
 def require_weights(path: Path) -> None:

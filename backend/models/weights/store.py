@@ -161,7 +161,7 @@ class WeightsStore:
         if found.sha256 != stored.sha256:
             return f"its sha256 is {found.sha256}, not {stored.sha256}: fetch or import it again"
         known = catalogue.known_weights(stored.name)
-        if known is not None and known.sha256 == found.sha256:
+        if known is not None and (known.sha256 == found.sha256 or known.is_tokenizer):
             return None
         from backend.models.weights.files import reason_not_weights
 
@@ -247,7 +247,7 @@ def _identified(path: Path, name: str | None, known: KnownWeights | None) -> tup
     Raises:
         BadInputError: not the file that the catalogue means, or nothing says whose weights these are.
     """
-    from backend.models.weights.files import require_weights  # PyTorch, which listing does without
+    from backend.models.weights.files import require_tokenizer, require_weights  # PyTorch, which listing does without
 
     try:
         found = Digests.of(path)
@@ -270,7 +270,9 @@ def _identified(path: Path, name: str | None, known: KnownWeights | None) -> tup
             f"{path} is not {known.file_name} of {known.name}: {reason}. If it is a checkpoint of your own, import "
             "it under a name of its own, with --as"
         )
-    if known is None or known.sha256 != found.sha256:
+    if known is not None and known.is_tokenizer:
+        require_tokenizer(path)
+    elif known is None or known.sha256 != found.sha256:
         require_weights(path)
     return found, known
 
