@@ -205,6 +205,7 @@ class FakeLabelStudio:
     annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
     imported: list[dict[str, Any]] = field(default_factory=list)
     hooks: list[dict[str, Any]] = field(default_factory=list)
+    backends: list[dict[str, Any]] = field(default_factory=list)
     is_down: bool = False
     answers_get_lost: bool = False
     fetches: int = 0
@@ -220,7 +221,6 @@ class FakeLabelStudio:
     is_late: bool = False
     late: list[dict[str, Any]] = field(default_factory=list)
     hidden_tasks: set[int] = field(default_factory=set)
-    backends: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -305,15 +305,6 @@ class FakeLabelStudio:
         later = sorted(known for known in list(self.tasks) if known > after)
         return later[:count], len(later)
 
-    def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
-        self._answer()
-        return self.backends
-
-    def set_extra_params(self, backend_id: int, extra_params: Mapping[str, Any]) -> dict[str, Any]:
-        self._answer()
-        next(each for each in self.backends if each["id"] == backend_id)["extra_params"] = dict(extra_params)
-        return {}
-
     def tasks_of(self, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
         self._answer()
         self.listings += 1
@@ -391,6 +382,15 @@ class FakeLabelStudio:
     def versions_of(self, task_id: int) -> list[str]:
         """The model_versions of a task's predictions, oldest first."""
         return [each["model_version"] for each in self.tasks[task_id]["predictions"]]
+
+    def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
+        self._answer()
+        return self.backends
+
+    def set_extra_params(self, ml_backend: Mapping[str, Any], extra_params: Mapping[str, Any]) -> dict[str, Any]:
+        self._answer()
+        next(one for one in self.backends if one["id"] == ml_backend["id"])["extra_params"] = dict(extra_params)
+        return {}
 
     def webhooks(self, project_id: int) -> list[dict[str, Any]]:
         self._answer()
@@ -478,8 +478,8 @@ class PatientQueue:
     def tidy_propagation(self, project_key: ProjectKey, propagation_id: int) -> str:
         return self._add("tidy_propagation", project_key, propagation_id)
 
-    def estimate_quality(self, project_key: ProjectKey) -> str:
-        return self._add("estimate_quality", project_key)
+    def estimate_quality(self, project_key: ProjectKey, compare: Sequence[str] = (), attempt: int = 1) -> str:
+        return self._add("estimate_quality", project_key, list(compare), attempt)
 
     def refresh_tiles(self, project_key: ProjectKey) -> str:
         return self._add("refresh_tiles", project_key)

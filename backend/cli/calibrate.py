@@ -85,7 +85,7 @@ def _rows_of_project(settings: "Settings", project_id: int) -> "list[Row]":
 
 
 def _report(fit: "CalibrationFit") -> None:
-    from backend.evaluation.metrics import area_under_roc, calibration_error, calibration_errors, worst_third
+    from backend.core.score_metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 
     reached = list(fit.reached)
     by_group: dict[str, list[tuple[float, float]]] = {}

@@ -1,27 +1,34 @@
-"""`evaluate`: few-shot quality of a profile on a folder of images with masks."""
+"""`evaluate`: quality of a profile on a folder of images with masks, or on a project's own annotations."""
 
-import json
-from collections.abc import Sequence
-from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-if TYPE_CHECKING:
-    from backend.engine.options import MatchOptions
-    from backend.evaluation.run import EvaluationResult
 
 
 def evaluate(
-    directory: Annotated[Path, typer.Argument(help="Holds <set>/<class>/<n>.jpg, with the mask <n>.png beside it.")],
-    profile: Annotated[str, typer.Option(help="Which models.")] = "lite",
+    directory: Annotated[
+        Path | None, typer.Argument(help="Holds <set>/<class>/<n>.jpg, with the mask <n>.png beside it.")
+    ] = None,
+    project: Annotated[
+        int | None,
+        typer.Option(help="In place of a data set: a project of Label Studio, each annotated image left out in turn."),
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Of a project: also by so many folds.")] = None,
+    compare: Annotated[
+        str, typer.Option(help="Of a project: what to try, with commas: matchers, min_score, profiles.")
+    ] = "",
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Of a project: set what the comparison recommends, in Label Studio.")
+    ] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="Which models. Default: lite; of a project: SOFTMATCHER_PROFILE.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="References a class.")] = 1,
     seeds: Annotated[str, typer.Option(help="Numbers with commas; each draws other references.")] = "0",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many targets a class and seed.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many targets a class and seed; of a project: images.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     complete: Annotated[
         bool,
@@ -61,140 +68,35 @@ def evaluate(
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     sheets: Annotated[Path | None, typer.Option(help="Write pictures of the best, median and worst here.")] = None,
 ) -> None:
-    """Measure mIoU: the seed draws a class's references, its other images are targets, scored at original size."""
-    from backend.evaluation.markdown import variants_to_markdown
-    from backend.evaluation.variants import VariantsResult, evaluate_variants
-    from backend.projects.model_host import load_configured
-    from backend.settings import load_settings
+    """Measure mIoU on a data set, or on a project's own annotations (`--project`).
 
+    Of a data set the seed draws a class's references; its other images are targets, scored at original size. Of a
+    project each annotated image is predicted from the references of the others, all labels at once.
+    """
+    if (directory is None) == (project is None):
+        raise typer.BadParameter("give either a data set's folder or --project")
+    if project is not None:
+        from backend.cli.evaluate_project import evaluate_project
+
+        evaluate_project(
+            project, profile=profile, limit=limit, folds=folds, compare=compare, is_applied=apply,
+            json_file=json_file, sheets=sheets,
+        )  # fmt: skip
+        return
+    assert directory is not None
+    if folds is not None or compare or apply:
+        raise typer.BadParameter("--folds, --compare and --apply go with --project")
     if labels is not None and not joint:
         raise typer.BadParameter("--labels goes with --joint")
-    variants = _variants(matchers, strategies, min_score, classifier)
-    ranks = _numbers(positional_ranks) if positional_ranks else [load_settings().positional_rank]
-    engines = {rank: partial(load_configured, load_settings(positional_rank=rank)) for rank in ranks}
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("loading the models", total=None)
-        runs = [
-            evaluate_variants(
-                directory,
-                {f"{name}{_of_positional_rank(rank, ranks)}": options for name, options in variants.items()},
-                profile=profile,
-                shots=shots,
-                seeds=_numbers(seeds),
-                limit=limit,
-                is_complete=complete,
-                with_simulated_annotations=markings and rank == ranks[0],
-                with_refiner=refiner,
-                journal=None if json_file is None else _journal(json_file, _of_positional_rank(rank, ranks)),
-                on_progress=lambda name, done, total: progress.update(
-                    bar, description=name, completed=done, total=total
-                ),
-                load=load,
-            )
-            for rank, load in engines.items()
-        ]
-    run = reduce(VariantsResult.joined_with, runs)
-    figures = run.to_json()
-    joint_table = ""
-    if joint:
-        from backend.evaluation.joint import evaluate_joint, joint_to_json
-        from backend.evaluation.markdown import joint_to_markdown
+    from backend.cli.evaluate_data_set import DataSetEvaluation, numbers, variants_of
 
-        sets = evaluate_joint(
-            directory, profile=profile, shots=shots, seeds=_numbers(seeds), limit=limit, labels=labels,
-            options=next(iter(variants.values())), is_complete=complete, load=engines[ranks[0]],
-        )  # fmt: skip
-        figures["joint"], joint_table = joint_to_json(sets), joint_to_markdown(sets)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(figures, indent=1) + "\n")
-    if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text("\n".join(filter(None, (variants_to_markdown(run), joint_table))))
-    if sheets is not None:
-        from backend.evaluation.contact_sheet import draw_contact_sheets
-
-        first, options = next(iter(run.variants.values())), next(iter(variants.values()))
-        draw_contact_sheets(
-            directory, first, engines[ranks[0]](profile), options, sheets,
-            shots=shots, limit=limit, is_complete=complete,
-        )  # fmt: skip
-    for name, result in run.variants.items():
-        Console().print(_table(result, name))
-    if joint:
-        typer.echo(joint_table)
-    for kind, value in run.simulated_annotations.items():
-        Console().print(f"mIoU, marked by {kind}: {value:.3f}")
-
-
-def _variants(matchers: str, strategies: str, min_score: float, classifier: bool) -> "dict[str, MatchOptions]":
-    from backend.core.matchers import MATCHERS
-    from backend.core.types import PromptingStrategy
-    from backend.engine.options import MatchOptions
-
-    found = {}
-    for matcher in _names(matchers, tuple(MATCHERS), "matchers"):
-        for strategy in _names(strategies, get_args(PromptingStrategy), "recipes"):
-            found[f"{matcher} {strategy}"] = MatchOptions(
-                matcher=matcher,  # type: ignore[arg-type]
-                strategy=strategy,  # type: ignore[arg-type]
-                minimum_score=min_score,
-                classifier=classifier,
-            )
-    return found
-
-
-def _of_positional_rank(rank: int, ranks: Sequence[int]) -> str:
-    return f" rank {rank}" if len(set(ranks)) > 1 else ""
-
-
-def _journal(json_file: Path, suffix: str) -> Path:
-    return json_file.with_name(f"{json_file.name}{suffix.replace(' ', '-')}.progress.jsonl")
-
-
-def _names(text: str, known: tuple[str, ...], what: str) -> list[str]:
-    named = [part.strip() for part in text.split(",") if part.strip()]
-    if not named or set(named) - set(known):
-        raise typer.BadParameter(f"{what} must be of {', '.join(known)}, got {text!r}")
-    return list(dict.fromkeys(named))
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from error
-
-
-def _table(result: "EvaluationResult", name: str) -> Table:
-    figures = result.to_json()
-    table = Table("set / class", "mIoU", title=f"{name}: one reference set a class, IoU at original size")
-    sets, classes = figures["sets"], figures["classes"]
-    assert isinstance(sets, dict)
-    assert isinstance(classes, dict)
-    for set_name, value in sets.items():
-        table.add_row(f"[bold]{set_name}[/]", f"[bold]{value:.3f}[/]")
-        for name, class_value in classes.items():
-            if name.split("/")[0] == set_name:
-                table.add_row(f"  {name.split('/')[1]}", f"{class_value:.3f}")
-    table.add_section()
-    for key in (
-        "miou",
-        "miou_std",
-        "absent_false_positive_rate",
-        "score_auroc",
-        "calibration_error",
-        "calibration_error_worst_third",
-        "seconds",
-        "peak_mb",
-    ):
-        value = figures[key]
-        table.add_row(key, "-" if value is None else f"{value:.3f}")
-    for stage, milliseconds in result.stages_ms.items():
-        table.add_row(f"{stage}, median ms", f"{milliseconds:.1f}")
-    return table
+    DataSetEvaluation(
+        directory=directory, profile=profile or "lite", shots=shots, seeds=numbers(seeds), limit=limit,
+        is_complete=complete, variants=variants_of(matchers, strategies, min_score, has_classifier=classifier),
+        positional_ranks=numbers(positional_ranks) if positional_ranks else None,
+        with_simulated_annotations=markings, with_refiner=refiner, is_joint=joint, labels=labels,
+        json_file=json_file, markdown=markdown, sheets=sheets,
+    ).run()  # fmt: skip
 
 
 if __name__ == "__main__":

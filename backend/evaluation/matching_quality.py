@@ -11,12 +11,12 @@ import torch
 
 from backend.core.grid import mask_coverage
 from backend.core.matchers import make_matcher
+from backend.core.score_metrics import area_under_roc
 from backend.core.types import MatcherName
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
-from backend.evaluation.metrics import area_under_roc
 
 _THRESHOLDS = torch.arange(0.05, 1.0, 0.05)
 

@@ -13,6 +13,7 @@ import torch
 
 from backend.core.masks import iou
 from backend.core.matching import ReferenceBank
+from backend.core.score_metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 from backend.core.types import EncodedImage, Reference
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
@@ -25,7 +26,6 @@ from backend.evaluation.datasets import (
     read_image,
     read_mask,
 )
-from backend.evaluation.metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 
 GOOD_IOU = 0.5
 OnProgress = Callable[[str, int, int], None]

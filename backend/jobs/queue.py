@@ -115,9 +115,18 @@ class JobQueue:
             return []
         return [int(to_text(task_id)) for task_id in found if isinstance(task_id, bytes | str)]
 
-    def estimate_quality(self, project_key: ProjectKey) -> str:
-        """Have a project's expected quality measured; return the job's id."""
-        return self._enqueue(PLANS, "estimate_quality", (project_key,), timeout_s=1800)
+    def estimate_quality(self, project_key: ProjectKey, compare: Sequence[str] = (), attempt: int = 1) -> str:
+        """Have a project's quality measured on its annotated images; return the job's id.
+
+        If such a job still waits, its id is returned.
+
+        Args:
+            project_key: of the project.
+            compare: ways to match that are compared, see `EvaluationPlan`.
+            attempt: how often it was begun, this time included.
+        """
+        args = (project_key, list(compare), attempt)
+        return self._enqueue_once(PLANS, "estimate_quality", args, timeout_s=1800)
 
     def scale_phrases(self, project_key: ProjectKey) -> str:
         """Have the scales of a project's phrases measured; return the job's id, as `ingest_annotation` does."""

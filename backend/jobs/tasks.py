@@ -7,7 +7,7 @@ same.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from backend.errors import (
 from backend.jobs.queue import MOST_JOBS_A_PROPAGATION, TASKS_WORTH_A_JOB, JobQueue
 from backend.labelstudio.image_decoding import DECODING_ENDS_AFTER_S, allow_decoding, stop_decoding
 from backend.projects.composition import Projects
+from backend.projects.quality.evaluation import INTERRUPTED, EvaluationPlan
 from backend.settings import CONCURRENT_BATCHES
 from backend.store.records import ProjectKey
 
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 _QUEUE_ASKED_S = 0.5
+_ESTIMATES = 4
+"""Times that an estimate of quality begins; the last one is not stopped for annotations, so that it comes to an end."""
+_ESTIMATE_S = 300.0
+"""Seconds of one estimate: meanwhile its worker does nothing else."""
 
 
 _projects: Projects | None = None
@@ -244,11 +249,23 @@ def tidy_propagation(project_key: ProjectKey, propagation_id: int) -> dict[str, 
     )  # fmt: skip
 
 
-def estimate_quality(project_key: ProjectKey) -> dict[str, Any]:
-    """Leave each reference out in turn and predict it from the others."""
-    return _run(
-        "estimate_quality", project_key, lambda projects: {"iou": projects.quality.estimate(project_key)["iou"]}
+def estimate_quality(project_key: ProjectKey, compare: Sequence[str] = (), attempt: int = 1) -> dict[str, Any]:
+    """Predict each annotated image from the others; stop for labelers, and begin again up to `_ESTIMATES` times."""
+    _, queue = _current()
+    is_last = attempt >= _ESTIMATES
+    plan = EvaluationPlan(
+        compare=tuple(compare),
+        budget_s=_ESTIMATE_S,
+        should_stop=is_stopping if is_last else _StopSignal(queue),
     )
+
+    def work(projects: Projects) -> dict[str, Any]:
+        figures = projects.quality.estimate(project_key, plan)
+        if figures.get("stopped") == INTERRUPTED and not is_last:
+            queue.estimate_quality(project_key, compare, attempt + 1)
+        return {"iou": figures["iou"], "tried": figures.get("tried"), "stopped": figures.get("stopped")}
+
+    return _run("estimate_quality", project_key, work)
 
 
 def scale_phrases(project_key: ProjectKey) -> dict[str, Any]:

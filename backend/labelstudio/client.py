@@ -196,10 +196,6 @@ class LabelStudioClient:
         answer = self._list(project_id, [_filter("id", "greater", after)], page_size=count)
         return [int(task["id"]) for task in items_of(answer.get("tasks"))], int(answer.get("total", 0))
 
-    def set_extra_params(self, backend_id: int, extra_params: Mapping[str, Any]) -> Json:
-        """Change the extra params of an ML backend; Label Studio calls its /setup with them."""
-        return self._send("PATCH", f"/api/ml/{backend_id}", body={"extra_params": dict(extra_params)})
-
     def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         """Add predictions, all in one request; those that are there already stay.
 
@@ -230,6 +226,20 @@ class LabelStudioClient:
     def ml_backends(self, project_id: int) -> list[Json]:
         """Return a project's ML backends (`id`, `url`, `title`, `state`). Label Studio calls their /setup for it."""
         return items_of(self._request("GET", "/api/ml", params={"project": project_id}))
+
+    def set_extra_params(self, ml_backend: Mapping[str, Any], extra_params: Mapping[str, Any]) -> Json:
+        """Change the extra params of an ML backend; Label Studio then calls its /setup with them.
+
+        Args:
+            ml_backend: as `ml_backends` gives it.
+            extra_params: all of them; those it has and that are not here are lost.
+        """
+        body = {"url": ml_backend["url"], "project": ml_backend["project"], "extra_params": dict(extra_params)}
+        if ml_backend.get("auth_method") == "BASIC_AUTH":
+            # Label Studio checks the connection with what is sent; an empty password stands for the one it has.
+            user = ml_backend.get("basic_auth_user")
+            body |= {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": ""}
+        return self._send("PATCH", f"/api/ml/{ml_backend['id']}", body=body)
 
     def webhooks(self, project_id: int) -> list[Json]:
         """Return a project's webhooks, with `id`, `url`, `headers`, `is_active`."""

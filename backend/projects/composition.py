@@ -32,7 +32,7 @@ from backend.projects.project_refresh import refresh_project
 from backend.projects.propagation.planning import PropagationPlans
 from backend.projects.propagation.propagations import Propagations
 from backend.projects.propagation.work import PropagationWork
-from backend.projects.quality import Quality
+from backend.projects.quality.quality import Quality
 from backend.projects.references.references import References
 from backend.projects.text_references import LoadTextEncoder, TextReferences
 from backend.projects.thumbnails import Thumbnails

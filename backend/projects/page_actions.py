@@ -140,7 +140,7 @@ class PageActions:
             )
         own = backends[0]
         params = read_extra_params(own.get("extra_params")).model_dump(exclude_none=True)
-        client.set_extra_params(int(own["id"]), {**params, "min_score": round(score, 3)})
+        client.set_extra_params(own, {**params, "min_score": round(score, 3)})
         return read_extra_params({**params, "min_score": score})
 
     def _accept(self, project: ProjectRecord, task_id: int, batch: str, *, at_least: float = 0.0) -> PageAnnotation:

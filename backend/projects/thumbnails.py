@@ -1,16 +1,17 @@
 """Small pictures for the project's page: a task's image with masks over it."""
 
+import hashlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
 
 from backend.core.types import Image, Mask
-from backend.drawing.overlay import colour_of, draw_overlay
+from backend.drawing.overlay import Colour, colour_of, draw_overlay
 from backend.errors import NotFoundError
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -22,6 +23,8 @@ from backend.store import ProjectRecord, Store
 _SIDE_PX = 320
 """Longer side of a thumbnail, at most."""
 _KEPT = 256
+FOUND: Colour = (230, 40, 40)
+MARKED: Colour = (30, 200, 60)
 _AT_A_TIME = 2
 
 _Key = tuple[object, ...]
@@ -80,6 +83,26 @@ class Thumbnails:
         tag = str(regions[0].get("to_name")) if regions else config.images[0].name
         return self._draw(key, project, task_id, tag, _masks(config, regions, tag), task=tasks[0])
 
+    def of_masks(self, project: ProjectRecord, task_id: int, image_tag: str, *, found: Mask, marked: Mask) -> bytes:
+        """Draw a JPEG of a task's image with what was found as an area, and what is marked as an outline.
+
+        Args:
+            project: of the task.
+            task_id: of the task.
+            image_tag: which of its images.
+            found: (h, w) bool of the image's aspect ratio, at any size.
+            marked: likewise.
+
+        Raises:
+            NotFoundError: the task or its image is gone.
+            LabelStudioError: Label Studio cannot be asked.
+        """
+        digest = hashlib.sha256(np.packbits(found).tobytes() + np.packbits(marked).tobytes()).hexdigest()
+        key = (project.key, "masks", task_id, image_tag, digest)
+        return self._remembered(key) or self._draw(
+            key, project, task_id, image_tag, {}, tinted=[(found, FOUND)], outlined=[(marked, MARKED)]
+        )
+
     def _draw(
         self,
         key: _Key,
@@ -88,6 +111,8 @@ class Thumbnails:
         tag_name: str,
         masks: Mapping[str, Mask],
         task: Mapping[str, Any] | None = None,
+        tinted: Sequence[tuple[Mask, Colour]] = (),
+        outlined: Sequence[tuple[Mask, Colour]] = (),
     ) -> bytes:
         config = parse_label_config(project.label_config)
         with self._slots:
@@ -97,7 +122,8 @@ class Thumbnails:
                     raise NotFoundError(f"task {task_id} is not in Label Studio (any more)")
                 task = tasks[0]
             picture = self._images.picture(task, config.image(tag_name), self._connections.fetcher(project.key))
-            content = _draw_thumbnail(picture, masks)
+            coloured = [(mask, colour_of(label)) for label, mask in masks.items()]
+            content = _draw_thumbnail(picture, [*coloured, *tinted], [*coloured, *outlined])
         with self._lock:
             self._kept[key] = content
             while len(self._kept) > _KEPT:
@@ -119,11 +145,12 @@ def _masks(config: LabelConfig, regions: Iterable[Mapping[str, Any]], tag_name: 
     return masks
 
 
-def _draw_thumbnail(picture: Image, masks: Mapping[str, Mask]) -> bytes:
+def _draw_thumbnail(
+    picture: Image, tinted: Sequence[tuple[Mask, Colour]], outlined: Sequence[tuple[Mask, Colour]]
+) -> bytes:
     image = PillowImage.fromarray(picture).convert("RGB")
     image.thumbnail((_SIDE_PX, _SIDE_PX))
-    coloured = [(mask, colour_of(label)) for label, mask in masks.items()]
     buffer = io.BytesIO()
-    drawn = draw_overlay(np.asarray(image), tinted=coloured, outlined=coloured)
+    drawn = draw_overlay(np.asarray(image), tinted=tinted, outlined=outlined)
     PillowImage.fromarray(drawn).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from backend.web.pages import create_pages
 from backend.web.prediction_slots import PredictionSlots
 from backend.web.project_routes import create_project_routes
 from backend.web.propagation_routes import create_propagation_routes
+from backend.web.quality_routes import create_quality_routes
 from backend.web.request_log import log_requests
 from backend.web.thumbnail_routes import create_thumbnail_routes
 
@@ -34,6 +35,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         create_pages(projects, queue),
         create_propagation_routes(projects, queue),
         create_project_routes(projects, queue),
+        create_quality_routes(projects, queue),
         create_thumbnail_routes(projects),
         create_gallery_routes(projects, queue, slots),
         create_export_routes(projects),

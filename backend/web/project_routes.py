@@ -1,4 +1,4 @@
-"""Routes of one project beside its page: reconcile, the expected quality, phrases."""
+"""Routes of one project beside its page: reconcile, phrases."""
 
 import logging
 
@@ -35,19 +35,6 @@ def create_project_routes(projects: Projects, queue: JobQueue) -> Blueprint:
             store.save_project(key, needs_reconcile=True)  # maintenance queues it as soon as the queue is back
             answer = {"job": None}
         return answer_done(project_id, answer, 202, tab="references")
-
-    @routes.post("/quality")
-    def estimate(project_id: int) -> tuple[Response, int] | AnyResponse:
-        return answer_done(
-            project_id, {"job": queue.estimate_quality(project_of(store, project_id).key)}, 202, tab="quality"
-        )
-
-    @routes.get("/quality")
-    def show_quality(project_id: int) -> Json:
-        found = store.quality.newest(project_of(store, project_id).key)
-        if found is None:
-            return {"model_version": None, "estimated_at": None, "labels": {}, "iou": None}
-        return {"model_version": found[0], "estimated_at": found[1], **found[2]}
 
     @routes.get("/phrases")
     def list_phrases(project_id: int) -> Json:

@@ -17,16 +17,17 @@ def create_thumbnail_routes(projects: Projects) -> Blueprint:
 
     @routes.get("/references/<int:reference_id>.jpg")
     def of_reference(project_id: int, reference_id: int) -> Response:
-        return _jpeg(projects.thumbnails.of_reference(project_of(projects.store, project_id), reference_id))
+        return jpeg_response(projects.thumbnails.of_reference(project_of(projects.store, project_id), reference_id))
 
     @routes.get("/tasks/<int:task_id>.jpg")
     def of_prediction(project_id: int, task_id: int) -> Response:
-        return _jpeg(projects.thumbnails.of_prediction(project_of(projects.store, project_id), task_id))
+        return jpeg_response(projects.thumbnails.of_prediction(project_of(projects.store, project_id), task_id))
 
     return routes
 
 
-def _jpeg(content: bytes) -> Response:
+def jpeg_response(content: bytes) -> Response:
+    """Return a picture that a browser keeps for a while, and asks for by its content after that."""
     response = Response(content, content_type="image/jpeg")
     response.headers["Cache-Control"] = f"private, max-age={_KEPT_S}"
     response.set_etag(hashlib.sha256(content).hexdigest()[:32])

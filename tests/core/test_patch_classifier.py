@@ -11,8 +11,8 @@ from torch import Tensor
 from backend.core.matching import ReferenceBank, match_posterior, match_posteriors
 from backend.core.memory_bank import build_bank, with_classifier
 from backend.core.patch_classifier import RIDGE, PatchClassifier, classifier_share, fit_patch_classifier
+from backend.core.score_metrics import area_under_roc
 from backend.core.types import Reference
-from backend.evaluation.metrics import area_under_roc
 
 DIMS, SIGNATURE = 24, "unit-vectors"
 

@@ -224,13 +224,17 @@ def test_quality_is_measured_by_leaving_references_out(ready: Backend) -> None:
     assert ready.client.post("/projects/1/quality").status_code == 202
     ready.work()
     alone = ready.client.get("/projects/1/quality").get_json()
-    assert alone["labels"] == {"Cat": {"references": 1, "tried": 0, "iou": None}}
+    assert alone["labels"]["Cat"]["iou"] is None
+    assert alone["labels"]["Cat"]["word"] == "needs a second image"
+    assert "needs a second image" in _page(ready, "quality")
     ready.label_studio.annotate(11, 2, [POINT])
     ready.projects.references.reconcile(ready.label_studio.key)
     ready.client.post("/projects/1/quality")
     ready.work()
     both = ready.client.get("/projects/1/quality").get_json()
-    assert both["labels"] == {"Cat": {"references": 2, "tried": 2, "iou": 1.0}}
+    cat = both["labels"]["Cat"]
+    assert (cat["references"], cat["images"], cat["tried"], cat["iou"]) == (2, 2, 2, 1.0)
+    assert cat["growth"] == {"1": 1.0}
     assert "1.00" in _page(ready, "quality")
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from backend.evaluation.metrics import area_under_roc, calibration_error, calibration_errors, worst_third
+from backend.core.score_metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 
 
 def test_auroc_equals_its_definition_over_all_pairs() -> None:

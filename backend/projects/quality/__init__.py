@@ -1,0 +1,1 @@
+"""Quality on a project's own annotations: what is measured, in which words, and what suits the project."""
