@@ -1,9 +1,12 @@
 """`evaluate`: quality of a profile on a folder of images with masks, or on a project's own annotations."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 
 def evaluate(
@@ -65,6 +68,10 @@ def evaluate(
     classifier: Annotated[
         bool, typer.Option(help="Blend the posterior with a classifier of patches, from two references on.")
     ] = True,
+    phrases: Annotated[
+        Path | None,
+        typer.Option(help="JSON file, class to phrases: measure with, without, and the phrase alone; nothing else."),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     sheets: Annotated[Path | None, typer.Option(help="Write pictures of the best, median and worst here.")] = None,
 ) -> None:
@@ -90,6 +97,13 @@ def evaluate(
         raise typer.BadParameter("--labels goes with --joint")
     from backend.cli.evaluate_data_set import DataSetEvaluation, numbers, variants_of
 
+    if phrases is not None:
+        found = _evaluate_phrases(directory, phrases, profile or "text", shots, numbers(seeds), limit)
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(found, indent=1) + "\n")
+        Console().print_json(json.dumps(found))
+        return
     DataSetEvaluation(
         directory=directory, profile=profile or "lite", shots=shots, seeds=numbers(seeds), limit=limit,
         is_complete=complete, variants=variants_of(matchers, strategies, min_score, has_classifier=classifier),
@@ -97,6 +111,19 @@ def evaluate(
         with_simulated_annotations=markings, with_refiner=refiner, is_joint=joint, labels=labels,
         json_file=json_file, markdown=markdown, sheets=sheets,
     ).run()  # fmt: skip
+
+
+def _evaluate_phrases(
+    directory: Path, phrases: Path, profile: str, shots: int, seeds: Sequence[int], limit: int | None
+) -> dict[str, object]:
+    from backend.evaluation.phrases import evaluate_phrases, read_phrases_file
+    from backend.projects.model_host import load_configured, load_configured_text_encoder
+    from backend.settings import load_settings
+
+    settings, wanted = load_settings(profile=profile), read_phrases_file(phrases)
+    text_encoder = load_configured_text_encoder(settings)
+    engine = load_configured(settings, profile)
+    return evaluate_phrases(directory, wanted, engine, text_encoder, shots=shots, seeds=seeds, limit=limit)
 
 
 if __name__ == "__main__":
