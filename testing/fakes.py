@@ -23,6 +23,7 @@ from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.options import MatchOptions
 from backend.engine.plans import PreparedImage
+from backend.engine.refiner import Refiner
 from backend.errors import (
     BadInputError,
     LabelStudioUnavailableError,
@@ -151,6 +152,9 @@ class ColourSoftmatcher:
         encoded: EncodedImage,
         references: Mapping[str, ReferenceBank | Sequence[Reference]],
         options: MatchOptions | None = None,
+        *,
+        refiners: Mapping[str, Refiner] | None = None,
+        pixels: Image | None = None,
     ) -> list[LabelMask]:
         image = np.asarray(encoded.embedding["image"])
         found = []
@@ -161,6 +165,8 @@ class ColourSoftmatcher:
                 mask |= (image == colour).all(axis=2)
             for colour in bank.features[(bank.foreground <= 0) & (bank.background >= 1)].numpy().astype(np.uint8):
                 mask &= ~(image == colour).all(axis=2)
+            if mask.any() and refiners and label in refiners and pixels is not None:
+                mask = refiners[label].refine(mask, mask.astype(np.float32), pixels)
             if mask.any():
                 found.append(LabelMask(label, mask, 0.8))
         return found
@@ -480,6 +486,9 @@ class PatientQueue:
 
     def estimate_quality(self, project_key: ProjectKey, compare: Sequence[str] = (), attempt: int = 1) -> str:
         return self._add("estimate_quality", project_key, list(compare), attempt)
+
+    def train_refiners(self, project_key: ProjectKey) -> str:
+        return self._add("train_refiners", project_key)
 
     def refresh_tiles(self, project_key: ProjectKey) -> str:
         return self._add("refresh_tiles", project_key)

@@ -1,6 +1,7 @@
 """Training of a label's refiner from its references and their images."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +34,8 @@ def train_label_refiner(
     references: Sequence[Reference],
     load: Callable[[int], ReferenceImage],
     options: MatchOptions | None = None,
+    *,
+    slot: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> RefinerTrial | None:
     """Train a refiner for a label and judge it on its left-out references, see `train_refiner`.
 
@@ -41,6 +44,7 @@ def train_label_refiner(
         references: of the label, each of another image.
         load: returns the image of a reference by number; asked twice for each.
         options: of matching and mask generation.
+        slot: entered while the models are in use, which is a small part of the time.
 
     Returns:
         None for too few references.
@@ -53,7 +57,8 @@ def train_label_refiner(
         own, reference = load(number), references[number]
         others = [one for other, one in enumerate(references) if other != number]
         seen = _Witness()
-        found = engine.segment(own.encoded, {"": others}, chosen, refiners={"": seen}, pixels=own.image)
+        with slot():
+            found = engine.segment(own.encoded, {"": others}, chosen, refiners={"": seen}, pixels=own.image)
         mask = found[0].mask if found else np.zeros_like(own.mask)
         return MarkedImage(own.image, own.mask, _known(reference, own), mask, seen.posterior)
 
@@ -74,5 +79,7 @@ class _Witness:
 def _known(reference: Reference, own: ReferenceImage) -> Mask:
     # The first view of a reference is its image as it is.
     grid_hw = (own.encoded.features.shape[0], own.encoded.features.shape[1])
-    weights = reference.ignore_weight[: grid_hw[0] * grid_hw[1]].reshape(grid_hw)
-    return nearest_to_size(weights > 0.5, own.encoded.size_hw) | own.mask
+    weights = reference.ignore_weight[: grid_hw[0] * grid_hw[1]]
+    if len(weights) < grid_hw[0] * grid_hw[1]:
+        return np.ones_like(own.mask)  # made by an encoder that keeps no grid
+    return nearest_to_size(weights.reshape(grid_hw) > 0.5, own.encoded.size_hw) | own.mask

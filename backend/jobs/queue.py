@@ -128,6 +128,10 @@ class JobQueue:
         args = (project_key, list(compare), attempt)
         return self._enqueue_once(PLANS, "estimate_quality", args, timeout_s=1800)
 
+    def train_refiners(self, project_key: ProjectKey) -> str:
+        """Have the refiners trained that are due; return the job's id, as `ingest_annotation` does."""
+        return self._enqueue_once(PLANS, "train_refiners", (project_key,), timeout_s=1800)
+
     def scale_phrases(self, project_key: ProjectKey) -> str:
         """Have the scales of a project's phrases measured; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(REFERENCES, "scale_phrases", (project_key,), timeout_s=1800)

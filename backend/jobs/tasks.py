@@ -135,6 +135,7 @@ def ingest_annotation(project_key: ProjectKey, annotation_id: int) -> dict[str, 
         },
     )  # fmt: skip
     _show_changes(project_key)
+    _have_refiners_trained(project_key)
     return outcome
 
 
@@ -142,6 +143,7 @@ def reconcile(project_key: ProjectKey) -> dict[str, Any]:
     """Take in all that Label Studio has and did not announce, and forget what it has no more."""
     outcome = _run("reconcile", project_key, lambda projects: projects.references.reconcile(project_key))
     _show_changes(project_key)
+    _have_refiners_trained(project_key)
     return outcome
 
 
@@ -268,12 +270,36 @@ def estimate_quality(project_key: ProjectKey, compare: Sequence[str] = (), attem
     return _run("estimate_quality", project_key, work)
 
 
+def train_refiners(project_key: ProjectKey) -> dict[str, Any]:
+    """Train the refiners that are due; ends as soon as an annotation waits, whose job queues it again."""
+    projects, queue = _current()
+    started = time.perf_counter()
+    level = logging.INFO
+    try:
+        outcome: dict[str, Any] = {"tried": projects.refiners.train(project_key, _StopSignal(queue))}
+    except SoftmatcherError as error:
+        # Masks are the posterior's until then: the next annotation or reconciliation queues it again.
+        outcome, level = {"failed": str(error)}, logging.WARNING
+    _log_job("train_refiners", project_key, started, outcome, level=level)
+    return outcome
+
+
 def scale_phrases(project_key: ProjectKey) -> dict[str, Any]:
     """Measure what the phrases of labels without references score on images of the project."""
     return _run(
         "scale_phrases", project_key,
         lambda projects: {"labels": ", ".join(projects.phrase_scales.measure(project_key))},
     )  # fmt: skip
+
+
+def _have_refiners_trained(project_key: ProjectKey) -> None:
+    """Queue the training of refiners if the references of a label changed and there are enough of them."""
+    projects, queue = _current()
+    try:
+        if projects.refiners.is_due(project_key):
+            queue.train_refiners(project_key)
+    except SoftmatcherError as error:
+        logger.warning("project=%s refiners are trained later: %s", project_key, error)
 
 
 def _call_workers(projects: Projects, queue: JobQueue, project_key: ProjectKey, propagation_id: int) -> None:

@@ -27,6 +27,7 @@ from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
 from backend.projects.prediction.preview import Previews
 from backend.projects.prediction.reference_banks import ReferenceBanks
+from backend.projects.prediction.refiners import LabelRefiners
 from backend.projects.project_key import key_of_project
 from backend.projects.project_refresh import refresh_project
 from backend.projects.propagation.planning import PropagationPlans
@@ -54,6 +55,7 @@ class Projects:
         references: ingests annotations.
         texts: phrases of labels.
         phrase_scales: what phrases score on images of their project.
+        refiners: trains what refines masks of thin and textured things.
         banks: keeps the references of the last few projects in memory; gives model_versions.
         predictions: predicts tasks from references.
         interactive: predicts the open task from its scribbles.
@@ -88,7 +90,8 @@ class Projects:
         self._prefetch = Prefetch(
             connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.scheduler.is_wanted
         )
-        self.banks = ReferenceBanks(settings, store, models, self.texts)
+        self.refiners = LabelRefiners(settings, store, models, connections, images)
+        self.banks = ReferenceBanks(settings, store, models, self.texts, self.refiners)
         self.phrase_scales = PhraseScales(store, connections, images, self.banks, self.texts)
         self.predictions = Predictions(
             settings, store, metrics, models, connections, images, self.banks, self._prefetch

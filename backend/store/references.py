@@ -58,6 +58,12 @@ class ReferenceStore(Database):
         wanted = sa.select(tables.references.c.label).where(*_references_where(project_key, labels, signature))
         return [label for (label,) in self.read(wanted.distinct().order_by(tables.references.c.label))]
 
+    def count_reference_images(self, project_key: ProjectKey, signature: str) -> dict[str, int]:
+        """Return label -> number of different images that its references are of; counts those of these models."""
+        images = sa.func.count(tables.references.c.image_sha256.distinct()).label("images")
+        counted = sa.select(tables.references.c.label, images).where(*_references_where(project_key, None, signature))
+        return {row.label: int(row.images) for row in self.read(counted.group_by(tables.references.c.label))}
+
     def count_references(self) -> dict[str, int]:
         """Project key to number of references, of all models; projects without any are in it with 0."""
         joined = tables.projects.outerjoin(tables.references, tables.references.c.project_key == tables.projects.c.key)

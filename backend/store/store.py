@@ -11,6 +11,7 @@ from backend.store.propagation_tasks import PropagationTaskStore
 from backend.store.propagations import PropagationStore
 from backend.store.quality import QualityStore
 from backend.store.references import ReferenceStore
+from backend.store.refiners import RefinerStore
 from backend.store.texts import TextStore
 from backend.store.tiles import TileStore
 
@@ -25,6 +26,7 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
         propagations: runs over whole projects.
         propagation_tasks: their tasks.
         quality: the newest estimate of each project.
+        refiners: what a label's references switched on.
         tiles: the newest prediction of each task, as the project's page draws it.
         page_annotations: annotations that were made on the project's page.
         texts: phrases of labels.
@@ -36,6 +38,7 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
         self.propagations = PropagationStore(self.read, self.write, self.about_now)
         self.propagation_tasks = PropagationTaskStore(self.read, self.write, self.about_now)
         self.quality = QualityStore(self.read, self.write, self.about_now)
+        self.refiners = RefinerStore(self.read, self.write)
         self.tiles = TileStore(self.read, self.write, self.about_now)
         self.page_annotations = PageAnnotationStore(self.read, self.write, self.about_now)
         self.texts = TextStore(self.read, self.write)

@@ -136,6 +136,16 @@ propagation_tasks = sa.Table(
         postgresql_where=sa.text("reason IS NOT NULL"),
     ),
 )
+refiners = sa.Table(
+    "refiners",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("trained_on", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("trained_at", sa.Double, nullable=False),
+    sa.Column("arrays", sa.LargeBinary),
+)
 quality_estimates = sa.Table(
     "quality_estimates",
     metadata,

@@ -205,8 +205,10 @@ def test_an_evaluation_ends_when_asked_or_when_its_time_is_over(tmp_path: Path) 
 class PickyByScore(ColourSoftmatcher):
     """Finds too much unless a least score is asked for."""
 
-    def segment(self, encoded: EncodedImage, references: Any, options: MatchOptions | None = None) -> list[LabelMask]:
-        found = super().segment(encoded, references, options)
+    def segment(
+        self, encoded: EncodedImage, references: Any, options: MatchOptions | None = None, **further: Any
+    ) -> list[LabelMask]:
+        found = super().segment(encoded, references, options, **further)
         least = 0.0 if options is None else options.minimum_score
         return [one for one in found if _share(one.mask) > 0.05 or least < 0.3]
 

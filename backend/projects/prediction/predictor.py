@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from backend.core import cancellation
 from backend.core.cancellation import CancelledWorkError
@@ -141,6 +142,8 @@ class Predictions:
     ) -> Iterator[Predicted]:
         """Predict tasks in their order: in batches if the device gains by several images at a time, else one by one.
 
+        Refiners read an image's pixels, which batches do not keep: with one, tasks are predicted one by one.
+
         Args:
             context: what they are predicted with.
             tasks: as Label Studio gives them.
@@ -159,7 +162,7 @@ class Predictions:
                 if should_stop():
                     return
                 yield task, partial(self._predict_task, context, task, fetcher, lambda: {}, is_open=True)
-        elif self._images.preferred_batch_size > 1:
+        elif self._images.preferred_batch_size > 1 and not context.refiners:
             yield from self._predict_batches(context, tasks, fetcher, should_stop)
         else:
             yield from self._predict_one_by_one(context, tasks, fetcher, should_stop)
@@ -249,17 +252,21 @@ class Predictions:
                 if isinstance(file, SoftmatcherError):
                     raise file
                 tag = context.config.image(tag_name)
+                refiners = context.refiners_on(tag_name)
                 image = self._images.load(
-                    task, tag, fetcher, is_interactive=is_open, file=file, with_text=context.project.with_text
-                )
+                    task, tag, fetcher, is_interactive=is_open, file=file, with_text=context.project.with_text,
+                    with_pixels=bool(refiners),
+                )  # fmt: skip
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 failures[tag_name] = error
                 continue
             versions[tag_name] = image.version
+            refining: dict[str, Any] = {"refiners": refiners, "pixels": image.pixels} if refiners else {}
             with self._models.scheduler.slot(is_interactive=is_open):
                 found[tag_name] = softmatcher.segment(
-                    image.encoded, context.banks.get(tag_name, {}), context.options, **context.sources_on(tag_name)
-                )
+                    image.encoded, context.banks.get(tag_name, {}), context.options, **context.sources_on(tag_name),
+                    **refining,
+                )  # fmt: skip
         if failures and not versions:
             raise next(iter(failures.values()))
         masks = self._task_masks(context, found, is_drawn=not is_open)

@@ -15,15 +15,18 @@ from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import Reference
 from backend.engine.options import MatchOptions
 from backend.engine.phrase_source import PhraseSource
+from backend.engine.refiner import Refiner
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.model_host import Models
 from backend.projects.options import calibration_in_use, match_options
+from backend.projects.prediction.refiners import LabelRefiners, to_version
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
+from backend.store.refiners import RefinerRecord
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class PredictionContext:
         banks: image tag -> label -> its references, ready to be matched; empty if there are none.
         options: how they are matched.
         sources: image tag -> label -> its phrases, as far as they are to be believed.
+        refiners: label -> what refines its masks, for labels whose references switched it on.
     """
 
     project: ProjectRecord
@@ -58,6 +62,7 @@ class PredictionContext:
     banks: Banks
     options: MatchOptions
     sources: Sources = field(default_factory=dict)
+    refiners: Mapping[str, Refiner] = field(default_factory=dict)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -69,12 +74,19 @@ class PredictionContext:
         sources = self.sources.get(tag_name)
         return {"sources": {label: [one] for label, one in sources.items()}} if sources else {}
 
+    def refiners_on(self, tag_name: str) -> dict[str, Refiner]:
+        """Return label -> refiner of the labels that have references on an image tag."""
+        return {label: one for label, one in self.refiners.items() if label in self.banks.get(tag_name, {})}
+
 
 class ReferenceBanks:
     """Gathers the references of projects, and keeps those of the last few."""
 
-    def __init__(self, settings: Settings, store: Store, models: Models, texts: TextReferences) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, models: Models, texts: TextReferences, refiners: LabelRefiners
+    ) -> None:
         self._settings = settings
+        self._refiners = refiners
         self._store = store
         self._models = models
         self._texts = texts
@@ -109,15 +121,27 @@ class ReferenceBanks:
                 has another name by now shows nothing.
             labels: of them; None: all.
         """
+        wanted = () if config is None else config.labels if labels is None else labels
+        refiners = [] if project is None else self._refiners.current(project, wanted, signature)
+        return self._version(project, signature, config, wanted, refiners)
+
+    def _version(
+        self,
+        project: ProjectRecord | None,
+        signature: str,
+        config: LabelConfig | None,
+        wanted: Sequence[str],
+        refiners: Sequence[RefinerRecord],
+    ) -> str:
         parts = [signature, self._calibration]
         if project is not None:
-            wanted = () if config is None else config.labels if labels is None else labels
             parts.append(match_options(self._settings, project).digest())
             parts.append(self._store.references_digest(project.key, wanted, signature))
             if config is not None:
                 found = self._store.reference_labels(project.key, wanted, signature)
                 parts += [place for label in found for place in _places(config, label)]
                 parts += self._text_parts(project, config, wanted, found)
+            parts += to_version(refiners)
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return f"{OWN_VERSIONS}{__version__}-{self._settings.profile}-{digest[:12]}"
 
@@ -157,7 +181,11 @@ class ReferenceBanks:
         """
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
-        version = self.version_of(project, softmatcher.signature, config, wanted)
+        records = self._refiners.current(project, wanted, softmatcher.signature)
+        refiners = self._refiners.load(project.key, records)
+        # A version never names a refiner that its masks did not have: one that could not be loaded, say.
+        records = [one for one in records if one.label in refiners]
+        version = self._version(project, softmatcher.signature, config, wanted, records)
         options = match_options(self._settings, project)
         key = (project.key, version)
         with self._lock:
@@ -170,7 +198,7 @@ class ReferenceBanks:
                 self._kept[key] = kept
                 while len(self._kept) > _KEPT_PROJECTS:
                     self._kept.popitem(last=False)
-        return PredictionContext(project, config, version, kept[0], options, kept[1])
+        return PredictionContext(project, config, version, kept[0], options, kept[1], refiners)
 
     def _gather(
         self,
