@@ -40,7 +40,7 @@ def annotated(new_project: NewProject, backend: Backend) -> Project:
     for name, (_, mask) in views.items():
         project.annotate(name, brush(mask, "Coin"))
     project.annotate("plain")
-    wait_until(lambda: project.references() == COUNT, f"{COUNT} references; {backend.log()[-2000:]}", 240)
+    wait_until(lambda: project.references() == COUNT, f"{COUNT} references; {backend.log()[-2000:]}", 600)
     return project
 
 
