@@ -103,7 +103,7 @@ class Segmentation:
         with self._stage("upsample"):
             naturals = {number: mask_to_size(results[number].mask, size_hw) for number in kept}
         refined = self._refine(plan, candidates, naturals)
-        with self._stage("upsample"):
+        with self._stage("separate"):
             for number in kept:
                 natural, result = refined.get(number, naturals[number]), results[number]
                 if options.overlap == "exclusive":

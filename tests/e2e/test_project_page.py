@@ -71,11 +71,13 @@ def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewPro
     project.annotate("tile-0", point_on(TARGETS[0], 1))
     project.wait_for_references(2)
 
-    page.goto(f"{guarded.url}/projects/{project.id}")
+    address = f"{guarded.url}/projects/{project.id}"
+    page.goto(f"{address}?tab=references")
     expect(page.locator("#references .tile")).to_have_count(2)
     for picture in page.locator("#references img").all():
         picture.scroll_into_view_if_needed()
         wait_until(partial(picture.evaluate, "img => img.naturalWidth > 50"), "thumbnail shown")
+    page.goto(f"{address}?tab=runs")
     page.locator("#start").click()
     expect(page.locator('[data-field="state"]')).to_have_text("running", timeout=SLOW_MS)
     wait_until(lambda: int(page.locator('[data-field="finished"]').inner_text()) > 0, "figures move by themselves", 120)
@@ -87,21 +89,21 @@ def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewPro
 
     expect(page.locator("#retry-failed")).to_be_visible()
     expect(page.locator(".failures tr")).to_have_count(1)
-    tiles = page.locator('img[alt^="prediction of task"]')
-    assert tiles.count() > 5
-    tiles.first.scroll_into_view_if_needed()
-    wait_until(lambda: bool(tiles.first.evaluate("img => img.naturalWidth > 50")), "overlay shown")
-    link = page.locator("a.tile").first.get_attribute("href") or ""
-    assert link.startswith(f"{project.label_studio.url}/projects/{project.id}/data?task=")
+    page.goto(f"{address}?tab=quality")
     page.locator("#estimate").click()
     wait_until(
         lambda: guarded.get(f"/projects/{project.id}/quality").json()["iou"] is not None, "quality measured", 120
     )
     page.reload()
-    expect(page.locator("#quality .big")).to_contain_text("0.")
-    for picture in page.locator(".tile img").all():
+    expect(page.locator("#quality-labels")).to_contain_text("0.")
+
+    page.goto(address)
+    assert page.locator(".tile .after .region").count() > 5
+    for picture in page.locator(".tile img.photo").all()[:6]:
         picture.scroll_into_view_if_needed()
         wait_until(partial(picture.evaluate, "img => img.naturalWidth > 50"), "picture shown", 120)
+    link = page.locator(".tile a[href*='/data?task=']").first.get_attribute("href") or ""
+    assert link.startswith(f"{project.label_studio.url}/projects/{project.id}/data?task=")
     page.screenshot(path=ARTIFACTS / "propagation-done.png", full_page=True)
     ended = newest(project)
     assert_each_task_once(project, ended)

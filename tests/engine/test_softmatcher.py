@@ -373,7 +373,7 @@ def test_regions_below_the_least_score_are_not_returned(engine: Softmatcher) -> 
     assert "less than" in engine.explain(target, references, MatchOptions(minimum_score=1.0)).labels[0].reason
 
 
-SEGMENT_STAGES = ("match", "prompt", "decode", "clean-up", "upsample")
+SEGMENT_STAGES = ("match", "prompt", "decode", "clean-up", "upsample", "separate")
 
 
 def test_each_stage_is_told_once_for_each_image() -> None:
@@ -394,7 +394,7 @@ def test_each_stage_is_told_once_for_each_image() -> None:
     assert [len(finish()) for finish in engine.segment_planned(planned)] == [2, 1, 1]
     elapsed_s = time.perf_counter() - started
     # Two of the images lack a label: what is there is matched again without it.
-    wanted = dict.fromkeys(SEGMENT_STAGES, 5) | {"upsample": 3}
+    wanted = dict.fromkeys(SEGMENT_STAGES, 5) | {"upsample": 3, "separate": 3}
     assert Counter(name for name, _ in seconds) == wanted
     assert 0 < sum(told for _, told in seconds) <= elapsed_s
     seconds.clear()

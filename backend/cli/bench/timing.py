@@ -84,7 +84,7 @@ class Bench:
         self._now = Times()  # what is done between two runs belongs to neither
         parts = times.parts
         # What surrounds decoding: points sampled, masks joined and cleaned, brought to the image's size.
-        around = ("affinity", "prompt", "clean-up", "upsample")
+        around = ("affinity", "prompt", "clean-up", "upsample", "separate")
         parts["clean-up"] = sum(parts.pop(stage, 0.0) for stage in around)
         parts["RLE"] = parts.pop("rle", 0.0)
         parts["HTTP and the rest"] = max(0.0, times.total_s - sum(parts.get(part, 0.0) for part in PARTS[:-1]))
