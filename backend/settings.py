@@ -215,6 +215,12 @@ class Settings(BaseSettings):
     cache_mb: float = Field(
         2048.0, ge=0, json_schema_extra=_LOCAL, description="Bound of the feature cache on disk, MB."
     )
+    banks_mb: float = Field(
+        256.0,
+        ge=0,
+        json_schema_extra=_LOCAL,
+        description="Bound of the memory that a process keeps references of projects in, MB.",
+    )
     max_image_mb: float = Field(
         100.0, gt=0, json_schema_extra=_SHARED, description="Largest image file that is downloaded, MB."
     )

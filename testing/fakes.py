@@ -19,6 +19,8 @@ from backend.core import cancellation
 from backend.core.explanation import Explanation, LabelExplanation
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
+from backend.core.memory_bank import read_bank
+from backend.core.patches import PatchSource
 from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.options import MatchOptions
@@ -146,6 +148,9 @@ class ColourSoftmatcher:
 
     def gather(self, references: Sequence[Reference], options: MatchOptions | None = None) -> ReferenceBank:
         return gather_references(references, self.signature)
+
+    def gather_patches(self, source: PatchSource, options: MatchOptions | None = None) -> ReferenceBank:
+        return read_bank(source, self.signature, most_patches=2**31)
 
     def segment(
         self,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backend.core.patch_classifier import PatchClassifier
+from backend.core.patches import check_shapes, mean_object
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
@@ -49,6 +50,11 @@ class ReferenceBank:
         if not len(self.objects):
             mean = self.foreground @ self.features / self.foreground.sum().clamp_min(MINIMUM_MASS)
             object.__setattr__(self, "objects", mean[None])
+
+    @property
+    def nbytes(self) -> int:
+        """Return how many bytes its tensors occupy."""
+        return sum(part.nbytes for part in (self.features, self.foreground, self.background, self.objects))
 
     def to(self, device: torch.device) -> "ReferenceBank":
         """Return the bank on a device; itself if it is there."""
@@ -97,17 +103,7 @@ def check_references(references: Sequence[Reference], signature: str) -> None:
                 f"references must come from the models {signature}, got {reference.signature}; "
                 "describe their images again"
             )
-        count = len(reference.features)
-        if (
-            reference.features.ndim != 2
-            or reference.foreground_coverage.shape != (count,)
-            or reference.ignore_weight.shape != (count,)
-        ):
-            raise BadInputError(
-                "reference must have features (R, D), foreground_coverage (R,) and ignore_weight (R,), got "
-                f"{reference.features.shape}, {reference.foreground_coverage.shape} and "
-                f"{reference.ignore_weight.shape}; describe its image again"
-            )
+        check_shapes(reference)
         if not np.isfinite(reference.features).all():
             raise BadInputError("reference features must be finite, got NaN or infinity; encode the image again")
     if (
@@ -137,13 +133,8 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
 
 def mean_objects(references: Sequence[Reference]) -> Tensor:
     """Return the mean feature of the object on each reference that marks one, (N, D) float32 for N of them."""
-    means = []
-    for reference in references:
-        marked = np.flatnonzero(reference.foreground_coverage > 0)
-        coverage = reference.foreground_coverage[marked].astype(np.float32)
-        if len(marked):
-            means.append(coverage @ reference.features[marked].astype(np.float32) / coverage.sum())
-    return torch.from_numpy(np.stack(means))
+    means = [mean_object(reference) for reference in references]
+    return torch.from_numpy(np.stack([mean for mean in means if mean is not None]))
 
 
 def match_posterior(

@@ -1,9 +1,9 @@
 """A bank of bounded size in place of all patches of many references: a target costs no more with 200 than with 10.
 
+Which patches are drawn follows from a short summary of each reference, so only those drawn need to be read.
 Symbols as in `matching`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backend.core.matching import ReferenceBank, check_references, gather_references, mean_objects
+from backend.core.matching import MINIMUM_MASS, ReferenceBank
 from backend.core.patch_classifier import fit_patch_classifier
+from backend.core.patches import Indices, PatchesInMemory, PatchSource, PatchSummary
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
-Indices = NDArray[np.int64]
-_SAMPLED_PATCHES = slice(0, 512, 16)
-
 
 def build_bank(references: Sequence[Reference], signature: str, *, most_patches: int) -> ReferenceBank:
+    """Return the patches of several references, thinned to `most_patches` or fewer; see `read_bank`."""
+    return read_bank(PatchesInMemory(references), signature, most_patches=most_patches)
+
+
+def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> ReferenceBank:
     """Return the patches of several references, thinned to `most_patches` or fewer.
 
     Every sum over reference patches becomes a sum over some of them, each with the mass of those it stands for:
@@ -35,7 +38,7 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
     References are put in the order of their content first, so the order given changes nothing, and no seed is needed.
 
     Args:
-        references: of one label.
+        source: of the references of one label.
         signature: of the models in use.
         most_patches: bound of the bank, at least 2.
 
@@ -43,53 +46,61 @@ def build_bank(references: Sequence[Reference], signature: str, *, most_patches:
         All patches with a weight, as they are, if they fit.
 
     Raises:
-        BadInputError: as `gather_references`; most_patches below 2.
+        BadInputError: no reference, another model's features, NaN in them, nothing marked; most_patches below 2.
     """
     if most_patches < 2:
         raise BadInputError(f"most_patches must be at least 2, one per stratum, got {most_patches}; raise it")
-    check_references(references, signature)
-    ordered = sorted(references, key=_content_digest)
-    if sum(len(reference.features) for reference in ordered) <= most_patches:
-        return gather_references(ordered, signature)
-    coverage, ignore_weight = (
-        np.concatenate([getattr(reference, name) for reference in ordered]).astype(np.float32)
-        for name in ("foreground_coverage", "ignore_weight")
-    )
-    # Any part of the mask counts: an object smaller than a patch must not be drawn with the background.
-    is_foreground = coverage > 0
-    strata = [np.flatnonzero(is_foreground & (ignore_weight > 0)), np.flatnonzero(~is_foreground & (ignore_weight > 0))]
-    sizes = _shares([len(stratum) for stratum in strata], most_patches)
-    drawn = [_every_nth(stratum, size) for stratum, size in zip(strata, sizes, strict=True)]
-    weights = np.concatenate(
-        [
-            np.full(len(some), ignore_weight[stratum].sum() / max(ignore_weight[some].sum(), 1e-6), np.float32)
-            for stratum, some in zip(strata, drawn, strict=True)
-        ]
-    )
-    chosen = np.concatenate(drawn)
-    features = _rows([reference.features for reference in ordered], chosen)
-    mass = ignore_weight[chosen] * weights
+    given = source.summaries
+    _check_summaries(given, signature)
+    order = sorted(range(len(given)), key=lambda index: given[index].content_digest)
+    summaries = [given[index] for index in order]
+    objects = torch.from_numpy(np.stack([one.mean_object for one in summaries if one.mean_object is not None]))
+    counts = [one.count for one in summaries]
+    if sum(counts) <= most_patches:
+        owners, rows = np.repeat(np.array(order, np.int64), counts), np.concatenate([np.arange(one) for one in counts])
+        weights: NDArray[np.float32] | None = None
+        read = source.read(owners, rows)
+    else:
+        strata = [[one.foreground_rows for one in summaries], [one.background_rows for one in summaries]]
+        sizes = _shares([sum(map(len, parts)) for parts in strata], most_patches)
+        drawn = [_every_nth(parts, size) for parts, size in zip(strata, sizes, strict=True)]
+        owners = np.array(order, np.int64)[np.concatenate([positions for positions, _ in drawn])]
+        read = source.read(owners, np.concatenate([rows for _, rows in drawn]))
+        weights = _weights(summaries, read.ignore_weight.astype(np.float32), sizes)
+    coverage, mass = read.foreground_coverage.astype(np.float32), read.ignore_weight.astype(np.float32)
+    if weights is not None:
+        mass = mass * weights
     return ReferenceBank(
-        torch.from_numpy(features),
-        torch.from_numpy((coverage[chosen] * mass).astype(np.float32)),
-        torch.from_numpy(((1 - coverage[chosen]) * mass).astype(np.float32)),
-        mean_objects(ordered),
+        torch.from_numpy(read.features).float().contiguous(),
+        torch.from_numpy(coverage * mass),
+        torch.from_numpy((1 - coverage) * mass),
+        objects,
     )
 
 
-def with_classifier(bank: ReferenceBank, references: Sequence[Reference]) -> ReferenceBank:
+def with_classifier(bank: ReferenceBank, summaries: Sequence[PatchSummary]) -> ReferenceBank:
     """Return the bank of these references with a classifier of its patches, if they are of enough images.
 
     Thinned patches carry the mass of those they represent, so the fit costs no more with 200 references than with ten.
     """
-    # Regions on one image share its features, whoever marked them: a sample of its first view tells images apart.
-    images = {
-        reference.features[_SAMPLED_PATCHES].tobytes()
-        for reference in references
-        if bool((reference.foreground_coverage > 0).any())
-    }
+    images = {one.image_sample for one in summaries if one.mean_object is not None}
     classifier = fit_patch_classifier(bank.features, bank.foreground, bank.background, reference_images=len(images))
     return bank if classifier is None else replace(bank, classifier=classifier)
+
+
+def _check_summaries(summaries: Sequence[PatchSummary], signature: str) -> None:
+    if not summaries:
+        raise BadInputError("matching needs at least one reference, got none; annotate an image first")
+    for summary in summaries:
+        if summary.signature != signature:
+            raise BadInputError(
+                f"references must come from the models {signature}, got {summary.signature}; "
+                "describe their images again"
+            )
+        if not summary.is_finite:
+            raise BadInputError("reference features must be finite, got NaN or infinity; encode the image again")
+    if sum(summary.mass for summary in summaries) < MINIMUM_MASS:
+        raise BadInputError("references must mark something, got masks that cover no patch; annotate the object again")
 
 
 def _shares(available: Sequence[int], most: int) -> tuple[int, int]:
@@ -98,23 +109,20 @@ def _shares(available: Sequence[int], most: int) -> tuple[int, int]:
     return of_foreground, min(background, most - of_foreground)
 
 
-def _every_nth(stratum: Indices, count: int) -> Indices:
-    return stratum[((np.arange(count) + 0.5) * len(stratum) / max(count, 1)).astype(np.int64)]
-
-
-def _rows(parts: Sequence[NDArray[np.float16]], rows: Indices) -> NDArray[np.float32]:
-    """Rows of the parts put one after the other, without putting them together: they may be gigabytes."""
+def _every_nth(parts: Sequence[NDArray[np.uint16 | np.uint32]], count: int) -> tuple[Indices, Indices]:
+    """Draw `count` rows evenly from the parts put one after the other: number of the part and row of each."""
+    stratum = np.concatenate(parts)
+    drawn = ((np.arange(count) + 0.5) * len(stratum) / max(count, 1)).astype(np.int64)
     ends = np.cumsum([len(part) for part in parts])
-    chosen = np.empty((len(rows), parts[0].shape[1]), np.float32)
-    owner = np.searchsorted(ends, rows, side="right")
-    for index in np.unique(owner):
-        own = owner == index
-        chosen[own] = parts[index][rows[own] - (ends[index] - len(parts[index]))]
-    return chosen
+    return np.searchsorted(ends, drawn, side="right"), stratum[drawn].astype(np.int64)
 
 
-def _content_digest(reference: Reference) -> bytes:
-    digest = hashlib.sha256()
-    for array in (reference.features, reference.foreground_coverage, reference.ignore_weight):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()
+def _weights(
+    summaries: Sequence[PatchSummary], drawn: NDArray[np.float32], sizes: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return the factor of each drawn patch: the weight of its stratum over the weight of what was drawn of it."""
+    factors = []
+    for stratum, some in enumerate((drawn[: sizes[0]], drawn[sizes[0] :])):
+        whole = np.float32(sum(summary.weights[stratum] for summary in summaries))
+        factors.append(np.full(len(some), whole / max(some.sum(), np.float32(1e-6)), np.float32))
+    return np.concatenate(factors)

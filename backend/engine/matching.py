@@ -10,8 +10,9 @@ from torch import Tensor
 
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, FeatureScale, make_matcher
 from backend.core.matching import ReferenceBank, ScoreMap, match_posteriors, with_others_as_background
-from backend.core.memory_bank import build_bank, with_classifier
+from backend.core.memory_bank import read_bank, with_classifier
 from backend.core.object_similarity import ObjectFeatureSpace, intra_reference_similarity, object_similarity
+from backend.core.patches import PatchesInMemory, PatchSource
 from backend.core.score_map import adaptive_threshold, map_peak
 from backend.core.types import EncodedImage, Reference
 from backend.engine.options import MatchOptions
@@ -47,9 +48,17 @@ class Matching:
         Raises:
             BadInputError: no references, features of other models, NaN in them, or nothing marked.
         """
-        bank = build_bank(references, self._signature, most_patches=options.bank_patches)
+        return self.gather_patches(PatchesInMemory(references), options)
+
+    def gather_patches(self, source: PatchSource, options: MatchOptions) -> ReferenceBank:
+        """Return what matching needs of a label's references, of whose patches only those drawn are read.
+
+        Raises:
+            BadInputError: as `gather`.
+        """
+        bank = read_bank(source, self._signature, most_patches=options.bank_patches)
         if options.matcher == "posterior" and options.classifier:
-            bank = with_classifier(bank, references)
+            bank = with_classifier(bank, source.summaries)
         try:
             return bank.to(self._device_of(options))
         except torch.OutOfMemoryError:

@@ -16,6 +16,7 @@ from backend.core.explanation import Explanation
 from backend.core.marked_objects import MarkedObject
 from backend.core.matchers import FeatureScale
 from backend.core.matching import ReferenceBank
+from backend.core.patches import PatchSource
 from backend.core.references import MaskUncertainty
 from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
@@ -214,6 +215,10 @@ class Softmatcher:
     ) -> TextScale:
         """Return how far a label's phrases are to be believed, by its own reference images: see `fit_phrases`."""
         return fit_phrases(self._matching, label, phrases, references, banks, options or self._options)
+
+    def gather_patches(self, source: PatchSource, options: MatchOptions | None = None) -> ReferenceBank:
+        """Return the same of references that are read patch by patch, see `Matching.gather_patches`."""
+        return self._matching.gather_patches(source, options or self._options)
 
     def segment(
         self,

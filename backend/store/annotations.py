@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -10,6 +10,8 @@ from backend.errors import BadInputError, NotFoundError
 from backend.store import tables
 from backend.store.database import upsert
 from backend.store.packing import reference_to_row
+from backend.store.patch_packing import pack_patches
+from backend.store.patches import insert_patches
 from backend.store.records import AnnotationRecord, NewReference, ProjectKey, UnreadAnnotation
 from backend.store.session import Database
 
@@ -53,6 +55,7 @@ class AnnotationStore(Database):
         now = self.now()
         # All packing comes before the transaction: other writers wait for the inserts only.
         rows = [reference_to_row(annotation, reference, now) for reference in references]
+        patches = [list(pack_patches(new.reference)) for new in references]
         updated_us = _microseconds(annotation.updated_at)
         with self.write() as connection:
             self._lock_project(connection, annotation.project_key)
@@ -75,8 +78,9 @@ class AnnotationStore(Database):
             else:
                 connection.execute(sa.delete(tables.annotations).where(mine))
                 connection.execute(sa.insert(tables.annotations).values(row))
-            for reference_row in rows:
-                connection.execute(sa.insert(tables.references).values(reference_row))
+            for reference_row, own in zip(rows, patches, strict=True):
+                inserted = connection.execute(sa.insert(tables.references).values(reference_row))
+                insert_patches(connection, _new_id(inserted), own)
         return True
 
     def note_problem(self, project_key: ProjectKey, annotation_id: int, problem: str) -> None:
@@ -150,6 +154,12 @@ class AnnotationStore(Database):
         )
         is_gone = sa.exists().where(deleted, gone)
         return bool(connection.scalar(sa.select(sa.or_(is_gone, sa.exists().where(newer)))))
+
+
+def _new_id(inserted: sa.CursorResult[Any]) -> int:
+    key = inserted.inserted_primary_key
+    assert key is not None  # one row was inserted
+    return int(key[0])
 
 
 def _microseconds(iso_time: str) -> int:

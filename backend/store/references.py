@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from backend.store import tables
 from backend.store.packing import row_to_reference
+from backend.store.patches import read_reference
 from backend.store.records import ProjectKey, ReferenceSummary, StoredReference
 from backend.store.session import Database
 
@@ -64,6 +65,14 @@ class ReferenceStore(Database):
         counted = sa.select(tables.references.c.label, images).where(*_references_where(project_key, None, signature))
         return {row.label: int(row.images) for row in self.read(counted.group_by(tables.references.c.label))}
 
+    def labelled_images(
+        self, project_key: ProjectKey, labels: Collection[str] | None, signature: str
+    ) -> list[tuple[str, str]]:
+        """Return the pairs of label and image tag that have references of these models."""
+        columns = tables.references.c
+        wanted = sa.select(columns.label, columns.image_tag).where(*_references_where(project_key, labels, signature))
+        return [(row.label, row.image_tag) for row in self.read(wanted.distinct())]
+
     def count_references(self) -> dict[str, int]:
         """Project key to number of references, of all models; projects without any are in it with 0."""
         joined = tables.projects.outerjoin(tables.references, tables.references.c.project_key == tables.projects.c.key)
@@ -94,18 +103,20 @@ class ReferenceStore(Database):
     def _load_references(
         self, wanted: Sequence[sa.ColumnElement[bool]], *, with_features: bool
     ) -> list[StoredReference]:
-        left_out = set() if with_features else {"features"}
+        left_out = {"features"} if with_features else {"features", "patch_summary"}
         columns = [column for column in tables.references.c if column.name not in left_out]
         in_order = sa.select(*columns).where(*wanted).order_by(tables.references.c.label, tables.references.c.digest)
         loaded = []
-        for row in self.read(in_order):
-            try:
-                loaded.append(row_to_reference(row, with_features=with_features))
-            except (ValueError, KeyError, SafetensorError) as error:
-                _log.error(
-                    "reference %d (project %s, task %d, annotation %d, label %r) is damaged and left out: %s",
-                    *(row.id, row.project_key, row.task_id, row.annotation_id, row.label, error),
-                )
+        with self.snapshot() as connection:
+            for row in connection.execute(in_order).all():
+                try:
+                    reference = read_reference(connection, row) if with_features else None
+                    loaded.append(row_to_reference(row, reference))
+                except (ValueError, KeyError, SafetensorError) as error:
+                    _log.error(
+                        "reference %d (project %s, task %d, annotation %d, label %r) is damaged and left out: %s",
+                        *(row.id, row.project_key, row.task_id, row.annotation_id, row.label, error),
+                    )
         return loaded
 
 

@@ -111,6 +111,15 @@ class Database:
             return connection.execute(query).all()
 
     @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads; all its queries see the same state."""
+        with named_errors(self._name), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            self._check_file(connection)
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """Open a transaction inside, which is committed at the end unless an error leaves the block."""
         with named_errors(self._name), self._writing.connect() as connection:

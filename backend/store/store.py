@@ -5,6 +5,7 @@ import sqlalchemy as sa
 from backend.store import tables
 from backend.store.annotations import AnnotationStore
 from backend.store.page_annotations import PageAnnotationStore
+from backend.store.patches import PatchStore
 from backend.store.pending import PendingStore
 from backend.store.projects import ProjectStore
 from backend.store.propagation_tasks import PropagationTaskStore
@@ -16,7 +17,7 @@ from backend.store.texts import TextStore
 from backend.store.tiles import TileStore
 
 
-class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore):
+class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore, PatchStore):
     """The database. Threads and processes may share it; every method is one short transaction.
 
     Every method may raise StoreUnavailableError (locked for longer than 15 s, full, unreachable, damaged) and

@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
 than that, see `Store.create_tables`."""
 
@@ -47,6 +47,8 @@ annotations = sa.Table(
     sa.Column("images", sa.Text),
     sa.Index("annotations_by_task", "project_key", "task_id"),
 )
+# Where `reference_patches` has the rows, `features` has those for phrases alone and `features_crc32` is of the summary;
+# older releases wrote everything into `features`.
 # The blobs come last and the index holds all that a digest needs: neither digests nor counts ever read a blob's page.
 references = sa.Table(
     "annotation_references",
@@ -66,11 +68,23 @@ references = sa.Table(
     sa.Column("features_crc32", sa.BigInteger, nullable=False),
     sa.Column("mask", sa.LargeBinary, nullable=False),
     sa.Column("features", sa.LargeBinary, nullable=False),
+    sa.Column("patch_summary", sa.LargeBinary),
     sa.ForeignKeyConstraint(
         ["project_key", "annotation_id"], ["annotations.project_key", "annotations.annotation_id"], ondelete="CASCADE"
     ),
     sa.Index("annotation_references_of", "project_key", "annotation_id"),
     sa.Index("annotation_references_digests", "project_key", "signature", "label", "digest"),
+)
+# A few patches a row, below the 2 kB from which PostgreSQL moves a value out of its page: a bank reads some patches of
+# each of thousands of references.
+reference_patches = sa.Table(
+    "annotation_reference_patches",
+    metadata,
+    sa.Column("reference_id", sa.ForeignKey(references.c.id, ondelete="CASCADE"), primary_key=True),
+    sa.Column("first_row", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("crc32", sa.BigInteger, nullable=False),
+    sa.Column("patches", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 # Neither of the next two needs its project to exist: a webhook may come before /setup.
 tombstones = sa.Table(

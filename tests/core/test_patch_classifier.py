@@ -1,5 +1,6 @@
 """The classifier of patches: fitted to the optimum, from enough images only, blended with the posterior."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,15 @@ from torch import Tensor
 from backend.core.matching import ReferenceBank, match_posterior, match_posteriors
 from backend.core.memory_bank import build_bank, with_classifier
 from backend.core.patch_classifier import RIDGE, PatchClassifier, classifier_share, fit_patch_classifier
+from backend.core.patches import summarize_patches
 from backend.core.score_metrics import area_under_roc
 from backend.core.types import Reference
 
 DIMS, SIGNATURE = 24, "unit-vectors"
+
+
+def _with_classifier(bank: ReferenceBank, references: Sequence[Reference]) -> ReferenceBank:
+    return with_classifier(bank, [summarize_patches(reference) for reference in references])
 
 
 def patches(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +41,7 @@ def reference(seed: int, count: int = 200) -> Reference:
 
 def bank_of(count: int, *, most_patches: int = 4000) -> ReferenceBank:
     references = [reference(seed) for seed in range(1, count + 1)]
-    return with_classifier(build_bank(references, SIGNATURE, most_patches=most_patches), references)
+    return _with_classifier(build_bank(references, SIGNATURE, most_patches=most_patches), references)
 
 
 def fitted(features: Tensor, foreground: Tensor, background: Tensor) -> PatchClassifier:
@@ -87,19 +93,19 @@ def test_two_regions_of_one_image_are_one_image() -> None:
     one = reference(1)
     other = replace(one, foreground_coverage=np.roll(one.foreground_coverage, 3))
     bank = build_bank([one, other], SIGNATURE, most_patches=4000)
-    assert with_classifier(bank, [one, other]).classifier is None
+    assert _with_classifier(bank, [one, other]).classifier is None
     two = [one, reference(2)]
-    assert with_classifier(build_bank(two, SIGNATURE, most_patches=4000), two).classifier is not None
+    assert _with_classifier(build_bank(two, SIGNATURE, most_patches=4000), two).classifier is not None
 
 
 def test_an_image_without_the_object_is_background_but_no_reference_image() -> None:
     negative = replace(reference(2), foreground_coverage=np.zeros(200, np.float16))
     some = [reference(1), negative]
-    assert with_classifier(build_bank(some, SIGNATURE, most_patches=4000), some).classifier is None
+    assert _with_classifier(build_bank(some, SIGNATURE, most_patches=4000), some).classifier is None
     three = [*some, reference(3)]
-    with_negative = with_classifier(build_bank(three, SIGNATURE, most_patches=4000), three).classifier
+    with_negative = _with_classifier(build_bank(three, SIGNATURE, most_patches=4000), three).classifier
     two = [three[0], three[2]]
-    without = with_classifier(build_bank(two, SIGNATURE, most_patches=4000), two).classifier
+    without = _with_classifier(build_bank(two, SIGNATURE, most_patches=4000), two).classifier
     assert with_negative is not None
     assert without is not None
     assert not torch.allclose(with_negative.direction, without.direction, atol=1e-3)
@@ -142,7 +148,7 @@ def test_a_patch_that_is_surely_nothing_stays_finite() -> None:
 def test_the_order_of_references_changes_no_classifier() -> None:
     references = [reference(seed) for seed in range(1, 6)]
     one, other = (
-        with_classifier(build_bank(order, SIGNATURE, most_patches=600), order).classifier
+        _with_classifier(build_bank(order, SIGNATURE, most_patches=600), order).classifier
         for order in (references, references[::-1])
     )
     assert one is not None

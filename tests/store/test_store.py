@@ -23,15 +23,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import sqlalchemy as sa
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from backend.core.memory_bank import build_bank, read_bank
 from backend.core.types import Reference
 from backend.errors import BadInputError, ConfigurationError, NotFoundError, StoreUnavailableError
 from backend.store import AnnotationRecord, NewReference, Store, StoredReference, database, tables
 from backend.store.packing import pack_mask, unpack_mask
+from backend.store.patches import DamagedPatchesError
 from backend.store.records import PropagationFilter
 from testing.fakes import stored_masks
 
@@ -96,6 +99,17 @@ def change_blob(store: Store, column: str, content: bytes, label: str) -> None:
     table = tables.references
     with store.write() as connection:
         connection.execute(sa.update(table).where(table.c.label == label).values({column: content}))
+
+
+def write_as_older_release(store: Store, new: NewReference) -> None:
+    """All arrays of a reference in one value, and no patches."""
+    features = safetensors.numpy.save(dict(new.reference.to_arrays()))
+    values = {"features": features, "features_crc32": zlib.crc32(features), "patch_summary": None}
+    mine = tables.references.c.digest == new.digest
+    with store.write() as connection:
+        ids = sa.select(tables.references.c.id).where(mine).scalar_subquery()
+        connection.execute(sa.delete(tables.reference_patches).where(tables.reference_patches.c.reference_id == ids))
+        connection.execute(sa.update(tables.references).where(mine).values(values))
 
 
 def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -280,6 +294,64 @@ class TestReferences:
             store.replace_references(annotation(task_id=task_id), [])
 
 
+class TestPatches:
+    def test_a_bank_read_from_the_store_is_the_bank_of_the_references(self, store: Store) -> None:
+        new = [new_reference(seed) for seed in range(12)]
+        for number, one in enumerate(new):
+            store.replace_references(annotation(number), [one])
+        with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
+            for most in (10, 33, 1000):
+                found = read_bank(snapshot.source(snapshot.references), SIGNATURE, most_patches=most)
+                expected = build_bank([one.reference for one in new], SIGNATURE, most_patches=most)
+                for name in ("features", "foreground", "background", "objects"):
+                    assert torch.equal(getattr(found, name), getattr(expected, name))
+
+    def test_references_of_an_older_release_give_the_same_bank_and_are_written_anew(self, store: Store) -> None:
+        new = [new_reference(seed) for seed in range(5)]
+        store.replace_references(annotation(), new)
+        write_as_older_release(store, new[2])
+        assert len(stored(store)) == 5
+        for _ in range(2):
+            with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
+                found = read_bank(snapshot.source(snapshot.references), SIGNATURE, most_patches=12)
+            expected = build_bank([one.reference for one in new], SIGNATURE, most_patches=12)
+            assert torch.equal(found.features, expected.features)
+        with store.engine.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.max(sa.func.length(tables.references.c.features)))) == 0
+        assert len(stored(store)) == 5
+
+    def test_features_for_phrases_come_back(self, store: Store) -> None:
+        new = new_reference(1)
+        text = np.arange(12, dtype=np.float16).reshape(3, 4)
+        new = replace(new, reference=replace(new.reference, text_features=text))
+        store.replace_references(annotation(), [new])
+        for is_old in (False, True):
+            if is_old:
+                write_as_older_release(store, new)
+            with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
+                assert len(snapshot.references) == 1
+            (found,) = stored(store)
+            assert found.reference is not None
+            assert found.reference.text_features is not None
+            assert np.array_equal(found.reference.text_features, text)
+
+    def test_known_summaries_are_not_read_again(self, store: Store) -> None:
+        store.replace_references(annotation(1), [new_reference(1)])
+        with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
+            known = snapshot.summaries
+        store.replace_references(annotation(2), [new_reference(2)])
+        with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known=known) as snapshot:
+            assert len(snapshot.references) == 2
+            (kept,) = known.values()
+            assert any(one.packed is kept for one in snapshot.references)
+
+    def test_patches_go_with_their_reference(self, store: Store) -> None:
+        store.replace_references(annotation(1), [new_reference(1), new_reference(2)])
+        store.delete_annotations(KEY, [1])
+        with store.engine.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(tables.reference_patches)) == 0
+
+
 class TestDeleting:
     def test_annotations_with_their_references(self, store: Store) -> None:
         for number in (1, 2, 3):
@@ -391,13 +463,50 @@ class TestDigest:
 
 
 class TestDamage:
+    @pytest.mark.parametrize("kind", ["truncated", "flipped", "missing", "summary", "bad shapes"])
+    def test_damaged_patches_cost_one_reference(
+        self, store: Store, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.replace_references(annotation(), [new_reference(1, label="good"), new_reference(2, label="bad")])
+        patch = tables.reference_patches.c
+        with store.write() as connection:
+            of_bad = sa.select(tables.references.c.id).where(tables.references.c.label == "bad").scalar_subquery()
+            content = connection.scalar(sa.select(patch.patches).where(patch.reference_id == of_bad))
+            assert content is not None
+            contents = {"truncated": content[:-3], "flipped": content[:-1] + bytes([content[-1] ^ 1])}
+            if kind == "missing":
+                connection.execute(sa.delete(tables.reference_patches).where(patch.reference_id == of_bad))
+            elif kind == "summary":
+                of_label = sa.update(tables.references).where(tables.references.c.label == "bad")
+                connection.execute(of_label.values(patch_summary=b"\x80\x04N."))
+            else:
+                values = {"patches": contents.get(kind, content[:-12])}
+                if kind == "bad shapes":
+                    values |= {"crc32": zlib.crc32(values["patches"])}
+                connection.execute(
+                    sa.update(tables.reference_patches).where(patch.reference_id == of_bad).values(values)
+                )
+        with caplog.at_level(logging.ERROR):
+            assert [one.label for one in stored(store)] == ["good"]
+        assert "annotation 1, label 'bad'" in caplog.text
+        assert len(stored_masks(store, KEY)) == 2
+        with store.patches(KEY, labels=["good", "bad"], signature=SIGNATURE, known={}) as snapshot:
+            for one in snapshot.references:
+                source = snapshot.source([one])
+                if one.label == "good":
+                    assert len(read_bank(source, SIGNATURE, most_patches=100).features) == 6
+                else:
+                    with pytest.raises(DamagedPatchesError):
+                        read_bank(source, SIGNATURE, most_patches=100)
+
     @pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "pickle", "long header", "bad shapes"])
-    def test_damaged_features_cost_one_reference(
+    def test_damaged_features_of_an_older_release_cost_one_reference(
         self, store: Store, kind: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         good, bad = new_reference(1, label="good"), new_reference(2, label="bad")
         store.replace_references(annotation(), [good, bad])
         table = tables.references
+        write_as_older_release(store, bad)
         with store.engine.connect() as connection:
             content = connection.scalar(sa.select(table.c.features).where(table.c.label == "bad"))
         assert isinstance(content, bytes)

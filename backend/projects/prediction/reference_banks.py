@@ -5,12 +5,15 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from backend import __version__
 from backend.core.matching import ReferenceBank
+from backend.core.patches import PatchSource
 from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import Reference
 from backend.engine.options import MatchOptions
@@ -25,6 +28,8 @@ from backend.projects.prediction.refiners import LabelRefiners, to_version
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
+from backend.store.patch_packing import PackedSummary
+from backend.store.patches import DamagedPatchesError, PatchedReference, PatchSnapshot, SummaryKey
 from backend.store.records import ProjectKey
 from backend.store.refiners import RefinerRecord
 
@@ -34,7 +39,6 @@ OWN_VERSIONS = "softmatcher-"
 """Prefix of every model_version of this backend, whatever its release and profile."""
 
 _MODEL_WAIT_S = 60.0
-_KEPT_PROJECTS = 4
 
 Banks = Mapping[str, Mapping[str, ReferenceBank]]
 """Image tag -> label -> the references of the label, ready to be matched."""
@@ -79,8 +83,43 @@ class PredictionContext:
         return {label: one for label, one in self.refiners.items() if label in self.banks.get(tag_name, {})}
 
 
+_BankKey = tuple[str, tuple[bytes, ...]]
+
+
+class _Loader:
+    """The lock of whoever reads a project's references."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """The last context of a project, and what makes the next one cheap.
+
+    Attributes:
+        version: the model_version.
+        banks: image tag -> label -> references.
+        sources: image tag -> label -> phrases.
+        by_references: of which references with which options each bank is.
+        summaries: of all references.
+    """
+
+    version: str
+    banks: Banks
+    sources: Sources
+    by_references: Mapping[_BankKey, ReferenceBank]
+    summaries: Mapping[SummaryKey, PackedSummary]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(bank.nbytes for bank in self.by_references.values()) + sum(
+            packed.summary.nbytes for packed in self.summaries.values()
+        )
+
+
 class ReferenceBanks:
-    """Gathers the references of projects, and keeps those of the last few."""
+    """Reads the references of projects, and keeps as many banks as `SOFTMATCHER_BANKS_MB` allows."""
 
     def __init__(
         self, settings: Settings, store: Store, models: Models, texts: TextReferences, refiners: LabelRefiners
@@ -91,7 +130,8 @@ class ReferenceBanks:
         self._models = models
         self._texts = texts
         self._calibration = calibration_in_use(settings).digest()
-        self._kept: OrderedDict[tuple[str, str], tuple[Banks, Sources]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, tuple[str, ...]], _Kept] = OrderedDict()
+        self._loading: WeakValueDictionary[tuple[str, tuple[str, ...]], _Loader] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def model_version(self, project_key: ProjectKey, *, wait_s: float = _MODEL_WAIT_S) -> str:
@@ -181,55 +221,125 @@ class ReferenceBanks:
         """
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         wanted = config.labels if labels is None else [label for label in config.labels if label in labels]
-        records = self._refiners.current(project, wanted, softmatcher.signature)
+        version, refiners = self._version_and_refiners(softmatcher, project, config, wanted)
+        options = match_options(self._settings, project)
+        key = (project.key, tuple(wanted))
+        kept = self._find(key, version)
+        if kept is None:
+            with self._lock:
+                loader = self._loading.setdefault(key, _Loader())
+            # One thread reads a version; those that wait for it find it kept.
+            with loader.lock:
+                kept = self._find(key, version) or self._load(softmatcher, project, config, wanted, options, version)
+        return PredictionContext(project, config, version, kept.banks, options, kept.sources, refiners)
+
+    def version_now(self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str]) -> str:
+        """Return the model_version that a context with these labels has; reads no references.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        return self._version_and_refiners(softmatcher, project, config, labels)[0]
+
+    def _version_and_refiners(
+        self, softmatcher: Softmatcher, project: ProjectRecord, config: LabelConfig, labels: Sequence[str]
+    ) -> tuple[str, Mapping[str, Refiner]]:
+        records = self._refiners.current(project, labels, softmatcher.signature)
         refiners = self._refiners.load(project.key, records)
         # A version never names a refiner that its masks did not have: one that could not be loaded, say.
         records = [one for one in records if one.label in refiners]
-        version = self._version(project, softmatcher.signature, config, wanted, records)
-        options = match_options(self._settings, project)
-        key = (project.key, version)
+        return self._version(project, softmatcher.signature, config, labels, records), refiners
+
+    def has_references(self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str]) -> bool:
+        """Return whether anything of the labels can be looked for; reads no references if there are no phrases.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        if self._texts.of_labels(project, config):
+            return bool(self.context(project, config, labels).tags)
+        found = self._store.labelled_images(project.key, labels, softmatcher.signature)
+        return any(config.served_by(image_tag, label) for label, image_tag in found)
+
+    def _find(self, key: tuple[str, tuple[str, ...]], version: str) -> _Kept | None:
         with self._lock:
             kept = self._kept.get(key)
-            if kept is not None:
-                self._kept.move_to_end(key)
-        if kept is None:
-            kept = self._gather(softmatcher, project, config, wanted, options)
-            with self._lock:
-                self._kept[key] = kept
-                while len(self._kept) > _KEPT_PROJECTS:
-                    self._kept.popitem(last=False)
-        return PredictionContext(project, config, version, kept[0], options, kept[1], refiners)
+            if kept is None or kept.version != version:
+                return None
+            self._kept.move_to_end(key)
+            return kept
 
-    def _gather(
+    def _load(
         self,
         softmatcher: Softmatcher,
         project: ProjectRecord,
         config: LabelConfig,
         labels: Sequence[str],
         options: MatchOptions,
-    ) -> tuple[Banks, Sources]:
-        by_tag: dict[str, dict[str, list[Reference]]] = {}
-        by_image: dict[tuple[str, str], dict[str, list[Reference]]] = {}
-        for stored in self._store.references(project.key, labels=labels, signature=softmatcher.signature):
-            if stored.reference is None:
-                continue
-            for tag_name in config.served_by(stored.image_tag, stored.label):
-                by_tag.setdefault(tag_name, {}).setdefault(stored.label, []).append(stored.reference)
-                images = by_image.setdefault((tag_name, stored.label), {})
-                images.setdefault(stored.image_sha256, []).append(stored.reference)
-        banks: dict[str, dict[str, ReferenceBank]] = {}
-        for tag_name, of_tag in by_tag.items():
-            for label, references in of_tag.items():
-                if not any(one.foreground_coverage.any() for one in references):
+        version: str,
+    ) -> _Kept:
+        key = (project.key, tuple(labels))
+        last = self._kept.get(key)
+        with self._store.patches(
+            project.key,
+            labels=labels,
+            signature=softmatcher.signature,
+            known=last.summaries if last is not None else {},
+        ) as snapshot:
+            by_tag: dict[tuple[str, str], list[PatchedReference]] = {}
+            for reference in snapshot.references:
+                for tag_name in config.served_by(reference.image_tag, reference.label):
+                    by_tag.setdefault((tag_name, reference.label), []).append(reference)
+            banks: dict[str, dict[str, ReferenceBank]] = {}
+            made: dict[_BankKey, ReferenceBank] = {}
+            for (tag_name, label), references in by_tag.items():
+                if all(one.packed.summary.mean_object is None for one in references):
                     continue  # all that is known is where the label is not
+                bank_key = (options.digest(), tuple(sorted(one.packed.summary.content_digest for one in references)))
+                bank = made.get(bank_key) or (last.by_references.get(bank_key) if last is not None else None)
                 try:
-                    banks.setdefault(tag_name, {})[label] = softmatcher.gather(references, options)
+                    bank = bank or read_undamaged(
+                        snapshot, references, partial(softmatcher.gather_patches, options=options)
+                    )
                 except BadInputError as error:
                     # One label that cannot be matched leaves the others their predictions.
                     logger.warning("project=%s label=%s: %s", project.key, label, error)
+                    continue
+                made[bank_key] = bank
+                banks.setdefault(tag_name, {})[label] = bank
+            summaries = snapshot.summaries
+        sources = self._sources(softmatcher, project, config, labels, options, banks)
+        kept = _Kept(version, banks, sources, made, summaries)
+        with self._lock:
+            self._kept[key] = kept
+            self._kept.move_to_end(key)
+            bytes_left = self._settings.banks_mb * 1e6 - sum(one.nbytes for one in self._kept.values())
+            while bytes_left < 0 and len(self._kept) > 1:
+                bytes_left += self._kept.popitem(last=False)[1].nbytes
+        return kept
+
+    def _sources(
+        self,
+        softmatcher: Softmatcher,
+        project: ProjectRecord,
+        config: LabelConfig,
+        labels: Sequence[str],
+        options: MatchOptions,
+        banks: Banks,
+    ) -> Sources:
         phrases = self._texts.of_labels(project, config)
         if not phrases:
-            return banks, {}
+            return {}
+        # A phrase is measured on whole references of its label, with their patches in the space of the text.
+        by_image: dict[tuple[str, str], dict[str, list[Reference]]] = {}
+        spoken = [label for label in labels if label in phrases]
+        for stored in self._store.references(project.key, labels=spoken, signature=softmatcher.signature):
+            for tag_name in config.served_by(stored.image_tag, stored.label) if stored.reference is not None else ():
+                assert stored.reference is not None
+                images = by_image.setdefault((tag_name, stored.label), {})
+                images.setdefault(stored.image_sha256, []).append(stored.reference)
         digest = self._texts.digest(project, config)
         assert digest is not None  # there are phrases
         scales = self._texts.scales(project.key, digest)
@@ -248,7 +358,7 @@ class ReferenceBanks:
                     scale = scale if scale is not None and scale.is_gated else None
                 if scale is not None and scale.weight > 0:
                     sources.setdefault(tag.name, {})[label] = PhraseSource(phrases[label], scale)
-        return banks, sources
+        return sources
 
     def fit(
         self,
@@ -277,6 +387,25 @@ class ReferenceBanks:
         """
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         return self._store.references_digest(project.key, labels, softmatcher.signature)
+
+
+def read_undamaged(
+    snapshot: PatchSnapshot,
+    references: Sequence[PatchedReference],
+    gather: Callable[[PatchSource], ReferenceBank],
+) -> ReferenceBank:
+    """Return the bank of a label's references; damaged ones are left out and logged.
+
+    Raises:
+        BadInputError: none is left, or they cannot be matched.
+    """
+    left = list(references)
+    while True:
+        try:
+            return gather(snapshot.source(left))
+        except DamagedPatchesError as error:
+            logger.error("reference %d is damaged and left out: %s", error.reference_id, error)
+            left = [one for one in left if one.id != error.reference_id]
 
 
 def _places(config: LabelConfig, label: str) -> list[str]:

@@ -128,11 +128,12 @@ class PropagationPlans:
             ModelUnavailableError: no models.
         """
         config = parse_label_config(project.label_config)
-        context = self._banks.context(project, config, wanted.labels)
-        digest = self._banks.references_digest(
-            project, [label for label in config.labels if wanted.labels is None or label in wanted.labels]
+        labels = [label for label in config.labels if wanted.labels is None or label in wanted.labels]
+        return (
+            self._banks.version_now(project, config, labels),
+            self._banks.references_digest(project, labels),
+            self._banks.has_references(project, config, labels),
         )
-        return context.version, digest, bool(context.tags)
 
 
 def project_of(store: Store, project_key: ProjectKey) -> ProjectRecord:

@@ -1,0 +1,159 @@
+"""The patches of references: summaries that say which are worth reading, and where they are read from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.types import Reference
+from backend.errors import BadInputError
+
+Indices = NDArray[np.int64]
+_SAMPLED_PATCHES = slice(0, 512, 16)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSummary:
+    """Summary of a reference's patches: all that a bank needs before it reads any of them.
+
+    Attributes:
+        signature: of the models that made the features.
+        content_digest: sha256 of all arrays of the reference.
+        image_sample: sha256 of some features of the image as it is, which all regions on the image share.
+        count: R, number of patches.
+        foreground_rows: (F,) uint16 or uint32: patches that the mask touches and that have an ignore weight above 0.
+        background_rows: (B,) likewise: the others with an ignore weight above 0.
+        weights: sums of the ignore weights of both, exact.
+        mass: sum of coverage times ignore weight.
+        mean_object: (D,) float32: mean feature of the object; None if the reference marks none.
+        is_finite: whether the features hold neither NaN nor infinity.
+    """
+
+    signature: str
+    content_digest: bytes
+    image_sample: bytes
+    count: int
+    foreground_rows: NDArray[np.uint16 | np.uint32]
+    background_rows: NDArray[np.uint16 | np.uint32]
+    weights: tuple[float, float]
+    mass: float
+    mean_object: NDArray[np.float32] | None
+    is_finite: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Return about how many bytes it occupies."""
+        own = 0 if self.mean_object is None else self.mean_object.nbytes
+        return 1024 + self.foreground_rows.nbytes + self.background_rows.nbytes + own
+
+
+@dataclass(frozen=True, eq=False)
+class PatchRows:
+    """Some patches: (N, D) features, (N,) foreground coverage and ignore weight, all float16; see `Reference`."""
+
+    features: NDArray[np.float16]
+    foreground_coverage: NDArray[np.float16]
+    ignore_weight: NDArray[np.float16]
+
+
+class PatchSource(Protocol):
+    """The references of a label: their summaries at hand, their patches to be read."""
+
+    @property
+    def summaries(self) -> Sequence[PatchSummary]:
+        """Return one summary per reference, in any order."""
+        ...
+
+    def read(self, owners: Indices, rows: Indices) -> PatchRows:
+        """Return patch `rows[n]` of reference `owners[n]` for each n, in this order."""
+        ...
+
+
+class PatchesInMemory:
+    """References that are in memory as a whole.
+
+    Raises:
+        BadInputError: shapes that don't agree.
+    """
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        self._references = references
+        self.summaries = [summarize_patches(reference) for reference in references]
+
+    def read(self, owners: Indices, rows: Indices) -> PatchRows:
+        """Return patches, see `PatchSource`."""
+        first = self._references[0].features
+        features = np.empty((len(rows), first.shape[1]), first.dtype)
+        coverage, weight = np.empty(len(rows), np.float16), np.empty(len(rows), np.float16)
+        for owner in np.unique(owners):
+            own, reference = owners == owner, self._references[owner]
+            features[own] = reference.features[rows[own]]
+            coverage[own] = reference.foreground_coverage[rows[own]]
+            weight[own] = reference.ignore_weight[rows[own]]
+        return PatchRows(features, coverage, weight)
+
+
+def summarize_patches(reference: Reference) -> PatchSummary:
+    """Return the summary of a reference.
+
+    Raises:
+        BadInputError: shapes that don't agree.
+    """
+    check_shapes(reference)
+    coverage, weight = reference.foreground_coverage, reference.ignore_weight
+    # Any part of the mask counts: an object smaller than a patch must not be drawn with the background.
+    is_foreground, has_weight = coverage > 0, weight > 0
+    rows = [np.flatnonzero(has_weight & is_foreground), np.flatnonzero(has_weight & ~is_foreground)]
+    small = np.uint16 if len(coverage) <= np.iinfo(np.uint16).max else np.uint32
+    # float16 values add up in float64 without rounding, in whatever order.
+    sums = [float(weight[some].sum(dtype=np.float64)) for some in rows]
+    return PatchSummary(
+        reference.signature,
+        _content_digest(reference),
+        hashlib.sha256(reference.features[_SAMPLED_PATCHES].tobytes()).digest(),
+        len(coverage),
+        rows[0].astype(small),
+        rows[1].astype(small),
+        (sums[0], sums[1]),
+        float(coverage.astype(np.float32) @ weight),
+        mean_object(reference),
+        bool(np.isfinite(reference.features).all()),
+    )
+
+
+def check_shapes(reference: Reference) -> None:
+    """Check that the arrays of a reference have one row per patch.
+
+    Raises:
+        BadInputError: they don't.
+    """
+    count = len(reference.features)
+    if (
+        reference.features.ndim != 2
+        or reference.foreground_coverage.shape != (count,)
+        or reference.ignore_weight.shape != (count,)
+    ):
+        raise BadInputError(
+            "reference must have features (R, D), foreground_coverage (R,) and ignore_weight (R,), got "
+            f"{reference.features.shape}, {reference.foreground_coverage.shape} and "
+            f"{reference.ignore_weight.shape}; describe its image again"
+        )
+
+
+def mean_object(reference: Reference) -> NDArray[np.float32] | None:
+    """Return the mean feature of the object on a reference, (D,) float32; None if it marks none."""
+    marked = np.flatnonzero(reference.foreground_coverage > 0)
+    if not len(marked):
+        return None
+    coverage = reference.foreground_coverage[marked].astype(np.float32)
+    return np.asarray(coverage @ reference.features[marked].astype(np.float32) / coverage.sum(), np.float32)
+
+
+def _content_digest(reference: Reference) -> bytes:
+    digest = hashlib.sha256()
+    for array in (reference.features, reference.foreground_coverage, reference.ignore_weight):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -1,0 +1,144 @@
+"""A reference's patches as rows of their own, and their summary: a bank reads the few that it draws.
+
+A patch is its feature, its foreground coverage and its ignore weight, all float16, one after the other.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from backend.core.patches import PatchSummary, summarize_patches
+from backend.core.types import Json, Reference
+
+_BYTES_A_ROW = 1900
+"""Bound of a row of the table, unless a single patch is larger; see `tables.reference_patches`."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSummary:
+    """A summary, and how the patches that it is of are packed.
+
+    Attributes:
+        summary: for the bank.
+        depth: D, number of channels of a feature.
+        patches_a_row: of the table; the last row of a reference may have fewer.
+        text_crc32: of what `pack_text_features` packed.
+    """
+
+    summary: PatchSummary
+    depth: int
+    patches_a_row: int
+    text_crc32: int
+
+
+def pack_summary(reference: Reference) -> bytes:
+    """Pack the summary of a reference's patches as safetensors bytes.
+
+    Raises:
+        BadInputError: shapes that don't agree.
+    """
+    summary, depth = summarize_patches(reference), reference.features.shape[1]
+    bits = np.zeros((2, summary.count), bool)
+    for stratum, rows in zip(bits, (summary.foreground_rows, summary.background_rows), strict=True):
+        stratum[rows] = True
+    arrays = {
+        "content_digest": np.frombuffer(summary.content_digest, np.uint8),
+        "image_sample": np.frombuffer(summary.image_sample, np.uint8),
+        "layout": np.array([summary.count, depth, _patches_a_row(depth), summary.is_finite], np.int64),
+        "strata": np.packbits(bits, axis=1),
+        "text_crc32": np.array([zlib.crc32(pack_text_features(reference))], np.int64),
+        "sums": np.array([*summary.weights, summary.mass], np.float64),
+    }
+    if summary.mean_object is not None:
+        arrays["mean_object"] = np.ascontiguousarray(summary.mean_object)
+    return bytes(safetensors.numpy.save(arrays))
+
+
+def unpack_summary(packed: bytes, crc32: int, signature: str) -> PackedSummary:
+    """Unpack a summary of `pack_summary`.
+
+    Raises:
+        ValueError: damaged.
+    """
+    if zlib.crc32(packed) != crc32:
+        raise ValueError(f"the {len(packed)} bytes of its summary do not match their checksum")
+    try:
+        arrays = safetensors.numpy.load(packed)
+        count, depth, patches_a_row, is_finite = (int(one) for one in arrays["layout"])
+        foreground, background = (np.flatnonzero(bits) for bits in np.unpackbits(arrays["strata"], axis=1, count=count))
+        small = np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
+        text_crc32 = int(arrays["text_crc32"][0])
+        of_foreground, of_background, mass = (float(one) for one in arrays["sums"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"its summary is damaged: {error}") from error
+    summary = PatchSummary(
+        signature,
+        arrays["content_digest"].tobytes(),
+        arrays["image_sample"].tobytes(),
+        count,
+        foreground.astype(small),
+        background.astype(small),
+        (of_foreground, of_background),
+        mass,
+        arrays.get("mean_object"),
+        bool(is_finite),
+    )
+    return PackedSummary(summary, depth, patches_a_row, text_crc32)
+
+
+def pack_patches(reference: Reference) -> Iterator[Json]:
+    """Yield the columns of `tables.reference_patches` for all patches of a reference, except the reference's id."""
+    joined = np.column_stack([reference.features, reference.foreground_coverage, reference.ignore_weight])
+    patches = np.ascontiguousarray(joined, np.float16)
+    step = _patches_a_row(reference.features.shape[1])
+    for first_row in range(0, len(patches), step):
+        content = patches[first_row : first_row + step].tobytes()
+        yield {"first_row": first_row, "crc32": zlib.crc32(content), "patches": content}
+
+
+def unpack_patches(content: bytes, crc32: int, depth: int) -> NDArray[np.float16]:
+    """Unpack one row of `pack_patches`: (n, D + 2) float16, n patches.
+
+    Raises:
+        ValueError: damaged.
+    """
+    if zlib.crc32(content) != crc32:
+        raise ValueError(f"{len(content)} bytes of its features do not match their checksum")
+    return np.frombuffer(content, np.float16).reshape(-1, depth + 2)
+
+
+def pack_text_features(reference: Reference) -> bytes:
+    """Pack the patches' features in the space of the text encoder; b"" without any."""
+    if reference.text_features is None:
+        return b""
+    return bytes(safetensors.numpy.save({"text_features": np.ascontiguousarray(reference.text_features, np.float16)}))
+
+
+def unpack_text_features(packed: bytes, crc32: int) -> NDArray[np.float16] | None:
+    """Unpack what `pack_text_features` packed.
+
+    Raises:
+        ValueError, KeyError, SafetensorError: damaged.
+    """
+    if zlib.crc32(packed) != crc32:
+        raise ValueError(f"{len(packed)} bytes of its features for phrases do not match their checksum")
+    return safetensors.numpy.load(packed)["text_features"] if packed else None
+
+
+def patches_to_reference(
+    patches: NDArray[np.float16], signature: str, text_features: NDArray[np.float16] | None
+) -> Reference:
+    """Make a reference of all its patches, (R, D + 2) float16, and of what `unpack_text_features` returned."""
+    features, coverage, weight = (
+        np.ascontiguousarray(part) for part in (patches[:, :-2], patches[:, -2], patches[:, -1])
+    )
+    return Reference(features, coverage, weight, signature, text_features)
+
+
+def _patches_a_row(depth: int) -> int:
+    return max(1, _BYTES_A_ROW // (2 * (depth + 2)))
