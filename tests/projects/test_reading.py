@@ -87,13 +87,15 @@ def test_start_training_gives_what_a_fresh_reading_gives(
     tasks.use_projects(later.projects, later.queue)  # type: ignore[arg-type]
     connect(later, label_config=config, **params)
 
-    page = later.client.get("/projects/1").text
+    page = later.client.get("/projects/1?tab=references").text
     assert f"{len(before)} references were made with other settings" in page
+    assert f"{len(before)} made with other settings than now" in later.client.get("/projects/1").text
     start_training(later)
 
     assert made_of(later) == fresh(tmp_path, annotated, config, params, **settings)
     assert made_of(later) != before
-    assert "made with other settings" not in later.client.get("/projects/1").text
+    for tab in ("gallery", "references"):
+        assert "made with other settings" not in later.client.get(f"/projects/1?tab={tab}").text
 
 
 def test_what_no_reference_is_made_of_changes_nothing(annotated: Backend) -> None:
