@@ -248,7 +248,8 @@ class FakeLabelStudio:
     def annotate(self, annotation_id: int, task_id: int, result: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat()
         self.annotations[annotation_id] = {
-            "id": annotation_id, "task": task_id, "result": result, "was_cancelled": False, "updated_at": now, **more,
+            "id": annotation_id, "task": task_id, "result": result, "was_cancelled": False,
+            "created_at": self.annotations.get(annotation_id, {}).get("created_at", now), "updated_at": now, **more,
         }  # fmt: skip
         return self.annotations[annotation_id]
 

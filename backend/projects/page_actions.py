@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from backend.core.types import Json
 from backend.errors import BadInputError, ConflictError, NotFoundError, SoftmatcherError
+from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import new_region_id
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
@@ -14,6 +16,9 @@ from backend.projects.options import ProjectOptions, read_extra_params
 from backend.projects.prediction.reference_banks import OWN_VERSIONS
 from backend.store import ProjectRecord, Store
 from backend.store.records import PageAnnotation, ProjectKey
+
+_UNTOUCHED = timedelta(seconds=0.2)
+"""Label Studio notes both times of an annotation as it creates it: later, somebody changed it."""
 
 logger = logging.getLogger(__name__)
 
@@ -101,23 +106,37 @@ class PageActions:
         drawn = {**region, "origin": "manual", "id": new_region_id()}
         return self._annotate(project, task, [drawn], "keep", _new_batch(), (), None)
 
-    def undo(self, project: ProjectRecord, batch: str) -> list[int]:
-        """Delete the annotations that one action made; return their tasks.
+    def undo(self, project: ProjectRecord, batch: str) -> tuple[list[int], list[int]]:
+        """Delete the annotations that one action made, but for those that somebody changed since.
+
+        Returns:
+            The tasks of those that were deleted, and of those that stay.
 
         Raises:
             NotFoundError: nothing is left to undo of it.
+            ConflictError: all of them were changed since.
             LabelStudioError: Label Studio cannot be asked.
         """
         made = self._store.page_annotations.of_batch(project.key, batch)
         if not made:
             raise NotFoundError("there is nothing left to undo of this action")
         client = self._connections.client(project.key)
+        undone, changed = [], []
         for one in made:
+            if _is_changed(client, one.annotation_id):
+                changed.append(one.task_id)
+                continue
             client.delete_annotation(one.annotation_id)
             self._store.page_annotations.forget(project.key, [one.annotation_id])
             self._store.delete_annotations(project.key, [one.annotation_id])
+            undone.append(one.task_id)
+        if not undone:
+            named = ", ".join(map(str, changed[:5]))
+            raise ConflictError(
+                f"somebody changed what this action made (task {named}): it stays; open it in Label Studio to delete it"
+            )
         self._store.tiles.touch(project.key)
-        return [one.task_id for one in made]
+        return undone, changed
 
     def save_min_score(self, project: ProjectRecord, score: float) -> ProjectOptions:
         """Write a project's `min_score` into the extra params of its ML backend in Label Studio.
@@ -192,6 +211,19 @@ class PageActions:
 
 def _regions(prediction: Json) -> list[Json]:
     return [region for region in prediction.get("result") or () if isinstance(region, dict)]
+
+
+def _is_changed(client: LabelStudioClient, annotation_id: int) -> bool:
+    """Return whether somebody saved an annotation after it was made; False for one that is gone."""
+    try:
+        annotation = client.annotation(annotation_id)
+    except NotFoundError:
+        return False
+    try:
+        created, updated = (datetime.fromisoformat(annotation[name]) for name in ("created_at", "updated_at"))
+        return updated - created > _UNTOUCHED
+    except (KeyError, TypeError, ValueError):
+        return True  # nobody knows, so it stays
 
 
 def _new_batch() -> str:

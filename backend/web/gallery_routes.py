@@ -133,13 +133,13 @@ def create_gallery_routes(projects: Projects, queue: JobQueue, slots: Prediction
         batch = read_fields().get("batch")
         if not isinstance(batch, str) or not 1 <= len(batch) <= 64:
             raise BadInputError('expected "batch": what an action answered, or a text')
-        tasks = actions.undo(project, batch)
+        tasks, changed = actions.undo(project, batch)
         look_again(project)
         try:
             queue.refresh_tiles(project.key)
         except QueueUnavailableError:
             store.mark_for_reconcile(project.key)
-        return {"tasks": tasks}
+        return {"tasks": tasks, "changed": changed}
 
     @routes.post("/tasks/<int:task_id>/preview")
     def preview(project_id: int, task_id: int) -> Json:

@@ -1,5 +1,6 @@
 """The gallery over fakes: tiles, filters, what is visible, what people decide on tiles."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -168,10 +169,30 @@ def test_accept_makes_an_annotation_that_can_be_undone(ready: Backend) -> None:
     assert (annotation["task"], annotation["parent_prediction"]) == (2, 2)
     assert tiles(ready, 2)[2]["references"] == ["Cat"]
     assert ready.client.post("/projects/1/tasks/2/accept", json={}).status_code == 409
-    assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).get_json() == {"tasks": [2]}
+    assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).get_json() == {
+        "tasks": [2],
+        "changed": [],
+    }
     assert made["annotation"] not in ready.label_studio.annotations
     assert not tiles(ready, 2)[2]["is_annotated"]
     assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).status_code == 404
+
+
+def test_undo_keeps_what_somebody_changed_since(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    done = ready.client.post("/projects/1/gallery/accept", json={"min_score": 0.7}).get_json()
+    ready.work()
+    of_task = {one["task"]: one for one in ready.label_studio.annotations.values()}
+    later = (datetime.fromisoformat(of_task[2]["created_at"]) + timedelta(seconds=5)).isoformat()
+    of_task[2]["updated_at"] = later
+    undone = ready.client.post("/projects/1/gallery/undo", json={"batch": done["batch"]})
+    assert undone.get_json() == {"tasks": [3], "changed": [2]}
+    assert sorted(one["task"] for one in ready.label_studio.annotations.values()) == [1, 2]
+    again = ready.client.post("/projects/1/gallery/undo", json={"batch": done["batch"]})
+    assert again.status_code == 409
+    assert "somebody changed what this action made (task 2)" in again.text
+    assert of_task[2]["id"] in ready.label_studio.annotations
 
 
 def test_accept_all_above_a_score_says_the_number_first(ready: Backend) -> None:

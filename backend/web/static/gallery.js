@@ -175,7 +175,8 @@ function ended() {
 async function undo() {
   if (!lastBatch) return;
   const done = await send(`${base}/gallery/undo`, { batch: lastBatch });
-  remember(null, done.error || `${done.tasks.length} ${done.tasks.length === 1 ? "annotation is" : "annotations are"} taken back`);
+  const left = done.changed?.length ? `; ${done.changed.length} changed since by somebody, and kept` : "";
+  remember(null, done.error || `${done.tasks.length} ${done.tasks.length === 1 ? "annotation is" : "annotations are"} taken back${left}`);
   if (done.tasks) await drawTiles(tiles().map(idOf));
 }
 
