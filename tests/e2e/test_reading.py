@@ -57,7 +57,7 @@ def train(project: Project) -> None:
 
 
 def page(project: Project) -> str:
-    return project.backend.get(f"/projects/{project.id}").text
+    return project.backend.get(f"/projects/{project.id}?tab=references").text
 
 
 def test_start_training_reads_annotations_with_the_settings_of_now(project: Project) -> None:
