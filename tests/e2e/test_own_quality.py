@@ -51,11 +51,18 @@ def run(backend: Backend, *arguments: str) -> str:
     return done.stdout
 
 
+def without_ages(value: Any) -> Any:
+    """The same without what only tells how long ago something was: `created_ago` and the like."""
+    if isinstance(value, dict):
+        return {key: without_ages(part) for key, part in value.items() if not str(key).endswith("_ago")}
+    return [without_ages(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def state_of(project: Project) -> Any:
     """What Label Studio has of a project: annotations and predictions of all tasks, and the project's own settings."""
     listing: Callable[..., Any] = project.label_studio.call
     tasks = listing("GET", f"/api/tasks?project={project.id}&fields=all&review=true&page_size=100")["tasks"]
-    content = [(one["id"], one["data"], one["annotations"], one["predictions"]) for one in tasks]
+    content = [without_ages((one["id"], one["data"], one["annotations"], one["predictions"])) for one in tasks]
     return content, project.label_studio.project(project.id)["model_version"], project.version()
 
 
