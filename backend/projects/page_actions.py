@@ -14,6 +14,7 @@ from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.options import ProjectOptions, read_extra_params
 from backend.projects.prediction.reference_banks import OWN_VERSIONS
+from backend.projects.project_refresh import refresh_project
 from backend.store import ProjectRecord, Store
 from backend.store.records import PageAnnotation, ProjectKey
 
@@ -113,13 +114,15 @@ class PageActions:
             The tasks of those that were deleted, and of those that stay.
 
         Raises:
-            NotFoundError: nothing is left to undo of it.
+            NotFoundError: nothing is left to undo of it, or Label Studio does not show the project.
             ConflictError: all of them were changed since.
             LabelStudioError: Label Studio cannot be asked.
         """
         made = self._store.page_annotations.of_batch(project.key, batch)
         if not made:
             raise NotFoundError("there is nothing left to undo of this action")
+        # A token that does not see the project does not see its annotations either: they would all look gone.
+        refresh_project(self._store, self._connections, project.key)
         client = self._connections.client(project.key)
         undone, changed = [], []
         for one in made:

@@ -195,6 +195,21 @@ def test_undo_keeps_what_somebody_changed_since(ready: Backend) -> None:
     assert of_task[2]["id"] in ready.label_studio.annotations
 
 
+def test_undo_forgets_nothing_if_label_studio_hides_the_project(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    made = ready.client.post("/projects/1/tasks/2/accept", json={}).get_json()
+    ready.work()
+    before = ready.projects.store.list_references(ready.label_studio.key)
+    hidden = ready.label_studio.annotations.pop(made["annotation"])
+    ready.label_studio.has_project = False
+    assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).status_code == 404
+    assert ready.projects.store.list_references(ready.label_studio.key) == before
+    ready.label_studio.annotations[made["annotation"]] = hidden
+    ready.label_studio.has_project = True
+    assert ready.client.post("/projects/1/gallery/undo", json={"batch": made["batch"]}).status_code == 200
+
+
 def test_accept_all_above_a_score_says_the_number_first(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
