@@ -1,13 +1,13 @@
 """Annotations that people made on the project's page: what can be undone there, and what they say is absent."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.propagation_tasks import portions
 from backend.store.propagations import lock_project
 from backend.store.records import PageAnnotation, ProjectKey
@@ -17,18 +17,8 @@ _SHOWN: Final = 1000
 """Annotations of a batch that are undone at a time."""
 
 
-class PageAnnotationStore:
+class PageAnnotationStore(StorePart):
     """Reached as `Store.page_annotations`. Every method is one short transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-        now: Callable[[], float],
-    ) -> None:
-        self._read = read
-        self._write = write
-        self._now = now
 
     def add(self, project_key: ProjectKey, annotation: PageAnnotation) -> None:
         """Remember an annotation.

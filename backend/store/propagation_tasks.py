@@ -5,7 +5,6 @@ holds the lease may finish it, so a job that was given up on and comes back late
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from backend.core.types import Json
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.records import FailureGroup, ProjectKey, PropagationCounts, TaskOutcome, TaskRow
 
 ACTIVE: Final = ("planning", "running", "finishing")
@@ -32,18 +32,8 @@ PENDING: Final[Json] = {
 _runs, _rows = tables.propagations, tables.propagation_tasks
 
 
-class PropagationTaskStore:
+class PropagationTaskStore(StorePart):
     """The tasks; reached as `Store.propagation_tasks`. Every method is one short transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-        now: Callable[[], float],
-    ) -> None:
-        self._read = read
-        self._write = write
-        self._now = now
 
     def lease(
         self, propagation_id: int, lease: str, limit: int, *, on_given_up: Callable[[int], None] = lambda _: None

@@ -1,8 +1,7 @@
 """Propagations: what was asked for, how far it is, and how it ended. Their tasks are in `propagation_tasks`."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -10,6 +9,7 @@ import sqlalchemy as sa
 from backend.core.types import Json
 from backend.errors import ConflictError, NotFoundError
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.propagation_tasks import ACTIVE, PENDING, UNFINISHED, insert_rows, portions, set_pending
 from backend.store.records import ProjectKey, PropagationFilter, PropagationRecord
 
@@ -18,18 +18,8 @@ _KEPT_A_PROJECT: Final = 20
 _runs, _rows = tables.propagations, tables.propagation_tasks
 
 
-class PropagationStore:
+class PropagationStore(StorePart):
     """Propagations; reached as `Store.propagations`. Every method is one short transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-        now: Callable[[], float],
-    ) -> None:
-        self._read = read
-        self._write = write
-        self._now = now
 
     # -- propagations
 

@@ -1,32 +1,20 @@
 """Estimates of a project's quality: the newest one."""
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
 import sqlalchemy as sa
 
 from backend.core.types import Json
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.propagations import lock_project
 from backend.store.records import ProjectKey
 
 _estimates = tables.quality_estimates
 
 
-class QualityStore:
+class QualityStore(StorePart):
     """Reached as `Store.quality`."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-        now: Callable[[], float],
-    ) -> None:
-        self._read = read
-        self._write = write
-        self._now = now
 
     def save(self, project_key: ProjectKey, model_version: str, figures: Json) -> None:
         """Remember the newest estimate of a project.

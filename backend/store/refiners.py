@@ -1,10 +1,7 @@
 """Refiners that references switched on: the newest of each label, with the references that it was trained on."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -13,6 +10,7 @@ from safetensors import SafetensorError
 
 from backend.core.types import Arrays
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.propagations import lock_project
 from backend.store.records import ProjectKey
 
@@ -34,16 +32,8 @@ class RefinerRecord:
     digest: str
 
 
-class RefinerStore:
+class RefinerStore(StorePart):
     """Reached as `Store.refiners`."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-    ) -> None:
-        self._read = read
-        self._write = write
 
     def save(self, project_key: ProjectKey, record: RefinerRecord, arrays: Arrays | None) -> None:
         """Remember the newest outcome of a label.

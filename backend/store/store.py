@@ -39,10 +39,10 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore, PatchSt
         self.propagations = PropagationStore(self.read, self.write, self.about_now)
         self.propagation_tasks = PropagationTaskStore(self.read, self.write, self.about_now)
         self.quality = QualityStore(self.read, self.write, self.about_now)
-        self.refiners = RefinerStore(self.read, self.write)
+        self.refiners = RefinerStore(self.read, self.write, self.about_now)
         self.tiles = TileStore(self.read, self.write, self.about_now)
         self.page_annotations = PageAnnotationStore(self.read, self.write, self.about_now)
-        self.texts = TextStore(self.read, self.write)
+        self.texts = TextStore(self.read, self.write, self.about_now)
 
     def mark_gone(self, key: str, reason: str) -> bool:
         """Note that Label Studio says it does not have a project: its propagations end, its data stays.

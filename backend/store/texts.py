@@ -1,9 +1,8 @@
 """Phrases of labels: text references, and the scales of those that no reference image measures."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Final
 
 import numpy as np
 import sqlalchemy as sa
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from backend.core.phrases import Phrase
 from backend.core.types import Json
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.propagations import lock_project
 from backend.store.records import ProjectKey, TextReference
 
@@ -26,16 +26,8 @@ def source_of_annotation(annotation_id: int) -> str:
     return f"annotation {annotation_id}"
 
 
-class TextStore:
+class TextStore(StorePart):
     """Reached as `Store.texts`. Every method is one short transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-    ) -> None:
-        self._read = read
-        self._write = write
 
     def replace(
         self,

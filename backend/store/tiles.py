@@ -5,14 +5,14 @@ for one number to learn whether anything is new.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from backend.core.types import Json
 from backend.store import tables
+from backend.store.part import StorePart
 from backend.store.propagation_tasks import portions
 from backend.store.propagations import lock_project
 from backend.store.records import ProjectKey, TileFilter, TilePrediction, TileRegion
@@ -23,18 +23,8 @@ VISIBLE_CHANGE: Final = 0.02
 _tiles, _labels, _counters = tables.tiles, tables.tile_labels, tables.tile_counters
 
 
-class TileStore:
+class TileStore(StorePart):
     """Reached as `Store.tiles`. Every method is one short transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[sa.Select[Any]], Sequence[sa.Row[Any]]],
-        write: Callable[[], AbstractContextManager[sa.Connection]],
-        now: Callable[[], float],
-    ) -> None:
-        self._read = read
-        self._write = write
-        self._now = now
 
     def save(self, project_key: ProjectKey, tiles: Sequence[TilePrediction]) -> int:
         """Replace the tiles of some tasks; return the project's counter, which is theirs, too.
