@@ -1,17 +1,16 @@
 """Competition: which labels are on an image, and which of them gets a pixel that several claim."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from backend.core.masks import resolve_overlaps
+from backend.core.masks import iou, resolve_overlaps
 from backend.core.types import Mask
 from backend.engine.options import MatchOptions
 from backend.engine.plans import LabelCandidate
 
-SAME_REGION_IOU = 0.5
-"""Masks of two labels whose IoU is at least this are one region: it goes to one of them as a whole."""
+SAME_REGION_IOU = 0.35
+"""Masks of two labels whose IoU is at least this are one region: it goes to one of them as a whole. From 0.3 to 0.4
+nothing changes but by chance (docs/experiments.md)."""
 LEAST_LEFT_SHARE = 0.3
 """A label that loses more than the rest of its mask to others is not there."""
 
@@ -33,46 +32,56 @@ class CompetitionResult:
     is_kept: bool
 
 
-def compete(candidates: Sequence[LabelCandidate], options: MatchOptions) -> list[CompetitionResult]:
+def compete(
+    candidates: Sequence[LabelCandidate],
+    options: MatchOptions,
+    *,
+    beside: Mapping[int, LabelCandidate] | None = None,
+) -> list[CompetitionResult]:
     """Decide which labels are there, and then which of them gets the pixels that several claim.
 
-    A label that is not there takes nothing from one that is. If two masks are mostly the same region, the label with
-    the larger presence probability gets all that they share; elsewhere each pixel goes to the label with the higher
-    posterior.
+    The label with the largest presence probability of all is there if it would be alone. Another one must be there
+    beside the others, too. A label that is not there takes nothing from one that is. Two masks on the
+    same region are one object, which the label with the larger presence probability gets; elsewhere each pixel goes to
+    the label with the higher posterior beside the others.
+
+    Args:
+        candidates: of each label as if it were alone.
+        options: what presence requires, and whether labels may overlap.
+        beside: index of a label -> its candidate with the others' objects as background; labels without one are taken
+            as they are.
     """
-    is_there = [candidate.is_there(options) for candidate in candidates]
-    masks = [candidate.mask for candidate in candidates]
+    again = {**dict(enumerate(candidates)), **(beside or {})}
     chances = [candidate.presence for candidate in candidates]
-    while options.overlap == "exclusive":
-        present = [index for index, there in enumerate(is_there) if there]
-        own = _without_shared_regions([masks[index] for index in present], [chances[index] for index in present])
-        left = dict(zip(present, own, strict=True))
-        # What is left of a region that went to another label is no object of its own, and the others get it back.
-        gone = [index for index in present if left[index].sum() < LEAST_LEFT_SHARE * masks[index].sum()]
-        if not gone:
-            resolved = resolve_overlaps(own, [candidates[index].posterior for index in present])
+    is_there = [candidate.is_there(options) for candidate in candidates]
+    surest = max(range(len(chances)), key=lambda index: (is_there[index], chances[index]), default=None)
+    for index in range(len(candidates)):
+        is_there[index] &= index == surest or again[index].presence >= options.minimum_presence
+    masks = [candidate.mask for candidate in candidates]
+    if options.overlap == "exclusive":
+        present = _with_regions_of_their_own(masks, chances, [index for index, there in enumerate(is_there) if there])
+        while True:
+            resolved = resolve_overlaps(
+                [masks[index] for index in present], [again[index].posterior for index in present]
+            )
             left = dict(zip(present, resolved, strict=True))
+            # What is left of such a mask is no object of its own, and the others get back what it took.
             gone = [index for index in present if left[index].sum() < LEAST_LEFT_SHARE * masks[index].sum()]
-        if not gone:
-            masks = [left.get(index, mask) for index, mask in enumerate(masks)]
-            break
-        is_there[min(gone, key=lambda index: chances[index])] = False
+            if not gone:
+                break
+            present.remove(min(gone, key=lambda index: chances[index]))
+        is_there = [index in left for index in range(len(masks))]
+        masks = [left.get(index, mask) for index, mask in enumerate(masks)]
     return [
         CompetitionResult(mask, candidate.presence, candidate.score, there)
         for mask, candidate, there in zip(masks, candidates, is_there, strict=True)
     ]
 
 
-def _without_shared_regions(masks: Sequence[Mask], chances: Sequence[float]) -> list[Mask]:
-    # Decided from the likeliest label on: one that lost a region takes none from others.
-    left = [mask.copy() for mask in masks]
+def _with_regions_of_their_own(masks: Sequence[Mask], chances: Sequence[float], present: Sequence[int]) -> list[int]:
+    # Decided from the likeliest label on: one that lost its region takes none from others.
     winners: list[int] = []
-    for one in sorted(range(len(masks)), key=lambda index: -chances[index]):
-        for other in winners:
-            shared = int(np.count_nonzero(masks[one] & masks[other]))
-            if shared >= SAME_REGION_IOU * int(np.count_nonzero(masks[one] | masks[other])):
-                left[one] &= ~masks[other]
-                break
-        else:
+    for one in sorted(present, key=lambda index: -chances[index]):
+        if all(iou(masks[one], masks[other]) < SAME_REGION_IOU for other in winners):
             winners.append(one)
-    return left
+    return sorted(winners)

@@ -64,8 +64,22 @@ class Matching:
         except torch.OutOfMemoryError:
             return bank
 
-    def match(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> list[LabelMatch]:
-        """Return each label's score map, all its sources joined; each label takes the others' objects as background.
+    def match(
+        self,
+        encoded: EncodedImage,
+        labels: Sequence[LabelToFind],
+        options: MatchOptions,
+        *,
+        is_apart: bool = False,
+    ) -> list[LabelMatch]:
+        """Return each label's score map, all its sources joined.
+
+        Args:
+            encoded: the target.
+            labels: those to find.
+            options: of the matching.
+            is_apart: whether each label is matched as if it were alone; otherwise it takes the others' objects as
+                background.
 
         Raises:
             ConfigurationError: no such matcher.
@@ -77,10 +91,10 @@ class Matching:
             )
         device = self._device_of(options)
         try:
-            return self._match_on(device, encoded, labels, options)
+            return self._match_on(device, encoded, labels, options, is_apart)
         except torch.OutOfMemoryError:
             logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
-            return self._match_on(torch.device("cpu"), encoded, labels, options)
+            return self._match_on(torch.device("cpu"), encoded, labels, options, is_apart)
 
     def log_odds(
         self, target: Tensor, references: Sequence[Reference], others: Sequence[ReferenceBank], options: MatchOptions
@@ -103,7 +117,12 @@ class Matching:
             return torch.logit(score_map.posterior, EPSILON).cpu()
 
     def _match_on(
-        self, device: torch.device, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions
+        self,
+        device: torch.device,
+        encoded: EncodedImage,
+        labels: Sequence[LabelToFind],
+        options: MatchOptions,
+        is_apart: bool,
     ) -> list[LabelMatch]:
         grid = encoded.features.shape[:2]
         with torch.inference_mode():
@@ -113,7 +132,9 @@ class Matching:
                 for index, label in enumerate(labels)
                 if label.references is not None
             }
-            from_references = dict(zip(banks, self._score(list(banks.values()), target, options), strict=True))
+            groups = [[bank] for bank in banks.values()] if is_apart else [list(banks.values())]
+            scored = [one for group in groups for one in self._score(group, target, options)]
+            from_references = dict(zip(banks, scored, strict=True))
             maps = []
             for index, label in enumerate(labels):
                 own = [from_references[index]] if index in from_references else []

@@ -1,7 +1,6 @@
 """Segmentation of targets: matching and mask generation of several labels, and which label gets what."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,11 +13,14 @@ from backend.core.instances import split_instances
 from backend.core.masks import mask_to_size, nearest_to_size
 from backend.core.types import EncodedImage, LabelMask, Mask
 from backend.engine.competition import CompetitionResult, compete
-from backend.engine.mask_generation import MaskGeneration
+from backend.engine.mask_generation import Decoded, MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
 from backend.engine.plans import ImagePlan, LabelCandidate, LabelToFind, SegmentationPlan
 from backend.engine.stages import StageTimer
+
+Candidates = tuple[list[LabelCandidate], dict[int, LabelCandidate]]
+"""The candidate of each label alone; and by label number those of labels that were looked for again beside others."""
 
 
 class Segmentation:
@@ -36,16 +38,24 @@ class Segmentation:
         self._stage = stage
 
     def plan(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> ImagePlan:
-        """Match a target, and make the prompts of its labels."""
+        """Match a target with each label apart, and make the prompts of its labels."""
         with self._stage("match"):
-            matches = self._matching.match(encoded, labels, options)
+            matches = self._matching.match(encoded, labels, options, is_apart=True)
         return self._masks.plan(encoded, matches, options)
+
+    def _plan_beside(self, plan: SegmentationPlan, present: Sequence[int]) -> ImagePlan:
+        """Match some labels again, with the objects of all others as their background."""
+        with self._stage("match"):
+            matches = self._matching.match(plan.encoded, plan.labels, plan.options)
+        return self._masks.plan(plan.encoded, [matches[index] for index in present], plan.options)
 
     def label_candidates(
         self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions
     ) -> list[LabelCandidate]:
-        """Make the candidate of each label, as if there were one pass only."""
-        (decoded,) = self._masks.decode([self.plan(encoded, labels, options)])
+        """Make the candidate of each label, with the objects of the others as its background."""
+        with self._stage("match"):
+            matches = self._matching.match(encoded, labels, options)
+        (decoded,) = self._masks.decode([self._masks.plan(encoded, matches, options)])
         return self._masks.label_candidates(decoded, options)
 
     def finish(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelMask]]]:
@@ -58,8 +68,8 @@ class Segmentation:
     def explain(self, plan: SegmentationPlan) -> Explanation:
         """Return what becomes of a planned target, label by label, and why."""
         (make,) = self._candidates_of([plan])
-        candidates = make()
-        results = compete(candidates, plan.options)
+        candidates, beside = make()
+        results = compete(candidates, plan.options, beside=beside)
         return Explanation(
             plan.options.matcher,
             plan.options.strategy,
@@ -69,36 +79,42 @@ class Segmentation:
             ),
         )
 
-    def _candidates_of(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelCandidate]]]:
-        # Of several labels in two passes: which are on the image is decided while each has all others' objects as
-        # background. Then those that are there are matched again as if there were no others: an absent label changes
-        # nothing of a present one's mask.
+    def _candidates_of(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], Candidates]]:
+        # Each label is looked for as if it were alone, so another label's references change nothing of its mask. Those
+        # that seem to be there, if they are several, are then looked for again beside each other: their presence is
+        # asked once more with the others' objects as background, and shared pixels go by these posteriors.
         decoded = iter(self._masks.decode([plan.image for plan in plans if plan.image is not None]))
-        made: list[Callable[[], list[LabelCandidate]]] = []
+        made: list[Callable[[], Candidates]] = []
         again: list[tuple[int, list[LabelCandidate], list[int], ImagePlan]] = []
         for number, plan in enumerate(plans):
             if plan.image is None:
-                made.append(list)
+                made.append(lambda: ([], {}))
             elif len(plan.labels) == 1:
-                made.append(partial(self._masks.label_candidates, next(decoded), plan.options))
+                made.append(partial(self._of_one_pass, next(decoded), plan.options))
             else:
                 first = self._masks.label_candidates(next(decoded), plan.options)
-                made.append(partial(list, first))
+                made.append(partial(_unchanged, first))
                 present = [index for index, one in enumerate(first) if one.is_there(plan.options)]
-                if 0 < len(present) < len(plan.labels):
-                    labels = [plan.labels[index] for index in present]
-                    again.append((number, first, present, self.plan(plan.encoded, labels, plan.options)))
+                if len(present) > 1:
+                    again.append((number, first, present, self._plan_beside(plan, present)))
         second = self._masks.decode([image for *_, image in again]) if again else []
         for (number, first, present, _), one in zip(again, second, strict=True):
-            make = partial(self._masks.label_candidates, one, plans[number].options)
-            made[number] = partial(_with_new_masks, first, present, make)
+            made[number] = partial(self._of_two_passes, first, present, one, plans[number].options)
         return made
 
-    def _finish(self, plan: SegmentationPlan, make: Callable[[], list[LabelCandidate]]) -> list[LabelMask]:
+    def _of_one_pass(self, decoded: Decoded, options: MatchOptions) -> Candidates:
+        return self._masks.label_candidates(decoded, options), {}
+
+    def _of_two_passes(
+        self, first: list[LabelCandidate], present: Sequence[int], decoded: Decoded, options: MatchOptions
+    ) -> Candidates:
+        return first, dict(zip(present, self._masks.label_candidates(decoded, options), strict=True))
+
+    def _finish(self, plan: SegmentationPlan, make: Callable[[], Candidates]) -> list[LabelMask]:
         found: list[LabelMask] = []
         size_hw, options = plan.encoded.size_hw, plan.options
-        candidates = make()
-        results = compete(candidates, options)
+        candidates, beside = make()
+        results = compete(candidates, options, beside=beside)
         kept = [number for number, result in enumerate(results) if result.is_kept]
         with self._stage("upsample"):
             naturals = {number: mask_to_size(results[number].mask, size_hw) for number in kept}
@@ -145,15 +161,8 @@ def _hw(mask: Mask) -> tuple[int, int]:
     return mask.shape[0], mask.shape[1]
 
 
-def _with_new_masks(
-    first: Sequence[LabelCandidate], present: Sequence[int], make: Callable[[], list[LabelCandidate]]
-) -> list[LabelCandidate]:
-    better = dict(zip(present, make(), strict=True))
-    # A label that was there stays there: only its mask is made anew.
-    return [
-        replace(better[index], presence=one.presence if better[index].mask.any() else 0.0) if index in better else one
-        for index, one in enumerate(first)
-    ]
+def _unchanged(candidates: list[LabelCandidate]) -> Candidates:
+    return candidates, {}
 
 
 def _explain_label(
@@ -167,7 +176,7 @@ def _explain_label(
     elif candidate.mask.any() and result.score < options.minimum_score:
         reason = f"The expected IoU is {result.score:.2f}, less than the required {options.minimum_score}."
     elif candidate.mask.any():
-        reason = "Its pixels went to a label that is likelier there."
+        reason = "Another label is likelier here, or took most of its pixels."
     elif any(cluster.is_kept for cluster in candidate.clusters):
         reason = "All its components were too small."
     else:

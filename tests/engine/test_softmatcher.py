@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -347,7 +348,7 @@ def test_a_label_that_is_dropped_gives_back_what_it_took() -> None:
 def test_who_lost_a_region_takes_none_from_others() -> None:
     first, second, third = (
         _proposal((0, top, 100, top + 40), posterior, chance)
-        for top, posterior, chance in ((0, 0.95, 0.9), (8, 0.9, 0.8), (16, 0.85, 0.7))
+        for top, posterior, chance in ((0, 0.95, 0.9), (8, 0.9, 0.8), (24, 0.85, 0.7))
     )
     claims = compete([third, second, first], MatchOptions())
     assert [claim.is_kept for claim in claims] == [True, False, True]
@@ -361,6 +362,40 @@ def test_labels_within_one_another_keep_their_pixels_where_that_is_allowed() -> 
     exclusive = compete([leaf, lesion], MatchOptions())
     assert not (exclusive[0].mask & exclusive[1].mask).any()
     assert np.array_equal(exclusive[0].mask | exclusive[1].mask, leaf.mask)
+
+
+def test_a_label_that_is_absent_beside_the_others_is_dropped_unless_it_is_the_surest() -> None:
+    sure, unsure = _proposal((0, 0, 40, 40), 0.9, 0.9), _proposal((60, 0, 100, 40), 0.7, 0.6)
+    refuted = {0: replace(sure, presence=0.1), 1: replace(unsure, presence=0.1)}
+    assert [claim.is_kept for claim in compete([sure, unsure], MatchOptions())] == [True, True]
+    assert [claim.is_kept for claim in compete([sure, unsure], MatchOptions(), beside=refuted)] == [True, False]
+
+
+def test_shared_pixels_go_by_the_posteriors_beside_the_others() -> None:
+    left, right = _proposal((0, 0, 60, 100), 0.9, 0.9), _proposal((50, 0, 100, 100), 0.8, 0.8)
+    assert np.array_equal(compete([left, right], MatchOptions())[0].mask, left.mask)
+    beside = {0: replace(left, posterior=left.posterior * np.float32(0.5))}
+    claims = compete([left, right], MatchOptions(), beside=beside)
+    assert np.array_equal(claims[1].mask, right.mask)
+    assert not (claims[0].mask & claims[1].mask).any()
+
+
+@pytest.mark.parametrize("look_alike", [(190, 30, 30), (170, 60, 30), (30, 30, 200)])
+def test_no_image_loses_iou_because_another_label_got_a_reference(
+    engine: Softmatcher, look_alike: tuple[int, int, int]
+) -> None:
+    """The other label's object looks like this one's, or not at all."""
+    image, masks = scene(red=(60, 80, 35))
+    red = describe(engine, image, masks["red"])
+    other_image, other_masks = scene(blue=(150, 60, 30))
+    other_image[other_masks["blue"]] = look_alike
+    other = describe(engine, other_image, other_masks["blue"])
+    for place in ((120, 90, 40), (50, 60, 25), (160, 50, 30)):
+        drawn, truth = scene(red=place)
+        target = engine.encode(drawn)
+        (alone,) = engine.segment(target, {"Cat": [red]})
+        together = {one.label: one.mask for one in engine.segment(target, {"Cat": [red], "Dog": [other]})}
+        assert iou(together["Cat"], truth["red"]) >= iou(alone.mask, truth["red"])
 
 
 def test_regions_below_the_least_score_are_not_returned(engine: Softmatcher) -> None:
@@ -393,8 +428,8 @@ def test_each_stage_is_told_once_for_each_image() -> None:
     planned = [engine.plan(target, references) for target in targets]
     assert [len(finish()) for finish in engine.segment_planned(planned)] == [2, 1, 1]
     elapsed_s = time.perf_counter() - started
-    # Two of the images lack a label: what is there is matched again without it.
-    wanted = dict.fromkeys(SEGMENT_STAGES, 5) | {"upsample": 3, "separate": 3}
+    # One of the images shows both labels, which are then matched again beside each other.
+    wanted = dict.fromkeys(SEGMENT_STAGES, 4) | {"upsample": 3, "separate": 3}
     assert Counter(name for name, _ in seconds) == wanted
     assert 0 < sum(told for _, told in seconds) <= elapsed_s
     seconds.clear()
