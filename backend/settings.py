@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, JsonValue, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.core.types import MatcherName, OverlapName, PromptingStrategy, SamPath
+from backend.core.types import CpuEngineName, CpuPrecision, MatcherName, OverlapName, PromptingStrategy, SamPath
 from backend.errors import ConfigurationError
 
 CONCURRENT_BATCHES = 2
@@ -129,6 +129,18 @@ class Settings(BaseSettings):
         "auto",
         json_schema_extra=_LOCAL,
         description="Where models run: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`.",
+    )
+    cpu_engine: CpuEngineName = Field(
+        "openvino",
+        json_schema_extra=_LOCAL,
+        description="What runs networks on a processor: `openvino`, or `torch`, which also takes its place where it is "
+        "not installed. Masks are the same but for single pixels, so machines may differ (docs/models.md).",
+    )
+    cpu_precision: CpuPrecision = Field(
+        "fp32",
+        json_schema_extra=_SHARED,
+        description="Precision of networks on a processor: `fp32`, or `bf16` on processors that compute in it, with "
+        "OpenVINO. Another value has references made anew, and every machine has to support it (docs/models.md).",
     )
     prefetch_tasks: int = Field(
         2,
@@ -257,7 +269,7 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         json_schema_extra=_LOCAL,
-        description="Threads of one model call; 0: PyTorch's choice, with a GPU one.",
+        description="Threads of one model call; 0: all cores that the process may use, with a GPU one.",
     )
     local_workers: int = Field(
         1,

@@ -23,6 +23,10 @@ OverlapName = Literal["exclusive", "allowed"]
 SamPath = Literal["fast", "package"]
 """Values of the setting `sam_path`: `fast` runs SAM's networks with this project's mask decoder, attention and CUDA
 graphs, `package` with the forward passes of segment-anything, mobile_sam and sam2 themselves."""
+CpuEngineName = Literal["openvino", "torch"]
+"""Values of the setting `cpu_engine`, what runs networks on a processor; see `models.cpu_engine`."""
+CpuPrecision = Literal["fp32", "bf16"]
+"""Values of the setting `cpu_precision`."""
 Json = dict[str, Any]
 """A JSON object as it came from outside, or goes there."""
 Arrays = dict[str, NDArray[np.generic]]

@@ -9,6 +9,7 @@ from torch import nn
 
 from backend.core.types import SamPath
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
+from backend.models.cpu_engine import CpuEngine
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder, EncoderOptions
 from backend.models.encoders.protocol import Encoder
 from backend.models.encoders.timm_encoder import TextSpace, TimmEncoder, VitOptions
@@ -37,6 +38,7 @@ class ModelSource:
         is_random: random weights where real ones are missing: for benchmarks and tests, never for users.
         positional_rank: directions of a blank image that are taken out of every image's features; 0: none.
         sam_path: how SAM's networks are run.
+        engine: what runs networks on the processor.
     """
 
     weights_folder: Path | None = None
@@ -46,6 +48,7 @@ class ModelSource:
     is_random: bool = False
     positional_rank: int = 0
     sam_path: SamPath = "fast"
+    engine: CpuEngine = field(default_factory=CpuEngine.installed)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _efficientnet_lite(request: ModelRequest) -> Encoder:
     options = EncoderOptions(
         profile.side_px, temperature=profile.temperature, similarity_floor=profile.similarity_floor
     )
-    return EfficientNetLiteEncoder(options=options)
+    return EfficientNetLiteEncoder(options=options, engine=request.source.engine)
 
 
 def _timm_encoder(request: ModelRequest) -> Encoder:

