@@ -22,7 +22,7 @@ from backend.core.matching import ReferenceBank, gather_references
 from backend.core.memory_bank import read_bank
 from backend.core.patches import PatchSource
 from backend.core.references import MaskUncertainty
-from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.core.types import BoxedMask, EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.options import MatchOptions
 from backend.engine.plans import PreparedImage
 from backend.engine.refiner import Refiner
@@ -173,7 +173,7 @@ class ColourSoftmatcher:
             if mask.any() and refiners and label in refiners and pixels is not None:
                 mask = refiners[label].refine(mask, mask.astype(np.float32), pixels)
             if mask.any():
-                found.append(LabelMask(label, mask, 0.8))
+                found.append(LabelMask(label, BoxedMask.of(mask), 0.8))
         return found
 
     def plan(

@@ -104,12 +104,49 @@ class ScoredMask:
 
 
 @dataclass(frozen=True, eq=False)
+class BoxedMask:
+    """A mask cropped to a box that contains all its pixels: of a hundred objects, each costs its box, not the image.
+
+    Attributes:
+        size_hw: natural size of the image.
+        top: of the box, px.
+        left: likewise.
+        crop: (h, w) bool: the mask in the box.
+    """
+
+    size_hw: tuple[int, int]
+    top: int
+    left: int
+    crop: Mask
+
+    @classmethod
+    def of(cls, mask: Mask) -> "BoxedMask":
+        """Return a mask, (H, W) bool, whose box is the whole image; nothing is copied."""
+        height, width = mask.shape
+        return cls((height, width), 0, 0, mask)
+
+    def to_mask(self) -> Mask:
+        """Return the whole mask, (H, W) bool; the crop itself if the box is the whole image."""
+        height, width = self.crop.shape
+        if (height, width) == self.size_hw:
+            return self.crop
+        mask = np.zeros(self.size_hw, np.bool_)
+        mask[self.top : self.top + height, self.left : self.left + width] = self.crop
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
 class LabelMask:
     """One region of a segmentation: a label, its mask at natural size, its score (expected IoU in [0, 1])."""
 
     label: str
-    mask: Mask
+    boxed: BoxedMask
     score: float
+
+    @property
+    def mask(self) -> Mask:
+        """Return the whole mask, (H, W) bool; see `BoxedMask.to_mask`."""
+        return self.boxed.to_mask()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ The grid of a path is the image shrunk until its longer side has `GRID` units. A
 `M x y x y ... Z` for each ring, holes by the even-odd rule.
 """
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.types import Mask
+from backend.core.types import BoxedMask, Mask
 
 GRID = 320
 """Units of a path along an image's longer side."""
@@ -31,15 +32,21 @@ def grid_size(size_hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def mask_to_path(mask: Mask) -> str:
-    """Return the outlines of a mask, (H, W) bool, on its image's grid; "" for an empty mask."""
-    if not mask.any():
+def mask_to_path(mask: Mask | BoxedMask) -> str:
+    """Return the outlines of a mask, (H, W) bool or in its box, on its image's grid; "" for an empty mask."""
+    boxed = mask if isinstance(mask, BoxedMask) else BoxedMask.of(mask)
+    if not boxed.crop.any():
         return ""
-    height, width = grid_size((mask.shape[0], mask.shape[1]))
-    shrunk = cv2.resize(mask.view(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA)
+    shrunk = _shrunk(boxed)
     inside = shrunk >= 128
     if not inside.any():
-        inside = shrunk >= shrunk.max()  # smaller than a unit: shown as one all the same
+        inside = shrunk >= max(1, int(shrunk.max()))  # smaller than a unit: shown as one all the same
+    if not inside.any():
+        y, x = np.unravel_index(int(boxed.crop.argmax()), boxed.crop.shape)
+        inside[
+            (boxed.top + y) * inside.shape[0] // boxed.size_hw[0],
+            (boxed.left + x) * inside.shape[1] // boxed.size_hw[1],
+        ] = True
     # Of each unit four: the outline runs along the units' edges, not through their centres.
     doubled = inside.view(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -70,6 +77,32 @@ def path_to_mask(path: str, size_hw: tuple[int, int]) -> Mask:
     if rings:
         cv2.fillPoly(area, rings, 1)
     return area.view(np.bool_)
+
+
+def _shrunk(boxed: BoxedMask) -> NDArray[np.uint8]:
+    """Return how much of each unit of the grid a mask covers, 255 for all of it; the time is that of the box."""
+    grid = grid_size(boxed.size_hw)
+    if max(boxed.size_hw) <= GRID:  # not shrunk: a unit sees the pixels around it, too
+        boxed = BoxedMask.of(boxed.to_mask())
+    shrunk = np.zeros(grid, np.uint8)
+    units, pixels = [], []
+    for axis, start in ((0, boxed.top), (1, boxed.left)):
+        # The box grows to where units and pixels begin together, so that each unit sees the pixels that it would see
+        # on the whole image.
+        repeats = math.gcd(grid[axis], boxed.size_hw[axis])
+        step = boxed.size_hw[axis] // repeats
+        first, last = start // step, -(-(start + boxed.crop.shape[axis]) // step)
+        pixels.append((first * step, last * step))
+        units.append((first * (grid[axis] // repeats), last * (grid[axis] // repeats)))
+    (top, bottom), (left, right) = pixels
+    height, width = boxed.crop.shape
+    grown = np.zeros((bottom - top, right - left), np.uint8)
+    grown[boxed.top - top : boxed.top - top + height, boxed.left - left : boxed.left - left + width] = boxed.crop
+    grown *= np.uint8(255)
+    (first_row, last_row), (first_column, last_column) = units
+    of_units = (last_column - first_column, last_row - first_row)
+    shrunk[first_row:last_row, first_column:last_column] = cv2.resize(grown, of_units, interpolation=cv2.INTER_AREA)
+    return shrunk
 
 
 def _to_text(ring: NDArray[np.int32], tolerance: float) -> str:

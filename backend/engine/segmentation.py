@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from backend.core.explanation import Explanation, LabelExplanation
 from backend.core.grid import map_to_size
-from backend.core.instances import split_instances
+from backend.core.instances import cut_instances
 from backend.core.masks import mask_to_size, nearest_to_size
-from backend.core.types import EncodedImage, LabelMask, Mask
+from backend.core.types import BoxedMask, EncodedImage, LabelMask, Mask
 from backend.engine.competition import CompetitionResult, compete
 from backend.engine.mask_generation import Decoded, MaskGeneration
 from backend.engine.matching import Matching
@@ -119,21 +119,21 @@ class Segmentation:
         with self._stage("upsample"):
             naturals = {number: mask_to_size(results[number].mask, size_hw) for number in kept}
         refined = self._refine(plan, candidates, naturals)
+        taken = np.zeros(size_hw, np.bool_)
         with self._stage("separate"):
             for number in kept:
                 natural, result = refined.get(number, naturals[number]), results[number]
-                if options.overlap == "exclusive":
+                if options.overlap == "exclusive" and len(kept) > 1:
                     # Masks that touch in the working frame may share the pixels that its border became.
-                    for other in found:
-                        natural = natural & ~other.mask
+                    natural = natural & ~taken
+                    taken |= natural
                 if options.instances:
                     parted = result.mask if number not in refined else nearest_to_size(natural, _hw(result.mask))
-                    owner = nearest_to_size(split_instances(parted), size_hw)
-                    objects = [natural & (owner == index) for index in range(int(owner.max()) + 1)]
+                    objects = cut_instances(natural, parted)
                 else:
-                    objects = [natural]
+                    objects = [BoxedMask.of(natural)] if natural.any() else []
                 label = plan.labels[number].name
-                found += [LabelMask(label, one, result.score) for one in objects if one.any()]
+                found += [LabelMask(label, one, result.score) for one in objects]
         return found
 
     def _refine(

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from backend.core.strokes import StrokesApart
-from backend.core.types import Mask, Stroke
+from backend.core.types import BoxedMask, Mask, Stroke
 from backend.errors import BadInputError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.label_config import BrushControl, LabelConfig
@@ -109,12 +109,12 @@ def is_own_region_id(region_id: str) -> bool:
 
 
 def mask_to_region(
-    mask: Mask, *, brush: BrushControl, label: str, score: float, region_id: str | None = None
+    mask: Mask | BoxedMask, *, brush: BrushControl, label: str, score: float, region_id: str | None = None
 ) -> dict[str, Any]:
     """Return a brush region for a prediction or an interactive answer.
 
     Args:
-        mask: (H, W) bool at the image's natural size: the editor shows nothing at any other.
+        mask: (H, W) bool at the image's natural size, or its box: the editor shows nothing at any other size.
         brush: the control that the region belongs to; has `label`.
         label: of the region.
         score: in [0, 1].
@@ -128,7 +128,7 @@ def mask_to_region(
     """
     if label not in brush.labels:
         raise ValueError(f"label must be one of {brush.labels} of brush {brush.name!r}, got {label!r}")
-    height, width = mask.shape
+    height, width = mask.size_hw if isinstance(mask, BoxedMask) else mask.shape
     return {
         "id": region_id or new_region_id(),
         "type": "brushlabels",

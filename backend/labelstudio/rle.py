@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.types import Mask
+from backend.core.types import BoxedMask, Mask
 from backend.errors import BadInputError
 
 _RUN_BITS = (3, 4, 8, 16)
@@ -27,25 +27,28 @@ RUNS_AT_ONCE = 1 << 18
 """Bounds what encoding keeps beside the mask: 32 bytes of bits for each run."""
 
 
-def encode_mask(mask: Mask, *, runs_at_once: int = RUNS_AT_ONCE) -> list[int]:
+def encode_mask(mask: Mask | BoxedMask, *, runs_at_once: int = RUNS_AT_ONCE) -> list[int]:
     """Return the RLE of a mask, as JSON carries it: ints in [0, 255].
 
     Args:
-        mask: (H, W) bool with at least one pixel.
+        mask: (H, W) bool with at least one pixel, or the same in its box, which takes the time of the box alone.
         runs_at_once: bounds the memory.
 
     Raises:
         ValueError: not a bool mask of two dimensions, without pixels, or with too many for the format (2^30).
     """
-    if mask.ndim != 2 or mask.dtype != np.bool_ or not 0 < mask.size < _MOST_PIXELS:
-        raise ValueError(f"mask must be (H, W) bool with 1 to {_MOST_PIXELS - 1} pixels, got {mask.shape} {mask.dtype}")
-    flat = np.ascontiguousarray(mask).reshape(-1)
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    lengths = np.diff(ends, prepend=0, append=flat.size) * 4  # RGBA: each pixel is four equal bytes
-    header = np.array([flat.size * 4 << 21 | 7 << 16 | _run_sizes_word()], ">u8")
+    crop = mask.crop if isinstance(mask, BoxedMask) else mask
+    if crop.ndim != 2 or crop.dtype != np.bool_:
+        raise ValueError(f"mask must be (H, W) bool, got {crop.shape} {crop.dtype}")
+    boxed = mask if isinstance(mask, BoxedMask) else BoxedMask.of(mask)
+    size = boxed.size_hw[0] * boxed.size_hw[1]
+    if not 0 < size < _MOST_PIXELS:
+        raise ValueError(f"mask must be (H, W) bool with 1 to {_MOST_PIXELS - 1} pixels, got {boxed.size_hw}")
+    ends, is_set = _changes(boxed)
+    lengths = np.diff(ends, prepend=0, append=size) * 4  # RGBA: each pixel is four equal bytes
+    header = np.array([size * 4 << 21 | 7 << 16 | _run_sizes_word()], ">u8")
     pending = np.unpackbits(header.view(np.uint8))[64 - _HEADER_BITS :]
     encoded = bytearray()
-    is_set = bool(flat[0])
     for start in range(0, lengths.size, runs_at_once):
         part = lengths[start : start + runs_at_once]
         bits = np.concatenate([pending, _token_bits(part, is_set)])
@@ -55,6 +58,27 @@ def encode_mask(mask: Mask, *, runs_at_once: int = RUNS_AT_ONCE) -> list[int]:
     # The SDK always pads, with a whole zero byte where nothing is left over.
     encoded += np.packbits(pending).tobytes() if pending.size else b"\0"
     return list(encoded)
+
+
+def _changes(boxed: BoxedMask) -> tuple[NDArray[np.int64], bool]:
+    """Return where the flat image changes, without its ends, and whether its first pixel is set."""
+    height, width = boxed.crop.shape
+    if (height, width) == boxed.size_hw:
+        flat = np.ascontiguousarray(boxed.crop).reshape(-1)
+        return np.flatnonzero(flat[1:] != flat[:-1]) + 1, bool(flat[0])
+    # An empty column beside the box: no run goes on from row to row.
+    apart = np.zeros((height, width + 1), np.bool_)
+    apart[:, :width] = boxed.crop
+    flat = apart.reshape(-1)
+    found = np.flatnonzero(np.diff(flat, prepend=False))
+    row, column = np.divmod(found, width + 1)
+    ends = (boxed.top + row) * boxed.size_hw[1] + boxed.left + column
+    if ends.size and width == boxed.size_hw[1]:
+        # What ends with a row and begins with the next one goes on.
+        is_same = ends[1:] == ends[:-1]
+        ends = ends[~(np.append(is_same, False) | np.append(False, is_same))]
+    is_set = bool(ends.size and ends[0] == 0)
+    return ends[(ends > 0) & (ends < boxed.size_hw[0] * boxed.size_hw[1])], is_set
 
 
 def rle_pixels(rle: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backend.core.masks import iou
-from backend.core.types import Json, LabelMask, Mask
+from backend.core.types import BoxedMask, Json, LabelMask, Mask
 from backend.drawing.outline_path import grid_size, mask_to_path, path_to_mask
 from backend.errors import NotFoundError, StoreUnavailableError
 from backend.labelstudio.codec import read_regions
@@ -48,8 +48,8 @@ def draw_masks(found: Mapping[str, Sequence[LabelMask]]) -> DrawnMasks:
     if shown is None:
         return DrawnMasks(next(iter(found), ""))
     surest = sorted(found[shown], key=lambda one: -one.score)[:MOST_REGIONS]
-    height, width = surest[0].mask.shape
-    regions = tuple(TileRegion(one.label, one.score, mask_to_path(one.mask)) for one in surest)
+    height, width = surest[0].boxed.size_hw
+    regions = tuple(TileRegion(one.label, one.score, mask_to_path(one.boxed)) for one in surest)
     lowest = min(one.score for masks in found.values() for one in masks)
     return DrawnMasks(shown, (height, width), regions, lowest)
 
@@ -97,7 +97,7 @@ class Tiles:
             for region in read:
                 if region.mask is not None:
                     found.setdefault(region.to_name, []).append(
-                        LabelMask(region.label, region.mask, region.score or 0.0)
+                        LabelMask(region.label, BoxedMask.of(region.mask), region.score or 0.0)
                     )
             score = prediction.get("score")
             self.note(project_key, version, task_id, draw_masks(found), float(score) if score is not None else None)

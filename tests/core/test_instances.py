@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.core.instances import split_instances
+from backend.core.instances import cut_instances, split_instances
+from backend.core.masks import mask_to_size, nearest_to_size
 from backend.core.types import Mask
 
 
@@ -59,3 +60,22 @@ def test_every_pixel_of_the_frame_belongs_to_an_object() -> None:
 def test_everything_and_nothing_are_one_object() -> None:
     assert np.array_equal(split_instances(np.zeros((9, 7), bool)), np.zeros((9, 7), np.int32))
     assert np.array_equal(split_instances(np.ones((9, 7), bool)), np.zeros((9, 7), np.int32))
+
+
+@pytest.mark.parametrize("size_hw", [(120, 160), (361, 477), (700, 500), (50, 61)])
+def test_objects_cut_in_boxes_are_those_of_the_whole_frame(size_hw: tuple[int, int]) -> None:
+    random = np.random.default_rng(sum(size_hw))
+    for _ in range(5):
+        centres = zip(random.integers(0, 160, 12), random.integers(0, 120, 12), random.integers(1, 14, 12), strict=True)
+        parted = _discs(*[(int(x), int(y), int(radius)) for x, y, radius in centres])
+        natural = mask_to_size(parted, size_hw)
+        owner = nearest_to_size(split_instances(parted), size_hw)
+        whole = [natural & (owner == number) for number in range(int(owner.max()) + 1)]
+        cut = cut_instances(natural, parted)
+        assert [one.to_mask().tolist() for one in cut] == [one.tolist() for one in whole if one.any()]
+        edges = [edge for one in cut for edge in (one.crop[0], one.crop[-1], one.crop[:, 0], one.crop[:, -1])]
+        assert all(edge.any() for edge in edges)
+
+
+def test_an_empty_mask_has_no_objects() -> None:
+    assert cut_instances(np.zeros((40, 50), bool), np.zeros((9, 7), bool)) == []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from backend.core.masks import iou
+from backend.core.types import BoxedMask
 from backend.drawing.outline_path import GRID, MOST_CHARACTERS, grid_size, mask_to_path, path_to_mask
 
 
@@ -34,6 +35,28 @@ def test_object_smaller_than_a_unit_is_drawn() -> None:
     mask = np.zeros((3000, 4000), bool)
     mask[1500, 2000] = True
     assert path_to_mask(mask_to_path(mask), (3000, 4000)).any()
+
+
+def test_object_that_leaves_no_trace_on_the_grid_is_drawn_where_it_is() -> None:
+    mask = np.zeros((100, 20_000), bool)
+    mask[50, 15_000] = True
+    drawn = path_to_mask(mask_to_path(mask), (100, 20_000))
+    assert 0 < drawn.sum() <= 9
+    assert abs(int(np.flatnonzero(drawn.any(axis=0)).mean()) - 240) <= 1
+
+
+@pytest.mark.parametrize("size_hw", [(3024, 4032), (3000, 4000), (479, 641), (1, 900), (200, 300), (1999, 1013)])
+def test_a_mask_in_its_box_has_the_path_of_the_whole_mask(size_hw: tuple[int, int]) -> None:
+    random = np.random.default_rng(sum(size_hw))
+    height, width = size_hw
+    for _ in range(8):
+        (top, bottom), (left, right) = (sorted(random.integers(0, side + 1, 2)) for side in size_hw)
+        bottom, right = max(bottom, min(top + 1, height)), max(right, min(left + 1, width))
+        top, left = min(top, bottom - 1), min(left, right - 1)
+        y, x = np.ogrid[top:bottom, left:right]
+        crop = np.hypot((y - top) / (bottom - top) - 0.5, (x - left) / (right - left) - 0.5) < random.uniform(0.1, 0.7)
+        boxed = BoxedMask(size_hw, int(top), int(left), crop)
+        assert mask_to_path(boxed) == mask_to_path(boxed.to_mask())
 
 
 def test_path_of_noise_is_bounded() -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as st_np
 from label_studio_sdk.converter import brush as sdk
 from numpy.typing import NDArray
 
-from backend.core.types import Mask
+from backend.core.types import BoxedMask, Mask
 from backend.errors import BadInputError
 from backend.labelstudio.rle import decode_mask, encode_mask, rle_pixels
 
@@ -36,6 +36,13 @@ def test_decoding_gives_back_what_was_encoded(mask: Mask) -> None:
 @given(masks)
 def test_encoding_gives_the_bytes_of_the_sdk(mask: Mask) -> None:
     assert encode_mask(mask) == sdk.mask2rle(mask.astype(np.uint8) * 255)
+
+
+@given(masks, st.tuples(*[st.integers(0, 3)] * 4))
+def test_a_mask_in_its_box_gives_the_bytes_of_the_whole_mask(crop: Mask, around: tuple[int, int, int, int]) -> None:
+    (height, width), (top, bottom, left, right) = crop.shape, around
+    boxed = BoxedMask((height + top + bottom, width + left + right), top, left, crop)
+    assert encode_mask(boxed) == encode_mask(boxed.to_mask())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (480, 640), (479, 641), (517, 333), (1, 16385), (128, 512), (3, 21846)])

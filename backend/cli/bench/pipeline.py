@@ -118,7 +118,7 @@ def _segment(engine: Softmatcher, encoded: Any, reference: Any, times: Times) ->
     found = engine.segment(encoded, {"Thing": [reference]})
     started = time.perf_counter()
     for one in found or ():
-        encode_mask(one.mask)
+        encode_mask(one.boxed)
     times.add("rle", time.perf_counter() - started)
 
 

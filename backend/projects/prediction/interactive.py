@@ -157,7 +157,7 @@ class InteractivePredictions:
             with self._metrics.stage("rle"):
                 regions += [
                     mask_to_region(
-                        one.mask, brush=config.brush_for(tag.name, one.label), label=one.label, score=one.score
+                        one.boxed, brush=config.brush_for(tag.name, one.label), label=one.label, score=one.score
                     )
                     for one in found
                 ]

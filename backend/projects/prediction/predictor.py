@@ -312,7 +312,7 @@ class Predictions:
         with self._metrics.stage("rle"):
             return [
                 mask_to_region(
-                    item.mask, brush=config.brush_for(tag_name, item.label), label=item.label, score=item.score
+                    item.boxed, brush=config.brush_for(tag_name, item.label), label=item.label, score=item.score
                 )
                 for item in found
             ]

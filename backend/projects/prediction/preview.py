@@ -12,7 +12,7 @@ import numpy as np
 
 from backend.core.cancellation import time_limit
 from backend.core.matching import ReferenceBank
-from backend.core.types import Json, LabelMask, Mask, Reference, Scribble
+from backend.core.types import BoxedMask, Json, LabelMask, Mask, Reference, Scribble
 from backend.errors import BadInputError, LabelStudioError, NotFoundError
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -114,7 +114,7 @@ class Previews:
         made = PreviewedScribble(
             uuid4().hex, project.key, task_id,
             mask_to_region(found.mask, brush=config.brush_for(tag.name, label), label=label, score=found.score),
-            draw_masks({tag.name: [LabelMask(label, found.mask, found.score)]}),
+            draw_masks({tag.name: [LabelMask(label, BoxedMask.of(found.mask), found.score)]}),
             self._banks_with(project, config, tag.name, label, reference),
         )  # fmt: skip
         with self._lock:
