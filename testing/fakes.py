@@ -24,7 +24,7 @@ from backend.core.patches import PatchSource
 from backend.core.references import MaskUncertainty
 from backend.core.types import BoxedMask, EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.options import MatchOptions
-from backend.engine.plans import PreparedImage
+from backend.engine.plans import FoundMasks, PreparedImage
 from backend.engine.refiner import Refiner
 from backend.errors import (
     BadInputError,
@@ -181,11 +181,19 @@ class ColourSoftmatcher:
         encoded: EncodedImage,
         references: Mapping[str, ReferenceBank | Sequence[Reference]],
         options: MatchOptions | None = None,
+        **refining: Any,
     ) -> Any:
-        return encoded, references, options
+        return encoded, references, options, refining
 
     def segment_planned(self, plans: Sequence[Any]) -> list[Callable[[], list[LabelMask]]]:
-        return [partial(self.segment, *plan) for plan in plans]
+        return [partial(self.segment, *plan[:3], **plan[3]) for plan in plans]
+
+    def find_planned(self, plans: Sequence[Any]) -> list[Callable[[], FoundMasks]]:
+        def found(finish: Callable[[], list[LabelMask]]) -> FoundMasks:
+            masks = finish()
+            return FoundMasks(masks, 0.2 if masks else 0.7)
+
+        return [partial(found, finish) for finish in self.segment_planned(plans)]
 
     def explain(
         self,
@@ -232,6 +240,10 @@ class FakeLabelStudio:
     is_late: bool = False
     late: list[dict[str, Any]] = field(default_factory=list)
     hidden_tasks: set[int] = field(default_factory=set)
+    changed: dict[str, Any] = field(
+        default_factory=lambda: {"sampling": "Sequential sampling", "model_version": "Softmatcher"}
+    )
+    views: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -280,8 +292,33 @@ class FakeLabelStudio:
             raise NotFoundError(f"project {project_id}")
         return {
             "id": project_id, "title": "Animals", "label_config": self.label_config,
-            "created_at": self.created_at.isoformat(),
+            "created_at": self.created_at.isoformat(), **self.changed,
         }  # fmt: skip
+
+    def change_project(self, project_id: int, **changes: Any) -> dict[str, Any]:
+        """As Label Studio does, which takes only a model_version that a backend or a prediction has."""
+        self._answer()
+        known = {each["model_version"] for task in self.tasks.values() for each in task["predictions"]}
+        if changes.get("model_version") and changes["model_version"] not in known | {"Softmatcher"}:
+            raise BadInputError("Model version doesn't exist either as live model or as static predictions.")
+        self.changed |= changes
+        return self.project(project_id)
+
+    def create_view(self, project_id: int, title: str, ordering: str) -> int:
+        self._answer()
+        self.views[len(self.views) + 1] = (title, ordering)
+        return len(self.views)
+
+    def delete_view(self, view_id: int) -> None:
+        self._answer()
+        self.views.pop(view_id, None)
+
+    def set_cluster(self, prediction_id: int, cluster: int | None) -> None:
+        self._answer()
+        for task in self.tasks.values():
+            for each in task["predictions"]:
+                if each["id"] == prediction_id:
+                    each["cluster"] = cluster
 
     def annotated_tasks(self, project_id: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         self._answer()
@@ -498,6 +535,9 @@ class PatientQueue:
 
     def refresh_tiles(self, project_key: ProjectKey) -> str:
         return self._add("refresh_tiles", project_key)
+
+    def order_tasks(self, project_key: ProjectKey) -> str:
+        return self._add("order_tasks", project_key)
 
     def accept_predictions(self, project_key: ProjectKey, score: float, batch: str) -> str:
         return self._add("accept_predictions", project_key, score, batch)

@@ -12,7 +12,7 @@ from backend.cli.demo.label_studio_server import LabelStudio
 from backend.cli.demo.scenario import count_references
 from backend.cli.health import HealthError, ask_service
 from backend.cli.process.supervisor import ProcessGroup
-from backend.cli.propagate import ServiceAwayError, _Service
+from backend.cli.propagate import Service, ServiceAwayError
 from backend.cli.up import wait_for_models
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError
 from backend.labelstudio.client import LabelStudioClient
@@ -74,7 +74,7 @@ ASKERS: dict[str, Callable[[Web, Path], object]] = {
     "up": wait_for_http,
     "demo's references": lambda web, _: count_references(web.url, 1),
     "demo's Label Studio": lambda web, _: LabelStudio(web.url, "token").call("GET", "/version"),
-    "propagate": lambda web, _: _Service(web.url, load_settings()).call("GET", "/version"),
+    "propagate": lambda web, _: Service(web.url, load_settings()).call("GET", "/version"),
 }
 
 
@@ -108,7 +108,7 @@ def test_other_servers_are_asked_through_the_proxy_and_failures_name_it(proxy: W
     with pytest.raises(LabelStudioError, match=r"add label-studio\.invalid to NO_PROXY"):
         fetcher(AWAY).fetch("/data/upload/1/a.png")
     with pytest.raises(ServiceAwayError, match=r"add label-studio\.invalid to NO_PROXY"):
-        _Service(AWAY, load_settings()).call("GET", "/version")
+        Service(AWAY, load_settings()).call("GET", "/version")
     assert proxy.requests
 
 

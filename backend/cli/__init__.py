@@ -200,6 +200,28 @@ def propagate(
         raise typer.Exit(1)
 
 
+@app.command("next")
+@clear_errors
+def next_task(
+    project: Annotated[int, typer.Option(help="Id of the project in Label Studio.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Restore the order that the project had before.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show progress until all tasks have a score; exit code 1 if it fails.")
+    ] = False,
+    service: Annotated[
+        str | None, typer.Option(help="Address of the service; default: of the running `up`, or these settings.")
+    ] = None,
+) -> None:
+    """Let Label Studio serve the least certain task first."""
+    from backend.cli.process.running_up import beside_running_up
+    from backend.cli.task_order import set_task_order
+    from backend.settings import load_settings
+
+    settings = beside_running_up(load_settings())
+    if not set_task_order(settings, project, service=service, is_undone=undo, is_watched=watch):
+        raise typer.Exit(1)
+
+
 @app.command()
 @clear_errors
 def forget(

@@ -52,7 +52,7 @@ def propagate(
         ConflictError, NotFoundError, BadInputError, LabelStudioError: it refuses, with its own words.
     """
     console = Console(highlight=False)
-    client = _Service(service or service_address(settings), settings)
+    client = Service(service or service_address(settings), settings)
     wanted = {"only_unlabeled": only_unlabeled, "labels": labels or None, "limit": limit}
     path = f"/projects/{project}/propagations"
     if is_dry_run:
@@ -63,18 +63,27 @@ def propagate(
     console.print(f"propagation {status['id']} of project {project}: {client.url}/projects/{project}")
     if not is_watched:
         return True
-    status = _watch(client, f"{path}/{status['id']}", console)
+    status = watch(client, f"{path}/{status['id']}", console)
     return bool(status["state"] == "done" and not status["counts"]["failed"])
 
 
-class _Service:
+class Service:
+    """The running service, asked over HTTP."""
+
     def __init__(self, url: str, settings: Settings) -> None:
+        """Ask nothing yet."""
         self.url = url.rstrip("/")
         self._session = Session(is_own=self.url == service_address(settings))
         if settings.basic_auth_user is not None and settings.basic_auth_pass is not None:
             self._session.auth = (settings.basic_auth_user, settings.basic_auth_pass.get_secret_value())
 
     def call(self, method: str, path: str, body: Json | None = None) -> Json:
+        """Return its JSON answer.
+
+        Raises:
+            ServiceAwayError: it does not answer.
+            SoftmatcherError: it refuses, with its own words.
+        """
         try:
             answer = self._session.request(method, urljoin(self.url, path), json=body, timeout=60)
         except requests.RequestException as error:
@@ -100,8 +109,8 @@ def _refusal(answer: requests.Response) -> SoftmatcherError:
     return kinds.get(answer.status_code, LabelStudioError)(message)
 
 
-def _watch(client: _Service, path: str, console: Console) -> Json:
-    """Show progress until it ends; Ctrl-C leaves it running."""
+def watch(client: Service, path: str, console: Console) -> Json:
+    """Show a propagation's progress until it ends, and return its last status; Ctrl-C leaves it running."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TextColumn("ETA {task.fields[eta]}"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from backend.core.calibration import MaskFeatures
 from backend.core.explanation import ClusterMask
 from backend.core.matching import ReferenceBank
-from backend.core.types import EncodedImage, Image, Mask, Reference
+from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference
 from backend.engine.options import MatchOptions
 from backend.engine.prompting import PromptPlan
 from backend.engine.refiner import Refiner
@@ -133,6 +133,19 @@ class LabelCandidate:
         return (
             self.presence >= options.minimum_presence and self.score >= options.minimum_score and bool(self.mask.any())
         )
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMasks:
+    """The masks of a target, and how sure it is that they are all.
+
+    Attributes:
+        masks: see `Softmatcher.segment`.
+        absence: probability that none of the labels is on the image; 1 if none was to be found.
+    """
+
+    masks: list[LabelMask]
+    absence: float
 
 
 def labels_to_find(

@@ -16,7 +16,7 @@ from backend.engine.competition import CompetitionResult, compete
 from backend.engine.mask_generation import Decoded, MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
-from backend.engine.plans import ImagePlan, LabelCandidate, LabelToFind, SegmentationPlan
+from backend.engine.plans import FoundMasks, ImagePlan, LabelCandidate, LabelToFind, SegmentationPlan
 from backend.engine.stages import StageTimer
 
 Candidates = tuple[list[LabelCandidate], dict[int, LabelCandidate]]
@@ -58,10 +58,10 @@ class Segmentation:
         (decoded,) = self._masks.decode([self._masks.plan(encoded, matches, options)])
         return self._masks.label_candidates(decoded, options)
 
-    def finish(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelMask]]]:
-        """Return for each planned target what does the rest, see `Softmatcher.segment_planned`."""
+    def finish(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], FoundMasks]]:
+        """Return for each planned target what does the rest, see `Softmatcher.find_planned`."""
         return [
-            list if plan.image is None else partial(self._finish, plan, candidates)
+            _nothing if plan.image is None else partial(self._finish, plan, candidates)
             for plan, candidates in zip(plans, self._candidates_of(plans), strict=True)
         ]
 
@@ -110,7 +110,7 @@ class Segmentation:
     ) -> Candidates:
         return first, dict(zip(present, self._masks.label_candidates(decoded, options), strict=True))
 
-    def _finish(self, plan: SegmentationPlan, make: Callable[[], Candidates]) -> list[LabelMask]:
+    def _finish(self, plan: SegmentationPlan, make: Callable[[], Candidates]) -> FoundMasks:
         found: list[LabelMask] = []
         size_hw, options = plan.encoded.size_hw, plan.options
         candidates, beside = make()
@@ -134,7 +134,7 @@ class Segmentation:
                     objects = [BoxedMask.of(natural)] if natural.any() else []
                 label = plan.labels[number].name
                 found += [LabelMask(label, one, result.score) for one in objects]
-        return found
+        return FoundMasks(found, 1.0 - max(candidate.presence for candidate in candidates))
 
     def _refine(
         self, plan: SegmentationPlan, candidates: Sequence[LabelCandidate], naturals: Mapping[int, Mask]
@@ -155,6 +155,10 @@ class Segmentation:
                         mask = mask & (natural | ~theirs)
             refined[number] = mask
         return refined
+
+
+def _nothing() -> FoundMasks:
+    return FoundMasks([], 1.0)
 
 
 def _hw(mask: Mask) -> tuple[int, int]:

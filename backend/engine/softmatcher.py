@@ -8,6 +8,7 @@ Source: Frick et al., "Probabilistic feature matching for fast scalable visual p
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
 from backend.engine.phrase_source import fit_phrases
 from backend.engine.plans import (
+    FoundMasks,
     LabelCandidate,
     LabelReferences,
     LabelToFind,
@@ -281,6 +283,10 @@ class Softmatcher:
         Returns:
             For each target a function that does the rest, in any thread, and returns what `segment` does.
         """
+        return [partial(_masks_of, finish) for finish in self.find_planned(plans)]
+
+    def find_planned(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], FoundMasks]]:
+        """Segment planned targets as `segment_planned` does, and say how sure it is that objects are absent."""
         return self._segmentation.finish(plans)
 
     def explain(
@@ -320,3 +326,7 @@ class Softmatcher:
             raise BadInputError(
                 f"image must be encoded by the models {self.signature}, got {encoded.signature}; encode it again"
             )
+
+
+def _masks_of(finish: Callable[[], FoundMasks]) -> list[LabelMask]:
+    return finish().masks

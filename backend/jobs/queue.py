@@ -132,6 +132,10 @@ class JobQueue:
         """Have the refiners trained that are due; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(PLANS, "train_refiners", (project_key,), timeout_s=1800)
 
+    def order_tasks(self, project_key: ProjectKey) -> str:
+        """Have clusters set in Label Studio, or removed; return the job's id, as `ingest_annotation` does."""
+        return self._enqueue_once(PLANS, "order_tasks", (project_key,), timeout_s=1800)
+
     def scale_phrases(self, project_key: ProjectKey) -> str:
         """Have the scales of a project's phrases measured; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(REFERENCES, "scale_phrases", (project_key,), timeout_s=1800)

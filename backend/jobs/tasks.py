@@ -236,9 +236,27 @@ def propagate(project_key: ProjectKey, propagation_id: int) -> dict[str, Any]:
             queue.propagate(project_key, propagation_id)
         except QueueUnavailableError as error:
             logger.warning("propagation=%d waits for the queue: %s", propagation_id, error)
+    else:
+        _have_tasks_ordered(projects, queue, project_key, propagation_id)
     outcome = {"propagation": propagation_id, "finished": worked.finished, "left": worked.left}
     _log_job("propagate", project_key, started, outcome)
     return outcome
+
+
+def order_tasks(project_key: ProjectKey) -> dict[str, Any]:
+    """Set the clusters by which Label Studio orders a project's tasks, or take all of its order back."""
+    _, queue = _current()
+
+    def work(projects: Projects) -> dict[str, Any]:
+        project = projects.store.project(project_key)
+        if project is None or project.task_order is None:
+            return {"cleared": projects.task_order.clear(project_key)}
+        changed = projects.task_order.set_clusters(project_key, should_stop=_StopSignal(queue))
+        if changed is None and not _stopping.is_set():
+            queue.order_tasks(project_key)
+        return {"clusters": "later" if changed is None else changed}
+
+    return _run("order_tasks", project_key, work)
 
 
 def tidy_propagation(project_key: ProjectKey, propagation_id: int) -> dict[str, Any]:
@@ -300,6 +318,17 @@ def _have_refiners_trained(project_key: ProjectKey) -> None:
             queue.train_refiners(project_key)
     except SoftmatcherError as error:
         logger.warning("project=%s refiners are trained later: %s", project_key, error)
+
+
+def _have_tasks_ordered(projects: Projects, queue: JobQueue, project_key: ProjectKey, propagation_id: int) -> None:
+    """Queue the clusters of new predictions, if Label Studio's order of tasks is set."""
+    try:
+        project = projects.store.project(project_key)
+        is_done = projects.store.propagations.get(propagation_id).state == "done"
+        if project is not None and project.task_order is not None and is_done:
+            queue.order_tasks(project_key)
+    except (NotFoundError, QueueUnavailableError) as error:
+        logger.warning("project=%s gets no clusters: %s", project_key, error)
 
 
 def _call_workers(projects: Projects, queue: JobQueue, project_key: ProjectKey, propagation_id: int) -> None:

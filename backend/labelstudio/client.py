@@ -219,6 +219,33 @@ class LabelStudioClient:
         """
         return self._send("POST", "/api/predictions/", body=dict(prediction))
 
+    def set_cluster(self, prediction_id: int, cluster: int | None) -> None:
+        """Set the cluster of a prediction, by which Label Studio orders tasks; an import of predictions drops it."""
+        self._send("PATCH", f"/api/predictions/{prediction_id}/", body={"cluster": cluster})
+
+    def change_project(self, project_id: int, **changes: Any) -> Json:
+        """Change fields of a project, such as `sampling` and `model_version`."""
+        return self._send("PATCH", f"/api/projects/{project_id}/", body=changes)
+
+    def create_view(self, project_id: int, title: str, ordering: str) -> int:
+        """Add a view of the tasks without an annotation to the project's Data Manager; return its id.
+
+        Args:
+            project_id: of the project.
+            title: of the view.
+            ordering: a column of the Data Manager, as "tasks:predictions_score"; "-" before it turns it round.
+        """
+        filters = {"conjunction": "and", "items": [_filter("total_annotations", "equal", 0)]}
+        view = {"type": "list", "target": "tasks", "title": title, "ordering": [ordering], "filters": filters}
+        return int(self._send("POST", "/api/dm/views/", body={"project": project_id, "data": view})["id"])
+
+    def delete_view(self, view_id: int) -> None:
+        """Delete a view of the Data Manager; one that is gone already is no error."""
+        try:
+            self._request("DELETE", f"/api/dm/views/{view_id}/")
+        except NotFoundError:
+            logger.debug("view %d was gone already", view_id)
+
     def delete_predictions(self, project_id: int, model_version: str) -> None:
         """Delete all of a project's predictions of one model version."""
         self._send("DELETE", f"/api/projects/{project_id}/model-versions/", body={"model_version": model_version})

@@ -17,6 +17,7 @@ from backend.projects.connections import Connections
 from backend.projects.gallery import Gallery
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models, load_configured_text_encoder
+from backend.projects.next_tasks import NextTasks
 from backend.projects.options import background_labels_of, read_extra_params, received_on_setup
 from backend.projects.page_actions import PageActions
 from backend.projects.prediction.bulk_writer import BulkPredictions
@@ -35,6 +36,7 @@ from backend.projects.propagation.propagations import Propagations
 from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality.quality import Quality
 from backend.projects.references.references import References
+from backend.projects.task_order import TaskOrder
 from backend.projects.text_references import LoadTextEncoder, TextReferences
 from backend.projects.thumbnails import Thumbnails
 from backend.projects.tiles import Tiles
@@ -66,6 +68,8 @@ class Projects:
         gallery: the tasks of a project with their newest masks.
         previews: scribbles on the project's page that are not kept yet.
         page_actions: what people decide on the project's page.
+        task_order: the order in which Label Studio serves tasks.
+        next_tasks: which tasks are worth labeling, and which predictions a look.
         models: loaded in the background.
     """
 
@@ -106,7 +110,9 @@ class Projects:
         self.previews = Previews(store, models, connections, images, self.banks)
         self.page_actions = PageActions(store, connections)
         self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks, self.phrase_scales)
-        self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk)
+        self.task_order = TaskOrder(store, models, connections, images)
+        self.next_tasks = NextTasks(store, models)
+        self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk, self.task_order)
         self.propagations = Propagations(settings, store, connections, self.banks, self.propagation_plans)
         self.quality = Quality(settings, store, models, connections, images, self.banks)
         self.thumbnails = Thumbnails(store, connections, images)

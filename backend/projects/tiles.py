@@ -1,13 +1,16 @@
 """Tiles of the project's page: outlines in place of masks, and how far they changed."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.core.masks import iou
-from backend.core.types import BoxedMask, Json, LabelMask, Mask
+from backend.core.task_selection import sketch_features
+from backend.core.types import BoxedMask, EncodedImage, Json, LabelMask, Mask
 from backend.drawing.outline_path import grid_size, mask_to_path, path_to_mask
 from backend.errors import NotFoundError, StoreUnavailableError
 from backend.labelstudio.codec import read_regions
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MOST_REGIONS = 24
 """Regions of a prediction that a tile draws, the surest ones: bounds what the store keeps of a task."""
+_SIGNED_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -29,29 +33,48 @@ class DrawnMasks:
         image_tag: of the image that the tile shows: the first one with masks.
         size_hw: natural size of that image, px; (0, 0) without masks.
         regions: on that image.
-        certainty: lowest score of the task's regions; 1 without any.
+        certainty: lowest score of the task's regions; without any, the probability that this is right.
+        sketch: of the task's first image, see `pack_sketch`; None if its features were not read.
     """
 
     image_tag: str = ""
     size_hw: tuple[int, int] = (0, 0)
     regions: tuple[TileRegion, ...] = ()
     certainty: float = 1.0
+    sketch: bytes | None = None
 
 
-def draw_masks(found: Mapping[str, Sequence[LabelMask]]) -> DrawnMasks:
+def draw_masks(found: Mapping[str, Sequence[LabelMask]], *, absence: float = 1.0) -> DrawnMasks:
     """Return what a tile draws of a task's masks.
 
     Args:
         found: image tag -> masks at the image's natural size.
+        absence: probability that nothing is there.
     """
     shown = next((tag for tag, masks in found.items() if masks), None)
     if shown is None:
-        return DrawnMasks(next(iter(found), ""))
+        return DrawnMasks(next(iter(found), ""), certainty=absence)
     surest = sorted(found[shown], key=lambda one: -one.score)[:MOST_REGIONS]
     height, width = surest[0].boxed.size_hw
     regions = tuple(TileRegion(one.label, one.score, mask_to_path(one.boxed)) for one in surest)
     lowest = min(one.score for masks in found.values() for one in masks)
     return DrawnMasks(shown, (height, width), regions, lowest)
+
+
+def pack_sketch(encoded: EncodedImage) -> bytes:
+    """Return what the store keeps of an image's features: which models made them, and `sketch_features`."""
+    return _made_by(encoded.signature) + sketch_features(encoded.features).astype(np.float16).tobytes()
+
+
+def unpack_sketch(sketch: bytes | None, signature: str) -> NDArray[np.float32] | None:
+    """Return the vector that `pack_sketch` packed; None if there is none of these models."""
+    if sketch is None or not sketch.startswith(_made_by(signature)):
+        return None
+    return np.frombuffer(sketch[_SIGNED_BYTES:], np.float16).astype(np.float32)
+
+
+def _made_by(signature: str) -> bytes:
+    return hashlib.sha256(signature.encode()).digest()[:_SIGNED_BYTES]
 
 
 class Tiles:
@@ -65,7 +88,7 @@ class Tiles:
         state = "masks" if drawn.regions else "empty"
         made = TilePrediction(
             task_id, state, version, drawn.regions, score=score or 0.0, certainty=drawn.certainty,
-            image_tag=drawn.image_tag, size_hw=drawn.size_hw,
+            image_tag=drawn.image_tag, size_hw=drawn.size_hw, sketch=drawn.sketch,
         )  # fmt: skip
         self._save(project_key, made)
 
@@ -100,12 +123,16 @@ class Tiles:
                         LabelMask(region.label, BoxedMask.of(region.mask), region.score or 0.0)
                     )
             score = prediction.get("score")
-            self.note(project_key, version, task_id, draw_masks(found), float(score) if score is not None else None)
+            certainty = float(score) if score is not None else 1.0
+            drawn = draw_masks(found, absence=certainty)
+            self.note(project_key, version, task_id, drawn, certainty if drawn.regions else None)
         self.note_written(project_key, version, list(predictions))
 
     def _save(self, project_key: ProjectKey, tile: TilePrediction) -> None:
         try:
             known = self._store.tiles.of_tasks(project_key, [tile.task_id]).get(tile.task_id)
+            if known is not None and tile.sketch is None:
+                tile = replace(tile, sketch=known.sketch)
             if known is not None and known.model_version == tile.model_version and known.state == tile.state:
                 # Made anew with the same references: what came before is still what it was.
                 tile = replace(tile, change=known.change, before=known.before)

@@ -58,6 +58,13 @@ class ProjectStore(Database):
         with self.write() as connection:
             return bool(connection.execute(mine.values(needs_reconcile=True)).rowcount)
 
+    def set_task_order(self, key: str, task_order: Json | None) -> None:
+        """Remember what to restore when Label Studio's own order of tasks is wanted again; None: nothing."""
+        written = None if task_order is None else json.dumps(task_order)
+        mine = sa.update(tables.projects).where(tables.projects.c.key == key)
+        with self.write() as connection:
+            connection.execute(mine.values(task_order=written))
+
     def mark_present(self, key: str) -> None:
         """Note that Label Studio has a project (again)."""
         mine = (tables.projects.c.key == key) & tables.projects.c.gone_since.is_not(None)
@@ -102,4 +109,5 @@ def _drop(connection: sa.Connection, key: str) -> None:
 
 def _project(row: sa.Row[Any]) -> ProjectRecord:
     fields = {name: getattr(row, name) for name in ProjectRecord.__dataclass_fields__}
-    return ProjectRecord(**fields | {"settings": None if row.settings is None else json.loads(row.settings)})
+    parsed = {name: None if fields[name] is None else json.loads(fields[name]) for name in ("settings", "task_order")}
+    return ProjectRecord(**fields | parsed)

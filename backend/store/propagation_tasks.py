@@ -105,7 +105,7 @@ class PropagationTaskStore(StorePart):
             | {f"new_{name}": value for name, value in vars(one).items() if name not in left_out}
             for one in outcomes
         ]
-        kept = sum(one.is_kept for one in outcomes)
+        kept = sum(one.is_kept and one.state == "done" for one in outcomes)
         with self._write() as connection:
             count = connection.execute(changed, values).rowcount
             connection.execute(
@@ -235,8 +235,8 @@ class PropagationTaskStore(StorePart):
         newest_last = (
             sa.select(_rows.c.task_id, _rows.c.images)
             .join(_runs, _runs.c.id == _rows.c.propagation_id)
-            .where(_runs.c.project_key == project_key, _rows.c.state == "done", _rows.c.images.is_not(None))
-            .where(_rows.c.model_version == model_version)
+            .where(_runs.c.project_key == project_key, _rows.c.state.in_(("done", "empty")))
+            .where(_rows.c.images.is_not(None), _rows.c.model_version == model_version)
             .order_by(_rows.c.propagation_id)
         )
         for some in portions(sorted(task_ids)):

@@ -30,6 +30,8 @@ class ProjectRecord:
         updated_at: unix time in s of the last save.
         gone_since: unix time in s since which Label Studio says that it does not have the project; None if it has it.
         with_text: its images are encoded with text features: labels have phrases.
+        task_order: what Label Studio's own order of tasks was before this backend set it, see
+            `backend.projects.task_order`; None if it does not set it.
     """
 
     key: ProjectKey
@@ -42,6 +44,7 @@ class ProjectRecord:
     updated_at: float
     gone_since: float | None = None
     with_text: bool = False
+    task_order: Json | None = None
 
 
 @dataclass(frozen=True)
@@ -340,7 +343,7 @@ class TilePrediction:
         model_version: with which it was predicted.
         regions: those on the image that the tile shows, the surest ones if they are many.
         score: of the prediction; 0 without masks, -1 if it failed.
-        certainty: lowest score of its regions; 1 without masks, 2 if it failed.
+        certainty: lowest score of its regions; without masks, the probability that this is right; 2 if it failed.
         reason: why it failed; None otherwise.
         image_tag: name of the image that the tile shows.
         size_hw: natural size of that image, px; (0, 0) if it is not known.
@@ -349,6 +352,7 @@ class TilePrediction:
         before: regions of the prediction before.
         counter: the project's counter when it was saved.
         updated_at: unix time in s of that.
+        sketch: of its image's features, see `backend.projects.tiles.pack_sketch`; None if they were never read.
     """
 
     task_id: int
@@ -365,6 +369,7 @@ class TilePrediction:
     before: tuple[TileRegion, ...] = ()
     counter: int = 0
     updated_at: float = 0.0
+    sketch: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

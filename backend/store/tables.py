@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 """Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
 than that, see `Store.create_tables`."""
 
@@ -31,6 +31,7 @@ projects = sa.Table(
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("gone_since", sa.Double),
     sa.Column("with_text", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("task_order", sa.Text),
 )
 annotations = sa.Table(
     "annotations",
@@ -188,6 +189,7 @@ tiles = sa.Table(
     sa.Column("updated_at", sa.Double, nullable=False),
     sa.Column("regions", sa.Text, nullable=False),
     sa.Column("before", sa.Text, nullable=False),
+    sa.Column("sketch", sa.LargeBinary),
     sa.Index("tiles_by_score", "project_key", "score", "task_id"),
     sa.Index("tiles_by_certainty", "project_key", "certainty", "task_id"),
     sa.Index("tiles_by_change", "project_key", "change", "task_id"),

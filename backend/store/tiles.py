@@ -121,6 +121,54 @@ class TileStore(StorePart):
         grouped = sa.select(_tiles.c.state, sa.func.count().label("total")).where(_tiles.c.project_key == project_key)
         return {str(row.state): int(row.total) for row in self._read(grouped.group_by(_tiles.c.state))}
 
+    def main_version(self, project_key: ProjectKey) -> str | None:
+        """Return the model_version that most tiles have whose predictions are in Label Studio; None without any."""
+        counted = sa.func.count().label("total")
+        mine = (_tiles.c.project_key == project_key) & _tiles.c.is_written & (_tiles.c.state != "failed")
+        grouped = sa.select(_tiles.c.model_version, counted).where(mine).group_by(_tiles.c.model_version)
+        rows = self._read(grouped.order_by(counted.desc(), sa.func.max(_tiles.c.counter).desc()).limit(1))
+        return str(rows[0].model_version) if rows else None
+
+    def sketches(self, project_key: ProjectKey, limit: int) -> dict[int, bytes | None]:
+        """Return task id -> sketch of up to so many tasks with a prediction, the least certain first."""
+        mine = (_tiles.c.project_key == project_key) & (_tiles.c.state != "failed")
+        wanted = sa.select(_tiles.c.task_id, _tiles.c.sketch).where(mine)
+        return {
+            int(row.task_id): row.sketch
+            for row in self._read(wanted.order_by(_tiles.c.certainty, _tiles.c.task_id).limit(limit))
+        }
+
+    def save_sketch(self, project_key: ProjectKey, task_id: int, sketch: bytes) -> None:
+        """Keep the sketch of a task's image."""
+        mine = (_tiles.c.project_key == project_key) & (_tiles.c.task_id == task_id)
+        with self._write() as connection:
+            connection.execute(sa.update(_tiles).where(mine).values(sketch=sketch))
+
+    def in_state(self, project_key: ProjectKey, state: str) -> list[int]:
+        """Return the tasks whose tiles are in a state."""
+        mine = (_tiles.c.project_key == project_key) & (_tiles.c.state == state)
+        return [int(row.task_id) for row in self._read(sa.select(_tiles.c.task_id).where(mine))]
+
+    def to_label(self, project_key: ProjectKey, limit: int) -> list[TilePrediction]:
+        """Return tiles of tasks without an annotation, the least certain first."""
+        mine = (_tiles.c.project_key == project_key) & _tiles.c.state.in_(("masks", "empty")) & ~_is_annotated()
+        wanted = sa.select(_tiles).where(mine).order_by(_tiles.c.certainty, _tiles.c.task_id).limit(limit)
+        return [_from_row(row) for row in self._read(wanted)]
+
+    def labelled(self, project_key: ProjectKey, limit: int) -> list[TilePrediction]:
+        """Return tiles of tasks that have an annotation, the newest predictions first."""
+        mine = (_tiles.c.project_key == project_key) & (_tiles.c.state != "failed") & _is_annotated()
+        wanted = sa.select(_tiles).where(mine).order_by(_tiles.c.counter.desc(), _tiles.c.task_id).limit(limit)
+        return [_from_row(row) for row in self._read(wanted)]
+
+    def surest(self, project_key: ProjectKey, label: str, count: int) -> list[TilePrediction]:
+        """Return tiles of tasks without an annotation on which a label is found, its highest scores first."""
+        same = (_tiles.c.project_key == _labels.c.project_key) & (_tiles.c.task_id == _labels.c.task_id)
+        mine = (_labels.c.project_key == project_key) & (_labels.c.label == label) & ~_is_annotated()
+        wanted = sa.select(_tiles).join(_labels, same).where(mine, _tiles.c.state == "masks")
+        ordered = wanted.order_by(_labels.c.score.desc(), _labels.c.task_id).limit(count)
+        return [_from_row(row) for row in self._read(ordered)]
+
     def above(self, project_key: ProjectKey, score: float, limit: int) -> list[int]:
         """Return tasks without annotations whose regions all have at least this score, the surest first."""
         wanted = sa.select(_tiles.c.task_id).where(
@@ -199,6 +247,7 @@ def _to_row(project_key: ProjectKey, tile: TilePrediction, counter: int, now: fl
         "certainty": tile.certainty, "change": tile.change, "counter": counter, "model_version": tile.model_version,
         "is_written": tile.is_written, "reason": tile.reason, "image_tag": tile.image_tag, "height": tile.size_hw[0],
         "width": tile.size_hw[1], "updated_at": now, "regions": _to_json(tile.regions), "before": _to_json(tile.before),
+        "sketch": tile.sketch,
     }  # fmt: skip
 
 
@@ -208,7 +257,7 @@ def _from_row(row: sa.Row[Any]) -> TilePrediction:
         regions=_from_json(row.regions), score=float(row.score), certainty=float(row.certainty), reason=row.reason,
         image_tag=str(row.image_tag), size_hw=(int(row.height), int(row.width)), is_written=bool(row.is_written),
         change=float(row.change), before=_from_json(row.before), counter=int(row.counter),
-        updated_at=float(row.updated_at),
+        updated_at=float(row.updated_at), sketch=row.sketch,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from backend.web.export_routes import create_export_routes
 from backend.web.gallery_routes import create_gallery_routes
 from backend.web.health import create_health_routes
 from backend.web.label_studio_routes import create_label_studio_routes
+from backend.web.next_routes import create_next_routes
 from backend.web.pages import create_pages
 from backend.web.prediction_slots import PredictionSlots
 from backend.web.project_routes import create_project_routes
@@ -35,6 +36,7 @@ def create_app(projects: Projects, queue: JobQueue) -> Flask:
         create_pages(projects, queue),
         create_propagation_routes(projects, queue),
         create_project_routes(projects, queue),
+        create_next_routes(projects, queue),
         create_quality_routes(projects, queue),
         create_thumbnail_routes(projects),
         create_gallery_routes(projects, queue, slots),

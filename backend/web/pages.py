@@ -17,15 +17,17 @@ from backend.exports.options import CHOICES, ExportOptions
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
+from backend.projects.gallery import Tile
 from backend.projects.options import background_labels_of, calibration_in_use, match_options, read_extra_params
+from backend.projects.task_order import VIEW
 from backend.projects.task_source import browser_address
 from backend.store import ProjectRecord
-from backend.store.records import PropagationRecord, ReferenceSummary
+from backend.store.records import PropagationRecord, ReferenceSummary, TilePrediction
 from backend.store.texts import FROM_PAGE
 from backend.web.gallery_answers import first_image_of, labels_shown, read_filter, tile_to_json
 from backend.web.known_projects import project_of
 
-TABS = ("gallery", "references", "runs", "quality", "export", "settings")
+TABS = ("gallery", "next", "references", "runs", "quality", "export", "settings")
 _SHOWN_REFERENCES = 12
 _SHOWN_PROPAGATIONS = 8
 _SHOWN_UNREAD = 20
@@ -75,6 +77,8 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         shown = _of_project(projects, project)
         if tab == "gallery":
             shown |= {"gallery": _gallery(projects, project)}
+        elif tab == "next":
+            shown |= {"next": _next(projects, project)}
         elif tab == "runs":
             shown |= _of_propagations(projects, queue, project)
         elif tab == "export":
@@ -138,6 +142,25 @@ def _gallery(projects: Projects, project: ProjectRecord) -> Json:
         "following": url_for("pages.page", project_id=project.project_id, **{**fields, "after": found.following})
         if found.following
         else None,
+    }
+
+
+def _next(projects: Projects, project: ProjectRecord) -> Json:
+    """Return what the tab of what comes next shows."""
+    source, first = projects.gallery.source(project), first_image_of(project)
+    colours = {label.name: label.colour for label in labels_shown(project)}
+    to_label, to_confirm = projects.next_tasks.to_label(project), projects.next_tasks.to_confirm(project)
+
+    def shown(made: TilePrediction) -> Json:
+        tile = Tile(made.task_id, made, False, frozenset())
+        return tile_to_json(project, tile, source.address(made.task_id), colours, first)
+
+    return {
+        "label": [{**shown(one.prediction), "reason": one.reason} for one in to_label],
+        "confirm": [{**shown(one), "label": label} for label, one in to_confirm],
+        "is_set": project.task_order is not None,
+        "is_ready": bool(project.task_order and project.task_order.get("version")),
+        "view": VIEW,
     }
 
 

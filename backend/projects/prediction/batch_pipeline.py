@@ -31,12 +31,14 @@ class TaskPrediction:
         images: image tag -> which content the prediction was made of.
         failures: image tag -> what was wrong with an image that could not be used.
         drawn: the masks as outlines; none for a task that is open in the editor.
+        absence: probability that no label is on its images.
     """
 
     prediction: Json | None
     images: Mapping[str, ImageVersion]
     failures: Mapping[str, SoftmatcherError]
     drawn: DrawnMasks = field(default_factory=DrawnMasks)
+    absence: float = 1.0
 
     @property
     def problem(self) -> str | None:
@@ -52,10 +54,12 @@ class TaskMasks:
     Attributes:
         prediction: None if there are none.
         drawn: the same as outlines.
+        absence: probability that no label is on the task's images.
     """
 
     prediction: Json | None
     drawn: DrawnMasks
+    absence: float = 1.0
 
 
 Predicted = tuple[Json, Callable[[], TaskPrediction]]
@@ -216,7 +220,7 @@ class _Task:
         """Return its prediction, or raise what was wrong."""
         if self.failure is not None:
             raise self.failure
-        return TaskPrediction(self.found.prediction, self.versions, self.failures, self.found.drawn)
+        return TaskPrediction(self.found.prediction, self.versions, self.failures, self.found.drawn, self.found.absence)
 
 
 def _segment(

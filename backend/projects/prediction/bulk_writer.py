@@ -137,17 +137,19 @@ class BulkPredictions:
         for task in tasks.values():
             current, old = own[task["id"]]
             if task["id"] in unchanged:
-                kept = TaskOutcome(task["id"], "done", score_of(current[-1]), batch.context.version, is_kept=True)
+                state = "done" if current[-1].get("result") else "empty"
+                kept = TaskOutcome(task["id"], state, score_of(current[-1]), batch.context.version, is_kept=True)
                 outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
                 current = current[:-1]
             else:
                 to_predict.append(task)
+            old = [each for each in old if each["model_version"] != batch.context.shown_version]
             replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
         self._tiles.note_kept(
             batch.context.project.key, batch.context.config, batch.context.version,
             {task_id: own[task_id][0][-1] for task_id in unchanged},
         )  # fmt: skip
-        had_one = {outcome.task_id for outcome in outcomes if outcome.state == "done"}
+        had_one = {outcome.task_id for outcome in outcomes if outcome.is_kept}
         found = self._predict(batch, to_predict, client, should_stop, outcomes, waits_for_images)
         wanted = still_wanted()
         outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]

@@ -11,6 +11,7 @@ from backend.metrics import Metrics
 from backend.projects.images import versions_to_json
 from backend.projects.prediction.batch_pipeline import TaskPrediction
 from backend.projects.prediction.reference_banks import OWN_VERSIONS, PredictionContext
+from backend.projects.prediction.results import prediction_of
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,16 @@ class PredictionWriter:
         Raises:
             LabelStudioUnavailableError: Label Studio does not answer; it may still do what it was asked for.
         """
-        written = [task_id for task_id, one in found.items() if one.prediction is None]
+        written = [task_id for task_id, one in found.items() if one.prediction is None and not context.writes_absence]
         outcomes += [
             TaskOutcome(task_id, "empty", model_version=context.version, images=versions_to_json(found[task_id].images))
             for task_id in written
         ]
-        predictions = [{"task": task_id, **one.prediction} for task_id, one in found.items() if one.prediction]
+        predictions = [
+            {"task": task_id, **(one.prediction or _absence_of(one, context))}
+            for task_id, one in found.items()
+            if one.prediction or context.writes_absence
+        ]
         refused, is_sure = self._import(client, context.project.project_id, predictions)
         left = [one for one in predictions if one["task"] not in refused]
         if not is_sure or any(replaced.get(one["task"]) for one in left):
@@ -78,7 +83,8 @@ class PredictionWriter:
             elif one in left:
                 written.append(one["task"])
                 made = found[one["task"]]
-                done = TaskOutcome(one["task"], "done", score_of(one), context.version, _shortened(made.problem))
+                state = "done" if made.prediction else "empty"
+                done = TaskOutcome(one["task"], state, score_of(one), context.version, _shortened(made.problem))
                 outcomes.append(replace(done, images=versions_to_json(made.images)))
         return written
 
@@ -105,6 +111,10 @@ class PredictionWriter:
                 is_sure &= is_some_sure
             return refused, is_sure
         return {}, created == len(predictions)
+
+
+def _absence_of(found: TaskPrediction, context: PredictionContext) -> Json:
+    return {**prediction_of([], context.version), "score": found.absence}
 
 
 def failed_outcome(metrics: Metrics, context: PredictionContext, task_id: int, kind: str, reason: str) -> TaskOutcome:

@@ -4,14 +4,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from backend.core import cancellation
 from backend.core.cancellation import CancelledWorkError
 from backend.core.types import EncodedImage, Json, LabelMask
-from backend.engine.plans import SegmentationPlan
+from backend.engine.plans import FoundMasks, SegmentationPlan
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import mask_to_region
 from backend.labelstudio.images import ImageFetcher
@@ -32,7 +32,7 @@ from backend.projects.prediction.read_ahead import begin_ahead
 from backend.projects.prediction.reference_banks import PredictionContext, ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
-from backend.projects.tiles import DrawnMasks, draw_masks
+from backend.projects.tiles import DrawnMasks, draw_masks, pack_sketch
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.records import ProjectKey
@@ -243,9 +243,10 @@ class Predictions:
         """
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         files = fetched()
-        found: dict[str, list[LabelMask]] = {}
+        found: dict[str, FoundMasks] = {}
         versions: dict[str, ImageVersion] = {}
         failures: dict[str, SoftmatcherError] = {}
+        sketch: bytes | None = None
         for tag_name in context.tags:
             file = files.get(tag_name)
             try:
@@ -263,14 +264,17 @@ class Predictions:
             versions[tag_name] = image.version
             refining: dict[str, Any] = {"refiners": refiners, "pixels": image.pixels} if refiners else {}
             with self._models.scheduler.slot(is_interactive=is_open):
-                found[tag_name] = softmatcher.segment(
+                plan = softmatcher.plan(
                     image.encoded, context.banks.get(tag_name, {}), context.options, **context.sources_on(tag_name),
                     **refining,
                 )  # fmt: skip
+                found[tag_name] = softmatcher.find_planned([plan])[0]()
+            if not is_open and sketch is None:
+                sketch = pack_sketch(image.encoded)
         if failures and not versions:
             raise next(iter(failures.values()))
-        masks = self._task_masks(context, found, is_drawn=not is_open)
-        return TaskPrediction(masks.prediction, versions, failures, masks.drawn)
+        masks = self._task_masks(context, found, sketch, is_drawn=not is_open)
+        return TaskPrediction(masks.prediction, versions, failures, masks.drawn, masks.absence)
 
     def _predict_batches(
         self,
@@ -282,18 +286,18 @@ class Predictions:
         """Predict tasks as `_predict_task` does, several images at a time."""
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
 
-        def plan(encoded: Mapping[str, EncodedImage]) -> dict[str, SegmentationPlan]:
-            return {
+        def plan(encoded: Mapping[str, EncodedImage]) -> tuple[bytes, dict[str, SegmentationPlan]]:
+            return pack_sketch(next(iter(encoded.values()))), {
                 tag: softmatcher.plan(image, context.banks.get(tag, {}), context.options, **context.sources_on(tag))
                 for tag, image in encoded.items()
             }
 
-        def segment(planned: Sequence[dict[str, SegmentationPlan]]) -> list[Callable[[], TaskMasks]]:
-            masks = iter(softmatcher.segment_planned([one for plans in planned for one in plans.values()]))
-            return [partial(finish, {tag: next(masks) for tag in plans}) for plans in planned]
+        def segment(planned: Sequence[tuple[bytes, dict[str, SegmentationPlan]]]) -> list[Callable[[], TaskMasks]]:
+            masks = iter(softmatcher.find_planned([one for _, plans in planned for one in plans.values()]))
+            return [partial(finish, sketch, {tag: next(masks) for tag in plans}) for sketch, plans in planned]
 
-        def finish(masks: Mapping[str, Callable[[], list[LabelMask]]]) -> TaskMasks:
-            return self._task_masks(context, {tag: found() for tag, found in masks.items()}, is_drawn=True)
+        def finish(sketch: bytes, masks: Mapping[str, Callable[[], FoundMasks]]) -> TaskMasks:
+            return self._task_masks(context, {tag: found() for tag, found in masks.items()}, sketch, is_drawn=True)
 
         tags = [context.config.image(tag_name) for tag_name in context.tags]
         pipeline = BatchPipeline(self._models, self._images)
@@ -302,11 +306,13 @@ class Predictions:
         )
 
     def _task_masks(
-        self, context: PredictionContext, found: Mapping[str, Sequence[LabelMask]], *, is_drawn: bool
+        self, context: PredictionContext, found: Mapping[str, FoundMasks], sketch: bytes | None, *, is_drawn: bool
     ) -> TaskMasks:
-        regions = [one for tag, masks in found.items() for one in self._regions(context.config, tag, masks)]
-        drawn = draw_masks(found) if is_drawn else DrawnMasks()
-        return TaskMasks(prediction_of(regions, context.version) if regions else None, drawn)
+        masks = {tag: one.masks for tag, one in found.items()}
+        absence = min((one.absence for one in found.values()), default=1.0)
+        regions = [one for tag, of_tag in masks.items() for one in self._regions(context.config, tag, of_tag)]
+        drawn = replace(draw_masks(masks, absence=absence), sketch=sketch) if is_drawn else DrawnMasks()
+        return TaskMasks(prediction_of(regions, context.version) if regions else None, drawn, absence)
 
     def _regions(self, config: LabelConfig, tag_name: str, found: Sequence[LabelMask]) -> list[Json]:
         with self._metrics.stage("rle"):

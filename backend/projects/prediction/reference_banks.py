@@ -73,6 +73,16 @@ class PredictionContext:
         """Return the image tags on which there is something to look for."""
         return tuple(dict.fromkeys([*self.banks, *self.sources]))
 
+    @property
+    def writes_absence(self) -> bool:
+        """Return whether Label Studio gets a prediction, without regions, for a task on which nothing was found."""
+        return self.project.task_order is not None
+
+    @property
+    def shown_version(self) -> str | None:
+        """Return the model_version of which Label Studio shows predictions; None if it shows any."""
+        return None if self.project.task_order is None else self.project.task_order.get("version")
+
     def sources_on(self, tag_name: str) -> dict[str, Any]:
         """Return the argument `sources` of `Softmatcher.segment` for an image tag; {} without phrases."""
         sources = self.sources.get(tag_name)

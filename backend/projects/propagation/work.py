@@ -21,6 +21,7 @@ from backend.projects.prediction.prediction_writer import keep_one
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.propagation.backoff import is_paused, pause
 from backend.projects.propagation.planning import project_of
+from backend.projects.task_order import TaskOrder
 from backend.store import Store
 from backend.store.records import ProjectKey, PropagationRecord, TaskOutcome
 
@@ -96,8 +97,10 @@ class PropagationWork:
         connections: Connections,
         banks: ReferenceBanks,
         bulk: BulkPredictions,
+        task_order: TaskOrder,
     ) -> None:
         self._store = store
+        self._task_order = task_order
         self._tasks = store.propagation_tasks
         self._metrics = metrics
         self._connections = connections
@@ -231,6 +234,8 @@ class PropagationWork:
     def _tidy_up(self, record: PropagationRecord) -> None:
         """Remove surplus predictions: of Label Studio's own retrieval, or of an import whose answer got lost."""
         store = self._store.propagations
+        # Before the predictions that Label Studio still shows are surplus.
+        self._task_order.follow(record.project_key)
         removed = self._remove_surplus(record)
         if store.complete(record.id):
             counts = self._tasks.counts(record.id)

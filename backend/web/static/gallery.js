@@ -1,4 +1,5 @@
 // The gallery: keeps tiles up to date, and sends what people decide on them. The server draws every tile.
+import { accept, reject, undo } from "./decide.js";
 import { begin, isDrawing } from "./preview.js";
 import { ask, say, send, show } from "./talk.js";
 
@@ -140,26 +141,11 @@ function remember(batch, text) {
   say(text);
 }
 
-async function accept(tile) {
-  if (!tile.querySelector('[data-act="accept"]')) return;
-  const done = await send(`${base}/tasks/${tile.dataset.task}/accept`, {});
-  if (done.error) return say(done.error);
-  remember(done.batch, `Task ${done.task} is accepted: it is an annotation now. u takes it back.`);
-  await drawTiles([idOf(tile)]);
-}
-
-async function reject(tile) {
-  const button = tile.querySelector('[data-act="wrong"]');
-  if (!button) return;
-  const labels = JSON.parse(button.dataset.labels);
-  let label = labels[0];
-  if (labels.length > 1) {
-    label = await ask("Which label is wrong?", "An annotation without it is made; the image counts as its background.", [...labels.map((one) => [one, one]), ["all of them", ""]]);
-    if (label === null) return;
-  }
-  const done = await send(`${base}/tasks/${tile.dataset.task}/wrong`, label ? { label } : {});
-  if (done.error) return say(done.error);
-  remember(done.batch, `Task ${done.task}: ${label || "no label"} is noted as ${label ? "absent" : "right"}. u takes it back.`);
+async function decide(tile, how) {
+  const done = await how(base, tile);
+  if (!done) return;
+  if (done.error) return say(done.text);
+  remember(done.batch, done.text);
   await drawTiles([idOf(tile)]);
 }
 
@@ -172,11 +158,10 @@ function ended() {
   return drawTiles(tiles().map(idOf));
 }
 
-async function undo() {
+async function takeBack() {
   if (!lastBatch) return;
-  const done = await send(`${base}/gallery/undo`, { batch: lastBatch });
-  const left = done.changed?.length ? `; ${done.changed.length} changed since by somebody, and kept` : "";
-  remember(null, done.error || `${done.tasks.length} ${done.tasks.length === 1 ? "annotation is" : "annotations are"} taken back${left}`);
+  const done = await undo(base, lastBatch);
+  remember(null, done.text);
   if (done.tasks) await drawTiles(tiles().map(idOf));
 }
 
@@ -202,8 +187,8 @@ grid.addEventListener("click", (event) => {
   if (!button) return;
   const tile = button.closest(".tile");
   if (button.dataset.act === "draw") begin(tile, { base, ids: () => inView(), kept, ended });
-  if (button.dataset.act === "accept") accept(tile);
-  if (button.dataset.act === "wrong") reject(tile);
+  if (button.dataset.act === "accept") decide(tile, accept);
+  if (button.dataset.act === "wrong") decide(tile, reject);
   if (button.dataset.act === "why" && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
     why(button);
@@ -217,9 +202,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "j") step(1);
   else if (event.key === "k") step(-1);
   else if (event.key === "?") show("#keys");
-  else if (event.key === "u") undo();
-  else if (event.key === "a" && tile) accept(tile);
-  else if (event.key === "x" && tile) reject(tile);
+  else if (event.key === "u") takeBack();
+  else if (event.key === "a" && tile) decide(tile, accept);
+  else if (event.key === "x" && tile) decide(tile, reject);
   else if (event.key === "Enter" && isOnTile) tile.querySelector(".open")?.click();
   else if (event.key === " " && !event.target.closest("button, a, summary")) {
     const isBefore = grid.classList.toggle("is-before");
@@ -255,7 +240,7 @@ document.querySelector("#save-least").addEventListener("click", async () => {
   notedAt = 0;
 });
 document.querySelector("#accept-all").addEventListener("click", acceptAll);
-undoButton.addEventListener("click", undo);
+undoButton.addEventListener("click", takeBack);
 document.querySelector("#show-keys").addEventListener("click", () => show("#keys"));
 document.addEventListener("visibilitychange", () => { if (!document.hidden) notedAt = 0; });
 showLeast();
