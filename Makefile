@@ -2,8 +2,15 @@
 PYTHON ?= python3
 WORKERS ?= 1
 ONCE ?=
+IMAGES ?=
+LABELS ?=
+STORE ?=
 DATASETS ?=
 ONLY ?=
+
+# In quotes for the shell: names have spaces, and quotes.
+OWN_IMAGES = $(if $(IMAGES),--images '$(subst ','\'',$(IMAGES))')
+OWN_LABELS = $(if $(LABELS),--labels '$(subst ','\'',$(LABELS))')
 
 LABEL_STUDIO_VERSION := 1.23.2
 BIN := .venv/bin
@@ -13,15 +20,19 @@ PIP := -m pip --disable-pip-version-check
 UV_VERSION := 0.13.9
 UPGRADE ?=
 
-.PHONY: help demo test up check figures audit clean install lock fast coverage
+.PHONY: help demo try test up check figures audit clean install lock fast coverage
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
 	  printf '%-14s %s\n' "$$name" "$$what"; done
 
-demo: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## the main job for real, with a Label Studio of its own and sample projects; ONCE=1: end after the check
-	@exec $(BIN)/python -m backend demo $(if $(filter-out 0 no false,$(ONCE)),--once)
+demo: .venv/installed .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## the main job for real, with a Label Studio of its own and sample projects; ONCE=1: end after the check; IMAGES=folder LABELS=A,B: with a project of your own
+	@exec $(BIN)/python -m backend demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(OWN_IMAGES) $(OWN_LABELS)
+
+try: .venv/installed ## draw on an image of yours, see masks on the others: no Label Studio; IMAGES=folder LABELS=A,B STORE=file
+	@test -n '$(subst ','\'',$(IMAGES))' || { echo "Name a folder of images: make try IMAGES=folder"; exit 1; }
+	@exec $(BIN)/python -m backend try '$(subst ','\'',$(IMAGES))' $(OWN_LABELS) $(if $(STORE),--store '$(subst ','\'',$(STORE))')
 
 up: .venv/installed ## service, workers and queue for a Label Studio that is already there; WORKERS=2: so many workers
 	@exec $(BIN)/python -m backend up --workers $(WORKERS)

@@ -23,7 +23,7 @@ from backend.core.types import Reference
 from backend.labelstudio.label_config import parse_label_config
 from backend.metrics import Metrics
 from backend.projects.composition import Projects
-from backend.projects.connections import Connections
+from backend.projects.connections import LabelStudioConnections
 from backend.projects.model_host import Models
 from backend.settings import load_settings
 from backend.store import AnnotationRecord, NewReference, Store
@@ -52,7 +52,7 @@ def measure(folder: Path, count: int, *, patches: int, channels: int) -> dict[st
         return time.process_time() - began
 
     written = [annotate(number) for number in range(count)]
-    banks = Projects(settings, store, Metrics(), models, Connections(settings, store)).banks
+    banks = Projects(settings, store, Metrics(), models, LabelStudioConnections(settings, store)).banks
     began = time.process_time()
     _reset_peak()
     before = _memory_mb("VmRSS")

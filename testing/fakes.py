@@ -39,9 +39,11 @@ from backend.labelstudio.images import FetchedFile, Validators
 from backend.metrics import Metrics
 from backend.models.segmenters import SegmenterInput
 from backend.projects.composition import Projects
+from backend.projects.connections import label_studio_place
 from backend.projects.model_host import Models
+from backend.projects.task_source import Place
 from backend.settings import Settings, load_settings
-from backend.store import Store, StoredReference
+from backend.store import ProjectRecord, Store, StoredReference
 from backend.store.records import ProjectKey
 from backend.web.app import create_app
 
@@ -480,13 +482,21 @@ class FakeConnections:
     """Every project is in the one fake Label Studio."""
 
     def __init__(self, label_studio: FakeLabelStudio) -> None:
-        self.label_studio = label_studio
+        self.studio = label_studio
 
     def client(self, project_key: ProjectKey) -> FakeLabelStudio:
-        return self.label_studio
+        return self.studio
+
+    label_studio = client
 
     def fetcher(self, project_key: ProjectKey) -> FakeLabelStudio:
-        return self.label_studio
+        return self.studio
+
+    def place(self, project: ProjectRecord) -> Place:
+        return label_studio_place(project, "http://127.0.0.1:8080")
+
+    def names(self, project: ProjectRecord, task_ids: Sequence[int]) -> dict[int, str]:
+        return {}
 
     def close(self) -> None:
         pass

@@ -113,7 +113,7 @@ def label_config(
     labels: Annotated[list[str], typer.Argument(help="What is to be marked; `background` goes to the brush alone.")],
 ) -> None:
     """Print a label config with these labels, for Settings > Labeling Interface > Code."""
-    from backend.cli.sample_label_config import make_label_config
+    from backend.labelstudio.sample_label_config import make_label_config
     from backend.settings import load_settings
 
     background = {label.lower() for label in load_settings().background_labels}
@@ -124,11 +124,40 @@ def label_config(
 @clear_errors
 def demo(
     once: Annotated[bool, typer.Option(help="End after the check instead of staying up.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images of yours that become a further project, up to 200.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Labels of that project, as A,B.")] = None,
 ) -> None:
     """Run the main job for real: Label Studio, the backend, a sample project, one scribble, predictions."""
     from backend.cli.demo.demo import demo as run
+    from backend.cli.demo.own_images import DEFAULT_LABEL, OwnImages
+    from backend.cli.try_folder import split_labels
+    from backend.errors import BadInputError
 
-    run(once)
+    if labels and images is None:
+        raise BadInputError("--labels are those of a project of your own images: name their folder with --images")
+    run(once, None if images is None else OwnImages(images, tuple(split_labels(labels)) or (DEFAULT_LABEL,)))
+
+
+@app.command("try")
+@clear_errors
+def try_folder(
+    folder: Annotated[Path, typer.Argument(help="Folder of images; those in its folders are shown, too.")],
+    labels: Annotated[
+        str | None, typer.Option(help="What is to be found, as A,B; more can be added on the page.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="File that keeps the references, with FILE.annotations beside it.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile, the models in use; lite needs no download.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the page.")] = None,
+) -> None:
+    """Try it on a folder of images, in the browser, without Label Studio: draw on one, see masks on the others."""
+    from backend.cli.try_folder import split_labels
+    from backend.cli.try_folder import try_folder as run
+
+    run(folder, labels=split_labels(labels), store=store, profile=profile, port=port)
 
 
 @app.command()

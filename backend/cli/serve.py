@@ -3,7 +3,9 @@
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
@@ -25,12 +27,23 @@ _M_ARENA_MAX = -8
 """Number of the option in malloc.h."""
 
 
-class _Service(BaseApplication):  # type: ignore[misc]
-    def __init__(self, settings: Settings) -> None:
+class Service(BaseApplication):  # type: ignore[misc]
+    """gunicorn with one process and these settings.
+
+    Args:
+        settings: of the process.
+        make_app: makes the application, in the process that serves it.
+        more: options of gunicorn beside those that are always the same.
+    """
+
+    def __init__(self, settings: Settings, make_app: Callable[[], "Flask"], **more: Any) -> None:
         self._settings = settings
+        self._make_app = make_app
+        self._more = more
         super().__init__()
 
     def load_config(self) -> None:
+        """Set gunicorn's options."""
         settings = self._settings
         options: dict[str, Any] = {
             "bind": bind_address(settings),
@@ -48,36 +61,40 @@ class _Service(BaseApplication):  # type: ignore[misc]
             # A health check or a scrape must not be logged twice: the app logs its own line.
             "accesslog": None,
         }
-        for name, value in options.items():
+        for name, value in {**options, **self._more}.items():
             self.cfg.set(name, value)
 
     def load(self) -> "Flask":
+        """Return the application."""
         # In gunicorn's worker process: its parent needs no PyTorch, and threads would not survive the fork.
         _share_memory()
-        from backend.jobs.queue import JobQueue
-        from backend.projects.composition import open_projects
-        from backend.web.app import create_app
-        from backend.web.maintenance import Maintenance
+        return self._make_app()
 
-        settings = self._settings
-        assert settings.redis_url is not None
-        projects = open_projects(settings)
-        projects.models.start()
-        queue = JobQueue(settings.redis_url)
-        projects.metrics.read_from(
-            references=projects.count_references,
-            cache=projects.models.cache_counters,
-            queue=queue.waiting,
-            workers=queue.workers_now,
-            shared=queue.shared_state.counters,
-            propagations=projects.propagations.counters,
-        )
-        try:
-            queue.shared_state.publish_settings(shared_settings(settings))
-        except QueueUnavailableError as error:
-            logger.warning("workers elsewhere are not told of these settings: %s", error)
-        Maintenance(projects, queue).start()
-        return create_app(projects, queue)
+
+def _make_app(settings: Settings) -> "Flask":
+    from backend.jobs.redis_queue import RedisQueue
+    from backend.projects.composition import open_projects
+    from backend.web.app import create_app
+    from backend.web.maintenance import Maintenance
+
+    assert settings.redis_url is not None
+    projects = open_projects(settings)
+    projects.models.start()
+    queue = RedisQueue(settings.redis_url)
+    projects.metrics.read_from(
+        references=projects.count_references,
+        cache=projects.models.cache_counters,
+        queue=queue.waiting,
+        workers=queue.workers_now,
+        shared=queue.shared_state.counters,
+        propagations=projects.propagations.counters,
+    )
+    try:
+        queue.shared_state.publish_settings(shared_settings(settings))
+    except QueueUnavailableError as error:
+        logger.warning("workers elsewhere are not told of these settings: %s", error)
+    Maintenance(projects, queue).start()
+    return create_app(projects, queue)
 
 
 def _share_memory() -> None:
@@ -119,4 +136,4 @@ def run_service(settings: Settings) -> None:
     if os.environ.pop("SCRIPT_NAME", None) is not None:
         # gunicorn would answer 500 to every path outside it.
         logger.warning("SCRIPT_NAME of the environment is not used: a proxy's address goes into SOFTMATCHER_PUBLIC_URL")
-    _Service(settings).run()
+    Service(settings, partial(_make_app, settings)).run()

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from backend.exports.coco import CocoWriter
 from backend.exports.index_png import PngWriter
+from backend.exports.label_studio_tasks import LabelStudioWriter
 from backend.exports.options import ExportOptions
 from backend.exports.parquet import ParquetWriter
 from backend.exports.records import ImageRecord
@@ -49,5 +50,6 @@ FORMATS: dict[str, MakeWriter] = {
     "yolo-seg": YoloWriter,
     "png": PngWriter,
     "parquet": ParquetWriter,
+    "label-studio": LabelStudioWriter,
 }
 """Writers by the name of their format; `options.CHOICES` has the same names."""

@@ -70,7 +70,7 @@ class ExportOptions:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "format": ("coco", "yolo-seg", "png", "parquet"),
+    "format": ("coco", "yolo-seg", "png", "parquet", "label-studio"),
     "source": get_args(Source),
     "images": get_args(Images),
     "annotators": get_args(Annotators),

@@ -18,12 +18,11 @@ from backend.exports.selection import Chosen, choose
 from backend.exports.sinks import Sink
 from backend.exports.splits import split_of
 from backend.labelstudio.budget import ReadingBudget
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import Region, read_regions
-from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
 from backend.projects.composition import Projects, key_of_project
 from backend.projects.options import background_labels_of
+from backend.projects.task_source import ImageFiles, TaskSource
 from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
@@ -46,8 +45,8 @@ class ExportedProject:
     key: str
     title: str
     config: LabelConfig
-    client: LabelStudioClient
-    fetcher: ImageFetcher
+    client: TaskSource
+    fetcher: ImageFiles
     references: "ReferenceIndex"
     max_pixels: int
     background: frozenset[str] = frozenset()
@@ -90,7 +89,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
         LabelStudioError, ConfigurationError: Label Studio refuses, or there is no token.
     """
     known = projects.store.project_by_id(project_id)
-    found = projects.client_for(known.key if known else f"{project_id}.0").project(project_id)
+    found = projects.tasks_for(known.key if known else f"{project_id}.0").project(project_id)
     key = key_of_project(found)
     config = parse_label_config(str(found.get("label_config") or ""))
     return ExportedProject(
@@ -98,7 +97,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
         key=key,
         title=str(found.get("title") or f"project {project_id}"),
         config=config,
-        client=projects.client_for(key),
+        client=projects.tasks_for(key),
         fetcher=projects.fetcher_for(key),
         references=ReferenceIndex(projects, key, config),
         max_pixels=int(projects.settings.max_image_mpx * 1e6),

@@ -85,7 +85,7 @@ def share_counters() -> None:
     totals = projects.metrics.totals()
     news = {name: value - _shared.get(name, 0.0) for name, value in totals.items() if value != _shared.get(name, 0.0)}
     if news:
-        queue.shared_state.add_counters(news)
+        queue.share_counters(news)
         _shared.update(totals)
 
 

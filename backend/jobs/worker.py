@@ -18,7 +18,8 @@ from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from backend.core.cancellation import WorkTimeoutError
 from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs.leases import BEAT_S, LEASE_S, score_by_own_clock
-from backend.jobs.queue import QUEUES, JobQueue
+from backend.jobs.queue import QUEUES
+from backend.jobs.redis_queue import RedisQueue
 from backend.jobs.shared_state import DIFFERENCES_FIELD, SharedState
 from backend.jobs.tasks import (
     ask_to_stop,
@@ -187,7 +188,7 @@ def run_worker(settings: Settings, *, is_burst: bool = False) -> None:
     if settings.redis_url is None:
         raise ConfigurationError("a worker needs REDIS_URL; `python -m backend up` starts a queue of its own")
     redis_url = settings.redis_url
-    jobs = JobQueue(redis_url)
+    jobs = RedisQueue(redis_url)
     jobs.ping()
     received = jobs.shared_state.published_settings()
     settings = _as_the_service(settings, received)

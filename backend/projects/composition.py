@@ -9,11 +9,10 @@ from typing import Any
 
 from backend.errors import BadInputError, NotFoundError
 from backend.labelstudio.client import LabelStudioClient
-from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import parse_label_config
 from backend.labelstudio.text_area import read_text_prompts
 from backend.metrics import Metrics
-from backend.projects.connections import Connections
+from backend.projects.connections import Connections, LabelStudioConnections
 from backend.projects.gallery import Gallery
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models, load_configured_text_encoder
@@ -37,6 +36,7 @@ from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality.quality import Quality
 from backend.projects.references.references import References
 from backend.projects.task_order import TaskOrder
+from backend.projects.task_source import ImageFiles, TaskSource
 from backend.projects.text_references import LoadTextEncoder, TextReferences
 from backend.projects.thumbnails import Thumbnails
 from backend.projects.tiles import Tiles
@@ -54,8 +54,10 @@ class Projects:
     """All projects of one backend. Threads share it; what lasts is in the store.
 
     Attributes:
+        connections: to the places where tasks are.
         references: ingests annotations.
         texts: phrases of labels.
+        prefetch: encodes images that may be opened soon.
         phrase_scales: what phrases score on images of their project.
         refiners: trains what refines masks of thin and textured things.
         banks: keeps the references of the last few projects in memory; gives model_versions.
@@ -86,27 +88,25 @@ class Projects:
         self.store = store
         self.metrics = metrics
         self.models = models
-        self._connections = connections
+        self.connections = connections
         images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
         load = load_text_encoder or partial(load_configured_text_encoder, settings)
         self.texts = TextReferences(settings, store, models, load)
         self.references = References(settings, store, metrics, models, connections, images, self.texts)
-        self._prefetch = Prefetch(
+        self.prefetch = Prefetch(
             connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.scheduler.is_wanted
         )
         self.refiners = LabelRefiners(settings, store, models, connections, images)
         self.banks = ReferenceBanks(settings, store, models, self.texts, self.refiners)
         self.phrase_scales = PhraseScales(store, connections, images, self.banks, self.texts)
-        self.predictions = Predictions(
-            settings, store, metrics, models, connections, images, self.banks, self._prefetch
-        )
+        self.predictions = Predictions(settings, store, metrics, models, connections, images, self.banks, self.prefetch)
         self.interactive = InteractivePredictions(
             settings, store, metrics, models, connections, images, self.banks, self.texts, self.phrase_scales
         )
         self.explanations = Explanations(store, models, connections, images, self.banks, self.texts)
         tiles = Tiles(store)
         bulk = BulkPredictions(metrics, connections, images, self.predictions, tiles)
-        self.gallery = Gallery(settings, store, models, connections, images, self.banks, bulk)
+        self.gallery = Gallery(store, models, connections, images, self.banks, bulk)
         self.previews = Previews(store, models, connections, images, self.banks)
         self.page_actions = PageActions(store, connections)
         self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks, self.phrase_scales)
@@ -177,7 +177,7 @@ class Projects:
 
     def refresh(self, project_key: ProjectKey) -> ProjectRecord:
         """Ask Label Studio for a project, and remember what it says: see `refresh_project`."""
-        return refresh_project(self.store, self._connections, project_key)
+        return refresh_project(self.store, self.connections, project_key)
 
     def forget_gone(self, project_key: ProjectKey) -> bool:
         """Delete the data of a project that has been gone for `gone_project_days`, if Label Studio says so again.
@@ -253,20 +253,28 @@ class Projects:
         return {key.split(".")[0]: count for key, count in self.store.count_references().items()}
 
     def client_for(self, project_key: ProjectKey) -> LabelStudioClient:
-        """Return the API client for a project.
+        """Return the API client for what only Label Studio has of a project.
+
+        Raises:
+            ConfigurationError: there is no token, or no Label Studio.
+        """
+        return self.connections.label_studio(project_key)
+
+    def tasks_for(self, project_key: ProjectKey) -> TaskSource:
+        """Return the tasks of a project.
 
         Raises:
             ConfigurationError: there is no token.
         """
-        return self._connections.client(project_key)
+        return self.connections.client(project_key)
 
-    def fetcher_for(self, project_key: ProjectKey) -> ImageFetcher:
-        """Return the image fetcher for a project.
+    def fetcher_for(self, project_key: ProjectKey) -> ImageFiles:
+        """Return the files of a project's images.
 
         Raises:
             ConfigurationError: there is no token.
         """
-        return self._connections.fetcher(project_key)
+        return self.connections.fetcher(project_key)
 
     def connected_urls(self) -> list[tuple[str, str]]:
         """Return the projects that called /setup since the start, with the address at which they reach this backend."""
@@ -275,8 +283,8 @@ class Projects:
 
     def close(self) -> None:
         """Close connections, and end the prefetch."""
-        self._prefetch.close()
-        self._connections.close()
+        self.prefetch.close()
+        self.connections.close()
         self.store.close()
 
 
@@ -296,7 +304,7 @@ def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: in
     store.create_tables()
     metrics = Metrics()
     models = Models(settings, metrics, calls_at_a_time=calls_at_a_time, processes=processes)
-    return Projects(settings, store, metrics, models, Connections(settings, store))
+    return Projects(settings, store, metrics, models, LabelStudioConnections(settings, store))
 
 
 __all__ = ["ProjectRecord", "Projects", "key_of_project", "open_projects"]

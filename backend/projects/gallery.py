@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PillowImage
 
+from backend.core.types import Image
 from backend.errors import ConfigurationError, LabelStudioError, ModelUnavailableError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
@@ -18,8 +19,7 @@ from backend.projects.model_host import Models
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.project_refresh import refresh_project
-from backend.projects.task_source import LabelStudioTasks, TaskSource, browser_address
-from backend.settings import CONCURRENT_BATCHES, Settings
+from backend.settings import CONCURRENT_BATCHES
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey, TaskOutcome, TileFilter, TilePrediction
 
@@ -70,7 +70,6 @@ class Gallery:
 
     def __init__(
         self,
-        settings: Settings,
         store: Store,
         models: Models,
         connections: Connections,
@@ -78,7 +77,6 @@ class Gallery:
         banks: ReferenceBanks,
         bulk: BulkPredictions,
     ) -> None:
-        self._settings = settings
         self._store = store
         self._models = models
         self._connections = connections
@@ -89,11 +87,6 @@ class Gallery:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_PHOTOS_AT_A_TIME)
 
-    def source(self, project: ProjectRecord) -> TaskSource:
-        """Return where a project's tasks come from."""
-        url = browser_address(project, self._settings.label_studio_url)
-        return LabelStudioTasks(project, self._connections, self._images, url)
-
     def page(self, project: ProjectRecord, wanted: TileFilter) -> GalleryPage:
         """Return a page of tiles.
 
@@ -103,12 +96,13 @@ class Gallery:
         if wanted.order == "id" and wanted.state is None and wanted.label is None:
             after = wanted.after[1] if wanted.after else 0
             try:
-                listed = self.source(project).page(after=after, count=wanted.count)
+                client = self._connections.client(project.key)
+                ids, total = client.page_of_tasks(project.project_id, after=after, count=wanted.count)
             except (LabelStudioError, ConfigurationError) as error:
                 return self._known(project, wanted, str(error))
-            tiles = self.tiles(project, listed.ids)
-            following = f"0:{listed.ids[-1]}" if listed.left and listed.ids else None
-            return GalleryPage(tuple(tiles), following, listed.left)
+            left = max(0, total - len(ids))
+            following = f"0:{ids[-1]}" if left and ids else None
+            return GalleryPage(tuple(self.tiles(project, ids)), following, left)
         return self._known(project, wanted, None)
 
     def tiles(self, project: ProjectRecord, task_ids: Sequence[int]) -> list[Tile]:
@@ -132,7 +126,7 @@ class Gallery:
                 self._photos.move_to_end(key)
                 return self._photos[key]
         with self._slots:
-            pixels = self.source(project).picture(task_id, image_tag)
+            pixels = self._picture(project, task_id, image_tag)
         picture = PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
         picture.thumbnail((PHOTO_SIDE_PX, PHOTO_SIDE_PX))
         buffer = io.BytesIO()
@@ -196,6 +190,12 @@ class Gallery:
                 one for some in pool.map(predict, [due[start::threads] for start in range(threads)]) for one in some
             ]
         return {"predicted": len(outcomes), "left": len(due) - len(outcomes)}
+
+    def _picture(self, project: ProjectRecord, task_id: int, image_tag: str) -> Image:
+        config = parse_label_config(project.label_config)
+        tag = config.image(image_tag) if image_tag else config.images[0]
+        task = self._connections.client(project.key).task(task_id, project.project_id)
+        return self._images.picture(task, tag, self._connections.fetcher(project.key))
 
     def _known(self, project: ProjectRecord, wanted: TileFilter, problem: str | None) -> GalleryPage:
         found = self._store.tiles.page(project.key, wanted)

@@ -15,10 +15,11 @@ from backend.engine.plans import PreparedImage
 from backend.engine.softmatcher import Softmatcher
 from backend.feature_cache import FeatureCache
 from backend.labelstudio.image_decoding import decode_image
-from backend.labelstudio.images import ImageFetcher, Validators
+from backend.labelstudio.images import Validators
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
 from backend.projects.model_host import Models
+from backend.projects.task_source import ImageFiles
 
 _KNOWN_AT_MOST = 1024
 
@@ -143,7 +144,7 @@ class TaskImages:
         self,
         task: Mapping[str, Any],
         tag: ImageTag,
-        fetcher: ImageFetcher,
+        fetcher: ImageFiles,
         *,
         is_interactive: bool,
         with_pixels: bool = False,
@@ -198,7 +199,7 @@ class TaskImages:
         return TaskImage(file.version, encoded, pixels[0] if pixels else None)
 
     def look_ahead(
-        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, *, with_text: bool = False
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, *, with_text: bool = False
     ) -> str:
         """Encode the image of a task that may be opened soon, giving way to any other call of the models.
 
@@ -228,7 +229,7 @@ class TaskImages:
         return max(1, self._models.get(60.0)[0].preferred_batch_size)
 
     def read(
-        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, *, with_text: bool = False
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, *, with_text: bool = False
     ) -> "ReadImage":
         """Read a task's image for `encode_read`, without a slot on the models; for threads that run ahead.
 
@@ -280,7 +281,7 @@ class TaskImages:
                     del self._awaited[sha256]
 
     def download(
-        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, *, with_text: bool = False
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, *, with_text: bool = False
     ) -> ImageFile:
         """Download the file that `load` will need, for threads that fetch ahead; no content if its features are known.
 
@@ -293,7 +294,7 @@ class TaskImages:
         return self._models.get_with_text(wait_s) if with_text else self._models.get(wait_s)
 
     def is_unchanged(
-        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher, version: ImageVersion | None
+        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, version: ImageVersion | None
     ) -> bool:
         """Return whether the image is still the one of `version`; False without one. Needs no models.
 
@@ -306,7 +307,7 @@ class TaskImages:
         fetched = fetcher.fetch_if_changed(url, _task_id(task), version.validators)
         return fetched.content is None or hashlib.sha256(fetched.content).hexdigest() == version.sha256
 
-    def picture(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFetcher) -> Image:
+    def picture(self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles) -> Image:
         """Return the decoded image, (H, W, 3) uint8, for showing; needs no model.
 
         Raises:
@@ -318,7 +319,7 @@ class TaskImages:
         self,
         task: Mapping[str, Any],
         tag: ImageTag,
-        fetcher: ImageFetcher,
+        fetcher: ImageFiles,
         cache: FeatureCache,
         *,
         needs_content: bool = False,

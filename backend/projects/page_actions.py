@@ -8,13 +8,13 @@ from uuid import uuid4
 
 from backend.core.types import Json
 from backend.errors import BadInputError, ConflictError, NotFoundError, SoftmatcherError
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.codec import new_region_id
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.options import ProjectOptions, read_extra_params
 from backend.projects.prediction.reference_banks import OWN_VERSIONS
 from backend.projects.project_refresh import refresh_project
+from backend.projects.task_source import TaskSource
 from backend.store import ProjectRecord, Store
 from backend.store.records import PageAnnotation, ProjectKey
 
@@ -141,6 +141,27 @@ class PageActions:
         self._store.tiles.touch(project.key)
         return undone, changed
 
+    def remove(self, project: ProjectRecord, task_id: int) -> list[int]:
+        """Delete all annotations of a task where its place has no editor for that; return their ids.
+
+        Raises:
+            NotFoundError: the task, or an annotation of it, is not there (any more).
+            ConflictError: annotations are deleted in an editor.
+        """
+        place = self._connections.place(project)
+        if place.editor is not None:
+            raise ConflictError(f"annotations are deleted in {place.name}, which knows whose they are")
+        client = self._connections.client(project.key)
+        removed = [int(one["id"]) for one in client.task(task_id, project.project_id).get("annotations") or ()]
+        if not removed:
+            raise NotFoundError(f"task {task_id} has no annotation (any more)")
+        for annotation_id in removed:
+            client.delete_annotation(annotation_id)
+        self._store.page_annotations.forget(project.key, removed)
+        self._store.delete_annotations(project.key, removed)
+        self._store.tiles.touch(project.key)
+        return removed
+
     def save_min_score(self, project: ProjectRecord, score: float) -> ProjectOptions:
         """Write a project's `min_score` into the extra params of its ML backend in Label Studio.
 
@@ -216,7 +237,7 @@ def _regions(prediction: Json) -> list[Json]:
     return [region for region in prediction.get("result") or () if isinstance(region, dict)]
 
 
-def _is_changed(client: LabelStudioClient, annotation_id: int) -> bool:
+def _is_changed(client: TaskSource, annotation_id: int) -> bool:
     """Return whether somebody saved an annotation after it was made; False for one that is gone."""
     try:
         annotation = client.annotation(annotation_id)

@@ -60,7 +60,7 @@ class TaskOrder:
             return
         if not self._store.list_references(project.key):
             raise ConflictError("there is no reference to predict from: mark an object on a task and submit it first")
-        client = self._connections.client(project.key)
+        client = self._connections.label_studio(project.key)
         now = client.project(project.project_id)
         view = client.create_view(project.project_id, VIEW, _BY_SCORE)
         former = {"sampling": now.get("sampling"), "model_version": now.get("model_version") or ""}
@@ -78,7 +78,7 @@ class TaskOrder:
         version = self._store.tiles.main_version(project_key)
         if version is None:
             return False
-        client = self._connections.client(project_key)
+        client = self._connections.label_studio(project_key)
         try:
             client.change_project(project.project_id, sampling=UNCERTAINTY, model_version=version)
         except BadInputError as error:  # no prediction of it is there (any more)
@@ -107,7 +107,7 @@ class TaskOrder:
         clusters = cluster_images(np.stack([vectors[task_id] for task_id in sorted(vectors)]), count) if vectors else ()
         wanted = dict(zip(sorted(vectors), map(int, clusters), strict=True))
         changed = 0
-        client = self._connections.client(project_key)
+        client = self._connections.label_studio(project_key)
         for task in _tasks(client, project, list(wanted)):
             for prediction in own_predictions(task, str(project.task_order["version"]))[0]:
                 if prediction.get("cluster") == wanted[int(task["id"])]:
@@ -130,7 +130,7 @@ class TaskOrder:
         """
         if project.task_order is None:
             raise ConflictError(f"project {project.project_id} has Label Studio's own order of tasks already")
-        client, former = self._connections.client(project.key), project.task_order["former"]
+        client, former = self._connections.label_studio(project.key), project.task_order["former"]
         now = client.project(project.project_id)
         changes: dict[str, Any] = {}
         if now.get("sampling") == UNCERTAINTY:
@@ -155,7 +155,7 @@ class TaskOrder:
         project = self._store.project(project_key)
         if project is None or project.task_order is not None:
             return 0
-        client = self._connections.client(project_key)
+        client = self._connections.label_studio(project_key)
         changed = 0
         for page in client.task_ids(project.project_id, more_predictions_than=0):
             for task in _tasks(client, project, page):
@@ -183,7 +183,7 @@ class TaskOrder:
                 found[task_id] = vector
         if not missing:
             return found
-        client, fetcher = self._connections.client(project.key), self._connections.fetcher(project.key)
+        client, fetcher = self._connections.label_studio(project.key), self._connections.fetcher(project.key)
         tag = parse_label_config(project.label_config).images[0]
         for task in _tasks(client, project, missing):
             try:

@@ -21,20 +21,27 @@ from backend.web.request_log import log_requests
 from backend.web.thumbnail_routes import create_thumbnail_routes
 
 
-def create_app(projects: Projects, queue: JobQueue) -> Flask:
-    """Return the Flask application over one set of projects; it owns no state of its own."""
+def create_app(projects: Projects, queue: JobQueue, *, is_for_label_studio: bool = True) -> Flask:
+    """Return the Flask application over one set of projects; it owns no state of its own.
+
+    Args:
+        projects: that it shows.
+        queue: for what takes longer than a request.
+        is_for_label_studio: with the routes that Label Studio calls, and those of propagations.
+    """
     app = Flask("softmatcher", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
     slots = PredictionSlots(projects.settings.service_threads, projects.metrics)
     log_requests(app, projects.metrics)
     guard(app, projects.settings)
     answer_errors(app)
+    if is_for_label_studio:
+        app.register_blueprint(create_label_studio_routes(projects, queue, slots))
+        app.register_blueprint(create_propagation_routes(projects, queue))
     for routes in (
         create_health_routes(projects),
-        create_label_studio_routes(projects, queue, slots),
         create_explain_routes(projects, slots),
         create_pages(projects, queue),
-        create_propagation_routes(projects, queue),
         create_project_routes(projects, queue),
         create_next_routes(projects, queue),
         create_quality_routes(projects, queue),

@@ -13,6 +13,7 @@ from backend.drawing.label_colours import shown_colour
 from backend.drawing.outline_path import grid_size
 from backend.errors import BadInputError
 from backend.labelstudio.label_appearance import read_label_appearance
+from backend.projects.connections import Connections
 from backend.projects.gallery import Tile, config_of
 from backend.projects.prediction.preview import Stroke
 from backend.projects.tiles import DrawnMasks
@@ -85,24 +86,30 @@ def read_ids(value: object) -> list[int]:
     return list(dict.fromkeys(int(item) for item in items))
 
 
-def first_image_of(project: ProjectRecord) -> str:
-    """Return the name of the image that a tile without a prediction shows."""
-    config = config_of(project)
-    return config.images[0].name if config is not None else ""
-
-
-def tile_to_json(
-    project: ProjectRecord, tile: Tile, address: str | None, colours: Mapping[str, str], first_image: str
-) -> Json:
-    """Return what the page draws of a tile.
+def tiles_to_json(project: ProjectRecord, tiles: Sequence[Tile], connections: Connections) -> list[Json]:
+    """Return what the page draws of some tiles.
 
     Args:
-        project: of the task.
-        tile: of the task.
-        address: where a person opens the task.
-        colours: of the labels.
-        first_image: see `first_image_of`.
+        project: of the tasks.
+        tiles: in their order.
+        connections: know where a person opens a task, and its name.
     """
+    config = config_of(project)
+    # A tile without a prediction shows the first image.
+    first_image = config.images[0].name if config is not None else ""
+    colours = {label.name: label.colour for label in labels_shown(project)}
+    place, names = connections.place(project), connections.names(project, [tile.task_id for tile in tiles])
+    return [
+        {
+            **_tile_to_json(project, tile, colours, first_image),
+            "name": names.get(tile.task_id, f"task {tile.task_id}"),
+            "address": place.address(tile.task_id),
+        }
+        for tile in tiles
+    ]
+
+
+def _tile_to_json(project: ProjectRecord, tile: Tile, colours: Mapping[str, str], first_image: str) -> Json:
     made = tile.prediction
     height, width = grid_size(made.size_hw if made else (0, 0))
     # A tile whose first prediction comes keeps its photograph: the same address.
@@ -111,7 +118,6 @@ def tile_to_json(
     return {
         "id": tile.task_id,
         "photo": photo,
-        "address": address,
         "state": made.state if made else "unknown",
         "score": made.score if made and made.state == "masks" else None,
         "certainty": made.certainty if made and made.state == "masks" else None,

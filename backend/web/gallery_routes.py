@@ -15,12 +15,10 @@ from backend.store import ProjectRecord
 from backend.store.records import PageAnnotation, ProjectKey
 from backend.web.gallery_answers import (
     MOST_PREVIEWED,
-    first_image_of,
-    labels_shown,
     masks_to_json,
     read_ids,
     read_strokes,
-    tile_to_json,
+    tiles_to_json,
 )
 from backend.web.known_projects import project_of
 from backend.web.prediction_slots import PredictionSlots
@@ -66,19 +64,17 @@ def create_gallery_routes(projects: Projects, queue: JobQueue, slots: Prediction
     def tiles(project_id: int) -> Json:
         project = project_of(store, project_id)
         ids = read_ids(request.args.get("ids", ""))
-        colours = {label.name: label.colour for label in labels_shown(project)}
-        source, first = gallery.source(project), first_image_of(project)
         found = gallery.tiles(project, ids)
         since = read_number(dict(request.args), "since") or 0
         counter = store.tiles.counter(project.key)
-        shown = [tile_to_json(project, tile, source.address(tile.task_id), colours, first) for tile in found]
-        draw = get_template_attribute("tile.html", "tile")
+        shown = tiles_to_json(project, found, projects.connections)
+        draw, place = get_template_attribute("tile.html", "tile"), projects.connections.place(project)
         return {
             "counter": counter,
             "tiles": [
                 {
                     **one,
-                    "html": str(draw(one, project_id, since)),
+                    "html": str(draw(one, project_id, since, acts=place.tile_acts)),
                     "is_new": one["is_changed"] and one["counter"] > since,
                 }
                 for one in shown
@@ -140,6 +136,13 @@ def create_gallery_routes(projects: Projects, queue: JobQueue, slots: Prediction
         except QueueUnavailableError:
             store.mark_for_reconcile(project.key)
         return {"tasks": tasks, "changed": changed}
+
+    @routes.post("/tasks/<int:task_id>/remove")
+    def remove(project_id: int, task_id: int) -> Json:
+        project = project_of(store, project_id)
+        removed = actions.remove(project, task_id)
+        look_again(project, *removed)
+        return {"task": task_id, "annotations": removed}
 
     @routes.post("/tasks/<int:task_id>/preview")
     def preview(project_id: int, task_id: int) -> Json:

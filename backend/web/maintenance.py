@@ -6,7 +6,7 @@ import time
 from urllib.parse import urlsplit
 
 from backend.errors import QueueUnavailableError, SoftmatcherError
-from backend.jobs.queue import JobQueue
+from backend.jobs.redis_queue import RedisQueue
 from backend.projects.composition import Projects
 from backend.projects.propagation.backoff import is_paused
 from backend.settings import shared_settings
@@ -31,7 +31,7 @@ class Maintenance:
     (recorded with 1.23.2). So after a project's /setup its webhook gets the header through Label Studio's API.
     """
 
-    def __init__(self, projects: Projects, queue: JobQueue) -> None:
+    def __init__(self, projects: Projects, queue: RedisQueue) -> None:
         self._projects = projects
         self._queue = queue
         self._tries: dict[tuple[str, str], int] = {}

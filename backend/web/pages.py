@@ -1,8 +1,9 @@
 """The pages for people: the list of projects, and a page per project."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -20,11 +21,11 @@ from backend.projects.composition import Projects
 from backend.projects.gallery import Tile
 from backend.projects.options import background_labels_of, calibration_in_use, match_options, read_extra_params
 from backend.projects.task_order import VIEW
-from backend.projects.task_source import browser_address
+from backend.projects.task_source import Place
 from backend.store import ProjectRecord
-from backend.store.records import PropagationRecord, ReferenceSummary, TilePrediction
+from backend.store.records import PropagationRecord, ReferenceSummary, TilePrediction, UnreadAnnotation
 from backend.store.texts import FROM_PAGE
-from backend.web.gallery_answers import first_image_of, labels_shown, read_filter, tile_to_json
+from backend.web.gallery_answers import labels_shown, read_filter, tiles_to_json
 from backend.web.known_projects import project_of
 
 TABS = ("gallery", "next", "references", "runs", "quality", "export", "settings")
@@ -72,8 +73,9 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
     def page(project_id: int) -> str:
         project = project_of(store, project_id)
         tab = request.args.get("tab", TABS[0])
-        if tab not in TABS:
-            raise NotFoundError(f"a project's page has the tabs {', '.join(TABS)}, not {tab[:40]!r}")
+        tabs = [name for name in TABS if name != "runs" or projects.connections.place(project).has_runs]
+        if tab not in tabs:
+            raise NotFoundError(f"a project's page has the tabs {', '.join(tabs)}, not {tab[:40]!r}")
         shown = _of_project(projects, project)
         if tab == "gallery":
             shown |= {"gallery": _gallery(projects, project)}
@@ -82,10 +84,10 @@ def create_pages(projects: Projects, queue: JobQueue) -> Blueprint:
         elif tab == "runs":
             shown |= _of_propagations(projects, queue, project)
         elif tab == "export":
-            shown |= {"export_choices": CHOICES, "export_defaults": asdict(ExportOptions("coco"))}
+            shown |= {"export_choices": CHOICES, "export_defaults": _export_defaults(projects, project)}
         elif tab == "settings":
             shown |= {"settings_rows": _settings_rows(projects, project)}
-        return render_template("project.html", tab=tab, tabs=TABS, **shown)
+        return render_template("project.html", tab=tab, tabs=tabs, **shown)
 
     pages.add_app_template_filter(_moment, "moment")
     pages.add_app_template_filter(_duration, "duration")
@@ -99,6 +101,7 @@ def _of_project(projects: Projects, project: ProjectRecord) -> Json:
     references = store.list_references(project.key)
     quality = store.quality.newest(project.key)
     labels = parse_label_config(project.label_config).labels if project.label_config else ()
+    unread, place = store.unread_annotations(project.key), projects.connections.place(project)
     return {
         "project": project,
         "title": project.title or f"Project {project.project_id}",
@@ -110,13 +113,28 @@ def _of_project(projects: Projects, project: ProjectRecord) -> Json:
         "outdated_references": projects.references.count_outdated(project),
         "phrases": _phrases_shown(projects, project),
         "phrases_notice": projects.texts.notice,
-        "unread": store.unread_annotations(project.key),
+        "unread": unread,
         "shown_unread": _SHOWN_UNREAD,
         "quality": quality,
-        "label_studio": browser_address(project, projects.settings.label_studio_url),
+        "place": place,
+        "names": projects.connections.names(project, _named_tasks(references, unread, quality[2] if quality else {})),
+        "task_page": partial(_task_page, project, place),
         "model_state": projects.models.state,
         "ago": _ago,
     }
+
+
+def _named_tasks(
+    references: Sequence[ReferenceSummary], unread: Sequence[UnreadAnnotation], figures: Mapping[str, Any]
+) -> list[int]:
+    """Return the tasks that the page names."""
+    worst = [int(case["task"]) for case in figures.get("worst") or ()]
+    return [*(one.task_id for one in references), *(one.task_id for one in unread[:_SHOWN_UNREAD]), *worst]
+
+
+def _task_page(project: ProjectRecord, place: Place, task_id: int) -> str:
+    """Return where a person sees a task: in its editor, or else in the gallery."""
+    return place.address(task_id) or url_for("pages.page", project_id=project.project_id, after=f"0:{task_id - 1}")
 
 
 def _gallery(projects: Projects, project: ProjectRecord) -> Json:
@@ -125,8 +143,6 @@ def _gallery(projects: Projects, project: ProjectRecord) -> Json:
     wanted = read_filter(request.args, [label.name for label in labels])
     counter = projects.store.tiles.counter(project.key)
     found = projects.gallery.page(project, wanted)
-    source, first = projects.gallery.source(project), first_image_of(project)
-    colours = {label.name: label.colour for label in labels}
     fields: Json = {name: value for name, value in request.args.items() if name in ("sort", "state", "label", "count")}
     return {
         "wanted": wanted,
@@ -134,7 +150,7 @@ def _gallery(projects: Projects, project: ProjectRecord) -> Json:
         "page": found,
         "counter": counter,
         "counts": projects.store.tiles.counts(project.key),
-        "tiles": [tile_to_json(project, tile, source.address(tile.task_id), colours, first) for tile in found.tiles],
+        "tiles": tiles_to_json(project, found.tiles, projects.connections),
         "min_score": match_options(projects.settings, project).minimum_score,
         "is_filtered": bool(wanted.state or wanted.label),
         "is_later": wanted.after is not None,
@@ -147,31 +163,42 @@ def _gallery(projects: Projects, project: ProjectRecord) -> Json:
 
 def _next(projects: Projects, project: ProjectRecord) -> Json:
     """Return what the tab of what comes next shows."""
-    source, first = projects.gallery.source(project), first_image_of(project)
-    colours = {label.name: label.colour for label in labels_shown(project)}
     to_label, to_confirm = projects.next_tasks.to_label(project), projects.next_tasks.to_confirm(project)
 
-    def shown(made: TilePrediction) -> Json:
-        tile = Tile(made.task_id, made, False, frozenset())
-        return tile_to_json(project, tile, source.address(made.task_id), colours, first)
+    def shown(some: Sequence[TilePrediction]) -> list[Json]:
+        tiles = [Tile(made.task_id, made, False, frozenset()) for made in some]
+        return tiles_to_json(project, tiles, projects.connections)
 
+    to_look_at, sure = shown([one.prediction for one in to_label]), shown([made for _, made in to_confirm])
     return {
-        "label": [{**shown(one.prediction), "reason": one.reason} for one in to_label],
-        "confirm": [{**shown(one), "label": label} for label, one in to_confirm],
+        "label": [{**tile, "reason": one.reason} for tile, one in zip(to_look_at, to_label, strict=True)],
+        "confirm": [{**tile, "label": label} for tile, (label, _) in zip(sure, to_confirm, strict=True)],
         "is_set": project.task_order is not None,
         "is_ready": bool(project.task_order and project.task_order.get("version")),
         "view": VIEW,
     }
 
 
+def _export_defaults(projects: Projects, project: ProjectRecord) -> Json:
+    """Return what the form of an export begins with.
+
+    Where the page makes the annotations each is one region, and all of an image belong together; and nobody has
+    annotated most images.
+    """
+    if projects.connections.place(project).has_own_labels:
+        return asdict(ExportOptions("coco", annotators="all", source="both"))
+    return asdict(ExportOptions("coco"))
+
+
 def _settings_rows(projects: Projects, project: ProjectRecord) -> list[Json]:
     """Return the options of a project, with where each comes from."""
     own = read_extra_params((project.settings or {}).get("extra_params")).model_dump()
+    place = projects.connections.place(project)
     return [
         {
             "name": name,
             "value": getattr(projects.settings, name) if value is None else value,
-            "origin": "the service's environment" if value is None else "Label Studio, extra params",
+            "origin": "the service's environment" if value is None else place.options_from,
         }
         for name, value in own.items()
     ]

@@ -1,4 +1,4 @@
-"""Routes of one project beside its page: reconcile, phrases."""
+"""Routes of one project beside its page: reconcile, labels, phrases."""
 
 import logging
 
@@ -35,6 +35,19 @@ def create_project_routes(projects: Projects, queue: JobQueue) -> Blueprint:
             store.save_project(key, needs_reconcile=True)  # maintenance queues it as soon as the queue is back
             answer = {"job": None}
         return answer_done(project_id, answer, 202, tab="references")
+
+    @routes.post("/labels")
+    def add_label(project_id: int) -> tuple[Response, int] | AnyResponse:
+        project = project_of(store, project_id)
+        label = read_fields().get("label")
+        if not isinstance(label, str):
+            raise BadInputError('expected "label": a text')
+        projects.connections.add_label(project, label)
+        # With another label config an annotation may mean more than it did.
+        queue.reconcile(project.key)
+        store.tiles.touch(project.key)
+        config = parse_label_config(project_of(store, project_id).label_config)
+        return answer_done(project_id, {"labels": list(config.labels)}, 201, tab="gallery")
 
     @routes.get("/phrases")
     def list_phrases(project_id: int) -> Json:

@@ -85,7 +85,7 @@ def _error_lines(done: Result) -> list[str]:
     return [line for line in done.output.splitlines() if line.strip() and not line.startswith("tasks")]
 
 
-@pytest.mark.parametrize("format_", ["coco", "yolo-seg", "png", "parquet"])
+@pytest.mark.parametrize("format_", ["coco", "yolo-seg", "png", "parquet", "label-studio"])
 @pytest.mark.parametrize("name", ["out", "out.zip"])
 @pytest.mark.parametrize("most_bytes", [0, 100, 1500])
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(

@@ -22,7 +22,7 @@ from backend.labelstudio.image_decoding import decode_image
 from testing.fakes import Backend
 from tests.exports.scene import MASKS, box, brush, export, files, fill, key_point, opened, picture
 
-FORMATS = ["coco", "yolo-seg", "png", "parquet"]
+FORMATS = ["coco", "yolo-seg", "png", "parquet", "label-studio"]
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_nothing_to_export_says_so_and_leaves_nothing_behind(backend: Backend, t
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"format": "voc"}, "format must be one of coco, yolo-seg, png, parquet, got 'voc'"),
+        ({"format": "voc"}, "format must be one of coco, yolo-seg, png, parquet, label-studio, got 'voc'"),
         ({"source": "all"}, "source must be one of"),
         ({"min_score": "1.5"}, "min_score must be between 0 and 1"),
         ({"min_score": "high"}, "min_score must be a number"),

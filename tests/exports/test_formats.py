@@ -19,6 +19,8 @@ from backend.core.types import Mask
 from backend.errors import BadInputError
 from backend.exports.index_png import palette_colour, to_legend, to_legend_page
 from backend.exports.options import options_from_texts
+from backend.labelstudio.codec import read_regions
+from backend.labelstudio.label_config import parse_label_config
 from testing.fakes import Backend
 from tests.exports.scene import LABELS, MASKS, export, fill, opened
 
@@ -80,6 +82,28 @@ def test_coco_files_are_complete(filled: Backend, tmp_path: Path) -> None:
         assert one["bbox"] == coco_mask.toBbox(one["segmentation"]).astype(int).tolist()
         assert one["iscrowd"] == 0
     assert len({one["id"] for one in document["annotations"]}) == len(document["annotations"]) == 5
+
+
+@pytest.mark.parametrize("source", ["annotations", "both"])
+def test_label_studio_tasks_have_the_same_masks(filled: Backend, tmp_path: Path, source: str) -> None:
+    out = tmp_path / "out"
+    export(filled, out, format="label-studio", source=source, **ONE_SPLIT)
+    tasks = json.loads((out / "tasks.json").read_text())
+    config = parse_label_config((out / "label-config.xml").read_text())
+    assert config.labels == LABELS
+    assert len(tasks) == len(MASKS) + (2 if source == "both" else 0)
+    for task, masks in zip(tasks, MASKS.values(), strict=False):
+        (annotation,) = task["annotations"]
+        read = read_regions(annotation["result"], config).regions
+        assert _same([(one.label, one.mask) for one in read if one.mask is not None], masks)
+        path = task["data"]["image"].removeprefix("/data/local-files/?d=")
+        with PillowImage.open(out / path) as picture:
+            assert all(mask.shape == (picture.height, picture.width) for _, mask in masks)
+    for task in tasks[len(MASKS) :]:
+        (prediction,) = task["predictions"]
+        assert "annotations" not in task
+        assert prediction["result"]
+        assert 0 <= prediction["score"] <= 1
 
 
 def test_yolo_is_read_as_ultralytics_does(filled: Backend, tmp_path: Path) -> None:

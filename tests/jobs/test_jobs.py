@@ -24,7 +24,8 @@ from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.jobs import worker as worker_module
 from backend.jobs.leases import LEASE_S
-from backend.jobs.queue import PLANS, PROPAGATIONS, QUEUES, REFERENCES, TILES, JobQueue
+from backend.jobs.queue import PLANS, PROPAGATIONS, QUEUES, REFERENCES, TILES
+from backend.jobs.redis_queue import RedisQueue
 from backend.jobs.worker import HeartbeatWorker
 from backend.jobs.worker_identity import own_name
 from backend.projects.propagation.work import BATCH_SEPARATOR, Worked
@@ -58,7 +59,7 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
     backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
     backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     queue.ingest_annotation(key, 10)
     assert queue.waiting() == {REFERENCES: 1, TILES: 0, PLANS: 0, PROPAGATIONS: 0}
     _work(redis_url)
@@ -69,7 +70,7 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
 def test_the_queue_holds_each_annotation_once_however_often_it_is_announced(backend: Backend, redis_url: str) -> None:
     backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
     key = backend.projects.note_project(backend.label_studio.project(1))
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
     first = queue.ingest_annotation(key, 10)
     assert {queue.ingest_annotation(key, 10) for _ in range(20)} == {first}
@@ -89,7 +90,7 @@ def test_health_of_a_worker_is_told_by_its_heartbeats(redis_url: str) -> None:
     settings = load_settings(redis_url=redis_url)
     with pytest.raises(HealthError, match="no worker of"):
         check_worker(settings)
-    connection = JobQueue(redis_url).connection
+    connection = RedisQueue(redis_url).connection
     worker = HeartbeatWorker([Queue(QUEUES[0], connection=connection)], connection=connection)
     worker.register_birth()
     worker.heartbeat()
@@ -121,19 +122,19 @@ def test_health_of_a_service_that_is_not_there_or_another_program(redis_url: str
 
 
 @pytest.fixture
-def propagation(backend: Backend, redis_url: str) -> tuple[JobQueue, str, int]:
+def propagation(backend: Backend, redis_url: str) -> tuple[RedisQueue, str, int]:
     """A queue, and a propagation of ten tasks that nobody has planned yet."""
     for number in range(1, 11):
         backend.label_studio.add_task(number, png(draw(red=(10, 10, 30 + number, 30))))
     backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
     return queue, key, backend.projects.propagations.start(key, PropagationFilter(), "test", supersede=False).id
 
 
 def test_propagation_goes_through_the_queue(
-    backend: Backend, redis_url: str, propagation: tuple[JobQueue, str, int]
+    backend: Backend, redis_url: str, propagation: tuple[RedisQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
     assert queue.ensure_planned(key, identifier)
@@ -143,7 +144,7 @@ def test_propagation_goes_through_the_queue(
     assert sorted(item["task"] for item in backend.label_studio.imported) == list(range(1, 11))
 
 
-def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[JobQueue, str, int]) -> None:
+def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[RedisQueue, str, int]) -> None:
     queue, key, identifier = propagation
     assert queue.ensure_propagation_jobs(key, identifier, 5000) == 1, "no worker is there yet: one job waits for it"
     assert queue.ensure_propagation_jobs(key, identifier, 5000) == 0
@@ -158,7 +159,7 @@ def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[JobQueue
 
 
 def test_claim_lives_as_long_as_its_worker_and_its_job(
-    propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+    propagation: tuple[RedisQueue, str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, key, identifier = propagation
     monkeypatch.setattr("backend.jobs.leases.LEASE_S", 0)
@@ -177,7 +178,7 @@ def test_claim_lives_as_long_as_its_worker_and_its_job(
 
 
 def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_was_emptied(
-    backend: Backend, propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+    backend: Backend, propagation: tuple[RedisQueue, str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tasks were taken back again and again, and given up after four times, though it predicted them."""
     queue, key, identifier = propagation
@@ -203,7 +204,7 @@ def test_a_running_job_is_alive_again_with_the_next_heartbeat_after_the_queue_wa
     assert not queue.is_lease_alive(f"{worker.name}:{job_id}"), "the job has ended"
 
 
-def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[JobQueue, str, int]) -> None:
+def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[RedisQueue, str, int]) -> None:
     queue, _, _ = propagation
     assert queue.is_lease_alive("worker-elsewhere:job"), "it could not send heartbeats while the queue was away"
     host, pid, started = own_name().split(".")
@@ -211,11 +212,11 @@ def test_queue_that_came_back_a_moment_ago_calls_nobody_dead(propagation: tuple[
 
 
 def test_claims_count_as_alive_while_redis_is_away() -> None:
-    assert JobQueue("redis://127.0.0.1:1/0").is_lease_alive("worker:job")
+    assert RedisQueue("redis://127.0.0.1:1/0").is_lease_alive("worker:job")
 
 
 def test_annotation_that_waits_interrupts_a_propagation(
-    backend: Backend, propagation: tuple[JobQueue, str, int]
+    backend: Backend, propagation: tuple[RedisQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
     backend.projects.propagation_plans.plan(identifier)
@@ -231,7 +232,7 @@ def test_annotation_that_waits_interrupts_a_propagation(
 
 
 def test_worker_that_is_to_end_gives_back_what_it_has_not_begun(
-    backend: Backend, propagation: tuple[JobQueue, str, int]
+    backend: Backend, propagation: tuple[RedisQueue, str, int]
 ) -> None:
     queue, key, identifier = propagation
     backend.projects.propagation_plans.plan(identifier)
@@ -259,7 +260,7 @@ def test_job_without_a_worker_says_how_to_start_one() -> None:
 
 
 def test_queue_that_does_not_answer_is_a_clear_error() -> None:
-    queue = JobQueue("redis://127.0.0.1:1/0")
+    queue = RedisQueue("redis://127.0.0.1:1/0")
     with pytest.raises(QueueUnavailableError, match="REDIS_URL"):
         queue.ping()
     with pytest.raises(QueueUnavailableError, match="REDIS_URL"):
@@ -268,7 +269,7 @@ def test_queue_that_does_not_answer_is_a_clear_error() -> None:
 
 
 def test_figures_of_all_workers_are_summed(redis_url: str, backend: Backend) -> None:
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     metrics = backend.projects.metrics
     tasks.use_projects(backend.projects, queue)
     metrics.tasks.labels("found").inc(3)
@@ -286,12 +287,12 @@ def test_figures_of_all_workers_are_summed(redis_url: str, backend: Backend) -> 
         "tasks/found": 8, "failed_tasks/image_missing": 2, "stage_seconds_sum/encode": 0.5,
         "stage_seconds_count/encode": 2,
     }  # fmt: skip
-    assert JobQueue("redis://127.0.0.1:1/0").shared_state.counters() == {}
+    assert RedisQueue("redis://127.0.0.1:1/0").shared_state.counters() == {}
 
 
 @pytest.mark.parametrize("ahead_s", [-3600, -25, 25, 3600])
 def test_worker_whose_clock_is_another_neither_looks_dead_nor_takes_others_for_dead(
-    propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch, ahead_s: int
+    propagation: tuple[RedisQueue, str, int], monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
     queue, key, identifier = propagation
     monkeypatch.setattr("backend.jobs.leases.LEASE_S", 0)  # the queue was not started a moment ago
@@ -325,7 +326,7 @@ def test_worker_whose_clock_is_another_neither_looks_dead_nor_takes_others_for_d
 
 
 def test_jobs_of_workers_that_could_not_reach_the_queue_are_not_given_to_others_at_once(
-    propagation: tuple[JobQueue, str, int],
+    propagation: tuple[RedisQueue, str, int],
 ) -> None:
     queue, key, identifier = propagation
     queue.propagate(key, identifier)
@@ -341,13 +342,13 @@ def test_jobs_of_workers_that_could_not_reach_the_queue_are_not_given_to_others_
     assert rq_queue.job_ids == [], "the queue came back a moment ago"
 
 
-def _a_worker(queue: JobQueue) -> HeartbeatWorker:
+def _a_worker(queue: RedisQueue) -> HeartbeatWorker:
     queues = [Queue(name, connection=queue.connection, serializer=JSONSerializer) for name in QUEUES]
     return HeartbeatWorker(queues, connection=queue.connection, serializer=JSONSerializer)
 
 
 def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
-    backend: Backend, propagation: tuple[JobQueue, str, int], monkeypatch: pytest.MonkeyPatch
+    backend: Backend, propagation: tuple[RedisQueue, str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, key, identifier = propagation
     monkeypatch.setattr(worker_module, "BEAT_S", 0.02)
@@ -387,7 +388,7 @@ def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
 
 
 def test_idle_worker_is_visible_again_after_the_queue_lost_its_data(redis_url: str) -> None:
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     worker = _a_worker(queue)
     worker.register_birth()
     worker.set_state("idle")
@@ -399,7 +400,7 @@ def test_idle_worker_is_visible_again_after_the_queue_lost_its_data(redis_url: s
 
 
 def test_service_that_starts_again_with_another_matcher_is_noticed_by_its_workers(
-    propagation: tuple[JobQueue, str, int], redis_url: str, caplog: pytest.LogCaptureFixture
+    propagation: tuple[RedisQueue, str, int], redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue, key, _ = propagation
     worker = _a_worker(queue)
@@ -423,7 +424,7 @@ def test_service_that_starts_again_with_another_matcher_is_noticed_by_its_worker
     assert said in check.finding
 
 
-def test_each_job_compares_the_settings(propagation: tuple[JobQueue, str, int]) -> None:
+def test_each_job_compares_the_settings(propagation: tuple[RedisQueue, str, int]) -> None:
     queue, key, _ = propagation
     queue.shared_state.publish_settings(shared_settings(load_settings(matcher="prototype")))
     queue.reconcile(key)
@@ -440,7 +441,7 @@ def test_worker_comes_back_from_a_queue_at_its_memory_limit_and_nothing_is_lost(
     backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
     backend.projects.store.save_project(key, needs_reconcile=False)
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
     queue.reconcile(key)
     queue.connection.config_set("maxmemory", 1)
@@ -457,7 +458,7 @@ def test_worker_comes_back_from_a_queue_at_its_memory_limit_and_nothing_is_lost(
 def test_job_that_cannot_be_noted_as_begun_is_made_up_for(backend: Backend, redis_url: str) -> None:
     key = backend.projects.note_project(backend.label_studio.project(1))
     backend.projects.store.save_project(key, needs_reconcile=False)
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
     queue.reconcile(key)
     rq_queue = Queue(REFERENCES, connection=queue.connection, serializer=JSONSerializer)
@@ -476,7 +477,7 @@ def test_jobs_queued_by_the_release_before_still_run(backend: Backend, redis_url
     backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
     backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
     former = Queue(REFERENCES, connection=queue.connection, serializer=JSONSerializer)
     former.enqueue_call("backend.jobs.take_in_annotation", args=(key, 10))
@@ -495,7 +496,7 @@ def test_a_job_whose_time_is_over_says_nothing_of_its_annotation(
     backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
     backend.label_studio.annotate(10, 1, [POINT])
     key = backend.projects.note_project(backend.label_studio.project(1))
-    queue = JobQueue(redis_url)
+    queue = RedisQueue(redis_url)
     tasks.use_projects(backend.projects, queue)
 
     def slow(*_: object) -> bytes:

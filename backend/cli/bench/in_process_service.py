@@ -16,7 +16,7 @@ from werkzeug.serving import make_server
 
 from backend.cli.bench.timing import Bench
 from backend.core.types import Image, Mask
-from backend.jobs.queue import JobQueue
+from backend.jobs.redis_queue import RedisQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.images import FetchedFile, Validators
 from backend.labelstudio.label_config import parse_label_config
@@ -58,7 +58,7 @@ def service(
         models = Models(settings, metrics, load=lambda profile, on_stage: bench.softmatcher)
         projects = Projects(settings, store, metrics, models, _LocalImages(files))  # type: ignore[arg-type]
         models.get(60)
-        server = make_server("127.0.0.1", 0, create_app(projects, JobQueue("redis://127.0.0.1:1")), threaded=True)
+        server = make_server("127.0.0.1", 0, create_app(projects, RedisQueue("redis://127.0.0.1:1")), threaded=True)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         session = Session()

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from skimage import data, filters, measure, segmentation
 from skimage.morphology import closing, disk, opening, remove_small_holes
 
-from backend.cli.sample_label_config import make_label_config
 from backend.core.types import Image, Mask
+from backend.labelstudio.sample_label_config import make_label_config
 
 COIN = "Coin"
 

@@ -19,6 +19,7 @@ from backend.cli.demo.label_studio_server import (
     label_studio_program,
     start_label_studio,
 )
+from backend.cli.demo.own_images import OwnImages, add_own_project
 from backend.cli.demo.sample_projects import sample_projects
 from backend.cli.demo.scenario import DemoFailedError, ProjectResult, results_table, run_sample, say_what_is_absent
 from backend.cli.process.embedded_valkey import EmbeddedValkey
@@ -29,6 +30,7 @@ from backend.errors import ModelUnavailableError
 from backend.settings import load_settings
 
 LABEL_STUDIO_PORT = 8080
+_SHOWN_LEFT_OUT = 5
 SERVICE_PORT = 9090
 # What points the processes elsewhere; everything else, as SOFTMATCHER_PROFILE, is the user's choice.
 _NOT_OURS = (
@@ -40,13 +42,15 @@ _NOT_OURS = (
 )
 
 
-def demo(once: bool) -> None:
+def demo(once: bool, own: OwnImages | None = None) -> None:
     """Run the demo; without `once` it stays up until Ctrl-C.
 
     Args:
         once: end after the check.
+        own: images of a further project, to be marked by hand.
 
     Raises:
+        NotFoundError, BadInputError: there is no image of the user's, or a label cannot be used.
         DemoFailedError: predictions are missing or poor; with `once` only, else it is printed.
         ModelUnavailableError: weights of the profile are missing.
         ProcessFailedError: a process did not come up.
@@ -54,6 +58,8 @@ def demo(once: bool) -> None:
     """
     console = Console(highlight=False)
     is_checked = False
+    if own is not None:
+        own.check()
     with signals_as_interrupt(), ExitStack() as stack:
         try:
             # The queue's folder is given back after its process has ended.
@@ -63,6 +69,7 @@ def demo(once: bool) -> None:
             with console.status("Starting ...") as status:
                 label_studio, service_url = start_all(console, status, processes, queue, data_dir)
                 stack.callback(label_studio.close)
+                own_page = _add_own(console, status, own, label_studio, service_url) if own else None
                 results = _run_samples(console, status, label_studio, service_url)
             _judge(console, results, is_fatal=once)
             is_checked = True
@@ -70,6 +77,8 @@ def demo(once: bool) -> None:
             for result in results:
                 page = f"{label_studio.url}/projects/{result.id}/data"
                 console.print(f"Look at it     [bold]{page}[/bold]   ({result.sample.title})", soft_wrap=True)
+            if own_page is not None:
+                console.print(f"Your images    [bold]{own_page}[/bold]   mark one, submit it", soft_wrap=True)
             console.print(f"References     {service_url}/projects", soft_wrap=True)
             console.print(f"Log in         user {USERNAME}   password {PASSWORD}", soft_wrap=True)
             console.print(f"Logs           {data_dir / 'logs'}", soft_wrap=True)
@@ -116,6 +125,18 @@ def start_all(
         raise ModelUnavailableError(f"models {models}")
     console.print(f"Softmatcher    {url}   ({time.monotonic() - started:.0f} s)")
     return label_studio, url
+
+
+def _add_own(console: Console, status: Status, own: OwnImages, label_studio: LabelStudio, service_url: str) -> str:
+    """Make the project of the user's images, print what came of it, and return the address of its tasks."""
+    title = f"{own.folder.resolve().name or 'images'}, {datetime.now():%Y-%m-%d %H:%M:%S}"
+    project, count, left_out = add_own_project(own, title[-50:], label_studio, service_url, status.update)
+    console.print(f"Your images    {count} tasks of {own.folder}, labels {', '.join(own.labels)}", markup=False)
+    for line in left_out[:_SHOWN_LEFT_OUT]:
+        console.print(f"               left out: {line}", markup=False)
+    if len(left_out) > _SHOWN_LEFT_OUT:
+        console.print(f"               and {len(left_out) - _SHOWN_LEFT_OUT} more")
+    return f"{label_studio.url}/projects/{project}/data"
 
 
 def _run_samples(console: Console, status: Status, label_studio: LabelStudio, service_url: str) -> list[ProjectResult]:

@@ -147,13 +147,16 @@ class LabelStudio:
         tasks: dict[str, int] = {}
         for name, image in images.items():
             content = image if isinstance(image, bytes) else _png(image)
-            imported = self.call(
-                "POST",
-                f"/api/projects/{project}/import?return_task_ids=true",
-                files={"file": (f"{name}.png", content, "image/png")},
-            )
-            (tasks[name],) = imported["task_ids"]
+            tasks[name] = self.upload_file(project, f"{name}.png", content)
         return tasks
+
+    def upload_file(self, project: int, name: str, content: bytes) -> int:
+        """Upload a file as a task; its id."""
+        imported = self.call(
+            "POST", f"/api/projects/{project}/import?return_task_ids=true", files={"file": (name, content)}
+        )
+        (task,) = imported["task_ids"]
+        return int(task)
 
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
         """Import tasks as JSON, perhaps with annotations; their ids."""

@@ -9,8 +9,8 @@ from backend.cli.demo.coins import COIN, SampleTask, sample_tasks
 from backend.cli.demo.garage import MOTORCYCLE, garage_tasks, paint_strokes
 from backend.cli.demo.label_studio_server import brush, key_point
 from backend.cli.demo.steel import CORROSION, SCUFF, surface_tasks
-from backend.cli.sample_label_config import make_label_config
 from backend.core.types import Json, Mask
+from backend.labelstudio.sample_label_config import make_label_config
 
 _STROKE_PX = 10
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from backend.cli.doctor.checks import Check, FindingError, look, surroundings
 from backend.errors import SoftmatcherError
-from backend.jobs.queue import JobQueue
+from backend.jobs.redis_queue import RedisQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.models.profiles import find_profile
@@ -88,7 +88,7 @@ def check_queue(settings: Settings) -> Check:
     url = settings.redis_url
 
     def examine() -> str:
-        queue = JobQueue(url)
+        queue = RedisQueue(url)
         queue.ping()
         workers = queue.count_workers()
         waiting = sum(queue.waiting().values())

@@ -92,6 +92,8 @@ class PatientThreadWorker(ThreadWorker):  # type: ignore[misc]
         """In a thread: whether the connection may be used again, which what is left of a body forbids."""
         if not keepalive or _is_unread(conn.parser.mesg.body):
             return False
+        # The time of a body is over with its request: the event loop sees to it that the next head is there.
+        conn.parser.unreader.sock = conn.sock
         return bool(super()._keepalive_after(conn, keepalive))
 
     def finish_request(self, conn: TConn, fs: "Future[Any]") -> None:

@@ -12,11 +12,11 @@ import torch
 
 from backend.core.types import EncodedImage, Json
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
-from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import ImageTag
 from backend.projects.images import ImageVersion, ReadImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.prediction.read_ahead import begin_ahead
+from backend.projects.task_source import ImageFiles
 from backend.projects.tiles import DrawnMasks
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class BatchPipeline:
         self,
         tasks: Sequence[Json],
         tags: Sequence[ImageTag],
-        fetcher: ImageFetcher,
+        fetcher: ImageFiles,
         stages: BatchStages,
         should_stop: Callable[[], bool],
         *,

@@ -17,8 +17,6 @@ from backend.errors import (
     NotFoundError,
     SoftmatcherError,
 )
-from backend.labelstudio.client import LabelStudioClient
-from backend.labelstudio.images import ImageFetcher
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.images import ImageVersion, TaskImages, versions_to_json
@@ -31,6 +29,7 @@ from backend.projects.prediction.prediction_writer import (
 )
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.reference_banks import PredictionContext
+from backend.projects.task_source import ImageFiles, TaskSource
 from backend.projects.tiles import Tiles
 from backend.store.records import TaskOutcome
 
@@ -165,7 +164,7 @@ class BulkPredictions:
                 client.delete_prediction(prediction_id)
         return outcomes
 
-    def _unchanged(self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFetcher) -> set[int]:
+    def _unchanged(self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFiles) -> set[int]:
         """Return the tasks whose prediction is still that of their images: no image was replaced since.
 
         A prediction of which nobody noted what it was made of (Label Studio retrieved it) is made again, once.
@@ -189,7 +188,7 @@ class BulkPredictions:
         self,
         batch: Batch,
         tasks: Sequence[Json],
-        client: LabelStudioClient,
+        client: TaskSource,
         should_stop: Callable[[], bool],
         outcomes: list[TaskOutcome],
         waits_for_images: bool,

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from backend.core.types import Json
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError, TooLargeError
-from backend.labelstudio.client import LabelStudioClient
 from backend.metrics import Metrics
 from backend.projects.images import versions_to_json
 from backend.projects.prediction.batch_pipeline import TaskPrediction
 from backend.projects.prediction.reference_banks import OWN_VERSIONS, PredictionContext
 from backend.projects.prediction.results import prediction_of
+from backend.projects.task_source import TaskSource
 from backend.store.records import TaskOutcome
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class PredictionWriter:
 
     def write(
         self,
-        client: LabelStudioClient,
+        client: TaskSource,
         context: PredictionContext,
         found: Mapping[int, TaskPrediction],
         outcomes: list[TaskOutcome],
@@ -88,9 +88,7 @@ class PredictionWriter:
                 outcomes.append(replace(done, images=versions_to_json(made.images)))
         return written
 
-    def _import(
-        self, client: LabelStudioClient, project_id: int, predictions: Sequence[Json]
-    ) -> tuple[dict[int, str], bool]:
+    def _import(self, client: TaskSource, project_id: int, predictions: Sequence[Json]) -> tuple[dict[int, str], bool]:
         """Import predictions; return those that were refused, with the reason, and whether all others were created."""
         if not predictions:
             return {}, True
@@ -125,7 +123,7 @@ def failed_outcome(metrics: Metrics, context: PredictionContext, task_id: int, k
     return TaskOutcome(task_id, "failed", model_version=context.version, reason=_shortened(reason))
 
 
-def keep_one(client: LabelStudioClient, project_id: int, versions: Mapping[int, str | None]) -> int:
+def keep_one(client: TaskSource, project_id: int, versions: Mapping[int, str | None]) -> int:
     """Remove all but one prediction of this backend from each of the tasks, and return how many were removed.
 
     Args:
@@ -151,7 +149,7 @@ def _shortened(reason: str | None) -> str | None:
 
 
 def _with_new(
-    client: LabelStudioClient,
+    client: TaskSource,
     context: PredictionContext,
     task_ids: Sequence[int],
     replaced: Mapping[int, Sequence[int]],

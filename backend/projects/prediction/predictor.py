@@ -14,7 +14,6 @@ from backend.core.types import EncodedImage, Json, LabelMask
 from backend.engine.plans import FoundMasks, SegmentationPlan
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.codec import mask_to_region
-from backend.labelstudio.images import ImageFetcher
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
@@ -32,6 +31,7 @@ from backend.projects.prediction.read_ahead import begin_ahead
 from backend.projects.prediction.reference_banks import PredictionContext, ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
+from backend.projects.task_source import ImageFiles
 from backend.projects.tiles import DrawnMasks, draw_masks, pack_sketch
 from backend.settings import Settings
 from backend.store import Store
@@ -191,7 +191,7 @@ class Predictions:
         self,
         context: PredictionContext,
         tasks: Sequence[Json],
-        fetcher: ImageFetcher,
+        fetcher: ImageFiles,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
         """Predict tasks, of which the next few are downloaded while one is being predicted."""
@@ -223,7 +223,7 @@ class Predictions:
         self,
         context: PredictionContext,
         task: Json,
-        fetcher: ImageFetcher,
+        fetcher: ImageFiles,
         fetched: Callable[[], _Files],
         *,
         is_open: bool = False,
@@ -280,7 +280,7 @@ class Predictions:
         self,
         context: PredictionContext,
         tasks: Sequence[Json],
-        fetcher: ImageFetcher,
+        fetcher: ImageFiles,
         should_stop: Callable[[], bool],
     ) -> Iterator[Predicted]:
         """Predict tasks as `_predict_task` does, several images at a time."""

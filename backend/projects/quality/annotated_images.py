@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.core.types import Mask
-from backend.labelstudio.client import LabelStudioClient
+from backend.projects.task_source import TaskSource
 from backend.store import ProjectRecord, Store, StoredReference
 
 MOST_WITHOUT_OBJECTS = 20
@@ -65,7 +65,7 @@ def annotated_images(references: Sequence[StoredReference]) -> list[AnnotatedIma
 
 
 def images_without_objects(
-    store: Store, client: LabelStudioClient, project: ProjectRecord, image_tags: Sequence[str]
+    store: Store, client: TaskSource, project: ProjectRecord, image_tags: Sequence[str]
 ) -> list[AnnotatedImage]:
     """Return the images of tasks whose annotations have no region: nothing of any label is on them.
 

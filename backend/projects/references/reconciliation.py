@@ -7,13 +7,13 @@ from typing import Any
 
 from backend.core.types import Json
 from backend.errors import LabelStudioUnavailableError, NotFoundError, SoftmatcherError
-from backend.labelstudio.client import LabelStudioClient
 from backend.metrics import Metrics
 from backend.projects.connections import Connections
 from backend.projects.model_host import Models
 from backend.projects.project_refresh import refresh_project
 from backend.projects.references.annotation_images import AnnotationImages, ImagesFound
 from backend.projects.references.ingestion import Ingestion, is_current, reading_of
+from backend.projects.task_source import TaskSource
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -129,7 +129,7 @@ class Reconciliation:
         self._metrics.annotations.labels(outcome).inc()
         counts[outcome] = counts.get(outcome, 0) + 1
 
-    def _is_gone(self, client: LabelStudioClient, annotation_id: int) -> bool:
+    def _is_gone(self, client: TaskSource, annotation_id: int) -> bool:
         try:
             client.annotation(annotation_id)
         except NotFoundError:

@@ -4,7 +4,7 @@ import { ask, send } from "./talk.js";
 export async function accept(base, tile) {
   if (!tile.querySelector('[data-act="accept"]')) return null;
   const done = await send(`${base}/tasks/${tile.dataset.task}/accept`, {});
-  return { ...done, text: done.error || `Task ${done.task} is accepted: it is an annotation now. u takes it back.` };
+  return { ...done, text: done.error || `${tile.dataset.name} is accepted: its masks are an annotation now. u takes it back.` };
 }
 
 export async function reject(base, tile) {
@@ -17,7 +17,7 @@ export async function reject(base, tile) {
     if (label === null) return null;
   }
   const done = await send(`${base}/tasks/${tile.dataset.task}/wrong`, label ? { label } : {});
-  return { ...done, text: done.error || `Task ${done.task}: ${label || "no label"} is noted as ${label ? "absent" : "right"}. u takes it back.` };
+  return { ...done, text: done.error || `${tile.dataset.name}: ${label || "no label"} is noted as ${label ? "absent" : "right"}. u takes it back.` };
 }
 
 export async function undo(base, batch) {

@@ -135,6 +135,8 @@ function step(by) {
   next?.scrollIntoView({ block: "nearest" });
 }
 
+const nameOf = (task) => document.querySelector(`#task-${task}`)?.dataset.name || `task ${task}`;
+
 function remember(batch, text) {
   lastBatch = batch;
   undoButton.hidden = !batch;
@@ -149,8 +151,17 @@ async function decide(tile, how) {
   await drawTiles([idOf(tile)]);
 }
 
+async function remove(tile) {
+  const answer = await ask("Remove the annotations", `What was kept of ${tile.dataset.name} is taken away; its references go with it.`, [["Remove", "yes"]]);
+  if (answer !== "yes") return;
+  const done = await send(`${base}/tasks/${tile.dataset.task}/remove`, {});
+  say(done.error || `The annotations of ${tile.dataset.name} are removed`);
+  drawn.delete(idOf(tile));
+  await drawTiles([idOf(tile)]);
+}
+
 function kept(done) {
-  remember(done.batch, `Task ${done.task}: what you drew is an annotation now. u takes it back.`);
+  remember(done.batch, `${nameOf(done.task)}: what you drew is an annotation now. u takes it back.`);
 }
 
 function ended() {
@@ -189,6 +200,7 @@ grid.addEventListener("click", (event) => {
   if (button.dataset.act === "draw") begin(tile, { base, ids: () => inView(), kept, ended });
   if (button.dataset.act === "accept") decide(tile, accept);
   if (button.dataset.act === "wrong") decide(tile, reject);
+  if (button.dataset.act === "remove") remove(tile);
   if (button.dataset.act === "why" && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
     why(button);

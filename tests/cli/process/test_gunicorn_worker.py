@@ -17,6 +17,7 @@ from backend.cli.process.supervisor import LOOPBACK, free_port
 THREADS = 4
 _SERVER = """
     import sys
+    import time
     from flask import Flask, jsonify, request
     from gunicorn.app.base import BaseApplication
     from backend.web.access import guard
@@ -39,6 +40,7 @@ _SERVER = """
             guard(app, load_settings(basic_auth_user="ls", basic_auth_pass="secret", service_threads=4))
             app.register_error_handler(ModelUnavailableError, lambda error: (str(error), 503))
             app.register_error_handler(BadInputError, lambda error: (str(error), 422))
+            app.add_url_rule("/slow", "slow", view_func=lambda: time.sleep(2.5) or "UP")
             app.add_url_rule("/health", view_func=lambda: "UP", methods=["GET", "POST"])
             return app
 
@@ -169,6 +171,15 @@ def test_a_connection_is_kept_for_whoever_may_come_in(port: int) -> None:
         assert _status(client) == b"200"
         client.sendall(HEALTH + b"\r\n")
         assert _status(client) == b"200"
+
+
+def test_a_connection_may_be_used_again_after_an_answer_that_took_long(port: int) -> None:
+    with _connect(port) as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: 127.0.0.1\r\n" + AUTH + b"\r\n")
+        assert _status(connection) == b"200", "longer than a body may take"
+        time.sleep(0.2)
+        connection.sendall(HEALTH + b"\r\n")
+        assert _status(connection) == b"200"
 
 
 @pytest.mark.parametrize("header", [b"SCRIPT_NAME: /elsewhere\r\n", b"PATH_INFO: /nowhere\r\n"])

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from backend.cli import app
-from backend.cli.sample_label_config import make_label_config
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import parse_label_config
+from backend.labelstudio.sample_label_config import make_label_config
 
 ODD = ('A & "B" <C>', "it's", "Füße, 錆", "]]>", "&amp;", "a\u200db", "x=1/2", "100 %", "{{a}}")
 
