@@ -4,15 +4,16 @@ A task's row goes pending -> running (leased by one job of one worker) -> done, 
 holds the lease may finish it, so a job that was given up on and comes back late changes nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from backend.core.types import Json
 from backend.store import tables
 from backend.store.part import StorePart
+from backend.store.propagation_counts import TaskKind, hold, kinds_of, move
 from backend.store.records import FailureGroup, ProjectKey, PropagationCounts, TaskOutcome, TaskRow
 
 ACTIVE: Final = ("planning", "running", "finishing")
@@ -29,7 +30,10 @@ PENDING: Final[Json] = {
     "reason": None, "images": None,
 }  # fmt: skip
 
-_runs, _rows = tables.propagations, tables.propagation_tasks
+_WAITING: Final[TaskKind] = ("pending", "")
+_LEASED: Final[TaskKind] = ("running", "")
+
+_runs, _rows, _counts = tables.propagations, tables.propagation_tasks, tables.propagation_counts
 
 
 class PropagationTaskStore(StorePart):
@@ -55,8 +59,7 @@ class PropagationTaskStore(StorePart):
         first = sa.select(_rows.c.task_id, _rows.c.attempts).where(mine)
         first = first.order_by(_rows.c.finished_at, _rows.c.task_id).with_for_update(skip_locked=True)
         with self._write() as connection:
-            state = connection.scalar(sa.select(_runs.c.state).where(_runs.c.id == propagation_id))
-            if state not in ACTIVE:
+            if hold(connection, propagation_id) not in ACTIVE:
                 return []
             waiting = connection.scalar(sa.select(sa.func.count()).select_from(some)) or 0
             share = min(limit, max(_SMALLEST_SHARE, waiting // _SHARES))
@@ -67,12 +70,14 @@ class PropagationTaskStore(StorePart):
                     connection, propagation_id, hopeless, state="failed", finished_at=self._now(),
                     reason=f"given up after {MAX_ATTEMPTS} tries: its worker ended each time; the log says more",
                 )  # fmt: skip
+                move(connection, propagation_id, {_WAITING: len(hopeless)}, {("failed", ""): len(hopeless)})
                 on_given_up(len(hopeless))
             usable = [row for row in found if row.attempts < MAX_ATTEMPTS]
             is_suspect = bool(usable and usable[0].attempts)
             usable = usable[:1] if is_suspect else [row for row in usable if not row.attempts]
             ids = [int(row.task_id) for row in usable]
             _update_rows(connection, propagation_id, ids, state="running", claim=lease, attempts=_rows.c.attempts + 1)
+            move(connection, propagation_id, {_WAITING: len(ids)}, {_LEASED: len(ids)})
         return ids
 
     def still_leased(self, propagation_id: int, lease: str) -> set[int]:
@@ -100,20 +105,29 @@ class PropagationTaskStore(StorePart):
             )
         )
         left_out = ("task_id", "is_kept")
-        values = [
-            {"of_task": one.task_id}
-            | {f"new_{name}": value for name, value in vars(one).items() if name not in left_out}
-            for one in outcomes
-        ]
-        kept = sum(one.is_kept and one.state == "done" for one in outcomes)
         with self._write() as connection:
-            count = connection.execute(changed, values).rowcount
+            hold(connection, propagation_id)
+            held = sa.select(_rows.c.task_id).where(
+                _rows.c.propagation_id == propagation_id, _rows.c.state == "running", _rows.c.claim == lease
+            )
+            mine_still = {int(row.task_id) for row in connection.execute(held)}
+            first = {one.task_id: one for one in reversed(outcomes) if one.task_id in mine_still}
+            values = [
+                {"of_task": one.task_id}
+                | {f"new_{name}": value for name, value in vars(one).items() if name not in left_out}
+                for one in first.values()
+            ]
+            if values:
+                connection.execute(changed, values)
+            became = Counter((one.state, one.model_version or "") for one in first.values())
+            move(connection, propagation_id, {_LEASED: len(first)}, became)
+            kept = sum(one.is_kept and one.state == "done" for one in first.values())
             connection.execute(
                 sa.update(_runs)
                 .where(_runs.c.id == propagation_id)
-                .values(pauses=0, paused_until=None, problem=None, kept=_runs.c.kept + min(kept, int(count)))
+                .values(pauses=0, paused_until=None, problem=None, kept=_runs.c.kept + kept)
             )
-        return int(count)
+        return len(first)
 
     def release(self, propagation_id: int, leases: Collection[str], *, counts_as_attempt: bool) -> int:
         """Give back what leases hold: to wait again, or, if the propagation was ended, as cancelled.
@@ -134,14 +148,15 @@ class PropagationTaskStore(StorePart):
             & _rows.c.claim.in_(sorted(leases))
         )
         with self._write() as connection:
-            state = connection.scalar(sa.select(_runs.c.state).where(_runs.c.id == propagation_id))
-            if state in ACTIVE:
+            if hold(connection, propagation_id) in ACTIVE:
                 changes: Json = {"state": "pending", "claim": None}
                 if not counts_as_attempt:
                     changes["attempts"] = _rows.c.attempts - 1
             else:
                 changes = {"state": "cancelled", "claim": None, "finished_at": self._now()}
-            return int(connection.execute(sa.update(_rows).where(mine).values(**changes)).rowcount)
+            count = int(connection.execute(sa.update(_rows).where(mine).values(**changes)).rowcount)
+            move(connection, propagation_id, {_LEASED: count}, {(changes["state"], ""): count})
+        return count
 
     def leases(self, propagation_id: int) -> set[str]:
         """Return every lease that holds a task."""
@@ -149,24 +164,22 @@ class PropagationTaskStore(StorePart):
         return {str(row.claim) for row in self._read(sa.select(_rows.c.claim).where(mine).distinct())}
 
     def counts(self, propagation_id: int) -> PropagationCounts:
-        """Count the tasks in each state, and those that were finished lately."""
-        since = self._now() - _RATE_WINDOW_S
-        lately = sa.case((_rows.c.finished_at > since, 1), else_=0)
-        grouped = (
-            sa.select(
-                _rows.c.state,
-                sa.func.count().label("total"),
-                sa.func.sum(lately).label("lately"),
-            )
-            .where(_rows.c.propagation_id == propagation_id)
-            .group_by(_rows.c.state)
+        """Return the tasks in each state, and how many were finished lately: as quick for any number of tasks."""
+        lately = sa.select(sa.func.count()).where(
+            _rows.c.propagation_id == propagation_id, _rows.c.state.in_(("done", "empty", "failed")),
+            _rows.c.finished_at > self._now() - _RATE_WINDOW_S,
+        )  # fmt: skip
+        totals = (
+            sa.select(_counts.c.state, sa.func.sum(_counts.c.total).label("total"))
+            .add_columns(lately.scalar_subquery().label("lately"))
+            .where(_counts.c.propagation_id == propagation_id)
+            .group_by(_counts.c.state)
         )
-        rows = self._read(grouped)
+        rows = self._read(totals)
         by_state = {row.state: int(row.total) for row in rows}
-        finished = sum(int(row.lately or 0) for row in rows if row.state in ("done", "empty", "failed"))
         return PropagationCounts(
             **{state: by_state.get(state, 0) for state in PropagationCounts.STATES},
-            finished_lately=finished,
+            finished_lately=int(rows[0].lately) if rows else 0,
             window_s=_RATE_WINDOW_S,
         )
 
@@ -245,21 +258,28 @@ class PropagationTaskStore(StorePart):
 
     def count_outdated(self, propagation_id: int, model_version: str) -> int:
         """Tasks predicted with another model_version than this one."""
-        mine = (_rows.c.propagation_id == propagation_id) & _rows.c.state.in_(("done", "empty"))
-        counted = sa.select(sa.func.count().label("total")).where(mine, _rows.c.model_version != model_version)
+        counted = sa.select(sa.func.coalesce(sa.func.sum(_counts.c.total), 0).label("total")).where(
+            _counts.c.propagation_id == propagation_id, _counts.c.state.in_(("done", "empty")),
+            _counts.c.model_version.not_in(("", model_version)),
+        )  # fmt: skip
         return int(self._read(counted)[0].total)
 
 
 def insert_rows(connection: sa.Connection, propagation_id: int, task_ids: Iterable[int]) -> None:
-    """Add waiting tasks, within a transaction; those that are there stay as they are."""
-    rows = [
-        {"propagation_id": propagation_id, "task_id": task_id, "state": "pending", "attempts": 0}
-        for task_id in sorted(set(task_ids))
-    ]
-    if rows:
+    """Add waiting tasks, within a transaction that holds the propagation; those that are there stay as they are."""
+    wanted = sorted(set(task_ids))
+    for some in portions(wanted):
         # A task may have been handed on while the planner had not yet come to it.
-        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        connection.execute(dialect.insert(_rows).on_conflict_do_nothing(), rows)
+        mine = (_rows.c.propagation_id == propagation_id) & _rows.c.task_id.in_(some)
+        known = {int(row.task_id) for row in connection.execute(sa.select(_rows.c.task_id).where(mine))}
+        rows = [
+            {"propagation_id": propagation_id, "task_id": task_id, "state": "pending", "attempts": 0}
+            for task_id in some
+            if task_id not in known
+        ]
+        if rows:
+            connection.execute(sa.insert(_rows), rows)
+            move(connection, propagation_id, {}, {_WAITING: len(rows)})
 
 
 def _update_rows(connection: sa.Connection, propagation_id: int, task_ids: Sequence[int], **values: Any) -> None:
@@ -269,8 +289,21 @@ def _update_rows(connection: sa.Connection, propagation_id: int, task_ids: Seque
 
 
 def set_pending(connection: sa.Connection, propagation_id: int, task_ids: Sequence[int]) -> None:
-    """Let tasks wait again, within a transaction."""
-    _update_rows(connection, propagation_id, task_ids, **PENDING)
+    """Let tasks wait again, within a transaction that holds the propagation."""
+    for some in portions(task_ids):
+        mine = (_rows.c.propagation_id == propagation_id) & _rows.c.task_id.in_(some)
+        set_pending_where(connection, propagation_id, mine)
+
+
+def set_pending_where(connection: sa.Connection, propagation_id: int, chosen: sa.ColumnElement[bool]) -> int:
+    """Let a propagation's tasks that meet a condition wait again, as `set_pending`; return how many."""
+    before = kinds_of(connection, _rows.c.propagation_id == propagation_id, chosen)
+    count = before.total()
+    if count:
+        mine = sa.update(_rows).where(_rows.c.propagation_id == propagation_id, chosen)
+        connection.execute(mine.values(**PENDING))
+        move(connection, propagation_id, before, {_WAITING: count})
+    return count
 
 
 def portions(task_ids: Sequence[int]) -> Iterable[Sequence[int]]:

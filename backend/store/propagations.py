@@ -10,7 +10,15 @@ from backend.core.types import Json
 from backend.errors import ConflictError, NotFoundError
 from backend.store import tables
 from backend.store.part import StorePart
-from backend.store.propagation_tasks import ACTIVE, PENDING, UNFINISHED, insert_rows, portions, set_pending
+from backend.store.propagation_counts import hold, move, recount
+from backend.store.propagation_tasks import (
+    ACTIVE,
+    UNFINISHED,
+    insert_rows,
+    portions,
+    set_pending,
+    set_pending_where,
+)
 from backend.store.records import ProjectKey, PropagationFilter, PropagationRecord
 
 _KEPT_A_PROJECT: Final = 20
@@ -144,6 +152,7 @@ class PropagationStore(StorePart):
             return self.defer(project_key, task_ids, model_version, started_by)
         identifier = running[0].id
         with self._write() as connection:
+            hold(connection, identifier)
             known: dict[int, Any] = {}
             for some in portions(sorted(set(task_ids))):
                 mine = (_rows.c.propagation_id == identifier) & _rows.c.task_id.in_(some)
@@ -201,10 +210,11 @@ class PropagationStore(StorePart):
             ).first()
             if other is not None:
                 raise ConflictError(f"propagation {other.id} of this project runs: wait for it or cancel it first")
-            chosen = (_rows.c.propagation_id == propagation_id) & _rows.c.state.in_(sorted(states))
+            hold(connection, propagation_id)
+            is_chosen: list[sa.ColumnElement[bool]] = [_rows.c.state.in_(sorted(states))]
             if other_than_version is not None:
-                chosen &= _rows.c.model_version != other_than_version
-            count = connection.execute(sa.update(_rows).where(chosen).values(**PENDING)).rowcount
+                is_chosen.append(_rows.c.model_version != other_than_version)
+            count = set_pending_where(connection, propagation_id, sa.and_(*is_chosen))
             if count or not record.is_planned:
                 state = "running" if record.is_planned else "planning"
                 connection.execute(
@@ -215,7 +225,7 @@ class PropagationStore(StorePart):
             if "done" in states:
                 # They are predicted anew, or counted as kept again.
                 connection.execute(sa.update(_runs).where(_runs.c.id == propagation_id).values(kept=0))
-        return int(count)
+        return count
 
     def begin_plan(self, propagation_id: int) -> int:
         """Count an attempt to plan; returns how many there were without a page or a pause, this one included."""
@@ -278,8 +288,14 @@ class PropagationStore(StorePart):
 
     def complete(self, propagation_id: int) -> bool:
         """Note that all is tidied up; return False if tasks were added meanwhile."""
-        now = self._now()
-        return self._update(propagation_id, _runs.c.state == "finishing", state="done", finished_at=now) > 0
+        changed = sa.update(_runs).where(_runs.c.id == propagation_id, _runs.c.state == "finishing")
+        changed = changed.values(state="done", finished_at=self._now())
+        with self._write() as connection:
+            if not connection.execute(changed).rowcount:
+                return False
+            # A worker of an older release, which keeps no counters, may have been at work too.
+            recount(connection, [propagation_id])
+        return True
 
     def new_references_since_last(self, project_key: ProjectKey) -> int:
         """References made after the project's newest propagation was started; all of them if there was none."""
@@ -329,7 +345,9 @@ def _end(connection: sa.Connection, propagation_id: int, state: str, now: float)
     if not connection.execute(ended).rowcount:
         return False
     waiting = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "pending")
-    connection.execute(sa.update(_rows).where(waiting).values(state="cancelled", finished_at=now))
+    changed = connection.execute(sa.update(_rows).where(waiting).values(state="cancelled", finished_at=now))
+    count = int(changed.rowcount)
+    move(connection, propagation_id, {("pending", ""): count}, {("cancelled", ""): count})
     return True
 
 

@@ -19,8 +19,9 @@ from backend.store.database import (
     parse_url,
     prepare_sqlite_file,
 )
+from backend.store.propagation_counts import recount_all
 from backend.store.sqlite_file import SqliteFile
-from backend.store.tables import SCHEMA_VERSION
+from backend.store.tables import SCHEMA_VERSION, WITH_COUNTERS
 
 
 class Database:
@@ -78,7 +79,7 @@ class Database:
         """Make the tables and columns that are missing. Processes that start at once wait for each other.
 
         A version adds tables, and columns that are nullable or have a server default: making what is missing is the
-        whole migration, and no row is rewritten.
+        whole migration, and no row is rewritten. Counters are counted once.
 
         Raises:
             ConfigurationError: a newer release wrote this database.
@@ -99,6 +100,8 @@ class Database:
             tables.metadata.create_all(connection)
             if found is not None and found < SCHEMA_VERSION:
                 add_missing_columns(connection, tables.metadata)
+                if found < WITH_COUNTERS:
+                    recount_all(connection)
             if found is None:
                 connection.execute(sa.insert(tables.schema).values(id=1, version=SCHEMA_VERSION))
             elif found < SCHEMA_VERSION:
