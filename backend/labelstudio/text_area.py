@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from backend.core.phrases import Phrase, parse_phrases
+from backend.core.phrases import MOST_PHRASES, Phrase, parse_phrases
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig
 
@@ -45,7 +45,10 @@ def read_phrases(
                 f"each line must begin with a label and a colon, one of {', '.join(config.labels)}, got "
                 f"{line[:_SHOWN]!r}"
             )
-        found.setdefault(label, {}).update(dict.fromkeys(parse_phrases(rest)))
+        of_label = found.setdefault(label, {})
+        of_label.update(dict.fromkeys(parse_phrases(rest)))
+        if len(of_label) > MOST_PHRASES:
+            raise BadInputError(f"a label must have up to {MOST_PHRASES} phrases, got more for {label!r}")
     return {label: tuple(phrases) for label, phrases in found.items() if phrases}
 
 

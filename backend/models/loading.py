@@ -20,7 +20,7 @@ from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOpt
 from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
 from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter, sam_segmenter
 from backend.models.segmenters import Segmenter
-from backend.models.text.spaces import TIPS_MODEL, tips_text_space
+from backend.models.text.spaces import CLIP_MODEL, CLIP_WIDTH, TIPS_MODEL, clip_text_space, tips_text_space
 from backend.models.weights.catalogue import known_weights
 from backend.models.weights.digest import weights_sha256
 from backend.models.weights.store import StoredWeights, WeightsStore
@@ -182,9 +182,10 @@ def _sam_of(
 
 TEXT_SPACES: Mapping[str, Callable[[Path | None], TextSpace]] = {
     TIPS_MODEL: lambda weights: TextSpace(tips_text_space(weights)),
+    CLIP_MODEL: lambda weights: TextSpace(clip_text_space(weights), is_plain=True, width=CLIP_WIDTH),
 }
 """Encoders of timm that share a space with a text encoder."""
-OWN_ENCODERS: Mapping[str, Callable[[ModelRequest], Encoder]] = {"efficientnet_lite2": _efficientnet_lite}
+OWN_ENCODERS: dict[str, Callable[[ModelRequest], Encoder]] = {"efficientnet_lite2": _efficientnet_lite}
 """Encoders with a file of their own; any other name is timm's."""
 SEGMENTERS: Mapping[str, SegmenterKind] = {
     **dict.fromkeys(SAM_MODELS, SegmenterKind(_sam)),

@@ -78,6 +78,10 @@ _TABLE = (
         _sam_profile("text", "phrases beside scribbles", "vit_base_patch14_reg1_tipsv2", "sam_vit_b", 448),
         text_encoder="tipsv2", text_weights=("vit_base_patch14_reg1_tipsv2", "tipsv2_tokenizer"),
     ),
+    replace(
+        _sam_profile("clip", "phrases, by CLIP", "vit_base_patch16_clip_quickgelu_224", "sam_vit_b", 448),
+        text_encoder="clip", text_weights=("vit_base_patch16_clip_quickgelu_224", "clip_tokenizer"),
+    ),
     _sam_profile("sam2", "SAM 2.1 on one GPU", "vit_base_patch14_dinov2", "sam2.1_hiera_base_plus", 518),
 )  # fmt: skip
 

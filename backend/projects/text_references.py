@@ -16,6 +16,7 @@ from backend.core.types import Json
 from backend.errors import BadInputError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.labelstudio.text_area import has_phrases, read_phrases, read_text_prompts
+from backend.models.profiles import PROFILES
 from backend.models.text.protocol import TextEncoder
 from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of
@@ -26,7 +27,11 @@ from backend.store.texts import FROM_CONFIG, FROM_PAGE, source_of_annotation
 
 logger = logging.getLogger(__name__)
 
-NEEDS_PROFILE = "phrases need the profile text (SOFTMATCHER_PROFILE=text); they are kept until then"
+_WITH_TEXT = [profile.name for profile in PROFILES.values() if profile.text_encoder is not None]
+NEEDS_PROFILE = (
+    f"phrases need the profile {' or '.join(_WITH_TEXT)} (SOFTMATCHER_PROFILE={_WITH_TEXT[0]}); they are kept until "
+    "then"
+)
 """Told where phrases are kept that the models in use cannot read."""
 
 LoadTextEncoder = Callable[[], TextEncoder]
@@ -200,6 +205,14 @@ class TextReferences:
                     # References are made again, with text features.
                     self._store.save_project(project.key, with_text=True, needs_reconcile=True)
         return used
+
+    def prune(self) -> int:
+        """Delete the vectors of phrases that no project has any more, and of other text encoders; return their number.
+
+        Without a text encoder all are kept: a profile that has one may come back.
+        """
+        space = self.text_space
+        return 0 if space is None else self._store.texts.prune_vectors(space)
 
     def _encode(self, space: str, phrases: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         with self._encoding:

@@ -107,6 +107,16 @@ class TextStore(StorePart):
                 connection.execute(sa.delete(_vectors).where(mine))
                 connection.execute(sa.insert(_vectors).values(row))
 
+    def prune_vectors(self, text_space: str) -> int:
+        """Delete the vectors of phrases that no project has, and of other text encoders than this; return their number.
+
+        A phrase that is written in the editor and not submitted yet is among them: it is encoded again when it is.
+        """
+        used = sa.select(_texts.c.phrase)
+        with self._write() as connection:
+            unused = (_vectors.c.text_space != text_space) | _vectors.c.phrase.not_in(used)
+            return connection.execute(sa.delete(_vectors).where(unused)).rowcount
+
     def save_scale(self, project_key: ProjectKey, label: str, digest: str, scale: Json) -> None:
         """Keep the scale of a label's phrases, in place of an older one.
 

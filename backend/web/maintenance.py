@@ -22,6 +22,8 @@ PENDING_AGAIN_S = 30.0
 _PENDING_AT_A_TIME = 100
 _SCALE_AGAIN_S = 60.0
 _LOOK_AGAIN_S = 6 * 3600.0
+_PRUNE_AGAIN_S = 6 * 3600.0
+"""Vectors of phrases are deleted seldom, and never by an inference: a phrase in the editor is not kept yet."""
 
 
 class Maintenance:
@@ -39,6 +41,7 @@ class Maintenance:
         self._look_after: dict[str, float] = {}
         self._pending_after = 0.0
         self._scale_after: dict[str, float] = {}
+        self._prune_after = 0.0
 
     def start(self) -> None:
         """Run until the process ends."""
@@ -60,6 +63,7 @@ class Maintenance:
             self.authorize_webhooks,
             self.look_for_gone,
             self.tend_phrases,
+            self.prune_phrases,
         ):
             try:
                 work()
@@ -135,6 +139,14 @@ class Maintenance:
             if due and self._projects.phrase_scales.missing(project_key):
                 self._queue.scale_phrases(project_key)
                 self._scale_after[project_key] = time.monotonic() + _SCALE_AGAIN_S
+
+    def prune_phrases(self) -> None:
+        """Delete the vectors of phrases that nobody uses any more."""
+        if time.monotonic() < self._prune_after or self._projects.texts.text_space is None:
+            return
+        self._prune_after = time.monotonic() + _PRUNE_AGAIN_S
+        if pruned := self._projects.texts.prune():
+            logger.info("phrases: %d vectors that nothing uses are deleted", pruned)
 
     def authorize_webhooks(self) -> None:
         """Put its secret on the webhook of every project that called /setup since the start, or has a former secret."""

@@ -1,12 +1,21 @@
 """Real processes for the end-to-end tests: one Label Studio, one queue, and backends, each with its own data folder."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, sync_playwright
 
 from backend.cli.demo.coins import LABEL_CONFIG
-from backend.cli.demo.label_studio_server import TOKEN, LabelStudio, label_studio_program, start_label_studio
+from backend.cli.demo.label_studio_server import (
+    PASSWORD,
+    TOKEN,
+    USERNAME,
+    LabelStudio,
+    label_studio_program,
+    start_label_studio,
+)
 from backend.cli.label_studio_env import protection_but
 from backend.cli.process.embedded_valkey import EmbeddedValkey
 from backend.cli.process.supervisor import LOOPBACK, ProcessGroup, free_port
@@ -14,6 +23,7 @@ from backend.core.types import Image
 from backend.errors import ConfigurationError, LabelStudioError
 from backend.settings import load_settings
 from backend.web.access import former_webhook_authorization
+from tests.e2e.editor import SLOW_MS
 from tests.e2e.scene import HOSTS_NETWORK, MARKED, SAMPLES, TARGETS, Backend, Project, own_environment
 
 
@@ -79,7 +89,7 @@ def new_backend(
     """Make a backend with a queue and a data folder of its own: `new_backend(name, VARIABLE=value, ...)`."""
     queues: list[EmbeddedValkey] = []
 
-    def make(name: str, **changes: str) -> Backend:
+    def make(name: str, *, module: str = "backend", **changes: str) -> Backend:
         folder = tmp_path_factory.mktemp(name)
         queue = EmbeddedValkey(processes, folder / "valkey", name=f"{name}-valkey")
         queues.append(queue)
@@ -104,7 +114,7 @@ def new_backend(
         secrets.update(filter(None, [*told, (former_webhook_authorization(given) or "").removeprefix("Bearer ")]))
         user = changes.get("SOFTMATCHER_BASIC_AUTH_USER")
         auth = (user, changes["SOFTMATCHER_BASIC_AUTH_PASS"]) if user else None
-        backend = Backend(name, f"http://{LOOPBACK}:{port}", processes, environment, auth)
+        backend = Backend(name, f"http://{LOOPBACK}:{port}", processes, environment, auth, module)
         backend.start()
         return backend
 
@@ -124,13 +134,32 @@ def start_other_backend(new_backend: StartBackend) -> Iterator[StartBackend]:
     """As `new_backend`, ended after the test."""
     started: list[Backend] = []
 
-    def make(name: str, **changes: str) -> Backend:
-        started.append(new_backend(name, **changes))
+    def make(name: str, *, module: str = "backend", **changes: str) -> Backend:
+        started.append(new_backend(name, module=module, **changes))
         return started[-1]
 
     yield make
     for each in started:
         each.stop()
+
+
+@pytest.fixture
+def page(label_studio: LabelStudio) -> Iterator[Page]:
+    """A browser that is logged in at Label Studio."""
+    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
+    if not Path(program).exists():
+        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(SLOW_MS)
+        page.goto(f"{label_studio.url}/user/login/")
+        page.fill("input[name=email]", USERNAME)
+        page.fill("input[name=password]", PASSWORD)
+        page.click("button[type=submit]")
+        page.wait_for_url(lambda url: "login" not in url)
+        yield page
+        browser.close()
 
 
 NewProject = Callable[..., Project]

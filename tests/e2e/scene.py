@@ -53,9 +53,10 @@ class Backend:
     processes: ProcessGroup
     environment: Mapping[str, str]
     auth: tuple[str, str] | None = None
+    module: str = "backend"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "backend"]
+        command = [sys.executable, "-m", self.module]
         self.processes.start(f"{self.name}-service", [*command, "serve"], self.environment)
         self.processes.start(f"{self.name}-worker", [*command, "work"], self.environment)
         self.wait()

@@ -1,79 +1,23 @@
 """A labeler in the real editor: smart key point, suggestion, accept, submit; the next task opens pre-annotated."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, Response, expect, sync_playwright
+from playwright.sync_api import Page, Response, expect
 
 from backend.cli.demo.coins import COIN
-from backend.cli.demo.label_studio_server import (
-    PASSWORD,
-    USERNAME,
-    LabelStudio,
-    intersection_over_union,
-    mask_of_regions,
-)
-from backend.core.types import Json, Mask
+from backend.cli.demo.label_studio_server import intersection_over_union, mask_of_regions
+from backend.core.types import Mask
 from tests.e2e.conftest import NewProject
+from tests.e2e.editor import SLOW_MS, click_image, open_task, serialized
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, centre_of, coin_mask, wait_until
 
 pytestmark = pytest.mark.browser
 
 TARGET = TARGETS[0]
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
-SLOW_MS = 60_000
-
-
-@pytest.fixture
-def page(label_studio: LabelStudio) -> Iterator[Page]:
-    """A browser that is logged in."""
-    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
-    if not Path(program).exists():
-        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(SLOW_MS)
-        page.goto(f"{label_studio.url}/user/login/")
-        page.fill("input[name=email]", USERNAME)
-        page.fill("input[name=password]", PASSWORD)
-        page.click("button[type=submit]")
-        page.wait_for_url(lambda url: "login" not in url)
-        yield page
-        browser.close()
-
-
-def open_task(page: Page, address: str) -> None:
-    page.goto(address)
-    page.wait_for_selector(".konvajs-content canvas")
-    # The canvas is there before the image; the size of the stage is known after it.
-    page.wait_for_function(
-        "() => window.Htx?.annotationStore?.selected?.names.get('image')?.stageWidth > 50"
-        " && window.Htx.annotationStore.selected.names.get('image').imageIsLoaded"
-    )
-
-
-def click_image(page: Page, point_xy: tuple[float, float], size_hw: tuple[int, int]) -> None:
-    """Click at a point given in px of the image."""
-    stage_width, stage_height = page.evaluate(
-        "() => { const image = Htx.annotationStore.selected.names.get('image');"
-        " return [image.stageWidth, image.stageHeight]; }"
-    )
-    canvas = page.locator(".konvajs-content canvas").first.bounding_box()
-    assert canvas is not None
-    page.mouse.click(
-        canvas["x"] + point_xy[0] / size_hw[1] * stage_width, canvas["y"] + point_xy[1] / size_hw[0] * stage_height
-    )
-
-
-def serialized(page: Page) -> list[Json]:
-    """The regions of the annotation on the screen as the editor would submit them."""
-    regions: list[Json] = page.evaluate("() => Htx.annotationStore.selected.serializeAnnotation()")
-    return regions
 
 
 def serialized_mask(page: Page, name: str) -> Mask:

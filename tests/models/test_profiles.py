@@ -137,7 +137,7 @@ def test_a_profile_with_an_encoder_of_its_own_is_a_row_and_a_file(monkeypatch: p
     assert isinstance(encoder, Colours)
     assert isinstance(segmenter, LiteSegmenter)
     assert (asked[0].profile.temperature, asked[0].name) == (0.2, "colours")
-    with pytest.raises(ConfigurationError, match="lite, mobile, base, large, text, sam2, colours"):
+    with pytest.raises(ConfigurationError, match="lite, mobile, base, large, text, clip, sam2, colours"):
         load_profile("huge")
 
 

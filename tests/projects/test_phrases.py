@@ -6,19 +6,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from backend.cli.demo.label_studio_server import brush
 from backend.core.masks import iou
+from backend.core.pixel_classifier import PixelClassifier
+from backend.core.pixel_filters import FILTER_COUNT
 from backend.core.types import Mask
 from backend.drawing.explanation import draw_explanations
+from backend.engine.pixel_refiner import PixelRefiner, RefinerTrial
 from backend.engine.softmatcher import Softmatcher
+from backend.errors import ModelUnavailableError, SoftmatcherError
 from backend.jobs import tasks
 from backend.labelstudio.rle import decode_mask
 from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
-from backend.projects.prediction import explain
+from backend.projects.prediction import explain, refiners
 from backend.projects.text_references import NEEDS_PROFILE
 from backend.web.maintenance import Maintenance
 from testing.colour_words import ColourWords, ColourWordsEncoder, draw_discs
@@ -33,20 +39,33 @@ PLAIN, WITH_PROMPT = (CONFIG.format(LABELS.format(one)) for one in ("", ' text_p
 RED, BLUE = ("red", "plain", 60, 80, 30), ("blue", "plain", 150, 80, 26)
 
 
+class Words(ColourWords):
+    """`ColourWords` that may not be loaded."""
+
+    failure: SoftmatcherError | None = None
+
+    def load(self) -> "Words":
+        if self.failure is not None:
+            raise self.failure
+        return self
+
+
 class World:
     """A backend whose models know colour words, and the words' encoder."""
 
-    def __init__(self, folder: Path, label_config: str = PLAIN, *, name: str = "data") -> None:
-        self.words = ColourWords()
+    def __init__(
+        self, folder: Path, label_config: str = PLAIN, *, name: str = "data", complete_annotations: bool = True
+    ) -> None:
+        self.words, self.encoder = Words(), ColourWordsEncoder()
         self.label_studio = FakeLabelStudio(label_config=label_config)
         self.backend: Backend = make_backend(
             folder / name,
             self.label_studio,
             softmatcher=lambda on_stage: Softmatcher(
-                ColourWordsEncoder(), LiteSegmenter(working_px=128), read_calibration("lite.json"), on_stage=on_stage
+                self.encoder, LiteSegmenter(working_px=128), read_calibration("lite.json"), on_stage=on_stage
             ),
-            load_text_encoder=lambda: self.words,
-            complete_annotations=True,
+            load_text_encoder=self.words.load,
+            complete_annotations=complete_annotations,
         )
         tasks.use_projects(self.backend.projects, self.backend.queue)  # type: ignore[arg-type]
 
@@ -77,8 +96,32 @@ class World:
         assert answer.status_code == 200, answer.text
         return dict(answer.get_json()["results"][0] or {"result": []})
 
+    def ask(self, task_id: int, *context: dict[str, Any]) -> Any:
+        """What the editor sends of a task with Auto-Annotation on, answered."""
+        body = {
+            "tasks": [self.label_studio.tasks[task_id]], "project": self.label_studio.key,
+            "label_config": self.label_studio.label_config, "params": {"context": {"result": list(context)}},
+        }  # fmt: skip
+        return self.backend.client.post("/predict", json=body)
+
+    def encoded(self) -> int:
+        """How many images were encoded."""
+        return self.encoder.passes
+
+    def regions(self, task_id: int) -> dict[str, NDArray[Any]]:
+        return regions_of(self.predict(task_id))
+
     def write(self, task_id: int, text: str) -> dict[str, Any]:
         return self.predict(task_id, params={"context": {"result": [text_area(text)]}})
+
+    def mark(self, annotation_id: int, task_id: int, *discs: tuple[str, str, int, int, int]) -> None:
+        """Submit an annotation of discs with the finished masks of each, and make references of it."""
+        regions = [
+            brush(draw_discs(disc)[1][0], "Disc") | {"id": f"r{n}", "origin": "prediction", "from_name": "brush"}
+            for n, disc in enumerate(discs)
+        ]
+        self.label_studio.annotate(annotation_id, task_id, regions)
+        self.backend.projects.references.ingest(self.label_studio.key, annotation_id)
 
     def page(self) -> str:
         return str(self.backend.client.get("/projects/1?tab=references").text)
@@ -110,6 +153,13 @@ def point(x: int, y: int) -> dict[str, Any]:
         "id": "p1", "type": "keypointlabels", "from_name": "point", "to_name": "image", "original_width": 208,
         "original_height": 160, "value": {"x": 100 * x / 208, "y": 100 * y / 160, "keypointlabels": ["Disc"]},
     }  # fmt: skip
+
+
+def regions_of(prediction: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """Label to mask."""
+    return {
+        one["value"]["brushlabels"][0]: decode_mask(one["value"]["rle"], (160, 208)) for one in prediction["result"]
+    }
 
 
 def mask_of(prediction: dict[str, Any]) -> NDArray[Any]:
@@ -224,13 +274,33 @@ def test_what_the_page_cannot_keep_is_said_and_changes_nothing(world: World, phr
     assert [one["phrase"] for one in world.backend.client.get("/projects/1/phrases").get_json()["phrases"]] == ["red"]
 
 
-def test_a_text_prompt_that_cannot_be_read_is_said_in_setup(tmp_path: Path, stack: ExitStack) -> None:
-    world = World(tmp_path, CONFIG.format(LABELS.format(' text_prompt="-"')))
+@pytest.mark.parametrize(
+    ("phrases", "words"),
+    [
+        ("-", "must have a word"),
+        (";", "must have a word"),
+        ("r" * 10_000, "300 characters"),
+        ("ru\x85st", "control characters"),
+        ("; ".join(map(str, range(500))), "50 phrases"),
+    ],
+)
+def test_a_text_prompt_that_cannot_be_read_is_said_in_setup(
+    phrases: str, words: str, tmp_path: Path, stack: ExitStack
+) -> None:
+    world = World(tmp_path, CONFIG.format(LABELS.format(f' text_prompt="{phrases}"')))
     stack.callback(world.backend.projects.close)
     body = {"project": world.label_studio.key, "schema": world.label_studio.label_config}
     answer = world.backend.client.post("/setup", json=body)
     assert answer.status_code == 422
     assert "text_prompt of label 'Disc'" in answer.get_json()["error"]
+    assert words in answer.get_json()["error"]
+
+
+def test_an_empty_text_prompt_is_none(tmp_path: Path, stack: ExitStack) -> None:
+    world = World(tmp_path, CONFIG.format(LABELS.format(' text_prompt=" "')))
+    stack.callback(world.backend.projects.close)
+    world.setup()
+    assert world.backend.client.get("/projects/1/phrases").get_json()["phrases"] == []
 
 
 def test_a_text_in_the_editor_suggests_masks_without_the_text(world: World) -> None:
@@ -245,17 +315,125 @@ def test_a_text_in_the_editor_suggests_masks_without_the_text(world: World) -> N
     assert world.predict(1, params={"context": {"result": []}})["result"] == [], "the text was deleted"
 
 
-def test_a_text_in_the_editor_that_cannot_be_read_is_said(world: World) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Hole: a hole", "begin with a label"),
+        ("red discs", "begin with a label"),
+        ("Disc: -", "must have a word"),
+        ("Disc: " + "r" * 10_000, "300 characters"),
+        ("Disc: ru\x00st", "control characters"),
+        ("Disc: " + "; ".join(map(str, range(500))), "50 phrases"),
+        ("\n".join(f"Disc: phrase {n}" for n in range(500)), "50 phrases"),
+    ],
+)
+def test_a_text_in_the_editor_that_cannot_be_read_is_said(world: World, text: str, words: str) -> None:
     world.add(1, RED)
     world.setup()
-    body = {
-        "tasks": [world.label_studio.tasks[1]], "project": world.label_studio.key,
-        "label_config": world.label_studio.label_config,
-        "params": {"context": {"result": [text_area("Hole: a hole")]}},
-    }  # fmt: skip
-    answer = world.backend.client.post("/predict", json=body)
+    answer = world.ask(1, text_area(text))
     assert answer.status_code == 422
-    assert "begin with a label" in answer.get_json()["error"]
+    assert words in answer.get_json()["error"]
+    assert world.words.calls == []
+    assert world.encoded() == 0, "the image was loaded for nothing"
+
+
+def test_texts_and_choices_of_another_purpose_load_no_image(world: World) -> None:
+    world.add(1, RED)
+    world.setup()
+    other = [
+        text_area("Hole: a hole") | {"from_name": "note"},
+        {"id": "c1", "type": "choices", "from_name": "quality", "to_name": "image", "value": {"choices": ["good"]}},
+    ]
+    for context in (other[:1], other[1:], other, []):
+        answer = world.ask(1, *context)
+        assert answer.status_code == 200
+        assert answer.get_json()["results"][0]["result"] == []
+    world.label_studio.annotate(10, 1, other)  # as with Auto-Annotation off
+    world.backend.projects.references.ingest(world.label_studio.key, 10)
+    assert world.backend.projects.store.unread_annotations(world.label_studio.key) == []
+    assert world.encoded() == 0
+
+
+def test_a_missing_tokenizer_is_said_where_the_phrase_is(
+    tmp_path: Path, stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path)
+    stack.callback(world.backend.projects.close)
+    world.words.failure = ModelUnavailableError("weights of tipsv2_tokenizer are missing: run `weights fetch text`")
+    world.add(1, RED)
+    world.setup()
+    answer = world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red"}})
+    assert answer.status_code == 200
+    assert "tipsv2_tokenizer are missing" in answer.get_json()["notice"]
+    assert "tipsv2_tokenizer are missing" in world.page()
+    assert world.predict(1)["result"] == []
+    asked = world.ask(1, text_area("Disc: red discs"))
+    assert asked.status_code == 503
+    assert "tipsv2_tokenizer are missing" in asked.get_json()["error"]
+
+
+def test_in_the_editor_another_text_encoder_than_the_images_is_said(world: World) -> None:
+    world.words.text_space = "other-words"
+    world.add(1, RED)
+    world.setup()
+    asked = world.ask(1, text_area("Disc: red discs"))
+    assert asked.status_code == 422
+    assert "must be of the weights of the image encoder" in asked.get_json()["error"]
+
+
+STRIPED, UNMARKED, PLAIN_RED = (
+    ("red", "striped", 50, 50, 26),
+    ("blue", "striped", 150, 50, 26),
+    ("red", "plain", 60, 120, 26),
+)
+
+
+def test_a_phrase_beside_an_annotation_that_left_objects_out(tmp_path: Path, stack: ExitStack) -> None:
+    """What it did not mark may be the object: that speaks neither for nor against a phrase."""
+    world = World(tmp_path, complete_annotations=False)
+    stack.callback(world.backend.projects.close)
+    world.add(1, STRIPED, UNMARKED, PLAIN_RED)
+    masks = world.add(
+        2, ("red", "striped", 150, 110, 26), ("blue", "striped", 50, 110, 26), ("red", "plain", 110, 40, 26)
+    )
+    world.setup()
+    world.mark(10, 1, STRIPED)
+    assert iou(mask_of(world.predict(2)), masks[0] | masks[1] | masks[2]) > 0.9, "any disc may be one"
+    for phrase, expected in (("red", masks[0] | masks[2]), ("blue", masks[0] | masks[1] | masks[2])):
+        world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": phrase}})
+        world.tend()
+        assert iou(mask_of(world.predict(2)), expected) > 0.9, phrase
+        weight = world.backend.client.get("/projects/1/phrases").get_json()["weights"]["Disc"]
+        assert (weight > 0.5) == (phrase == "red"), (phrase, weight)
+
+
+def everywhere() -> PixelRefiner:
+    """Return a refiner that takes every pixel."""
+    layers = ((torch.zeros(1, FILTER_COUNT), torch.zeros(1)),)
+    return PixelRefiner(PixelClassifier(torch.zeros(FILTER_COUNT), torch.ones(FILTER_COUNT), layers), -100.0, 0.0)
+
+
+def test_a_refiner_stays_with_its_references_beside_phrases(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label of phrases alone has none; one of references keeps its own, in predictions and in the editor."""
+    monkeypatch.setattr(refiners, "train_label_refiner", lambda *_, **__: RefinerTrial(everywhere(), 0.9, 0.5))
+    masks = world.add(9, ("red", "plain", 60, 80, 30), ("green", "plain", 150, 80, 26))
+    world.setup()
+    for number in (1, 2, 3):
+        disc = ("red", "plain", 50 + 10 * number, 80, 30)
+        world.add(number, disc, ("green", "plain", 150, 80, 26))
+        world.mark(10 + number, number, disc)
+    answer = world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red", "Other": "green"}})
+    assert answer.status_code == 200
+    world.tend()  # the references are made again, with text features, and the refiner is trained
+    records = world.backend.projects.store.refiners.records(world.label_studio.key)
+    assert [record.label for record in records if record.digest] == ["Disc"]
+    found = world.regions(9)
+    assert (found["Disc"] | found["Other"]).all()
+    assert iou(found["Other"], masks[1]) > 0.9
+    suggested = world.ask(9, text_area("Disc: red\nOther: green")).get_json()["results"][0]
+    found = regions_of(suggested)
+    assert (found["Disc"] | found["Other"]).all()
+    assert iou(found["Other"], masks[1]) > 0.9
 
 
 def test_a_submitted_text_is_kept_with_its_annotation(world: World) -> None:
@@ -306,6 +484,39 @@ def test_without_a_text_profile_phrases_are_kept_and_change_nothing(
     assert {one["phrase"] for one in answer.get_json()["phrases"]} == {"a cat", "a dog"}
     assert NEEDS_PROFILE in client.get("/projects/1?tab=references").text
     assert setup(with_prompt) == before
+
+
+def test_vectors_that_nothing_uses_are_deleted_between_predictions(world: World) -> None:
+    world.add(1, RED, BLUE)
+    world.setup()
+    maintenance = Maintenance(world.backend.projects, world.backend.queue)  # type: ignore[arg-type]
+    texts = world.backend.projects.store.texts
+    both, space = ["red", "blue", "green"], world.words.text_space
+    assert world.write(1, "Disc: green")["result"] == []
+    world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red; blue"}})
+    texts.save_vectors("another", texts.vectors(space, ["red"]))
+    assert set(texts.vectors(space, both)) == {"red", "blue", "green"}
+    world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red"}})
+    world.predict(1)
+    assert set(texts.vectors(space, both)) == {"red", "blue", "green"}, "an inference deletes nothing"
+
+    maintenance.prune_phrases()
+    assert set(texts.vectors(space, both)) == {"red"}
+    assert texts.vectors("another", both) == {}
+    encoded = len(world.words.calls)
+    world.tend()
+    assert len(world.words.calls) == encoded, "what is used is kept"
+    world.write(1, "Disc: green")
+    assert world.words.calls[encoded:] == [["green"]]
+    maintenance.prune_phrases()
+    assert set(texts.vectors(space, both)) == {"red", "green"}, "some hours later again"
+
+
+def test_without_a_text_encoder_no_vector_is_deleted(backend: Backend) -> None:
+    texts = backend.projects.store.texts
+    texts.save_vectors("words", {"red": np.ones(3, np.float32)})
+    Maintenance(backend.projects, backend.queue).prune_phrases()  # type: ignore[arg-type]
+    assert set(texts.vectors("words", ["red"])) == {"red"}
 
 
 def test_another_text_encoder_than_the_images_is_said(world: World) -> None:

@@ -60,10 +60,12 @@ class TextSpace:
     Attributes:
         name: of the space, see `TextAligned`.
         is_plain: how text features are taken, see `forward_both`.
+        width: channels of the network's projection into the space; None: it has none, its features are in the space.
     """
 
     name: str
     is_plain: bool = False
+    width: int | None = None
 
 
 class TimmEncoder:
@@ -102,7 +104,8 @@ class TimmEncoder:
         network_options: Mapping[str, Any] | None = None,
         text: TextSpace | None = None,
     ) -> None:
-        network = create_network(name, network_options or {}, seed=None if weights else seed)
+        projection = {} if text is None or text.width is None else {"num_classes": text.width}
+        network = create_network(name, {**projection, **(network_options or {})}, seed=None if weights else seed)
         if weights is not None:
             load_weights(network, weights, name)
         self._grid = FeatureGrid.of(network, name)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.models.encoders.clip_layout import clip_image_state, is_transformers_clip
 from backend.models.weights.state_dict import read_state_dict
 
 
@@ -167,7 +168,7 @@ def _parameters_of(name: str) -> set[str]:
 
 
 def load_weights(network: nn.Module, path: Path, name: str) -> None:
-    """Put a weights file into a network, its names turned from the publisher's layout into timm's by timm itself.
+    """Put a weights file into a network, its names turned from the publisher's layout into timm's.
 
     Raises:
         ModelUnavailableError: a tensor is missing or has another shape.
@@ -176,6 +177,8 @@ def load_weights(network: nn.Module, path: Path, name: str) -> None:
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     wanted = network.state_dict()
     try:
+        if is_transformers_clip(state):
+            state = clip_image_state(state)
         if convert is not None:
             state = convert(dict(state), network)
         kept = {key: tensor for key, tensor in state.items() if key in wanted}

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.errors import ModelUnavailableError
+from backend.models.text.spaces import CLIP_MODEL, clip_text_space
 from backend.models.text.tokenizer import load_tokenizer, require_transformers
-from backend.models.weights.digest import weights_sha256
 from backend.models.weights.state_dict import read_state_dict
 
-MODEL, TOKENIZER = "clip_vit_base_patch16", "clip_tokenizer"
+TOKENIZER = "clip_tokenizer"
+"""Name in the catalogue."""
 MOST_TOKENS = 77
+"""Tokens of a phrase, start and end among them; what is beyond them is cut off."""
 _HEAD_WIDTH = 64
 
 
@@ -28,7 +30,7 @@ class ClipTextEncoder:
     """Turns phrases into vectors: CLIP's projected end-of-text token.
 
     Args:
-        files: weights in transformers' layout under `MODEL`, its `tokenizer.json` under `TOKENIZER`.
+        files: the weights in transformers' layout under `CLIP_MODEL`, its `tokenizer.json` under `TOKENIZER`.
 
     Raises:
         ConfigurationError: transformers is not installed.
@@ -40,7 +42,7 @@ class ClipTextEncoder:
         from transformers.models.clip.configuration_clip import CLIPTextConfig
         from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
-        path = files[MODEL]
+        path = files[CLIP_MODEL]
         state = {
             name: tensor
             for name, tensor in read_state_dict(path, is_mapped=True).items()
@@ -64,10 +66,12 @@ class ClipTextEncoder:
         except (KeyError, ValueError, RuntimeError) as error:
             raise ModelUnavailableError(
                 f"{path} must hold CLIP's text encoder, got other tensors ({str(error).splitlines()[0][:160]}); "
-                "import the official model.safetensors"
+                "import the official pytorch_model.bin"
             ) from error
-        self._tokenizer = load_tokenizer(files[TOKENIZER], most_tokens=MOST_TOKENS, padding="<|endoftext|>")
-        self.text_space = f"clip:{weights_sha256(path)[:12]}"
+        self._tokenizer = load_tokenizer(
+            files[TOKENIZER], vocabulary=vocabulary, most_tokens=MOST_TOKENS, padding="<|endoftext|>"
+        )
+        self.text_space = clip_text_space(path)
 
     def encode(self, phrases: Sequence[str]) -> NDArray[np.float32]:
         """Encode P phrases as (P, D) float32 of unit length."""

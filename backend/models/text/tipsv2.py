@@ -75,7 +75,9 @@ class Tipsv2TextEncoder:
                 f"{path} must hold TIPSv2's text encoder, got other tensors ({str(error).splitlines()[0][:160]}); "
                 "import the official model.safetensors"
             ) from error
-        self._tokenizer = load_tokenizer(files[TOKENIZER], most_tokens=MOST_TOKENS, pads_to_most=True)
+        self._tokenizer = load_tokenizer(
+            files[TOKENIZER], vocabulary=vocabulary, most_tokens=MOST_TOKENS, pads_to_most=True
+        )
         self.text_space = tips_text_space(path)
 
     def encode(self, phrases: Sequence[str]) -> NDArray[np.float32]:

@@ -3,8 +3,10 @@
 The six digits in the names of SAM's files are the beginning of their MD5, not of their SHA-256. The SHA-256 below are
 not published by Meta; they are those that independent projects recorded of the official files (for SAM and MobileSAM
 the model registry of micro-sam, for SAM 2.1 that registry and several projects that pin the official downloads with
-their sizes, for DINOv2 the conversion scripts of refiners, and others that agree with them). A file with the right
-SHA-256 is taken; where none is known, the digits of the name have to agree.
+their sizes, for DINOv2 the conversion scripts of refiners, and others that agree with them). Those of CLIP at the
+revision in its address are recorded by several projects that agree, those of its tokenizer, too. A file with the right
+SHA-256 is taken; where none is known, the digits of the name have to agree. No digest of TIPSv2's tokenizer was found:
+that of the first import is recorded.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from backend.models.profiles import PROFILES
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 _SAM2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 _TIPSV2 = "https://huggingface.co/google/tipsv2-b14/resolve/ed1e4dc6b74bf3935ae099e9d5eb30fa96528454/"
+_CLIP = "https://huggingface.co/openai/clip-vit-base-patch16/resolve/57c216476eefef5ab752ec549e440a49ae4ae5f3/"
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 
 
@@ -30,7 +33,7 @@ class KnownWeights:
         sha256: of the file, or None: then the digest of the first import is recorded, and required from then on.
         md5_start: what the MD5 begins with, from the official name, or None.
         licence: of the weights.
-        is_tokenizer: a `tokenizer.json` in place of weights.
+        is_tokenizer: a `tokenizer.json` or a SentencePiece model in place of weights.
     """
 
     name: str
@@ -85,12 +88,31 @@ KNOWN_WEIGHTS = (
     ),
     KnownWeights(
         "tipsv2_tokenizer",
-        "tokenizer.json",
-        f"{_TIPSV2}tokenizer.json",
+        "tokenizer.model",
+        f"{_TIPSV2}tokenizer.model",
         None,
         None,
         None,
         "Apache-2.0",
+        is_tokenizer=True,
+    ),
+    KnownWeights(
+        "vit_base_patch16_clip_quickgelu_224",
+        "pytorch_model.bin",
+        f"{_CLIP}pytorch_model.bin",
+        598641023,
+        "ec89c7b09c749a60aae3c9cd910516f24b58214a7df060b48962d14c469cfbf0",
+        None,
+        "MIT",
+    ),
+    KnownWeights(
+        "clip_tokenizer",
+        "tokenizer.json",
+        f"{_CLIP}tokenizer.json",
+        2224003,
+        "a83e0809aa4c3af7208b2df632a7a69668c6d48775b3c3fe4e1b1199d1f8b8f4",
+        None,
+        "MIT",
         is_tokenizer=True,
     ),
     KnownWeights(

@@ -13,6 +13,7 @@ from backend.errors import BadInputError, ModelUnavailableError
 from backend.models.weights.state_dict import read_state_dict
 
 _POINTER = b"version https://git-lfs"
+_MOST_TOKENIZER_BYTES = 64_000_000
 _ZIP = b"PK\x03\x04"
 _SAM_SIZES = {768: "sam_vit_b", 1024: "sam_vit_l", 1280: "sam_vit_h"}
 _SAM2_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
@@ -121,17 +122,42 @@ def _fill(name: str, path: Path) -> None:
 
 
 def require_tokenizer(path: Path) -> None:
-    """Check that a file is a `tokenizer.json`.
+    """Check that a file is a `tokenizer.json` or a model of SentencePiece.
 
     Raises:
         BadInputError: it cannot be read, or is something else.
     """
+    expected = f"{path} must be a tokenizer.json or a SentencePiece model"
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{path} must be a tokenizer.json, got no JSON ({type(error).__name__})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise BadInputError(f"{path} must be a tokenizer.json with the tokenizer's model, got other JSON")
+        size_bytes = path.stat().st_size
+        content = path.read_bytes() if size_bytes <= _MOST_TOKENIZER_BYTES else b""
+    except OSError as error:
+        raise BadInputError(f"{expected}, got a file that cannot be read ({error})") from error
+    if size_bytes > _MOST_TOKENIZER_BYTES:
+        raise BadInputError(f"{expected} of up to {_MOST_TOKENIZER_BYTES / 1e6:.0f} MB, got {size_bytes / 1e6:.0f} MB")
+    if not content.lstrip().startswith(b"{"):
+        if not _is_sentencepiece(content):
+            raise BadInputError(f"{expected}, got neither")
+        return
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{expected}, got no JSON ({type(error).__name__})") from error
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
+        raise BadInputError(f"{expected}, got other JSON")
+
+
+def _is_sentencepiece(content: bytes) -> bool:
+    """Return whether a file begins as SentencePiece's protocol buffer: with its first piece, a text and its score."""
+    # Field 1 of the file is a piece, field 1 of a piece its text; lengths of pieces are below 128 bytes.
+    if len(content) < 16 or content[0] != 0x0A or content[2] != 0x0A:
+        return False
+    piece_bytes, text_bytes = content[1], content[3]
+    try:
+        content[4 : 4 + text_bytes].decode()
+    except UnicodeDecodeError:
+        return False
+    return 0 < text_bytes <= piece_bytes - 2 and len(content) > 2 + piece_bytes
 
 
 def require_weights(path: Path) -> None:

@@ -132,9 +132,12 @@ class InteractivePredictions:
             here = {label: some for label, some in phrases.items() if label in on_image}
             if not here or not tag.is_in(task.get("data") or {}):
                 continue
+            # As predictions do: a label of references with a refiner has it beside a phrase, too.
+            refiners = {label: one for label, one in known.refiners_on(tag.name).items() if label in here}
             image = self._images.load(
-                task, tag, fetcher, is_interactive=True, wait_s=_INTERACTIVE_WAIT_S, with_text=True
-            )
+                task, tag, fetcher, is_interactive=True, wait_s=_INTERACTIVE_WAIT_S, with_text=True,
+                with_pixels=bool(refiners),
+            )  # fmt: skip
             banks = known.banks.get(tag.name, {})
             alone = {label: some for label, some in here.items() if label not in banks}
             scales: dict[str, TextScale | None] = {
@@ -153,6 +156,8 @@ class InteractivePredictions:
                     {label: bank for label, bank in banks.items() if label in here},
                     known.options,
                     sources=sources,
+                    refiners=refiners,
+                    pixels=image.pixels,
                 )
             with self._metrics.stage("rle"):
                 regions += [
