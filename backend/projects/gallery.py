@@ -180,8 +180,9 @@ class Gallery:
 
         def predict(some: Sequence[int]) -> list[TaskOutcome]:
             return self._bulk.run(
-                Batch(context, some), should_stop=should_stop, still_wanted=lambda: _all_but_gone(should_stop, some)
-            )
+                Batch(context, some, is_watched=True), should_stop=should_stop,
+                still_wanted=lambda: _all_but_gone(should_stop, some),
+            )  # fmt: skip
 
         threads = max(1, min(CONCURRENT_BATCHES, len(due) // _FEWEST_A_THREAD))
         with ThreadPoolExecutor(threads, thread_name_prefix="tiles") as pool:

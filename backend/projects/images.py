@@ -128,8 +128,8 @@ class ReadImage:
 class TaskImages:
     """Fetches and encodes images; remembers which address held which content, and asks whether it still does.
 
-    An image may be replaced under its address at any time, so no answer is ever used without asking: with a conditional
-    request where the server takes one (ETag, or time and size), else with a download.
+    An image may be replaced under its address at any time, so nothing is written to Label Studio without asking: with a
+    conditional request where the server takes one (ETag, or time and size), else with a download.
     """
 
     def __init__(self, models: Models, metrics: Metrics, *, max_pixels: int) -> None:
@@ -151,6 +151,7 @@ class TaskImages:
         file: ImageFile | None = None,
         wait_s: float = 60.0,
         with_text: bool = False,
+        trusts_known: bool = False,
     ) -> TaskImage:
         """Return the encoded image that a task shows in an image tag.
 
@@ -163,13 +164,17 @@ class TaskImages:
             file: if `download` fetched it a moment ago.
             wait_s: for the models.
             with_text: with text features, see `Softmatcher.encode`.
+            trusts_known: see `download`.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
             ModelUnavailableError: no models after `wait_s` seconds.
         """
         softmatcher, cache = self._get(wait_s, with_text=with_text)
-        file = file or self._file(task, tag, fetcher, cache, needs_content=with_pixels)
+        if file is None:
+            file = self._file(
+                task, tag, fetcher, cache, needs_content=with_pixels, trusts_known=trusts_known and not with_pixels
+            )
         if file.content is None:
             encoded = cache.get(file.version.sha256)
             if encoded is not None and not with_pixels:
@@ -229,16 +234,24 @@ class TaskImages:
         return max(1, self._models.get(60.0)[0].preferred_batch_size)
 
     def read(
-        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, *, with_text: bool = False
+        self,
+        task: Mapping[str, Any],
+        tag: ImageTag,
+        fetcher: ImageFiles,
+        *,
+        with_text: bool = False,
+        trusts_known: bool = False,
     ) -> "ReadImage":
         """Read a task's image for `encode_read`, without a slot on the models; for threads that run ahead.
+
+        Arguments are those of `download`.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
             ModelUnavailableError: no models.
         """
         softmatcher, cache = self._get(60.0, with_text=with_text)
-        file = self._file(task, tag, fetcher, cache)
+        file = self._file(task, tag, fetcher, cache, trusts_known=trusts_known)
         if (encoded := cache.get(file.version.sha256)) is not None:
             return ReadImage(file.version, cache, encoded=encoded)
         if file.content is None:  # its features left the cache this moment
@@ -281,14 +294,29 @@ class TaskImages:
                     del self._awaited[sha256]
 
     def download(
-        self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, *, with_text: bool = False
+        self,
+        task: Mapping[str, Any],
+        tag: ImageTag,
+        fetcher: ImageFiles,
+        *,
+        with_text: bool = False,
+        trusts_known: bool = False,
     ) -> ImageFile:
         """Download the file that `load` will need, for threads that fetch ahead; no content if its features are known.
+
+        Args:
+            task: as Label Studio gives it.
+            tag: of the label config.
+            fetcher: of the project.
+            with_text: with text features.
+            trusts_known: don't ask whether an image that was seen before is still the same: the caller asks later,
+                with `is_unchanged`.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: the image cannot be had; the message says why.
         """
-        return self._file(task, tag, fetcher, self._get(60.0, with_text=with_text)[1])
+        cache = self._get(60.0, with_text=with_text)[1]
+        return self._file(task, tag, fetcher, cache, trusts_known=trusts_known)
 
     def _get(self, wait_s: float, *, with_text: bool) -> tuple[Softmatcher, FeatureCache]:
         return self._models.get_with_text(wait_s) if with_text else self._models.get(wait_s)
@@ -323,11 +351,14 @@ class TaskImages:
         cache: FeatureCache,
         *,
         needs_content: bool = False,
+        trusts_known: bool = False,
     ) -> ImageFile:
         url, task_id = _address(task, tag), _task_id(task)
         known_as = (_digest(url), task_id)
         with self._lock:
             known = self._known.get(known_as)
+        if trusts_known and known is not None and cache.get(known.sha256) is not None:
+            return ImageFile(known, None)
         if needs_content or known is None or known.validators is None or cache.get(known.sha256) is None:
             known = None
         with self._metrics.stage("fetch"):

@@ -9,6 +9,7 @@ import pytest
 from backend.core.masks import iou
 from backend.drawing.label_colours import shown_colour
 from backend.drawing.outline_path import path_to_mask
+from backend.jobs import tasks as jobs
 from testing.fakes import Backend, draw, png
 
 POINT: dict[str, Any] = {
@@ -352,3 +353,31 @@ def test_a_forgotten_preview_is_not_found(ready: Backend) -> None:
         assert ready.client.post(f"/projects/1/{path}", json={"name": "x", "ids": [1]}).status_code == 404
     drawn = {"label": "Elephant", "strokes": [{"points": [[0.3, 0.4]]}]}
     assert ready.client.post("/projects/1/tasks/1/preview", json=drawn).status_code == 422
+
+
+def test_tasks_seen_before_are_shown_before_label_studio_is_asked(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    ready.label_studio.annotate(11, 2, [BLUE_POINT])
+    jobs.ingest_annotation(ready.label_studio.key, 11)
+    ready.label_studio.is_down = True
+    ready.work()
+    assert [one["label"] for one in tiles(ready, 3)[3]["regions"]] == ["Cat", "Dog"]
+    (written,) = ready.label_studio.tasks[3]["predictions"]
+    assert len(written["result"]) == 1, "Label Studio has the former one"
+    ready.label_studio.is_down = False
+    assert see(ready, *EVERY)["outdated"] == EVERY
+    ready.work()
+    (written,) = ready.label_studio.tasks[3]["predictions"]
+    assert len(written["result"]) == 2
+
+
+def test_an_image_replaced_meanwhile_is_predicted_again_before_anything_is_written(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    ready.label_studio.images["/data/upload/1/3.png"] = png(draw())
+    ready.label_studio.tasks[2]["data"] = {"image": "/data/upload/1/4.png"}
+    annotate(ready, 11, 1, POINT, BLUE_POINT)
+    assert [tiles(ready, number)[number]["state"] for number in EVERY] == ["masks", "empty", "empty", "empty"]
+    assert ready.label_studio.tasks[3]["predictions"] == []
+    assert ready.label_studio.tasks[2]["predictions"] == []

@@ -108,6 +108,7 @@ class BatchPipeline:
         should_stop: Callable[[], bool],
         *,
         with_text: bool = False,
+        trusts_known: bool = False,
     ) -> Iterator[Predicted]:
         """Predict tasks, in their order.
 
@@ -118,6 +119,7 @@ class BatchPipeline:
             stages: what is done with their images.
             should_stop: asked before each batch; True leaves the rest.
             with_text: encode images with text features.
+            trusts_known: don't ask whether images are still the same, see `TaskImages.download`.
 
         Yields:
             A task and what gives its prediction, or raises what was wrong with it.
@@ -134,7 +136,7 @@ class BatchPipeline:
         finishers = ThreadPoolExecutor(_FINISHERS, "finish", _alone)
         under_way: deque[tuple[list[_Task], Future[list[Future[None]]]]] = deque()
 
-        read_image = partial(self._images.read, with_text=with_text)
+        read_image = partial(self._images.read, with_text=with_text, trusts_known=trusts_known)
 
         def begin(batch: Sequence[Json]) -> list[tuple[Json, dict[str, Future[ReadImage]]]]:
             return [

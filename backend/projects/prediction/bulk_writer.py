@@ -4,11 +4,13 @@ May run twice for the same tasks, be killed anywhere and run again: what Label S
 """
 
 import logging
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+from backend.core.cancellation import CancelledWorkError
 from backend.core.types import Json
 from backend.errors import (
     BadInputError,
@@ -44,6 +46,8 @@ _ASKERS = 8
 _ALIKE_FAILURES = 5
 """Tasks in a row whose images fail alike: from then on it is a server's trouble, not the images'."""
 _FEWEST_ALIKE = 3
+_SEEN_AT_MOST = 500
+"""Tasks that are remembered as Label Studio gave them last."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,14 @@ class Batch:
         context: what the tasks are predicted with.
         task_ids: of the tasks.
         made_of: task id -> image tag -> the content that its prediction of this version was made of, as far as noted.
+        is_watched: somebody looks at the tasks' tiles: tasks that were seen before are predicted before Label Studio is
+            asked about them, and again if they are others by then.
     """
 
     context: PredictionContext
     task_ids: Sequence[int]
     made_of: Mapping[int, Mapping[str, ImageVersion]] = field(default_factory=dict)
+    is_watched: bool = False
 
 
 class BulkPredictions:
@@ -79,6 +86,8 @@ class BulkPredictions:
         self._tiles = tiles
         self._writer = PredictionWriter(metrics)
         self._seen_failing: set[tuple[str, int]] = set()
+        self._seen: OrderedDict[tuple[str, int], Json] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def preferred_batch_size(self) -> int:
@@ -120,6 +129,7 @@ class BulkPredictions:
             LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
         """
         client = self._connections.client(batch.context.project.key)
+        ahead = self._predict_ahead(batch, should_stop) if batch.is_watched else {}
         tasks = {int(task["id"]): task for task in client.tasks_of(batch.context.project.project_id, batch.task_ids)}
         outcomes = [
             failed_outcome(
@@ -131,6 +141,8 @@ class BulkPredictions:
         replaced: dict[int, list[int]] = {}
         to_predict: list[Json] = []
         fetcher = self._connections.fetcher(batch.context.project.key)
+        ahead = self._still_right(batch, ahead, tasks, fetcher)
+        self._remember(batch.context.project.key, tasks)
         own = {task_id: own_predictions(task, batch.context.version) for task_id, task in tasks.items()}
         unchanged = self._unchanged(batch, [task for task_id, task in tasks.items() if own[task_id][0]], fetcher)
         for task in tasks.values():
@@ -140,7 +152,7 @@ class BulkPredictions:
                 kept = TaskOutcome(task["id"], state, score_of(current[-1]), batch.context.version, is_kept=True)
                 outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
                 current = current[:-1]
-            else:
+            elif task["id"] not in ahead:
                 to_predict.append(task)
             old = [each for each in old if each["model_version"] != batch.context.shown_version]
             replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
@@ -149,7 +161,7 @@ class BulkPredictions:
             {task_id: own[task_id][0][-1] for task_id in unchanged},
         )  # fmt: skip
         had_one = {outcome.task_id for outcome in outcomes if outcome.is_kept}
-        found = self._predict(batch, to_predict, client, should_stop, outcomes, waits_for_images)
+        found = ahead | self._predict(batch, to_predict, client, should_stop, outcomes, waits_for_images)
         wanted = still_wanted()
         outcomes = [outcome for outcome in outcomes if outcome.task_id in wanted]
         to_write = {id_: one for id_, one in found.items() if id_ in wanted}
@@ -163,6 +175,46 @@ class BulkPredictions:
             for prediction_id in replaced.get(task_id, ()):
                 client.delete_prediction(prediction_id)
         return outcomes
+
+    def _predict_ahead(self, batch: Batch, should_stop: Callable[[], bool]) -> dict[int, TaskPrediction]:
+        """Predict the tasks that were seen before as they were then, and show their tiles; what fails is left."""
+        key = batch.context.project.key
+        with self._lock:
+            known = [self._seen[key, task_id] for task_id in batch.task_ids if (key, task_id) in self._seen]
+        found: dict[int, TaskPrediction] = {}
+        for task, predict in self._predictions.predict_each(batch.context, known, should_stop, trusts_known=True):
+            try:
+                one = predict()
+            except CancelledWorkError:
+                raise
+            except Exception as error:
+                # Predicting it again says what is wrong.
+                logger.debug("project=%s task=%s: %s", key, task["id"], error)
+                continue
+            if not one.failures:
+                found[int(task["id"])] = one
+                self._note(batch, int(task["id"]), one)
+        return found
+
+    def _still_right(
+        self, batch: Batch, ahead: Mapping[int, TaskPrediction], tasks: Mapping[int, Json], fetcher: ImageFiles
+    ) -> dict[int, TaskPrediction]:
+        """Return the predictions whose tasks and images are what they were."""
+        key = batch.context.project.key
+        with self._lock:
+            seen = {task_id: self._seen.get((key, task_id)) for task_id in ahead}
+        same = [task for task_id, task in tasks.items() if task_id in ahead and seen[task_id] == _shortened(task)]
+        made_of = {task_id: one.images for task_id, one in ahead.items()}
+        right = self._unchanged(replace(batch, made_of=made_of), same, fetcher)
+        return {task_id: one for task_id, one in ahead.items() if task_id in right}
+
+    def _remember(self, project_key: str, tasks: Mapping[int, Json]) -> None:
+        with self._lock:
+            for task_id, task in tasks.items():
+                self._seen[project_key, task_id] = _shortened(task)
+                self._seen.move_to_end((project_key, task_id))
+            while len(self._seen) > _SEEN_AT_MOST:
+                self._seen.popitem(last=False)
 
     def _unchanged(self, batch: Batch, tasks: Sequence[Json], fetcher: ImageFiles) -> set[int]:
         """Return the tasks whose prediction is still that of their images: no image was replaced since.
@@ -242,12 +294,13 @@ class BulkPredictions:
                 if one.problem:
                     logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, one.problem)
                 found[task_id] = one
-                self._tiles.note(
-                    batch.context.project.key, batch.context.version, task_id, one.drawn,
-                    score_of(one.prediction) if one.prediction else None,
-                )  # fmt: skip
-                self._metrics.tasks.labels("found" if one.prediction else "empty").inc()
+                self._note(batch, task_id, one)
         return found
+
+    def _note(self, batch: Batch, task_id: int, found: TaskPrediction) -> None:
+        score = score_of(found.prediction) if found.prediction else None
+        self._tiles.note(batch.context.project.key, batch.context.version, task_id, found.drawn, score)
+        self._metrics.tasks.labels("found" if found.prediction else "empty").inc()
 
     def _was_seen_failing(self, batch: Batch, task_id: int) -> bool:
         """Return whether this is the second time; the first time it is noted, and the task left for another batch."""
@@ -257,6 +310,11 @@ class BulkPredictions:
             return True
         self._seen_failing.add(seen)
         return False
+
+
+def _shortened(task: Json) -> Json:
+    """Return what a prediction depends on of a task."""
+    return {"id": int(task["id"]), "data": task["data"]}
 
 
 def _kind(error: SoftmatcherError) -> str:

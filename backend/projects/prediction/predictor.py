@@ -139,6 +139,7 @@ class Predictions:
         should_stop: Callable[[], bool],
         *,
         is_open: bool = False,
+        trusts_known: bool = False,
     ) -> Iterator[Predicted]:
         """Predict tasks in their order: in batches if the device gains by several images at a time, else one by one.
 
@@ -149,6 +150,7 @@ class Predictions:
             tasks: as Label Studio gives them.
             should_stop: asked before each task or batch; True leaves the rest.
             is_open: the only task is open on somebody's screen, so it takes precedence over batches.
+            trusts_known: don't ask whether images are still the same, see `TaskImages.download`.
 
         Yields:
             A task and what returns its prediction, or raises what was wrong with it.
@@ -163,9 +165,9 @@ class Predictions:
                     return
                 yield task, partial(self._predict_task, context, task, fetcher, lambda: {}, is_open=True)
         elif self._images.preferred_batch_size > 1 and not context.refiners:
-            yield from self._predict_batches(context, tasks, fetcher, should_stop)
+            yield from self._predict_batches(context, tasks, fetcher, should_stop, trusts_known=trusts_known)
         else:
-            yield from self._predict_one_by_one(context, tasks, fetcher, should_stop)
+            yield from self._predict_one_by_one(context, tasks, fetcher, should_stop, trusts_known=trusts_known)
 
     def _predict_or_report(
         self, project_key: ProjectKey, task: Json, predict: Callable[[], TaskPrediction]
@@ -193,16 +195,20 @@ class Predictions:
         tasks: Sequence[Json],
         fetcher: ImageFiles,
         should_stop: Callable[[], bool],
+        *,
+        trusts_known: bool,
     ) -> Iterator[Predicted]:
         """Predict tasks, of which the next few are downloaded while one is being predicted."""
+        refined = {tag_name for tag_name in context.tags if context.refiners_on(tag_name)}
 
         def fetch(task: Json) -> _Files:
             files: dict[str, ImageFile | SoftmatcherError] = {}
             for tag_name in context.tags:
                 try:
                     files[tag_name] = self._images.download(
-                        task, context.config.image(tag_name), fetcher, with_text=context.project.with_text
-                    )
+                        task, context.config.image(tag_name), fetcher, with_text=context.project.with_text,
+                        trusts_known=trusts_known and tag_name not in refined,
+                    )  # fmt: skip
                 except (BadInputError, NotFoundError, LabelStudioError) as error:
                     files[tag_name] = error  # the others are used without it
             return files
@@ -282,6 +288,8 @@ class Predictions:
         tasks: Sequence[Json],
         fetcher: ImageFiles,
         should_stop: Callable[[], bool],
+        *,
+        trusts_known: bool,
     ) -> Iterator[Predicted]:
         """Predict tasks as `_predict_task` does, several images at a time."""
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
@@ -302,8 +310,9 @@ class Predictions:
         tags = [context.config.image(tag_name) for tag_name in context.tags]
         pipeline = BatchPipeline(self._models, self._images)
         yield from pipeline.run(
-            tasks, tags, fetcher, BatchStages(plan, segment), should_stop, with_text=context.project.with_text
-        )
+            tasks, tags, fetcher, BatchStages(plan, segment), should_stop, with_text=context.project.with_text,
+            trusts_known=trusts_known,
+        )  # fmt: skip
 
     def _task_masks(
         self, context: PredictionContext, found: Mapping[str, FoundMasks], sketch: bytes | None, *, is_drawn: bool
