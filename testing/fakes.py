@@ -582,6 +582,9 @@ class PatientQueue:
         self._add("publish_settings", dict(told))
         self.told = self.jobs.pop()[1][0]
 
+    def waiting_propagations(self) -> list[int]:
+        return [args[1] for name, args in self.jobs if name in ("plan_propagation", "propagate")]
+
     def is_lease_alive(self, claim: str) -> bool:
         return claim in self.live_claims
 

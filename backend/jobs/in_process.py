@@ -93,6 +93,10 @@ class InProcessQueue(JobQueue):
         """Return 1: the thread."""
         return 1
 
+    def _waiting_jobs(self, queues: Sequence[str]) -> list[str]:
+        with self._changed:
+            return [job.id for name in queues for job in self._waiting[name]]
+
     def _live_jobs(self, queue: str, name: str) -> list[str]:
         with self._changed:
             running = [self._running[1]] if self._running is not None and self._running[0] == queue else []

@@ -1,5 +1,6 @@
 """The queue: jobs by name, what waits, and what people look at; `redis_queue` and `in_process` run them."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -111,6 +112,11 @@ class JobQueue(ABC):
             self.propagate(project_key, propagation_id)
         return max(0, missing)
 
+    def waiting_propagations(self) -> list[int]:
+        """Return the propagations that have jobs waiting; [] if the queue cannot tell."""
+        named = (re.match(r"(?:plan|propagation)-([0-9]+)-", job) for job in self._waiting_jobs((PLANS, PROPAGATIONS)))
+        return list(dict.fromkeys(int(found[1]) for found in named if found is not None))
+
     def workers_now(self) -> int | None:
         """Return the number of workers that serve the queues; None if Redis does not answer."""
         try:
@@ -161,6 +167,10 @@ class JobQueue(ABC):
         Raises:
             QueueUnavailableError: the queue does not answer.
         """
+
+    @abstractmethod
+    def _waiting_jobs(self, queues: Sequence[str]) -> list[str]:
+        """Return the ids of the jobs that wait in some queues; [] if the queue cannot tell."""
 
     @abstractmethod
     def _live_jobs(self, queue: str, name: str) -> list[str]:

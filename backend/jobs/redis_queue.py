@@ -114,6 +114,13 @@ class RedisQueue(JobQueue):
         except RedisError as error:
             raise queue_unavailable(error) from error
 
+    def _waiting_jobs(self, queues: Sequence[str]) -> list[str]:
+        """Return the ids of the jobs that wait in some queues; [] if Redis does not answer."""
+        try:
+            return [str(job) for name in queues for job in self._queues[name].get_job_ids()]
+        except RedisError:
+            return []
+
     def _live_jobs(self, queue: str, name: str) -> list[str]:
         """Return the ids of the jobs of a name that wait or run."""
         try:

@@ -226,6 +226,7 @@ def propagate(project_key: ProjectKey, propagation_id: int) -> dict[str, Any]:
             is_alive=queue.is_lease_alive,
             should_stop=must_stop,
             concurrent_batches=CONCURRENT_BATCHES,
+            makes_room=lambda: projects.propagation_work.has_smaller(propagation_id, queue.waiting_propagations()),
         )
     except NotFoundError as error:
         gone = {"propagation": propagation_id, "gone": str(error)}

@@ -183,6 +183,15 @@ class PropagationTaskStore(StorePart):
             window_s=_RATE_WINDOW_S,
         )
 
+    def predicted_among_running(self, propagation_id: int) -> int:
+        """Count the leased tasks that are predicted already, and not yet written to Label Studio."""
+        tiles = tables.tiles.c
+        same = (tiles.project_key == _runs.c.project_key) & (tiles.task_id == _rows.c.task_id)
+        joined = _rows.join(_runs, _runs.c.id == _rows.c.propagation_id).join(tables.tiles, same)
+        counted = sa.select(sa.func.count().label("total")).select_from(joined)
+        mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "running")
+        return int(self._read(counted.where(mine, tiles.updated_at >= _runs.c.started_at))[0].total)
+
     def waiting(self, propagation_id: int, at_most: int) -> int:
         """Count the waiting tasks up to `at_most`: as quick for a million as for a thousand."""
         mine = (_rows.c.propagation_id == propagation_id) & (_rows.c.state == "pending")

@@ -209,8 +209,10 @@ class GalleryStatus:
         propagation = None
         if active:
             counts = store.propagation_tasks.counts(active[0].id)
+            # By task: a batch is finished as a whole, when Label Studio has it.
+            finished = counts.finished + store.propagation_tasks.predicted_among_running(active[0].id)
             propagation = {
-                "id": active[0].id, "state": active[0].state, "finished": counts.finished, "total": counts.total,
+                "id": active[0].id, "state": active[0].state, "finished": finished, "total": counts.total,
                 "waits": self._waits(project_key, waiting, counts.running, active[0].problem),
             }  # fmt: skip
         references, tiles = (

@@ -144,6 +144,15 @@ def test_propagation_goes_through_the_queue(
     assert sorted(item["task"] for item in backend.label_studio.imported) == list(range(1, 11))
 
 
+def test_the_queue_names_the_propagations_that_wait(propagation: tuple[RedisQueue, str, int]) -> None:
+    queue, key, identifier = propagation
+    queue.propagate("2.5", identifier + 1)
+    queue.plan_propagation("3.5", identifier + 2)
+    queue.train_refiners(key)
+    assert set(queue.waiting_propagations()) >= {identifier + 1, identifier + 2}
+    assert RedisQueue("redis://127.0.0.1:1/0").waiting_propagations() == []
+
+
 def test_no_more_jobs_than_workers_and_tasks_ask_for(propagation: tuple[RedisQueue, str, int]) -> None:
     queue, key, identifier = propagation
     assert queue.ensure_propagation_jobs(key, identifier, 5000) == 1, "no worker is there yet: one job waits for it"

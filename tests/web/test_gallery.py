@@ -10,6 +10,7 @@ from backend.core.masks import iou
 from backend.drawing.label_colours import shown_colour
 from backend.drawing.outline_path import path_to_mask
 from backend.jobs import tasks as jobs
+from backend.store.records import PropagationFilter, TilePrediction
 from testing.fakes import Backend, draw, png
 
 POINT: dict[str, Any] = {
@@ -381,3 +382,15 @@ def test_an_image_replaced_meanwhile_is_predicted_again_before_anything_is_writt
     assert [tiles(ready, number)[number]["state"] for number in EVERY] == ["masks", "empty", "empty", "empty"]
     assert ready.label_studio.tasks[3]["predictions"] == []
     assert ready.label_studio.tasks[2]["predictions"] == []
+
+
+def test_progress_counts_tasks_that_are_predicted_before_their_batch_is_written(ready: Backend) -> None:
+    annotate(ready, 10, 1, POINT)
+    key, store = ready.label_studio.key, ready.projects.store
+    record = ready.projects.propagations.start(key, PropagationFilter(), "test", supersede=False)
+    ready.projects.propagation_plans.plan(record.id)
+    assert store.propagation_tasks.lease(record.id, "w:1", 24) == EVERY
+    version = ready.projects.banks.model_version(key)
+    store.tiles.save(key, [TilePrediction(2, "empty", version), TilePrediction(3, "empty", version)])
+    status = ready.client.get("/projects/1/gallery/changes").get_json()["propagation"]
+    assert (status["finished"], status["total"]) == (2, 4)

@@ -35,6 +35,8 @@ _TASKS_A_PAGE = 24
 """Tasks that are checked at a time for surplus predictions."""
 _STATE_CHECKED_S = 2.0
 _STORE_TRIES = 4
+_COUNTED_AT_MOST = 5000
+"""Waiting tasks that are told from each other when propagations are compared."""
 _LATE_IMPORT_S = 300.0
 """After an import without an answer: a slow Label Studio was seen to do one 75 s later."""
 _PAUSES_FOR_IMAGES = 4
@@ -61,9 +63,12 @@ class Worked:
 class _WorkBudget:
     """Limits the work of a job, its concurrent batches together: minutes, tasks, and a request to stop."""
 
-    def __init__(self, should_stop: Callable[[], bool], concurrent_batches: int) -> None:
+    def __init__(
+        self, should_stop: Callable[[], bool], concurrent_batches: int, makes_room: Callable[[], bool]
+    ) -> None:
         self.finished = 0
         self._should_stop = should_stop
+        self._makes_room = makes_room
         self._deadline = time.monotonic() + _JOB_S
         self._tasks = _TASKS_A_JOB * concurrent_batches
         self._is_stopped = threading.Event()
@@ -75,7 +80,7 @@ class _WorkBudget:
 
     def is_over(self) -> bool:
         """Return whether to begin no other batch."""
-        return self.finished >= self._tasks or self.must_stop()
+        return self.finished >= self._tasks or self.must_stop() or (self.finished > 0 and self._makes_room())
 
     def note(self, finished: int) -> None:
         """Count finished tasks."""
@@ -116,6 +121,7 @@ class PropagationWork:
         is_alive: Callable[[str], bool],
         should_stop: Callable[[], bool],
         concurrent_batches: int = 1,
+        makes_room: Callable[[], bool] = lambda: False,
     ) -> Worked:
         """Predict waiting tasks for some minutes, and tidy up if they were the last.
 
@@ -126,6 +132,8 @@ class PropagationWork:
             should_stop: asked before each task.
             concurrent_batches: batches at a time: while one is read from Label Studio or written to it, another uses
                 the models.
+            makes_room: asked before each batch but the first; True leaves the rest to another job, behind those that
+                wait.
         """
         store = self._store.propagations
         record = store.get(propagation_id)
@@ -135,7 +143,7 @@ class PropagationWork:
             return Worked(0, "paused")
         leases = [f"{lease}{BATCH_SEPARATOR}{number}" for number in range(1, concurrent_batches + 1)]
         self.give_back_dead(propagation_id, lambda job: job != lease and is_alive(job))
-        budget = _WorkBudget(should_stop, concurrent_batches)
+        budget = _WorkBudget(should_stop, concurrent_batches, makes_room)
         try:
             with ThreadPoolExecutor(concurrent_batches, thread_name_prefix="batch") as pool:
                 others = [pool.submit(self._work_on_leases, propagation_id, other, budget) for other in leases[1:]]
@@ -268,6 +276,11 @@ class PropagationWork:
                 versions = self._tasks.newest_versions(record.project_key, some)
                 removed += keep_one(client, project.project_id, versions)
         return removed
+
+    def has_smaller(self, propagation_id: int, others: Sequence[int]) -> bool:
+        """Return whether one of the other propagations has fewer tasks left than this one."""
+        left = self._tasks.waiting(propagation_id, _COUNTED_AT_MOST)
+        return any(self._tasks.waiting(other, _COUNTED_AT_MOST) < left for other in others if other != propagation_id)
 
     def give_back_dead(self, propagation_id: int, is_alive: Callable[[str], bool]) -> int:
         """Give back the tasks of jobs that do not run any more; return how many tasks.

@@ -120,6 +120,28 @@ def test_what_stops_one_batch_stops_the_other_and_gives_all_tasks_back(backend: 
     assert backend.projects.store.propagation_tasks.task(record.id, 7).attempts == 0  # type: ignore[union-attr]
 
 
+def test_a_long_propagation_leaves_its_next_batch_to_another_job_if_a_small_one_waits(
+    backend: Backend, key: str
+) -> None:
+    record, work, store = _start(backend, key), backend.projects.propagation_work, backend.projects.store
+    store.save_project("2.5", label_config=LABEL_CONFIG)
+    small = store.propagations.create("2.5", ALL, "test", supersede=False, planned_tasks=[21, 22])
+    assert work.has_smaller(record.id, [record.id, small.id])
+    assert not work.has_smaller(small.id, [record.id, small.id])
+
+    def never(_: str) -> bool:
+        return False
+
+    asked = work.run(
+        record.id, "w:1", is_alive=never, should_stop=lambda: False,
+        makes_room=lambda: work.has_smaller(record.id, [small.id]),
+    )  # fmt: skip
+    assert asked == Worked(4, "more"), "one batch"
+    store.propagations.cancel(small.id)
+    assert _work(backend, record) == Worked(4, "nothing")
+    assert _state(backend, record) == "done"
+
+
 def test_label_studio_that_asks_for_time_gets_it(backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     record = _start(backend, key)
 
