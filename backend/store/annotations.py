@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from backend.errors import BadInputError, NotFoundError
 from backend.store import tables
 from backend.store.database import upsert
+from backend.store.disabled_references import is_enabled, set_disabled_digests
 from backend.store.packing import reference_to_row
 from backend.store.patch_packing import pack_patches
 from backend.store.patches import insert_patches
@@ -65,6 +66,8 @@ class AnnotationStore(Database):
                 tables.annotations.c.annotation_id == annotation.annotation_id
             )
             last = connection.scalar(sa.select(tables.annotations.c.content_digest).where(mine))
+            disabled = _disabled_of(connection, annotation)
+            left_out = _deleted_of(connection, annotation)
             row = {**vars(annotation), "updated_us": updated_us}
             if (unread or unread_labels) and last == annotation.content_digest:
                 connection.execute(sa.update(tables.annotations).where(mine).values(row))
@@ -79,6 +82,13 @@ class AnnotationStore(Database):
                 connection.execute(sa.delete(tables.annotations).where(mine))
                 connection.execute(sa.insert(tables.annotations).values(row))
             for reference_row, own in zip(rows, patches, strict=True):
+                named = (reference_row["label"], reference_row["image_tag"])
+                if named in left_out:
+                    continue
+                if named in disabled:
+                    set_disabled_digests(
+                        connection, annotation.project_key, [reference_row["digest"]], is_disabled=True
+                    )
                 inserted = connection.execute(sa.insert(tables.references).values(reference_row))
                 insert_patches(connection, _new_id(inserted), own)
         return True
@@ -154,6 +164,23 @@ class AnnotationStore(Database):
         )
         is_gone = sa.exists().where(deleted, gone)
         return bool(connection.scalar(sa.select(sa.or_(is_gone, sa.exists().where(newer)))))
+
+
+def _disabled_of(connection: sa.Connection, annotation: AnnotationRecord) -> set[tuple[str, str]]:
+    """Return label and image tag of the annotation's references that somebody disabled."""
+    references = tables.references.c
+    mine = (references.project_key == annotation.project_key) & (references.annotation_id == annotation.annotation_id)
+    found = connection.execute(sa.select(references.label, references.image_tag).where(mine, ~is_enabled()))
+    return {(row.label, row.image_tag) for row in found}
+
+
+def _deleted_of(connection: sa.Connection, annotation: AnnotationRecord) -> set[tuple[str, str]]:
+    """Return label and image tag of references that somebody deleted; forgotten if the annotation is another by now."""
+    deleted = tables.deleted_references
+    mine = (deleted.c.project_key == annotation.project_key) & (deleted.c.annotation_id == annotation.annotation_id)
+    connection.execute(sa.delete(deleted).where(mine, deleted.c.content_digest != annotation.content_digest))
+    found = connection.execute(sa.select(deleted.c.label, deleted.c.image_tag).where(mine))
+    return {(row.label, row.image_tag) for row in found}
 
 
 def _new_id(inserted: sa.CursorResult[Any]) -> int:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from backend.core.patches import Indices, PatchRows, PatchSummary
 from backend.core.types import Json, Reference
 from backend.store import tables
+from backend.store.disabled_references import is_enabled
 from backend.store.packing import unpack_features
 from backend.store.patch_packing import (
     PackedSummary,
@@ -169,6 +170,7 @@ class PatchStore(Database):
             (columns.project_key == project_key)
             & (columns.signature == signature)
             & columns.label.in_(sorted(set(labels)))
+            & is_enabled()
         )
         for (old,) in self.read(sa.select(columns.id).where(mine, columns.patch_summary.is_(None))):
             self._spread(old)

@@ -169,13 +169,18 @@ class UnreadAnnotation:
 
 @dataclass(frozen=True)
 class ReferenceSummary:
-    """A reference as lists show it; fields as in `StoredReference`."""
+    """A reference as lists show it; fields as in `StoredReference`.
+
+    Attributes:
+        is_disabled: it takes no part in matching, nor in model_version.
+    """
 
     id: int
     label: str
     task_id: int
     annotation_id: int
     created_at: float
+    is_disabled: bool = False
 
 
 @dataclass(frozen=True)

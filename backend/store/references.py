@@ -8,12 +8,16 @@ import sqlalchemy as sa
 from safetensors import SafetensorError
 
 from backend.store import tables
+from backend.store.database import upsert
+from backend.store.disabled_references import is_enabled, set_disabled_digests
 from backend.store.packing import row_to_reference
 from backend.store.patches import read_reference
 from backend.store.records import ProjectKey, ReferenceSummary, StoredReference
 from backend.store.session import Database
 
 _log = logging.getLogger(__name__)
+_NAMED = ("annotation_id", "label", "image_tag")
+"""What names a reference of a project, however often it is made again."""
 
 
 class ReferenceStore(Database):
@@ -43,10 +47,47 @@ class ReferenceStore(Database):
 
     def list_references(self, project_key: ProjectKey) -> list[ReferenceSummary]:
         """Return all references of a project without their contents, by label, newest first."""
-        columns = [tables.references.c[name] for name in ReferenceSummary.__dataclass_fields__]
-        mine = sa.select(*columns).where(tables.references.c.project_key == project_key)
+        stored = [name for name in ReferenceSummary.__dataclass_fields__ if name != "is_disabled"]
+        columns = [tables.references.c[name] for name in stored]
+        mine = sa.select(*columns, (~is_enabled()).label("is_disabled")).where(
+            tables.references.c.project_key == project_key
+        )
         ordered = mine.order_by(tables.references.c.label, tables.references.c.created_at.desc())
-        return [ReferenceSummary(**row._mapping) for row in self.read(ordered)]
+        return [
+            ReferenceSummary(**{**row._mapping, "is_disabled": bool(row.is_disabled)}) for row in self.read(ordered)
+        ]
+
+    def set_disabled(self, project_key: ProjectKey, reference_id: int, *, is_disabled: bool) -> bool:
+        """Take a reference out of matching, or back in; return False if it is not there (any more)."""
+        mine = (tables.references.c.project_key == project_key) & (tables.references.c.id == reference_id)
+        with self.write() as connection:
+            digest = connection.scalar(sa.select(tables.references.c.digest).where(mine))
+            if digest is None:
+                return False
+            set_disabled_digests(connection, project_key, [digest], is_disabled=is_disabled)
+        return True
+
+    def delete_reference(self, project_key: ProjectKey, reference_id: int) -> bool:
+        """Delete a reference; return False if it is not there (any more).
+
+        Its annotation gives it again as soon as that is changed.
+        """
+        references, deleted, records = tables.references.c, tables.deleted_references, tables.annotations.c
+        mine = (references.project_key == project_key) & (references.id == reference_id)
+        same = (records.project_key == references.project_key) & (records.annotation_id == references.annotation_id)
+        known = sa.select(
+            references.annotation_id, references.label, references.image_tag, references.digest, records.content_digest
+        ).join(tables.annotations, same)
+        with self.write() as connection:
+            row = connection.execute(known.where(mine)).first()
+            if row is None:
+                return False
+            key = {"project_key": project_key, **{name: row._mapping[name] for name in _NAMED}}
+            content = {"content_digest": row.content_digest}
+            connection.execute(upsert(self.is_sqlite, deleted, key | content, content))
+            connection.execute(sa.delete(tables.references).where(mine))
+            set_disabled_digests(connection, project_key, [row.digest], is_disabled=False)
+        return True
 
     def references_digest(self, project_key: ProjectKey, labels: Collection[str] | None, signature: str) -> str:
         """sha256 over the references' digests: the same references give the same one, whatever the order or process."""
@@ -125,6 +166,8 @@ def _references_where(
 ) -> list[sa.ColumnElement[bool]]:
     wanted = [tables.references.c.project_key == project_key]
     if signature is not None:
+        # Whoever names the models wants to match.
+        wanted += [is_enabled()]
         wanted.append(tables.references.c.signature == signature)
     if labels is not None:
         wanted.append(tables.references.c.label.in_(sorted(set(labels))))

@@ -89,6 +89,24 @@ reference_patches = sa.Table(
     sa.Column("patches", sa.LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
+# By what a reference is, not by its row: what is made again of the same annotation stays disabled. No column of the
+# references: behind their blobs it would be read through these.
+disabled_references = sa.Table(
+    "disabled_references",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),
+)
+# References that somebody deleted on the page, until their annotation is another.
+deleted_references = sa.Table(
+    "deleted_references",
+    metadata,
+    sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
+    sa.Column("annotation_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("image_tag", sa.Text, primary_key=True),
+    sa.Column("content_digest", sa.Text, nullable=False),
+)
 # Neither of the next two needs its project to exist: a webhook may come before /setup.
 tombstones = sa.Table(
     "tombstones",

@@ -1,12 +1,13 @@
-"""Routes of one project beside its page: reconcile, labels, phrases."""
+"""Routes of one project beside its page: reconcile, labels, references, phrases."""
 
 import logging
+from contextlib import suppress
 
 from flask import Blueprint, Response, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from backend.core.types import Json
-from backend.errors import BadInputError, QueueUnavailableError, SoftmatcherError
+from backend.errors import BadInputError, NotFoundError, QueueUnavailableError, SoftmatcherError
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
@@ -48,6 +49,20 @@ def create_project_routes(projects: Projects, queue: JobQueue) -> Blueprint:
         store.tiles.touch(project.key)
         config = parse_label_config(project_of(store, project_id).label_config)
         return answer_done(project_id, {"labels": list(config.labels)}, 201, tab="gallery")
+
+    @routes.post("/references/<int:reference_id>/<any(disable, enable, delete):action>")
+    def change_reference(project_id: int, reference_id: int, action: str) -> tuple[Response, int] | AnyResponse:
+        key = project_of(store, project_id).key
+        if action == "delete":
+            is_there = store.delete_reference(key, reference_id)
+        else:
+            is_there = store.set_disabled(key, reference_id, is_disabled=action == "disable")
+        if not is_there:
+            raise NotFoundError(f"reference {reference_id} is not there (any more): load the page again")
+        store.tiles.touch(key)
+        with suppress(QueueUnavailableError):  # tiles are predicted as soon as somebody looks at them
+            queue.refresh_tiles(key)
+        return answer_done(project_id, {"reference": reference_id, "action": action}, 200, tab="references")
 
     @routes.get("/phrases")
     def list_phrases(project_id: int) -> Json:

@@ -394,3 +394,49 @@ def test_progress_counts_tasks_that_are_predicted_before_their_batch_is_written(
     store.tiles.save(key, [TilePrediction(2, "empty", version), TilePrediction(3, "empty", version)])
     status = ready.client.get("/projects/1/gallery/changes").get_json()["propagation"]
     assert (status["finished"], status["total"]) == (2, 4)
+
+
+def reference_of(backend: Backend, task_id: int) -> Any:
+    found = backend.projects.store.list_references(backend.label_studio.key)
+    return next((one for one in found if one.task_id == task_id), None)
+
+
+def test_a_disabled_reference_takes_no_part_until_it_is_enabled(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    banks, key = ready.projects.banks, ready.label_studio.key
+    before = banks.model_version(key)
+    annotate(ready, 11, 2, BLUE_POINT)
+    both = banks.model_version(key)
+    one = reference_of(ready, 2)
+    assert ready.client.post(f"/projects/1/references/{one.id}/disable", json={}).status_code == 200
+    ready.work()
+    assert banks.model_version(key) == before
+    assert [region["label"] for region in tiles(ready, 3)[3]["regions"]] == ["Cat"]
+    page = ready.client.get("/projects/1?tab=references").text
+    assert "disabled</b>" in page
+    annotate(ready, 11, 2, BLUE_POINT)
+    assert reference_of(ready, 2).is_disabled, "its annotation was read again"
+    assert ready.client.post(f"/projects/1/references/{reference_of(ready, 2).id}/enable", data={}).status_code == 200
+    ready.work()
+    assert banks.model_version(key) == both
+    assert [region["label"] for region in tiles(ready, 3)[3]["regions"]] == ["Cat", "Dog"]
+
+
+def test_a_deleted_reference_stays_away_until_its_annotation_changes(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    annotate(ready, 11, 2, BLUE_POINT)
+    one = reference_of(ready, 2)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert ready.client.post(f"/projects/1/references/{one.id}/delete", headers=form).status_code == 303
+    assert ready.client.post(f"/projects/1/references/{one.id}/delete", json={}).status_code == 404
+    assert ready.client.post(f"/projects/1/references/{one.id}/nonsense", json={}).status_code == 404
+    ready.work()
+    assert 11 in ready.label_studio.annotations
+    assert [region["label"] for region in tiles(ready, 3)[3]["regions"]] == ["Cat"]
+    annotate(ready, 11, 2, BLUE_POINT)
+    assert reference_of(ready, 2) is None
+    annotate(ready, 11, 2, BLUE_POINT, {**POINT, "id": "c"})
+    assert reference_of(ready, 2) is not None
+    assert [region["label"] for region in tiles(ready, 3)[3]["regions"]] == ["Cat", "Dog"]
