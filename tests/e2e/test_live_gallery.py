@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwrig
 from backend.cli.demo.label_studio_server import PASSWORD, USERNAME, LabelStudio
 from backend.cli.process.supervisor import free_port
 from tests.e2e.conftest import NewProject, StartBackend
+from tests.e2e.editor import click_image, open_task
 from tests.e2e.flaky_proxy import FlakyProxy
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, centre_of, coin_mask, point_on, wait_until
-from tests.e2e.test_browser import click_image, open_task
 
 pytestmark = pytest.mark.browser
 
