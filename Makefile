@@ -6,6 +6,7 @@ IMAGES ?=
 LABELS ?=
 STORE ?=
 DATASETS ?=
+TORCH_INDEX_URL ?=
 ONLY ?=
 
 # In quotes for the shell: names have spaces, and quotes.
@@ -15,6 +16,9 @@ OWN_LABELS = $(if $(LABELS),--labels '$(subst ','\'',$(LABELS))')
 LABEL_STUDIO_VERSION := 1.23.2
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check
+
+# PyPI's PyTorch brings CUDA, which a machine without a GPU never uses. Another index may have the same release without.
+INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 
 # The installer that `make lock` resolves with, in an environment of its own.
 UV_VERSION := 0.13.9
@@ -94,14 +98,14 @@ clean: ## remove what was installed and built; data/ is kept
 
 .venv/installed: pyproject.toml requirements.txt | .venv/bin/python
 	@echo "Installing the backend into .venv: PyTorch is large, this takes 2 to 10 minutes the first time."
-	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --constraint requirements.txt --editable .
+	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) $(INDEX) --constraint requirements.txt --editable .
 	@touch $@
 
 # label-studio-ml 1.0.9 pins Flask 1.1 and Werkzeug 2.0, which have known vulnerabilities and are not needed to import
 # it: without its dependencies, for the adapter alone (backend/model.py). sam2 would build against a PyTorch of its own.
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	@echo "Installing what the tests need into .venv."
-	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) --constraint requirements-dev.txt --editable '.[dev]'
+	$(BIN)/python $(PIP) install --progress-bar $(if $(CI),off,on) $(INDEX) --constraint requirements-dev.txt --editable '.[dev]'
 	$(BIN)/python $(PIP) install --no-deps label-studio-ml==1.0.9 label-studio-tools==0.0.4
 	SAM2_BUILD_CUDA=0 $(BIN)/python $(PIP) install --no-build-isolation --constraint requirements-dev.txt --editable '.[sam2]'
 	@touch $@

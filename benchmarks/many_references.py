@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from backend.core.grid import mask_coverage
 from backend.core.matching import balanced_mass, gather_references, match_posterior
@@ -43,11 +42,11 @@ def measure(directory: Path, sets: list[str], count: int, targets: int, seed: in
     figures: dict[str, list[tuple[float, float, float, float]]] = {}
     everything = gather_references(references, engine.signature)
     foreground, background = balanced_mass(everything.foreground), balanced_mass(everything.background)
-    masses = torch.stack([foreground, background])
+    masses = np.stack([foreground, background])
     for path in held:
-        features = torch.from_numpy(engine.encode(read_image(path)).features.astype(np.float32))
+        features = engine.encode(read_image(path)).features.astype(np.float32)
         covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
-        target = features.flatten(0, 1)
+        target = features.reshape(-1, features.shape[2])
         start = time.perf_counter()
         exact = _posterior(everything.features, masses, target, **scales)
         figures.setdefault("every patch", []).append(_score(exact, exact, covered, time.perf_counter() - start))
@@ -82,20 +81,27 @@ def _describe(engine: Softmatcher, path: Path) -> Reference:
 
 
 def _posterior(
-    features: Tensor, masses: Tensor, target: Tensor, *, temperature: float, similarity_floor: float
-) -> Tensor:
+    features: NDArray[np.float32],
+    masses: NDArray[np.float32],
+    target: NDArray[np.float32],
+    *,
+    temperature: float,
+    similarity_floor: float,
+) -> NDArray[np.float32]:
     """`match_posterior` in parts: the whole matrix would be gigabytes. Cosines are at most 1, so 1 is the offset."""
-    sums = torch.zeros(2, len(target))
+    sums = np.zeros((2, len(target)), np.float32)
     for start in range(0, len(features), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        sums += masses[:, rows] @ ((features[rows] @ target.T - 1.0) / temperature).exp_()
+        sums += masses[:, rows] @ np.exp((features[rows] @ target.T - 1.0) / temperature)
     rest = float(np.exp((similarity_floor - 1.0) / temperature))
-    return sums[0] / (sums.sum(dim=0) + rest)
+    return np.asarray(sums[0] / (sums.sum(axis=0) + rest))
 
 
-def _score(found: Tensor, exact: Tensor, covered: Tensor, seconds: float) -> tuple[float, float, float, float]:
-    best = max(soft_iou(found > threshold, covered) for threshold in torch.arange(0.05, 1.0, 0.05))
-    return best, soft_iou(found > 0.5, covered), float((found - exact).abs().mean()), 1000 * seconds
+def _score(
+    found: NDArray[np.float32], exact: NDArray[np.float32], covered: NDArray[np.float32], seconds: float
+) -> tuple[float, float, float, float]:
+    best = max(soft_iou(found > threshold, covered) for threshold in np.arange(0.05, 1.0, 0.05, dtype=np.float32))
+    return best, soft_iou(found > 0.5, covered), float(np.abs(found - exact).mean()), 1000 * seconds
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def evaluate(
     """Every kind of scribble on one object, by every method."""
     cv2.setNumThreads(1)
     outcomes = []
-    features = lite_encoder().encode(case.image).numpy() if "cut+affinity" in methods else None
+    features = lite_encoder().encode(case.image) if "cut+affinity" in methods else None
     for kind in kinds:
         scribble = simulate(case, kind, seed)
         for method in methods:

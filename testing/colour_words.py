@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
+from backend.core.arrays import CPU, unit
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image, Mask
 
@@ -34,7 +32,7 @@ class ColourWordsEncoder:
     temperature = 0.05
     similarity_floor = 0.3
     object_feature_space = ObjectFeatureSpace()
-    device = torch.device("cpu")
+    device = CPU
     batch_size = 1
 
     def __init__(self, *, sees_colours: bool = False) -> None:
@@ -42,23 +40,24 @@ class ColourWordsEncoder:
         self.passes = 0
         self._sees_colours = sees_colours
 
-    def encode(self, image: Image) -> Tensor:
+    def encode(self, image: Image) -> NDArray[np.float32]:
         self.passes += 1
         colours = _colours(image)
         return colours if self._sees_colours else _textures(image)
 
-    def prepare(self, image: Image) -> Tensor:
-        return torch.from_numpy(np.array(image))
+    def prepare(self, image: Image) -> Image:
+        return np.array(image)
 
     def encode_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
-    ) -> Callable[[], list[Tensor]]:
-        return lambda: [self.encode(one.numpy()).to(dtype) for one in prepared]
+        self, prepared: Sequence[Image], *, is_half: bool = False
+    ) -> Callable[[], list[NDArray[np.float32]]]:
+        return lambda: [self.encode(one).astype(np.float16 if is_half else np.float32) for one in prepared]
 
     def encode_both_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
-    ) -> Callable[[], list[tuple[Tensor, Tensor]]]:
-        return lambda: [(self.encode(one.numpy()).to(dtype), _colours(one.numpy()).to(dtype)) for one in prepared]
+        self, prepared: Sequence[Image], *, is_half: bool = False
+    ) -> Callable[[], list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+        dtype = np.float16 if is_half else np.float32
+        return lambda: [(self.encode(one).astype(dtype), _colours(one).astype(dtype)) for one in prepared]
 
 
 class ColourWords:
@@ -105,17 +104,17 @@ def _squares(image: Image) -> NDArray[np.float32]:
     return cut.reshape(rows, PATCH_PX, columns, PATCH_PX, 3).transpose(0, 2, 1, 3, 4)
 
 
-def _colours(image: Image) -> Tensor:
+def _colours(image: Image) -> NDArray[np.float32]:
     """(H_p, W_p, 4) float32: the mean colour of each square, and how little of a colour it has."""
-    means = torch.from_numpy(_squares(image).mean(axis=(2, 3))) - 100.0
-    greyness = (60.0 - means.std(dim=2, keepdim=True)).clamp_min(1.0)
-    return F.normalize(torch.cat([means, greyness], dim=2), dim=2)
+    means = _squares(image).mean(axis=(2, 3)) - np.float32(100)
+    greyness = (60.0 - means.std(axis=2, keepdims=True, ddof=1)).clip(min=1.0)
+    return np.asarray(unit(np.concatenate([means, greyness], axis=2)))
 
 
-def _textures(image: Image) -> Tensor:
+def _textures(image: Image) -> NDArray[np.float32]:
     """(H_p, W_p, 3) float32: how much each square's brightness changes from column to column, and whether it is dark
     or coloured at all."""
     squares = _squares(image)
-    stripes = torch.from_numpy(np.abs(np.diff(squares.mean(axis=4), n=2, axis=3)).mean(axis=(2, 3)))
-    coloured = torch.from_numpy(squares.mean(axis=(2, 3)).std(axis=2))
-    return F.normalize(torch.stack([stripes, coloured, torch.full_like(stripes, 15.0)], dim=2), dim=2)
+    stripes = np.abs(np.diff(squares.mean(axis=4), n=2, axis=3)).mean(axis=(2, 3))
+    coloured = squares.mean(axis=(2, 3)).std(axis=2)
+    return np.asarray(unit(np.stack([stripes, coloured, np.full_like(stripes, 15.0)], axis=2)))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flask.testing import FlaskClient
 from PIL import Image as PillowImage
 
 from backend.core import cancellation
+from backend.core.arrays import CPU
 from backend.core.explanation import Explanation, LabelExplanation
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
@@ -83,7 +83,7 @@ class ColourSoftmatcher:
 
     signature = "colours-1"
     preferred_batch_size = 1
-    device = torch.device("cpu")
+    device = CPU
     text_space: str | None = None
 
     def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
@@ -96,13 +96,13 @@ class ColourSoftmatcher:
         )
 
     def prepare(self, image: Image) -> PreparedImage:
-        pixels = torch.from_numpy(np.array(image))
+        pixels = np.array(image)
         return PreparedImage(
             (image.shape[0], image.shape[1]), pixels, SegmenterInput(pixels, (image.shape[0], image.shape[1]))
         )
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
-        return [self.encode(one.for_encoder.numpy()) for one in prepared]
+        return [self.encode(one.for_encoder) for one in prepared]
 
     def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
         cancellation.check()
@@ -168,9 +168,9 @@ class ColourSoftmatcher:
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
             bank = known if isinstance(known, ReferenceBank) else self.gather(known)
-            for colour in bank.features[bank.foreground > 0].numpy().astype(np.uint8):
+            for colour in bank.features[bank.foreground > 0].astype(np.uint8):
                 mask |= (image == colour).all(axis=2)
-            for colour in bank.features[(bank.foreground <= 0) & (bank.background >= 1)].numpy().astype(np.uint8):
+            for colour in bank.features[(bank.foreground <= 0) & (bank.background >= 1)].astype(np.uint8):
                 mask &= ~(image == colour).all(axis=2)
             if mask.any() and refiners and label in refiners and pixels is not None:
                 mask = refiners[label].refine(mask, mask.astype(np.float32), pixels)

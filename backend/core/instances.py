@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
-from skimage.segmentation import watershed
 
 from backend.core.types import BoxedMask, Mask
 
@@ -60,6 +59,9 @@ def split_instances(mask: Mask) -> InstanceMap:
     framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     distance = cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, 1:-1]
     distance = np.minimum(distance, max(mask.shape) / 2)
+    # Imported here: scikit-image takes half a second, which most commands need not wait.
+    from skimage.segmentation import watershed
+
     basins = watershed(-cv2.GaussianBlur(distance, (0, 0), 1.0), _peaks(distance, mask), mask=mask)
     owner = _join_without_neck(basins.astype(np.int32), distance)
     spread = watershed(np.zeros(mask.shape, np.uint8), owner)

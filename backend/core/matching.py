@@ -8,15 +8,28 @@ reference it comes: negatives are nothing else.
 Source: Frick et al., "Probabilistic feature matching for fast scalable visual prompting", IJCAI 2024, Section 3.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from backend.core.arrays import (
+    TINY,
+    Array,
+    Device,
+    amax,
+    concat,
+    exp,
+    exp_in_place,
+    sigmoid,
+    softmax,
+    stack,
+    to_device,
+    unit,
+    zeros_like,
+)
 from backend.core.patch_classifier import PatchClassifier
 from backend.core.patches import check_shapes, mean_object
 from backend.core.types import Reference
@@ -40,15 +53,15 @@ class ReferenceBank:
             references.
     """
 
-    features: Tensor
-    foreground: Tensor
-    background: Tensor
-    objects: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    features: Array
+    foreground: Array
+    background: Array
+    objects: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     classifier: PatchClassifier | None = None
 
     def __post_init__(self) -> None:
         if not len(self.objects):
-            mean = self.foreground @ self.features / self.foreground.sum().clamp_min(MINIMUM_MASS)
+            mean = self.foreground @ self.features / self.foreground.sum().clip(min=MINIMUM_MASS)
             object.__setattr__(self, "objects", mean[None])
 
     @property
@@ -56,14 +69,22 @@ class ReferenceBank:
         """Return how many bytes its tensors occupy."""
         return sum(part.nbytes for part in (self.features, self.foreground, self.background, self.objects))
 
-    def to(self, device: torch.device) -> "ReferenceBank":
-        """Return the bank on a device; itself if it is there."""
-        if self.features.device == device:
-            return self
+    def to(self, device: Device) -> "ReferenceBank":
+        """Return the bank where a device computes; itself if it is there."""
         parts = self.features, self.foreground, self.background, self.objects
-        features, foreground, background, objects = (part.to(device) for part in parts)
+        features, foreground, background, objects = (to_device(part, device) for part in parts)
+        if features is self.features:
+            return self
         classifier = None if self.classifier is None else self.classifier.to(device)
         return ReferenceBank(features, foreground, background, objects, classifier)
+
+    def to_tensors(self) -> "ReferenceBank":
+        """Return the bank as PyTorch's tensors, where it is."""
+        import torch
+
+        parts = self.features, self.foreground, self.background, self.objects
+        features, foreground, background, objects = (torch.as_tensor(part) for part in parts)
+        return ReferenceBank(features, foreground, background, objects)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +97,15 @@ class ScoreMap:
         error: mean standard error of the posterior where it is estimated by a draw; 0 where it is not.
     """
 
-    posterior: Tensor
-    matching: Tensor
+    posterior: Array
+    matching: Array
     error: float = 0.0
 
 
 class Matcher(Protocol):
     """Turns a label's references and a target's patches into a score map. Has no state but what made it."""
 
-    def __call__(self, bank: ReferenceBank, target: Tensor, /) -> ScoreMap:
+    def __call__(self, bank: ReferenceBank, target: Array, /) -> ScoreMap:
         """Match `bank` to `target`, (T, D) float32 of unit length."""
         ...
 
@@ -123,22 +144,23 @@ def gather_references(references: Sequence[Reference], signature: str) -> Refere
         BadInputError: as `check_references`.
     """
     check_references(references, signature)
-    features = torch.cat([torch.from_numpy(reference.features.astype(np.float32)) for reference in references])
-    coverage = torch.cat(
-        [torch.from_numpy(reference.foreground_coverage.astype(np.float32)) for reference in references]
+    features, coverage, weight = (
+        np.concatenate([array.astype(np.float32) for array in arrays])
+        for arrays in zip(
+            *((one.features, one.foreground_coverage, one.ignore_weight) for one in references), strict=True
+        )
     )
-    weight = torch.cat([torch.from_numpy(reference.ignore_weight.astype(np.float32)) for reference in references])
     return ReferenceBank(features, coverage * weight, (1 - coverage) * weight, mean_objects(references))
 
 
-def mean_objects(references: Sequence[Reference]) -> Tensor:
+def mean_objects(references: Sequence[Reference]) -> Array:
     """Return the mean feature of the object on each reference that marks one, (N, D) float32 for N of them."""
     means = [mean_object(reference) for reference in references]
-    return torch.from_numpy(np.stack([mean for mean in means if mean is not None]))
+    return np.stack([mean for mean in means if mean is not None])
 
 
 def match_posterior(
-    bank: ReferenceBank, target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
+    bank: ReferenceBank, target: Array, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> ScoreMap:
     """Return the balanced foreground posterior.
 
@@ -167,16 +189,17 @@ def match_posterior(
     logits = bank.features @ (target / temperature).T
     # The largest term of each patch becomes 1: nothing overflows, and not all sums vanish.
     floor = similarity_floor / temperature
-    highest = logits.amax(dim=0, keepdim=True).clamp_min(floor)
-    weights = logits.sub_(highest).exp_()
-    sums = torch.stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
-    rest = (floor - highest[0]).exp()
-    posterior = (sums[0] / (sums.sum(dim=0) + rest)).clamp(0.0, 1.0)
+    highest = amax(logits, 0, keepdims=True).clip(min=floor)
+    logits -= highest
+    weights = exp_in_place(logits)
+    sums = stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
+    rest = exp(floor - highest[0])
+    posterior = (sums[0] / (sums.sum(axis=0) + rest)).clip(0.0, 1.0)
     return _blended(bank, posterior, target)
 
 
 def match_posteriors(
-    banks: Sequence[ReferenceBank], target: Tensor, /, *, temperature: float, similarity_floor: float = -1.0
+    banks: Sequence[ReferenceBank], target: Array, /, *, temperature: float, similarity_floor: float = -1.0
 ) -> list[ScoreMap]:
     """Return the foreground posteriors of several labels, each with the others' objects as its background.
 
@@ -203,30 +226,30 @@ def match_posteriors(
     for bank in banks:
         require_matchable(bank, target, temperature)
         logits = bank.features @ (target / temperature).T
-        own = logits.amax(dim=0, keepdim=True)
-        sums.append(torch.stack([bank.foreground, bank.background]) @ logits.sub_(own).exp_())
+        own = amax(logits, 0, keepdims=True)
+        logits -= own
+        sums.append(stack([bank.foreground, bank.background]) @ exp_in_place(logits))
         highest.append(own[0])
     # All sums on one scale, whose largest term is 1.
-    top = torch.stack(highest).amax(dim=0).clamp_min(floor)
-    scaled = [own * (peak - top).exp() for own, peak in zip(sums, highest, strict=True)]
-    foregrounds = torch.stack([own[0] for own in scaled])
-    masses = torch.stack([bank.foreground.sum() for bank in banks])
-    rest = (floor - top).exp()
+    top = amax(stack(highest), 0).clip(min=floor)
+    scaled = [own * exp(peak - top) for own, peak in zip(sums, highest, strict=True)]
+    foregrounds = stack([own[0] for own in scaled])
+    masses = stack([bank.foreground.sum() for bank in banks])
+    rest = exp(floor - top)
     maps = []
     for index, (bank, own) in enumerate(zip(banks, scaled, strict=True)):
-        others, others_mass = foregrounds.sum(dim=0) - own[0], masses.sum() - masses[index]
-        inside = own[0] / masses[index].clamp_min(MINIMUM_MASS).sqrt()
-        outside = (own[1] + others.clamp_min(0.0)) / (bank.background.sum() + others_mass).clamp_min(
-            MINIMUM_MASS
-        ).sqrt()
+        others, others_mass = foregrounds.sum(axis=0) - own[0], masses.sum() - masses[index]
+        inside = own[0] / masses[index].clip(min=MINIMUM_MASS) ** 0.5
+        outside_mass = (bank.background.sum() + others_mass).clip(min=MINIMUM_MASS)
+        outside = (own[1] + others.clip(min=0.0)) / outside_mass**0.5
         # On another label's scale all terms may vanish: that patch is nothing of this label's.
-        total = (inside + outside + rest).clamp_min(torch.finfo(torch.float32).tiny)
-        posterior = (inside / total).clamp(0.0, 1.0)
+        total = (inside + outside + rest).clip(min=TINY)
+        posterior = (inside / total).clip(0.0, 1.0)
         maps.append(_blended(bank, posterior, target))
     return maps
 
 
-def _blended(bank: ReferenceBank, posterior: Tensor, target: Tensor) -> ScoreMap:
+def _blended(bank: ReferenceBank, posterior: Array, target: Array) -> ScoreMap:
     if bank.classifier is not None:
         posterior = bank.classifier.blend(posterior, target)
     return ScoreMap(posterior, to_matching(posterior))
@@ -245,16 +268,16 @@ def with_others_as_background(banks: Sequence[ReferenceBank]) -> list[ReferenceB
         masses = [other.foreground for other in others]
         joined.append(
             ReferenceBank(
-                torch.cat([bank.features, *(other.features for other in others)]),
-                torch.cat([bank.foreground, *(torch.zeros_like(mass) for mass in masses)]),
-                torch.cat([bank.background, *masses]),
+                concat([bank.features, *(other.features for other in others)]),
+                concat([bank.foreground, *(zeros_like(mass) for mass in masses)]),
+                concat([bank.background, *masses]),
                 bank.objects,
             )
         )
     return joined
 
 
-def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+def match_softmatcher(bank: ReferenceBank, target: Array, /, *, temperature: float) -> ScoreMap:
     """Return the paper's exact score in closed form.
 
         p[t] = softmax_t(<m, g_t> / tau),     m = sum_r foreground[r] f_r / sum_r foreground[r]
@@ -275,11 +298,11 @@ def match_softmatcher(bank: ReferenceBank, target: Tensor, /, *, temperature: fl
     # The mean over foreground patches of <m, f_r> is <m, m>: the bank need not be read again.
     theta = (mean @ mean + mean @ mean_outside) / 2
     scale = min(temperature, 1.0) * 0.5
-    posterior = torch.sigmoid((similarity - theta) / scale)
-    return ScoreMap(posterior, torch.softmax(similarity / temperature, dim=0))
+    posterior = sigmoid((similarity - theta) / scale)
+    return ScoreMap(posterior, softmax(similarity / temperature))
 
 
-def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+def match_prototype(bank: ReferenceBank, target: Array, /, *, temperature: float) -> ScoreMap:
     """Match PerSAM's mean feature, and one of the background beside it.
 
         posterior[t] = sigmoid((<p, g_t> - <p-, g_t>) / tau),     matching = softmax_t(<p, g_t> / tau)
@@ -293,27 +316,27 @@ def match_prototype(bank: ReferenceBank, target: Tensor, /, *, temperature: floa
     """
     require_matchable(bank, target, temperature)
     mean, mean_outside = _mean_features(bank)
-    similarity = target @ F.normalize(mean, dim=0)
-    matching = torch.softmax(similarity / temperature, dim=0)
+    similarity = target @ unit(mean)
+    matching = softmax(similarity / temperature)
     if float(bank.background.sum()) <= 0:
-        return ScoreMap(torch.ones_like(similarity), matching)
-    similarity_outside = target @ F.normalize(mean_outside, dim=0)
-    return ScoreMap(torch.sigmoid((similarity - similarity_outside) / temperature), matching)
+        return ScoreMap(zeros_like(similarity) + 1, matching)
+    similarity_outside = target @ unit(mean_outside)
+    return ScoreMap(sigmoid((similarity - similarity_outside) / temperature), matching)
 
 
-def _mean_features(bank: ReferenceBank) -> tuple[Tensor, Tensor]:
+def _mean_features(bank: ReferenceBank) -> tuple[Array, Array]:
     """Means (D,) over foreground and over background patches, not of unit length; 0 without any background."""
-    masses = torch.stack([bank.foreground, bank.background])
-    means = (masses @ bank.features) / masses.sum(dim=1, keepdim=True).clamp_min(MINIMUM_MASS)
+    masses = stack([bank.foreground, bank.background])
+    means = (masses @ bank.features) / masses.sum(axis=1, keepdims=True).clip(min=MINIMUM_MASS)
     return means[0], means[1]
 
 
-def to_matching(posterior: Tensor) -> Tensor:
+def to_matching(posterior: Array) -> Array:
     """Scores (T,) >= 0 as a probability map: they sum to 1, or are 0 everywhere."""
-    return posterior / posterior.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return posterior / posterior.sum().clip(min=TINY)
 
 
-def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -> None:
+def require_matchable(bank: ReferenceBank, target: Array, temperature: float) -> None:
     """Check the arguments that every matcher takes.
 
     Raises:
@@ -327,10 +350,10 @@ def require_matchable(bank: ReferenceBank, target: Tensor, temperature: float) -
             "encode both with one model"
         )
     # One NaN or infinity makes the sum one, and summing costs no second array.
-    if not bool(torch.isfinite(target.sum())):
+    if not math.isfinite(float(target.sum())):
         raise BadInputError("target features must be finite, got NaN or infinity; encode the image again")
 
 
-def balanced_mass(mass: Tensor) -> Tensor:
+def balanced_mass(mass: Array) -> Array:
     """Return masses (R,) of one class, divided by the square root of their sum."""
-    return mass / mass.sum().clamp_min(MINIMUM_MASS).sqrt()
+    return mass / mass.sum().clip(min=MINIMUM_MASS) ** 0.5

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from backend.core.matching import MINIMUM_MASS, ReferenceBank
@@ -54,7 +53,7 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
     _check_summaries(given, signature)
     order = sorted(range(len(given)), key=lambda index: given[index].content_digest)
     summaries = [given[index] for index in order]
-    objects = torch.from_numpy(np.stack([one.mean_object for one in summaries if one.mean_object is not None]))
+    objects = np.stack([one.mean_object for one in summaries if one.mean_object is not None])
     counts = [one.count for one in summaries]
     if sum(counts) <= most_patches:
         owners, rows = np.repeat(np.array(order, np.int64), counts), np.concatenate([np.arange(one) for one in counts])
@@ -71,9 +70,9 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
     if weights is not None:
         mass = mass * weights
     return ReferenceBank(
-        torch.from_numpy(read.features).float().contiguous(),
-        torch.from_numpy(coverage * mass),
-        torch.from_numpy((1 - coverage) * mass),
+        np.ascontiguousarray(read.features, np.float32),
+        coverage * mass,
+        (1 - coverage) * mass,
         objects,
     )
 

@@ -6,9 +6,9 @@ apart: its mean feature in those channels of the encoder that name things, seen 
 
 from dataclasses import dataclass, field
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+
+from backend.core.arrays import Array, amax, like, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class ObjectFeatureSpace:
     """
 
     channels: slice = field(default_factory=lambda: slice(None))
-    typical: Tensor = field(default_factory=lambda: torch.zeros(1))
+    typical: Array = field(default_factory=lambda: np.zeros(1, np.float32))
 
 
 LONE_INTRA_REFERENCE_SIMILARITY = 0.42
@@ -33,7 +33,7 @@ SAME_OBJECT = 0.98
 """Two references more alike than this show one object once more: an image annotated by two people."""
 
 
-def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, space: ObjectFeatureSpace) -> float:
+def object_similarity(objects: Array, target: Array, weights: Array, space: ObjectFeatureSpace) -> float:
     """Return the similarity of the found object to the most similar of the references' objects.
 
         max_n cos(o_n - c, m - c),     m = sum_t w[t] g_t / sum_t w[t],   c what is typical
@@ -50,12 +50,12 @@ def object_similarity(objects: Tensor, target: Tensor, weights: Tensor, space: O
     total = float(weights.sum())
     if total <= 0:
         return -1.0
-    found = (weights.to(target.device) @ target / total)[space.channels] - space.typical
+    found = (like(weights, target) @ target / total)[space.channels] - space.typical
     known = objects[:, space.channels] - space.typical
-    return float((F.normalize(known, dim=1) @ F.normalize(found, dim=0)).max().clamp(-1.0, 1.0))
+    return float((unit(known) @ unit(found)).max().clip(-1.0, 1.0))
 
 
-def intra_reference_similarity(objects: Tensor, space: ObjectFeatureSpace) -> float:
+def intra_reference_similarity(objects: Array, space: ObjectFeatureSpace) -> float:
     """Return the similarity of the references' objects to each other: the level that a target can reach.
 
         mean_n max_k cos(o_n - c, o_k - c)      over k that show another object than n does (`SAME_OBJECT`)
@@ -67,11 +67,11 @@ def intra_reference_similarity(objects: Tensor, space: ObjectFeatureSpace) -> fl
     Returns:
         a cosine in [-1, 1]; `LONE_INTRA_REFERENCE_SIMILARITY` for a single object, however often it was given.
     """
-    known = F.normalize(objects[:, space.channels] - space.typical, dim=1)
+    known = unit(objects[:, space.channels] - space.typical)
     likeness = known @ known.T
     others = likeness < SAME_OBJECT
-    has_others = others.any(dim=1)
+    has_others = others.any(axis=1)
     if not bool(has_others.any()):
         return LONE_INTRA_REFERENCE_SIMILARITY
-    closest = likeness.masked_fill(~others, -1.0).amax(dim=1)
-    return float(closest[has_others].mean().clamp(-1.0, 1.0))
+    closest = amax(likeness * others - 2.0 * ~others, 1)
+    return float(closest[has_others].mean().clip(-1.0, 1.0))

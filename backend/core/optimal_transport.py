@@ -4,13 +4,10 @@ Symbols as in `matching`. Both form the R x T matrix of similarities; `hungarian
 here to be compared with, the paper's starting point and its rival.
 """
 
-from typing import cast
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from backend.core.arrays import Array, like, sigmoid, softmax, to_numpy
 from backend.core.matching import ReferenceBank, ScoreMap, require_matchable, to_matching
 from backend.errors import BadInputError
 
@@ -22,7 +19,7 @@ STOP_AT = 1e-6
 
 def match_sinkhorn(
     bank: ReferenceBank,
-    target: Tensor,
+    target: Array,
     /,
     *,
     temperature: float,
@@ -59,23 +56,26 @@ def match_sinkhorn(
     require_matchable(bank, target, temperature)
     if not regularisation > 0:
         raise BadInputError(f"regularisation must be above 0, got {regularisation}; {REGULARISATION} is the default")
-    price = _prices(bank.features, bank.foreground, target, regularisation)
-    matching = torch.softmax(-price / temperature, dim=0)
-    if float(bank.background.sum()) <= 0:
-        return ScoreMap(torch.ones_like(price), matching)
-    price_outside = _prices(bank.features, bank.background, target, regularisation)
-    odds = 0.5 * torch.log(bank.foreground.sum() / bank.background.sum())
-    return ScoreMap(torch.sigmoid((price_outside - price) / temperature + odds), matching)
+    features, foreground, background, patches = map(to_numpy, (bank.features, bank.foreground, bank.background, target))
+    price = _prices(features, foreground, patches, regularisation)
+    matching = like(softmax(-price / temperature), target)
+    if float(background.sum()) <= 0:
+        return ScoreMap(like(np.ones_like(price), target), matching)
+    price_outside = _prices(features, background, patches, regularisation)
+    odds = 0.5 * np.log(foreground.sum() / background.sum())
+    return ScoreMap(like(sigmoid((price_outside - price) / temperature + odds), target), matching)
 
 
-def _prices(features: Tensor, mass: Tensor, target: Tensor, regularisation: float) -> Tensor:
+def _prices(
+    features: NDArray[np.float32], mass: NDArray[np.float32], target: NDArray[np.float32], regularisation: float
+) -> NDArray[np.float32]:
     """Return the prices v (T,) of the transport of `mass` (R,) to the target's patches."""
     # Imported here: POT looks for every array library there is, which takes seconds that other matchers need not wait.
     from ot.bregman import sinkhorn
 
     sends = mass > 0
-    cost = (1 - features[sends] @ target.T).double().numpy()
-    sent = mass[sends].double().numpy()
+    cost = (1 - features[sends] @ target.T).astype(np.float64)
+    sent = mass[sends].astype(np.float64)
     sent /= sent.sum()
     received = np.full(len(target), 1 / len(target))
     # exp(-cost / eps) of a cost of 2 leaves float64 below 1/350; the logarithmic form is ten times slower.
@@ -88,10 +88,10 @@ def _prices(features: Tensor, mass: Tensor, target: Tensor, regularisation: floa
     # POT's plan is u exp(-cost / eps) v: the marginals are inside u and v, and a constant may pass between them.
     potential = regularisation * (log_u - np.log(sent))
     price = regularisation * (log_v - np.log(received)) + float(sent @ potential)
-    return torch.from_numpy(cast(NDArray[np.float64], price)).float()
+    return np.asarray(price, np.float32)
 
 
-def match_hungarian(bank: ReferenceBank, target: Tensor, /, *, temperature: float) -> ScoreMap:
+def match_hungarian(bank: ReferenceBank, target: Array, /, *, temperature: float) -> ScoreMap:
     """Matcher's forward and reverse assignment.
 
     Forward: the foreground patches are assigned one to one to target patches, the sum of similarities highest.
@@ -114,20 +114,18 @@ def match_hungarian(bank: ReferenceBank, target: Tensor, /, *, temperature: floa
     from scipy.optimize import linear_sum_assignment
 
     require_matchable(bank, target, temperature)
-    is_known = bank.foreground + bank.background > 0
-    features, foreground = bank.features[is_known], bank.foreground[is_known]
-    share = foreground / (foreground + bank.background[is_known])
-    is_inside = (share > 0.5) if bool((share > 0.5).any()) else share >= share.max()
-    similarity = features @ target.T
+    masses = to_numpy(bank.foreground), to_numpy(bank.background)
+    is_known = masses[0] + masses[1] > 0
+    features, foreground = to_numpy(bank.features)[is_known], masses[0][is_known]
+    share = foreground / (foreground + masses[1][is_known])
+    is_inside = (share > 0.5) if (share > 0.5).any() else share >= share.max()
+    similarity = features @ to_numpy(target).T
     inside_similarity = similarity[is_inside]
-    senders, found = (
-        torch.from_numpy(ends) for ends in linear_sum_assignment(inside_similarity.numpy(), maximize=True)
-    )
-    comes_back = torch.zeros(len(found), dtype=torch.bool)
-    ends, starts = (
-        torch.from_numpy(ends) for ends in linear_sum_assignment(similarity[:, found].numpy(), maximize=True)
-    )
+    senders, found = linear_sum_assignment(inside_similarity, maximize=True)
+    comes_back = np.zeros(len(found), bool)
+    ends, starts = linear_sum_assignment(similarity[:, found], maximize=True)
     comes_back[starts] = is_inside[ends]
-    posterior = torch.zeros(len(target))
-    posterior[found] = torch.where(comes_back, (1 + inside_similarity[senders, found]) / 2, 0.0).clamp(0.0, 1.0)
+    scores = np.zeros(len(target), np.float32)
+    scores[found] = np.clip(np.where(comes_back, (1 + inside_similarity[senders, found]) / 2, 0.0), 0.0, 1.0)
+    posterior = like(scores, target)
     return ScoreMap(posterior, to_matching(posterior))

@@ -7,9 +7,10 @@ the image by light or place alone.
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.arrays import Array, Device, logit, sigmoid, to_device
 
 SHARES = ((2, 0.25), (5, 0.5))
 """Number of reference images from which a label's classifier has this share of the log-odds; with fewer it has none.
@@ -30,11 +31,11 @@ class PatchClassifier:
         share: of these log-odds in those of the label's posterior, in [0, 1].
     """
 
-    direction: Tensor
-    constant: Tensor
+    direction: Array
+    constant: Array
     share: float
 
-    def blend(self, posterior: Tensor, target: Tensor) -> Tensor:
+    def blend(self, posterior: Array, target: Array) -> Array:
         """Blend the classifier with a posterior.
 
             logit q'[t] = (1 - share) logit q[t] + share (<v, g_t> + b)
@@ -46,12 +47,12 @@ class PatchClassifier:
         Returns:
             (T,) float32 in [0, 1].
         """
-        log_odds = torch.addmv(self.constant.expand(len(target)), target, self.direction)
-        return torch.sigmoid(torch.lerp(torch.logit(posterior, _EPSILON), log_odds, self.share))
+        own = logit(posterior, _EPSILON)
+        return sigmoid(own + self.share * (target @ self.direction + self.constant - own))
 
-    def to(self, device: torch.device) -> "PatchClassifier":
+    def to(self, device: Device) -> "PatchClassifier":
         """Return the classifier on a device."""
-        return PatchClassifier(self.direction.to(device), self.constant.to(device), self.share)
+        return PatchClassifier(to_device(self.direction, device), to_device(self.constant, device), self.share)
 
 
 def classifier_share(reference_images: int) -> float:
@@ -60,7 +61,11 @@ def classifier_share(reference_images: int) -> float:
 
 
 def fit_patch_classifier(
-    features: Tensor, foreground: Tensor, background: Tensor, *, reference_images: int
+    features: NDArray[np.float32],
+    foreground: NDArray[np.float32],
+    background: NDArray[np.float32],
+    *,
+    reference_images: int,
 ) -> PatchClassifier | None:
     """Fit a classifier of foreground against background patches.
 
@@ -79,28 +84,32 @@ def fit_patch_classifier(
     Returns:
         None if so few images give it no share, or if foreground or background is missing.
     """
+    # Imported here: most labels have one reference, and no classifier.
+    from scipy.optimize import fmin_l_bfgs_b as minimize
+
     share = classifier_share(reference_images)
     if not share or not float(foreground.sum()) > 0 or not float(background.sum()) > 0:
         return None
-    inside, outside = (mass / mass.sum().sqrt() for mass in (foreground, background))
+    inside, outside = (mass / np.sqrt(mass.sum()) for mass in (foreground, background))
     both = inside + outside
-    coefficients = torch.zeros(features.shape[1] + 1)
-    solver = torch.optim.LBFGS(
-        [coefficients],
-        max_iter=_MOST_ITERATIONS,
-        tolerance_grad=1e-3,
-        tolerance_change=1e-6,
-        line_search_fn="strong_wolfe",
+    found, _, _ = minimize(
+        _loss, np.zeros(features.shape[1] + 1), args=(features, inside, both), maxiter=_MOST_ITERATIONS, pgtol=1e-3
     )
+    coefficients = found.astype(np.float32)
+    return PatchClassifier(coefficients[:-1], coefficients[-1:].reshape(()), share)
 
-    def loss() -> float:
-        direction, constant = coefficients[:-1], coefficients[-1]
-        odds = features @ direction + constant
-        # One term for both classes: log(1 + exp(-z)) = log(1 + exp(z)) - z.
-        value = both @ F.softplus(odds) - inside @ odds + RIDGE / 2 * (direction @ direction)
-        slope = both * torch.sigmoid(odds) - inside
-        coefficients.grad = torch.cat([slope @ features + RIDGE * direction, slope.sum()[None]])
-        return float(value)
 
-    solver.step(loss)  # type: ignore[no-untyped-call]
-    return PatchClassifier(coefficients[:-1].clone(), coefficients[-1].clone(), share)
+def _loss(
+    coefficients: NDArray[np.float64],
+    features: NDArray[np.float32],
+    inside: NDArray[np.float32],
+    both: NDArray[np.float32],
+) -> tuple[float, NDArray[np.float64]]:
+    """Return what is minimised, and its gradient."""
+    direction, constant = coefficients[:-1].astype(np.float32), np.float32(coefficients[-1])
+    odds = features @ direction + constant
+    # One term for both classes: log(1 + exp(-z)) = log(1 + exp(z)) - z.
+    value = both @ np.logaddexp(np.float32(0), odds) - inside @ odds + RIDGE / 2 * (direction @ direction)
+    slope = both * sigmoid(odds) - inside
+    gradient = np.append(slope @ features + RIDGE * direction, slope.sum())
+    return float(value), gradient.astype(np.float64)

@@ -4,12 +4,10 @@ Source: Frick et al., IJCAI 2024, Section 3: points are sampled from the probabi
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 
-def sample_points(matching: Tensor, *, count: int, seed: int) -> Tensor:
+def sample_points(matching: NDArray[np.float32], *, count: int, seed: int) -> NDArray[np.float32]:
     """Draw patches from a probability map, without putting back.
 
     Args:
@@ -21,17 +19,26 @@ def sample_points(matching: Tensor, *, count: int, seed: int) -> Tensor:
         (N, 2) float32: x and y of patch centres in [0, 1] of the width and height; (0, 2) for a map of zeros.
     """
     height, width = matching.shape
-    flat = matching.flatten().double().clamp_min(0.0)
+    flat = np.maximum(matching.reshape(-1).astype(np.float64), 0.0)
     possible = min(count, int((flat > 0).sum()))
     if possible == 0:
-        return torch.zeros(0, 2)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(flat, possible, replacement=False, generator=generator)
-    y, x = torch.div(drawn, width, rounding_mode="floor"), drawn % width
-    return torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=1).float()
+        return np.zeros((0, 2), np.float32)
+    drawn = np.argsort(-flat / _exponential(len(flat), seed), kind="stable")[:possible]
+    y, x = np.divmod(drawn, width)
+    return np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=1).astype(np.float32)
 
 
-def cluster_points(points_xy: Tensor, *, count: int, iterations: int = 10) -> list[Tensor]:
+def _exponential(count: int, seed: int) -> NDArray[np.float64]:
+    """Return numbers of the exponential distribution, those that PyTorch draws with this seed on a processor.
+
+    The drawn points of a project stay the same whether or not PyTorch is there.
+    """
+    bits = np.random.RandomState(seed).randint(0, 2**32, size=(count, 2), dtype=np.uint64)
+    uniform = ((bits[:, 0] << np.uint64(32) | bits[:, 1]) & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
+    return np.asarray(-np.log1p(-uniform))
+
+
+def cluster_points(points_xy: NDArray[np.float32], *, count: int, iterations: int = 10) -> list[NDArray[np.float32]]:
     """Cluster points by k-means with farthest-first centres: no draw, so one set of points has one clustering.
 
     Args:
@@ -44,18 +51,16 @@ def cluster_points(points_xy: Tensor, *, count: int, iterations: int = 10) -> li
     """
     if len(points_xy) == 0:
         return []
-    # NumPy: calls on so few numbers take torch ten times as long as their arithmetic.
-    points = points_xy.numpy()
-    centres = _farthest_first(points, min(count, len(points)))
+    centres = _farthest_first(points_xy, min(count, len(points_xy)))
     for _ in range(iterations):
-        is_own = np.arange(len(centres)) == _nearest(points, centres)[:, None]
+        is_own = np.arange(len(centres)) == _nearest(points_xy, centres)[:, None]
         sizes = is_own.sum(axis=0)[:, None]
-        means = (is_own.T.astype(np.float32) @ points) / np.maximum(sizes, 1)
+        means = (is_own.T.astype(np.float32) @ points_xy) / np.maximum(sizes, 1)
         before, centres = centres, np.where(sizes > 0, means, centres).astype(np.float32)
         if np.array_equal(before, centres):
             break
-    owner = _nearest(points, centres)
-    return [points_xy[torch.from_numpy(owner == own)] for own in range(len(centres)) if bool((owner == own).any())]
+    owner = _nearest(points_xy, centres)
+    return [points_xy[owner == own] for own in range(len(centres)) if bool((owner == own).any())]
 
 
 def _nearest(points: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from backend.core.arrays import TINY
 from backend.core.types import Image, Mask
 
 ZOOM = 1.5
@@ -89,13 +88,13 @@ def reference_views(
 
 
 def blend_uncertainty(
-    foreground_coverage: Tensor,
-    ignore_weight: Tensor,
-    soft_mask: Tensor,
-    confidence: float | Tensor,
+    foreground_coverage: NDArray[np.float32],
+    ignore_weight: NDArray[np.float32],
+    soft_mask: NDArray[np.float32],
+    confidence: float | NDArray[np.float32],
     *,
     keeps_ambiguous: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Blend what a mask and what its soft mask state about patches, by the mask's confidence.
 
     Args:
@@ -114,7 +113,7 @@ def blend_uncertainty(
     if keeps_ambiguous:
         background = (confidence * (1 - foreground_coverage) + (1 - confidence) * (1 - soft_mask)) * ignore_weight
         weight = foreground + background
-    return foreground / weight.clamp_min(torch.finfo(torch.float32).tiny), weight
+    return foreground / np.maximum(weight, TINY), weight
 
 
 def _zoom_window(mask: Mask) -> tuple[slice, slice]:
@@ -128,8 +127,12 @@ def _zoom_window(mask: Mask) -> tuple[slice, slice]:
 
 
 def ambiguous_patch_weights(
-    features: Tensor, foreground_coverage: Tensor, background_coverage: Tensor | None, *, temperature: float
-) -> Tensor:
+    features: NDArray[np.float32],
+    foreground_coverage: NDArray[np.float32],
+    background_coverage: NDArray[np.float32] | None,
+    *,
+    temperature: float,
+) -> NDArray[np.float32]:
     """Return the ignore weight of each patch of a view, if the mask need not show all objects of the label.
 
     A patch off the mask may belong to another, unmarked object of the label. Which ones look so is asked of the view
@@ -147,14 +150,15 @@ def ambiguous_patch_weights(
         (R,) float32 in [0, 1]; 1 for every patch that the mask touches, whose rest is the object's own border.
     """
     off_mask = foreground_coverage <= 0.0
-    if not bool(off_mask.any()):
-        return torch.ones_like(foreground_coverage)
+    if not off_mask.any():
+        return np.ones_like(foreground_coverage)
     mean = (foreground_coverage @ features) / foreground_coverage.sum()
     similarity = features @ mean
-    background = off_mask & (similarity <= torch.quantile(similarity[off_mask], BACKGROUND_QUANTILE))
-    weights = ((features @ features.T - 1.0) / temperature).exp_().fill_diagonal_(0.0)
-    foreground_sum = (foreground_coverage @ weights) / foreground_coverage.sum().sqrt()
-    background_sum = (background.float() @ weights) / background.float().sum().sqrt()
+    background = off_mask & (similarity <= np.quantile(similarity[off_mask], BACKGROUND_QUANTILE))
+    weights = np.exp((features @ features.T - 1.0) / temperature)
+    np.fill_diagonal(weights, 0.0)
+    foreground_sum = (foreground_coverage @ weights) / np.sqrt(foreground_coverage.sum())
+    background_sum = (background.astype(np.float32) @ weights) / np.sqrt(np.float32(background.sum()))
     is_ambiguous = off_mask & ~background & (foreground_sum > background_sum)
-    weight = torch.where(is_ambiguous, 0.0, 1.0)
-    return weight if background_coverage is None else torch.maximum(weight, background_coverage)
+    weight = np.where(is_ambiguous, np.float32(0), np.float32(1))
+    return weight if background_coverage is None else np.maximum(weight, background_coverage)

@@ -1,7 +1,8 @@
 """From a score map to a prior: where the line between object and background runs in this very image."""
 
-import torch
-from torch import Tensor
+import math
+
+from backend.core.arrays import Array, highest, logit, sigmoid
 
 PEAK_PERCENT = 1.0
 RELATIVE_THRESHOLD = 0.6
@@ -11,20 +12,20 @@ _MANY = 2**14
 """Of a picture's pixels, not of a grid's patches."""
 
 
-def map_peak(score_map: Tensor) -> float:
+def map_peak(score_map: Array) -> float:
     """Return the peak of a score map: the mean of its highest percent, in [0, 1].
 
     Args:
         score_map: float32 in [0, 1] of any shape, not empty.
     """
-    flat = score_map.flatten()
-    count = max(1, int(flat.numel() * PEAK_PERCENT / 100))
-    if flat.numel() > _MANY:
+    flat = score_map.reshape(-1)
+    count = max(1, int(len(flat) * PEAK_PERCENT / 100))
+    if len(flat) > _MANY:
         # All but the highest 3 percent of a sample need no sorting; where the sample misleads, all are sorted.
         sample = flat[::61]
-        high = flat[flat >= sample.topk(3 * len(sample) // 100).values[-1]]
+        high = flat[flat >= highest(sample, 3 * len(sample) // 100).min()]
         flat = high if len(high) >= count else flat
-    return float(flat.topk(count).values.mean())
+    return float(highest(flat, count).mean())
 
 
 def adaptive_threshold(peak: float) -> float:
@@ -32,7 +33,7 @@ def adaptive_threshold(peak: float) -> float:
     return min(RELATIVE_THRESHOLD * peak, HIGHEST_THRESHOLD)
 
 
-def recentre_log_odds(score_map: Tensor, peak: float) -> Tensor:
+def recentre_log_odds(score_map: Array, peak: float) -> Array:
     """Shift a score map in log-odds so that its adaptive threshold becomes 0.5.
 
         prior = sigmoid(logit(q) - logit(adaptive_threshold(peak)))
@@ -48,5 +49,5 @@ def recentre_log_odds(score_map: Tensor, peak: float) -> Tensor:
     Returns:
         float32 in [0, 1], same shape.
     """
-    threshold = torch.tensor(adaptive_threshold(peak))
-    return torch.sigmoid(torch.logit(score_map, _EPSILON) - torch.logit(threshold, _EPSILON))
+    threshold = min(max(adaptive_threshold(peak), _EPSILON), 1 - _EPSILON)
+    return sigmoid(logit(score_map, _EPSILON) - math.log(threshold / (1 - threshold)))

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from backend.core.grid import map_to_size
 from backend.core.matching import ReferenceBank, match_posterior
@@ -17,8 +16,8 @@ RING_SHARE = 0.08
 
 
 def self_matching(
-    features: Tensor,
-    views: Sequence[tuple[Tensor, Tensor]],
+    features: NDArray[np.float32],
+    views: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     mask: Mask,
     *,
     temperature: float,
@@ -44,21 +43,21 @@ def self_matching(
     radius = max(2, round(RING_SHARE * max(mask.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     ring = (cv2.dilate(mask.astype(np.uint8), disc) > 0) & ~mask
-    patches = torch.cat([view for view, _ in views])
-    coverage = torch.cat([covered for _, covered in views])
+    patches = np.concatenate([view for view, _ in views])
+    coverage = np.concatenate([covered for _, covered in views])
     if not ring.any() or float(coverage.sum()) <= 0:
         return 0.0
-    weights = torch.cat(
+    weights = np.concatenate(
         [
             ambiguous_patch_weights(view, covered, None, temperature=temperature)
             if float(covered.sum()) > 0
-            else torch.ones_like(covered)
+            else np.ones_like(covered)
             for view, covered in views
         ]
     )
     bank = ReferenceBank(patches, coverage * weights, (1 - coverage) * weights)
     found = match_posterior(
-        bank, features.flatten(0, 1), temperature=temperature, similarity_floor=similarity_floor
+        bank, features.reshape(-1, features.shape[2]), temperature=temperature, similarity_floor=similarity_floor
     ).posterior
-    posterior = map_to_size(found.reshape(features.shape[:2]), (mask.shape[0], mask.shape[1])).numpy()
+    posterior = map_to_size(found.reshape(features.shape[:2]), (mask.shape[0], mask.shape[1]))
     return float(posterior[mask].mean() - posterior[ring].mean())

@@ -5,9 +5,9 @@ from operator import itemgetter
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from backend.core.arrays import TINY
 from backend.core.grid import map_to_size, mask_coverage
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import painted_masks
@@ -83,18 +83,19 @@ def stroke_posterior(
         return None
     inside, outside = painted_masks(scribble)
     rows, columns, depth = features.shape
-    patches = torch.from_numpy(features.reshape(-1, depth).astype(np.float32))
+    patches = features.reshape(-1, depth).astype(np.float32)
     covered = mask_coverage(inside, (rows, columns)).flatten()
     others = covered <= 0
-    if not bool(others.any()):
+    if not others.any():
         return None
     similarity = patches @ (covered @ patches / covered.sum())
-    background = (others & (similarity <= torch.quantile(similarity[others], BACKGROUND_SHARE))).float()
-    background = torch.maximum(background, (mask_coverage(outside, (rows, columns)).flatten() > 0).float())
-    weights = ((patches @ patches.T - 1.0) / (2 * temperature)).exp_().fill_diagonal_(0.0)
-    object_sum, background_sum = torch.stack([balanced_mass(covered), balanced_mass(background)]) @ weights
-    posterior = object_sum / (object_sum + background_sum).clamp_min(torch.finfo(torch.float32).tiny)
-    return np.asarray(map_to_size(posterior.reshape(rows, columns), scribble.size_hw).numpy(), np.float32)
+    background = (others & (similarity <= np.quantile(similarity[others], BACKGROUND_SHARE))).astype(np.float32)
+    background = np.maximum(background, mask_coverage(outside, (rows, columns)).flatten() > 0)
+    weights = np.exp((patches @ patches.T - 1.0) / (2 * temperature))
+    np.fill_diagonal(weights, 0.0)
+    object_sum, background_sum = np.stack([balanced_mass(covered), balanced_mass(background)]) @ weights
+    posterior = object_sum / np.maximum(object_sum + background_sum, TINY)
+    return map_to_size(posterior.reshape(rows, columns), scribble.size_hw)
 
 
 def scribble_uncertainty(

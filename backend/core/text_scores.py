@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+
+from backend.core.arrays import highest, unit
 
 MOST_WEIGHT = 3.0
 """Largest w."""
@@ -50,18 +49,17 @@ class LabelPhrases:
     label: NDArray[np.float32]
     others: NDArray[np.float32]
 
-    def scores(self, text_features: Tensor) -> Tensor:
+    def scores(self, text_features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return s of patches with text features (T, D): (T,) float32."""
-        scores = text_features @ torch.from_numpy(self.label)
+        scores = text_features @ self.label
         if len(self.others):
-            scores = scores - (text_features @ torch.from_numpy(self.others).T).amax(dim=1)
+            scores = scores - (text_features @ self.others.T).max(axis=1)
         return scores
 
 
 def mean_of_phrases(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the mean of unit vectors (D,), brought to unit length; at least one."""
-    mean = F.normalize(torch.from_numpy(np.stack(vectors)).mean(dim=0), dim=0)
-    return np.asarray(mean.numpy(), np.float32)
+    return np.asarray(unit(np.stack(vectors).mean(axis=0)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,15 @@ class TextScale:
     is_gated: bool = False
     references: int = 0
 
-    def log_odds(self, scores: Tensor) -> Tensor:
+    def log_odds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return w z of scores (T,)."""
         z = self._z(scores)
         if self.is_gated and float(_best(z)) < PRESENT_Z:
-            z = z.clamp_max(-_CLASS_Z)
+            z = np.minimum(z, -_CLASS_Z)
         return self.weight * z
 
-    def _z(self, scores: Tensor) -> Tensor:
-        return ((scores - self.centre) / self.temperature).clamp(-_MOST_Z, _MOST_Z)
+    def _z(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.clip((scores - self.centre) / self.temperature, -_MOST_Z, _MOST_Z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +103,10 @@ class HeldOutView:
         background: (T,) float32 in [0, 1]: mass of what is known not to be the object.
     """
 
-    scores: Tensor
-    log_odds: Tensor
-    foreground: Tensor
-    background: Tensor
+    scores: NDArray[np.float32]
+    log_odds: NDArray[np.float32]
+    foreground: NDArray[np.float32]
+    background: NDArray[np.float32]
 
 
 def fit_text_scale(views: Sequence[HeldOutView], references: int) -> TextScale:
@@ -128,24 +126,24 @@ def fit_text_scale(views: Sequence[HeldOutView], references: int) -> TextScale:
     kept = [one for one in views if float(one.foreground.sum()) > 0.0 and float(one.background.sum()) > 0.0]
     if not kept:
         return TextScale(0.0, 1.0, 0.0, references=references)
-    scores, log_odds = (torch.cat([getattr(one, name) for one in kept]) for name in ("scores", "log_odds"))
-    foreground = torch.cat([one.foreground / one.foreground.sum() for one in kept]) / (2 * len(kept))
-    background = torch.cat([one.background / one.background.sum() for one in kept]) / (2 * len(kept))
+    scores, log_odds = (np.concatenate([getattr(one, name) for one in kept]) for name in ("scores", "log_odds"))
+    foreground = np.concatenate([one.foreground / one.foreground.sum() for one in kept]) / (2 * len(kept))
+    background = np.concatenate([one.background / one.background.sum() for one in kept]) / (2 * len(kept))
     on, off = float(2 * (foreground @ scores)), float(2 * (background @ scores))
     within = foreground @ (scores - on) ** 2 + background @ (scores - off) ** 2
-    temperature = max(float(within.sqrt()), abs(on - off) / (2 * _CLASS_Z), _LEAST_TEMPERATURE)
+    temperature = max(float(np.sqrt(within)), abs(on - off) / (2 * _CLASS_Z), _LEAST_TEMPERATURE)
     scale = TextScale((on + off) / 2, temperature, 1.0, references=references)
     z = scale.log_odds(scores)
-    weights = torch.linspace(0.0, MOST_WEIGHT, _STEPS + 1)
+    weights = np.linspace(0.0, MOST_WEIGHT, _STEPS + 1, dtype=np.float32)
     fused = log_odds + weights[:, None] * z
-    likelihood = F.logsigmoid(fused) @ foreground + F.logsigmoid(-fused) @ background
+    likelihood = -np.logaddexp(0, -fused) @ foreground - np.logaddexp(0, fused) @ background
     objective = PATCHES_A_REFERENCE * references * likelihood - (weights - PRIOR_WEIGHT) ** 2 / 2
-    objective = objective.masked_fill(likelihood < likelihood[0] + LEAST_GAIN, -torch.inf)
-    weight = float(weights[objective.argmax()]) if bool(torch.isfinite(objective).any()) else 0.0
+    objective = np.where(likelihood < likelihood[0] + LEAST_GAIN, -np.inf, objective)
+    weight = float(weights[objective.argmax()]) if np.isfinite(objective).any() else 0.0
     return TextScale(scale.centre, temperature, round(weight, 3), references=references)
 
 
-def scale_of_images(scores: Sequence[Tensor]) -> TextScale | None:
+def scale_of_images(scores: Sequence[NDArray[np.float32]]) -> TextScale | None:
     """Measure c and T of a label's phrases on images of which nobody knows what they show.
 
     Most patches are taken for background: their median and spread say what a patch scores that shows something else.
@@ -157,11 +155,11 @@ def scale_of_images(scores: Sequence[Tensor]) -> TextScale | None:
     Returns:
         A gated scale of w = 1, or None if no image stands out: then the label is not looked for by its phrases.
     """
-    pooled = torch.cat(list(scores)) if scores else torch.empty(0)
+    pooled = np.concatenate(list(scores)) if scores else np.empty(0, np.float32)
     if not len(pooled):
         return None
-    median = float(pooled.median())
-    spread = 1.4826 * float((pooled - median).abs().median())
+    median = float(np.median(pooled))
+    spread = 1.4826 * float(np.median(np.abs(pooled - median)))
     tops = [float(_best(one)) for one in scores if len(one)]
     outstanding = [top for top in tops if top - median > max(OUTSTANDING * spread, LEAST_GAP)]
     if not outstanding:
@@ -171,7 +169,7 @@ def scale_of_images(scores: Sequence[Tensor]) -> TextScale | None:
     return TextScale((median + top) / 2, temperature, 1.0, is_gated=True)
 
 
-def _best(values: Tensor) -> Tensor:
+def _best(values: NDArray[np.float32]) -> np.float32:
     """Return the mean of an image's best patches."""
     count = min(len(values), max(_BEST_PATCHES, round(_BEST_SHARE * len(values))))
-    return values.topk(count).values.mean()
+    return np.float32(highest(values, count).mean())

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from backend.core.arrays import to_numpy
 from backend.core.types import EncodedImage, Image
 from backend.engine.plans import PreparedImage
 from backend.engine.stages import StageTimer
@@ -43,7 +43,7 @@ class ImageEncoding:
         with self._stage("embed"):
             embedding = self._segmenter.embed(image)
         size_hw = (image.shape[0], image.shape[1])
-        return EncodedImage(size_hw, features.numpy().astype(np.float16), embedding, self._signature)
+        return EncodedImage(size_hw, to_numpy(features).astype(np.float16), embedding, self._signature)
 
     def prepare(self, image: Image) -> PreparedImage:
         """Prepare an image for `encode_prepared`, see `Softmatcher.prepare`."""
@@ -57,24 +57,24 @@ class ImageEncoding:
             return self._encode_both(self._text, prepared)
         with self._stage("encode", images=len(prepared)):
             # Both are on their way before one is waited for: the device has always something to do.
-            encoding = self._encoder.encode_async([one.for_encoder for one in prepared], dtype=torch.float16)
+            encoding = self._encoder.encode_async([one.for_encoder for one in prepared], is_half=True)
             embedding = self._segmenter.embed_async([one.for_segmenter for one in prepared])
             features = encoding()
         with self._stage("embed", images=len(prepared)):
             embeddings = embedding()
         return [
-            EncodedImage(image.size_hw, one.numpy(), embedded, self._signature)
+            EncodedImage(image.size_hw, to_numpy(one), embedded, self._signature)
             for image, one, embedded in zip(prepared, features, embeddings, strict=True)
         ]
 
     def _encode_both(self, encoder: TextAligned, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
         with self._stage("encode", images=len(prepared)):
-            encoding = encoder.encode_both_async([one.for_encoder for one in prepared], dtype=torch.float16)
+            encoding = encoder.encode_both_async([one.for_encoder for one in prepared], is_half=True)
             embedding = self._segmenter.embed_async([one.for_segmenter for one in prepared])
             features = encoding()
         with self._stage("embed", images=len(prepared)):
             embeddings = embedding()
         return [
-            EncodedImage(image.size_hw, visual.numpy(), embedded, self._signature, text.numpy())
+            EncodedImage(image.size_hw, to_numpy(visual), embedded, self._signature, to_numpy(text))
             for image, (visual, text), embedded in zip(prepared, features, embeddings, strict=True)
         ]

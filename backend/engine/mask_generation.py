@@ -38,7 +38,7 @@ class MaskGeneration:
         with self._stage("prompt"):
             working_hw = self._segmenter.working_hw(encoded.embedding)
             posteriors = [map_to_size(one.posterior, working_hw) for one in matches]
-            priors = [recentre_log_odds(posterior, map_peak(posterior)).numpy() for posterior in posteriors]
+            priors = [recentre_log_odds(posterior, map_peak(posterior)) for posterior in posteriors]
             prompts = [
                 plan_prompts(
                     prior,
@@ -52,7 +52,7 @@ class MaskGeneration:
             ]
             calls = [self._segmenter.plan(encoded.embedding, one.prompts) for one in prompts]
         similarities = [one.similarities for one in matches]
-        return ImagePlan(working_hw, [one.numpy() for one in posteriors], priors, similarities, prompts, calls)
+        return ImagePlan(working_hw, posteriors, priors, similarities, prompts, calls)
 
     def decode(self, plans: Sequence[ImagePlan]) -> list[Decoded]:
         """Decode the prompts of several targets at once."""

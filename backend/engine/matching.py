@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from backend.core.arrays import CPU, Array, Device, as_float32, is_out_of_memory, logit, stack, to_device, to_numpy
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, FeatureScale, make_matcher
 from backend.core.matching import ReferenceBank, ScoreMap, match_posteriors, with_others_as_background
 from backend.core.memory_bank import read_bank, with_classifier
@@ -19,7 +19,6 @@ from backend.engine.options import MatchOptions
 from backend.engine.plans import LabelMatch, LabelReferences, LabelToFind
 from backend.engine.score_source import EPSILON, fuse
 from backend.errors import ConfigurationError
-from backend.models.device.on_device import Constants
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +33,11 @@ class Matching:
         device: where matchers run that are nothing but tensor products.
     """
 
-    def __init__(self, signature: str, scale: FeatureScale, space: ObjectFeatureSpace, device: torch.device) -> None:
+    def __init__(self, signature: str, scale: FeatureScale, space: ObjectFeatureSpace, device: Device) -> None:
         self._signature = signature
         self._scale = scale
-        self._object_channels = space.channels
-        self._typical = Constants(space.typical)
+        self._space = ObjectFeatureSpace(space.channels, to_numpy(space.typical))
+        self._space_on_device = ObjectFeatureSpace(space.channels, to_device(space.typical, device))
         self._device = device
         self._intra_reference_similarities: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
 
@@ -61,7 +60,9 @@ class Matching:
             bank = with_classifier(bank, source.summaries)
         try:
             return bank.to(self._device_of(options))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return bank
 
     def match(
@@ -92,73 +93,77 @@ class Matching:
         device = self._device_of(options)
         try:
             return self._match_on(device, encoded, labels, options, is_apart)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
-            return self._match_on(torch.device("cpu"), encoded, labels, options, is_apart)
+            return self._match_on(CPU, encoded, labels, options, is_apart)
 
     def log_odds(
-        self, target: Tensor, references: Sequence[Reference], others: Sequence[ReferenceBank], options: MatchOptions
-    ) -> Tensor:
+        self,
+        target: NDArray[np.float32],
+        references: Sequence[Reference],
+        others: Sequence[ReferenceBank],
+        options: MatchOptions,
+    ) -> NDArray[np.float32]:
         """Return what references say of patches, before anything else is asked.
 
         Args:
-            target: (T, D) float32 on the CPU: the patches.
+            target: (T, D) float32: the patches.
             references: of the label.
             others: of other labels, whose objects are its background.
             options: of the matching.
 
         Returns:
-            (T,) float32 on the CPU.
+            (T,) float32.
         """
         device = self._device_of(options)
-        with torch.inference_mode():
-            banks = [self.gather(references, options), *others]
-            score_map = self._score([bank.to(device) for bank in banks], target.to(device), options)[0]
-            return torch.logit(score_map.posterior, EPSILON).cpu()
+        banks = [self.gather(references, options), *others]
+        score_map = self._score([bank.to(device) for bank in banks], to_device(target, device), options)[0]
+        return to_numpy(logit(score_map.posterior, EPSILON))
 
     def _match_on(
         self,
-        device: torch.device,
+        device: Device,
         encoded: EncodedImage,
         labels: Sequence[LabelToFind],
         options: MatchOptions,
         is_apart: bool,
     ) -> list[LabelMatch]:
         grid = encoded.features.shape[:2]
-        with torch.inference_mode():
-            target = torch.from_numpy(np.array(encoded.features)).to(device).float().flatten(0, 1)
-            banks = {
-                index: self._bank(label.references, options).to(device)
-                for index, label in enumerate(labels)
-                if label.references is not None
-            }
-            groups = [[bank] for bank in banks.values()] if is_apart else [list(banks.values())]
-            scored = [one for group in groups for one in self._score(group, target, options)]
-            from_references = dict(zip(banks, scored, strict=True))
-            maps = []
-            for index, label in enumerate(labels):
-                own = [from_references[index]] if index in from_references else []
-                further = [source.score(encoded) for source in label.sources]
-                maps.append(fuse([*own, *(_on(device, one) for one in further)]))
-            # Brought here together: on a GPU each number asked for by itself is a wait.
-            posteriors, matchings = (
-                list(torch.stack(own).cpu().reshape(len(maps), *grid))
-                for own in ([one.posterior for one in maps], [one.matching for one in maps])
+        target = as_float32(to_device(encoded.features.reshape(-1, encoded.features.shape[2]), device))
+        banks = {
+            index: self._bank(label.references, options).to(device)
+            for index, label in enumerate(labels)
+            if label.references is not None
+        }
+        groups = [[bank] for bank in banks.values()] if is_apart else [list(banks.values())]
+        scored = [one for group in groups for one in self._score(group, target, options)]
+        from_references = dict(zip(banks, scored, strict=True))
+        maps = []
+        for index, label in enumerate(labels):
+            own = [from_references[index]] if index in from_references else []
+            further = [source.score(encoded) for source in label.sources]
+            maps.append(fuse([*own, *(_on(device, one) for one in further)]))
+        # Brought here together: on a GPU each number asked for by itself is a wait.
+        posteriors, matchings = (
+            list(to_numpy(stack(own)).reshape(len(maps), *grid))
+            for own in ([one.posterior for one in maps], [one.matching for one in maps])
+        )
+        space = self._space if device.type == "cpu" else self._space_on_device
+        similarities = {
+            index: (
+                object_similarity(bank.objects, target, _found_patches(posteriors[index]), space),
+                self._intra_reference_similarity(bank, space),
             )
-            space = ObjectFeatureSpace(self._object_channels, *self._typical.on(device))
-            similarities = {
-                index: (
-                    object_similarity(bank.objects, target, _found_patches(posteriors[index]), space),
-                    self._intra_reference_similarity(bank, space),
-                )
-                for index, bank in banks.items()
-            }
+            for index, bank in banks.items()
+        }
         return [
             LabelMatch(posterior, matching, similarities.get(index))
             for index, (posterior, matching) in enumerate(zip(posteriors, matchings, strict=True))
         ]
 
-    def _score(self, banks: Sequence[ReferenceBank], target: Tensor, options: MatchOptions) -> list[ScoreMap]:
+    def _score(self, banks: Sequence[ReferenceBank], target: Array, options: MatchOptions) -> list[ScoreMap]:
         if not banks:
             return []
         temperature = self._scale.temperature if options.temperature is None else options.temperature
@@ -181,14 +186,17 @@ class Matching:
             known = self._intra_reference_similarities[bank] = intra_reference_similarity(bank.objects, space)
         return known
 
-    def _device_of(self, options: MatchOptions) -> torch.device:
-        return self._device if options.matcher in TENSOR_MATCHERS else torch.device("cpu")
+    def _device_of(self, options: MatchOptions) -> Device:
+        return self._device if options.matcher in TENSOR_MATCHERS else CPU
 
 
-def _on(device: torch.device, one: ScoreMap) -> ScoreMap:
-    return ScoreMap(one.posterior.to(device).flatten(), one.matching.to(device).flatten(), one.error)
+def _on(device: Device, one: ScoreMap) -> ScoreMap:
+    return ScoreMap(
+        to_device(one.posterior, device).reshape(-1), to_device(one.matching, device).reshape(-1), one.error
+    )
 
 
-def _found_patches(posterior: Tensor) -> Tensor:
+def _found_patches(posterior: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return (T,) float32 weights: 1 above the adaptive threshold. The faint rest counts if nothing is above."""
-    return (posterior > adaptive_threshold(map_peak(posterior))).float().flatten() + 1e-6 * posterior.flatten()
+    flat = posterior.reshape(-1)
+    return (flat > adaptive_threshold(map_peak(flat))).astype(np.float32) + 1e-6 * flat

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from backend.core.arrays import sigmoid
 from backend.core.matching import ReferenceBank, ScoreMap, to_matching
 from backend.core.text_scores import HeldOutView, LabelPhrases, TextScale, fit_text_scale
 from backend.core.types import EncodedImage, Reference
@@ -37,10 +36,10 @@ class PhraseSource:
     def score(self, encoded: EncodedImage) -> ScoreMap:
         """Return the score map of a target, q = sigmoid(w z)."""
         if encoded.text_features is None:
-            posterior = torch.full((encoded.features.shape[0] * encoded.features.shape[1],), 0.5)
+            posterior = np.full(encoded.features.shape[0] * encoded.features.shape[1], 0.5, np.float32)
         else:
-            patches = torch.from_numpy(encoded.text_features.astype(np.float32)).flatten(0, 1)
-            posterior = torch.sigmoid(self.scale.log_odds(self._phrases.scores(patches)))
+            patches = encoded.text_features.astype(np.float32).reshape(-1, encoded.text_features.shape[2])
+            posterior = sigmoid(self.scale.log_odds(self._phrases.scores(patches)))
         return ScoreMap(posterior, to_matching(posterior))
 
 
@@ -119,14 +118,10 @@ def _held_out(
     options: MatchOptions,
 ) -> HeldOutView:
     assert view.text_features is not None
-    coverage, weight = _tensor(view.foreground_coverage), _tensor(view.ignore_weight)
+    coverage, weight = (one.astype(np.float32) for one in (view.foreground_coverage, view.ignore_weight))
     return HeldOutView(
-        phrases.scores(_tensor(view.text_features)),
-        matching.log_odds(_tensor(view.features), bank, others, options),
-        (coverage > _OBJECT).float() * weight,
-        (coverage < _BACKGROUND).float() * weight,
+        phrases.scores(view.text_features.astype(np.float32)),
+        matching.log_odds(view.features.astype(np.float32), bank, others, options),
+        (coverage > _OBJECT) * weight,
+        (coverage < _BACKGROUND) * weight,
     )
-
-
-def _tensor(array: NDArray[np.float16]) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from backend.core.arrays import Array
 from backend.core.calibration import MaskFeatures
 from backend.core.explanation import ClusterMask
 from backend.core.matching import ReferenceBank
@@ -31,7 +31,7 @@ class PreparedImage:
     """
 
     size_hw: tuple[int, int]
-    for_encoder: Tensor
+    for_encoder: Array
     for_segmenter: SegmenterInput
 
 
@@ -55,14 +55,14 @@ class LabelMatch:
     """A label's score map on a target's grid of patches.
 
     Attributes:
-        posterior: (H_p, W_p) float32 in [0, 1] on the CPU.
-        matching: (H_p, W_p) float32 on the CPU, sums to 1 or is 0: what points are sampled from.
+        posterior: (H_p, W_p) float32 in [0, 1].
+        matching: (H_p, W_p) float32, sums to 1 or is 0: what points are sampled from.
         similarities: object similarity of what was found to the references, and intra-reference similarity; None for
             a label without references.
     """
 
-    posterior: Tensor
-    matching: Tensor
+    posterior: NDArray[np.float32]
+    matching: NDArray[np.float32]
     similarities: tuple[float, float] | None
 
 

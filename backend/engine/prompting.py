@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from backend.core.explanation import ClusterMask
 from backend.core.prompts import cluster_points, sample_points
@@ -36,7 +35,7 @@ class PromptPlan:
 
 def plan_prompts(
     prior: NDArray[np.float32],
-    matching: Tensor,
+    matching: NDArray[np.float32],
     *,
     strategy: PromptingStrategy,
     points: int | None,
@@ -62,7 +61,7 @@ def plan_prompts(
     height, width = prior.shape
     drawn = sample_points(matching, count=POINTS[strategy] if points is None else points, seed=seed)
     scale = np.array([width, height], np.float32)
-    clusters = tuple(cluster.numpy() * scale for cluster in cluster_points(drawn, count=cluster_count))
+    clusters = tuple(cluster * scale for cluster in cluster_points(drawn, count=cluster_count))
     prompts = tuple(
         Prompt(Scribble((height, width), positive_xy=cluster), prior=prior if strategy == "prior" else None)
         for cluster in clusters

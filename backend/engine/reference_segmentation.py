@@ -6,10 +6,10 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from backend.core import cancellation
+from backend.core.arrays import to_numpy
 from backend.core.cut_memory import CutMemory
 from backend.core.grid import mask_coverage, patch_means
 from backend.core.marked_objects import MarkedObject, find_marked_objects
@@ -98,21 +98,21 @@ class ReferenceSegmentation:
         temperature = self._encoder.temperature
         features, coverages, weights = [], [], []
         with self._stage("describe"):
-            maps, masks = [torch.from_numpy(encoded.features.astype(np.float32))], [mask]
+            maps, masks = [encoded.features.astype(np.float32)], [mask]
             for view in islice(reference_views(image, mask, background), 1, None):
-                maps.append(self._encoder.encode(view.image))
+                maps.append(to_numpy(self._encoder.encode(view.image)))
                 masks.append(view.mask)
             uncertainty = self._with_self_matching(masks, maps, uncertainty)
             for view, view_features in zip(reference_views(image, mask, background, uncertainty), maps, strict=True):
                 grid_hw = (view_features.shape[0], view_features.shape[1])
-                patches = view_features.flatten(0, 1)
-                coverage = mask_coverage(view.mask, grid_hw).flatten()
-                weight = torch.ones_like(coverage)
+                patches = view_features.reshape(-1, view_features.shape[2])
+                coverage: NDArray[np.float32] = mask_coverage(view.mask, grid_hw).flatten()
+                weight: NDArray[np.float32] = np.ones_like(coverage)
                 if not is_complete or uncertainty is not None:
                     marked = mask_coverage(view.background, grid_hw).flatten() if view.background is not None else None
                     weight = ambiguous_patch_weights(patches, coverage, marked, temperature=temperature)
                 if view.uncertainty is not None:
-                    soft_mask = patch_means(torch.from_numpy(view.uncertainty.soft_mask), grid_hw).flatten()
+                    soft_mask = patch_means(view.uncertainty.soft_mask, grid_hw).flatten()
                     confidence = _patch_confidence(view.uncertainty, grid_hw)
                     coverage, weight = blend_uncertainty(
                         coverage, weight, soft_mask, confidence, keeps_ambiguous=view.uncertainty.is_by_points
@@ -121,20 +121,23 @@ class ReferenceSegmentation:
                 coverages.append(coverage)
                 weights.append(weight)
         return Reference(
-            torch.cat(features).numpy().astype(np.float16),
-            torch.cat(coverages).numpy().astype(np.float16),
-            torch.cat(weights).numpy().astype(np.float16),
+            np.concatenate(features).astype(np.float16),
+            np.concatenate(coverages).astype(np.float16),
+            np.concatenate(weights).astype(np.float16),
             self._signature,
         )
 
     def _with_self_matching(
-        self, masks: Sequence[Mask], maps: Sequence[Tensor], uncertainty: MaskUncertainty | None
+        self, masks: Sequence[Mask], maps: Sequence[NDArray[np.float32]], uncertainty: MaskUncertainty | None
     ) -> MaskUncertainty | None:
         """Raise the confidence in a mask that the image's other views find again; see `SELF_MATCHING`."""
         if uncertainty is None or uncertainty.score < LEAST_SCORE:
             return uncertainty
         others = [
-            (features.flatten(0, 1), mask_coverage(mask, (features.shape[0], features.shape[1])).flatten())
+            (
+                features.reshape(-1, features.shape[2]),
+                mask_coverage(mask, (features.shape[0], features.shape[1])).flatten(),
+            )
             for mask, features in zip(masks[1:], maps[1:], strict=True)
         ]
         found = self_matching(
@@ -172,7 +175,7 @@ class ReferenceSegmentation:
         return Prompt(scribble, affinity=affinity, posterior=posterior)
 
 
-def _patch_confidence(uncertainty: MaskUncertainty, grid_hw: tuple[int, int]) -> float | Tensor:
+def _patch_confidence(uncertainty: MaskUncertainty, grid_hw: tuple[int, int]) -> float | NDArray[np.float32]:
     if isinstance(uncertainty.confidence, float):
         return uncertainty.confidence
-    return patch_means(torch.from_numpy(uncertainty.confidence), grid_hw).flatten()
+    return patch_means(uncertainty.confidence, grid_hw).flatten()

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
+from backend.core.arrays import logit, sigmoid, stack
 from backend.core.matching import ScoreMap, to_matching
 from backend.core.types import EncodedImage
 
@@ -36,6 +35,6 @@ def fuse(maps: Sequence[ScoreMap]) -> ScoreMap:
     """
     if len(maps) == 1:
         return maps[0]
-    log_odds = torch.stack([torch.logit(one.posterior, EPSILON) for one in maps]).sum(dim=0)
-    posterior = torch.sigmoid(log_odds)
+    log_odds = stack([logit(one.posterior, EPSILON) for one in maps]).sum(axis=0)
+    posterior = sigmoid(log_odds)
     return ScoreMap(posterior, to_matching(posterior), max(one.error for one in maps))

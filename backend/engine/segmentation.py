@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from backend.core.explanation import Explanation, LabelExplanation
@@ -191,4 +190,4 @@ def _explain_label(
 
 
 def _to_size(posterior: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    return map_to_size(torch.from_numpy(posterior), size_hw).numpy()
+    return map_to_size(posterior, size_hw)

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
 
 from backend.core.matchers import FeatureScale, make_matcher
 from backend.core.matching import ReferenceBank
@@ -93,7 +94,7 @@ def bench_sizes(
     for size_px in sorted(sizes_px):
         side = size_px // patch_px
         features, target = _smooth_features(side, dims, seed), _smooth_features(side, dims, seed + 1)
-        everything = ReferenceBank(features, torch.ones(len(features)), torch.zeros(len(features)))
+        everything = ReferenceBank(features, np.ones(len(features), np.float32), np.zeros(len(features), np.float32))
         for name in matchers:
             if name in last:
                 growth = (len(target) / last[name].patches) ** _GROWTH.get(name, 2.0)
@@ -145,7 +146,7 @@ def bench_references(
     references: list[Reference] = []
     for count in sorted(counts):
         while len(references) < count:
-            features = _smooth_features(side, dims, seed + 1 + len(references)).numpy().astype(np.float16)
+            features = _smooth_features(side, dims, seed + 1 + len(references)).astype(np.float16)
             references.append(Reference(features, inside.ravel(), known, "bench"))
         start = time.perf_counter()
         bank = build_bank(references, "bench", most_patches=most_patches or max(2, count * side * side))
@@ -196,14 +197,14 @@ def settings_of_run(threads: int, dims: int, patch_px: int, seed: int) -> dict[s
     }
 
 
-def _run(name: str, bank: ReferenceBank, target: Tensor) -> object:
+def _run(name: str, bank: ReferenceBank, target: NDArray[np.float32]) -> object:
     if name == ASSIGNMENT:
         from scipy.optimize import linear_sum_assignment
 
-        return linear_sum_assignment((bank.features @ target.T).numpy(), maximize=True)
+        return linear_sum_assignment(bank.features @ target.T, maximize=True)
     if name == PAIRWISE:
         logits = bank.features @ target.T / TEMPERATURE
-        return torch.softmax(torch.log_softmax(logits, dim=1).mean(dim=0), dim=0)
+        return softmax(log_softmax(logits, axis=1).mean(axis=0))
     return make_matcher(name, FeatureScale(TEMPERATURE))(bank, target)
 
 
@@ -259,7 +260,7 @@ def _resident_mb() -> tuple[float, float]:
     return tuple(int(figures[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
-def _smooth_features(side: int, dims: int, seed: int) -> Tensor:
+def _smooth_features(side: int, dims: int, seed: int) -> NDArray[np.float32]:
     """Make features, (side * side, dims) float32 of unit length: a few directions over an image, and noise."""
     shared = torch.randn(1, dims, 6, 6, generator=torch.Generator().manual_seed(12345))
     generator = torch.Generator().manual_seed(seed)
@@ -267,7 +268,7 @@ def _smooth_features(side: int, dims: int, seed: int) -> Tensor:
     coarse = shared.flatten(2)[:, :, order].reshape(1, dims, 6, 6)
     field = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
     field = field + 0.5 * torch.randn(1, dims, side, side, generator=generator)
-    return F.normalize(field[0].flatten(1).T.contiguous(), dim=1)
+    return np.asarray(F.normalize(field[0].flatten(1).T.contiguous(), dim=1).numpy())
 
 
 def _processor() -> str:

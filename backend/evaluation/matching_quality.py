@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from backend.core.grid import mask_coverage
 from backend.core.matchers import make_matcher
@@ -18,7 +18,7 @@ from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
 
-_THRESHOLDS = torch.arange(0.05, 1.0, 0.05)
+_THRESHOLDS = np.arange(0.05, 1.0, 0.05, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -100,30 +100,30 @@ def measure_quality(
         }
         for path in episode.targets:
             encoded = engine.encode(read_image(path))
-            features = torch.from_numpy(encoded.features.astype(np.float32))
+            features = encoded.features.astype(np.float32)
             covered = mask_coverage(read_mask(path), (features.shape[0], features.shape[1])).flatten()
-            patches = features.flatten(0, 1)
+            patches = features.reshape(-1, features.shape[2])
             scale = engine.scale
             exact = make_matcher("posterior", scale)(gathered[None], patches).posterior
             for name, most_patches in scores:
                 start = time.perf_counter()
                 found = make_matcher(name, scale)(gathered[most_patches], patches)
                 seconds = time.perf_counter() - start
-                error = float((found.posterior - exact).abs().mean())
+                error = float(np.abs(found.posterior - exact).mean())
                 score = _score(found.posterior, covered, error, found.error, seconds)
                 scores[name, most_patches].setdefault(one.name, []).append(score)
     return [_summary(name, shots, most_patches, by_class) for (name, most_patches), by_class in scores.items()]
 
 
 def _score(
-    posterior: torch.Tensor, covered: torch.Tensor, error: float, standard_error: float, seconds: float
+    posterior: NDArray[np.float32], covered: NDArray[np.float32], error: float, standard_error: float, seconds: float
 ) -> _Score:
     best = max(soft_iou(posterior > threshold, covered) for threshold in _THRESHOLDS)
     auroc = area_under_roc(posterior.tolist(), (covered > 0.5).tolist())
     return _Score(best, soft_iou(posterior > 0.5, covered), auroc, error, standard_error, seconds)
 
 
-def soft_iou(found: torch.Tensor, covered: torch.Tensor) -> float:
+def soft_iou(found: NDArray[np.bool_], covered: NDArray[np.float32]) -> float:
     """Return the IoU of found patches (T,) bool with a mask that covers `covered` (T,) of each; 1 if both empty."""
     shared = float(covered[found].sum())
     union = float(found.sum()) + float(covered.sum()) - shared

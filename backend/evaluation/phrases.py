@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from backend.core.masks import iou
 from backend.core.phrases import parse_phrases
@@ -118,6 +118,6 @@ def _as_vectors(text: str, encoder: TextEncoder) -> LabelPhrases:
     return LabelPhrases(mean_of_phrases(positive), np.stack(negative) if negative else vectors[:0])
 
 
-def _scores(phrases: LabelPhrases, encoded: EncodedImage) -> torch.Tensor:
+def _scores(phrases: LabelPhrases, encoded: EncodedImage) -> NDArray[np.float32]:
     assert encoded.text_features is not None  # the spaces agree
-    return phrases.scores(torch.from_numpy(encoded.text_features.astype(np.float32)).flatten(0, 1))
+    return phrases.scores(encoded.text_features.astype(np.float32).reshape(-1, encoded.text_features.shape[2]))

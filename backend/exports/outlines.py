@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from backend.core.types import Mask
 
@@ -106,6 +105,8 @@ def _join(rings: Sequence[Ring]) -> Ring:
     starts = np.cumsum([0, *(len(ring) for ring in rings)])
     batch = math.ceil(len(rings) / _MOST_REBUILDS)
     for first in range(1, len(rings), batch):
+        from scipy.spatial import cKDTree  # half a second, which most commands need not wait
+
         tree = cKDTree(np.concatenate(rings[:first]))
         for number in range(first, min(first + batch, len(rings))):
             distances, nearest = tree.query(rings[number])

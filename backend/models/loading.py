@@ -3,27 +3,35 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
+from backend.core.arrays import CPU, Device
 from backend.core.types import SamPath
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.cpu_engine import CpuEngine
 from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder, EncoderOptions
 from backend.models.encoders.protocol import Encoder
-from backend.models.encoders.timm_encoder import TextSpace, TimmEncoder, VitOptions
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.profiles import PROFILES, Profile, find_profile
-from backend.models.sam.networks import SAM_MODELS, build_sam
+from backend.models.sam.names import SAM2_NAMES, SAM_MODELS
 from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOptions
-from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2, require_sam2
-from backend.models.sam.segmenter import SamSegmenter, sam2_segmenter, sam_segmenter
 from backend.models.segmenters import Segmenter
-from backend.models.text.spaces import CLIP_MODEL, CLIP_WIDTH, TIPS_MODEL, clip_text_space, tips_text_space
+from backend.models.text.spaces import (
+    CLIP_MODEL,
+    CLIP_WIDTH,
+    TIPS_MODEL,
+    TextSpace,
+    clip_text_space,
+    tips_text_space,
+)
 from backend.models.weights.catalogue import known_weights
 from backend.models.weights.digest import weights_sha256
 from backend.models.weights.store import StoredWeights, WeightsStore
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from backend.models.sam.segmenter import SamSegmenter
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class ModelSource:
     """
 
     weights_folder: Path | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: Device = CPU
     encoder: str | None = None
     segmenter: str | None = None
     is_random: bool = False
@@ -136,7 +144,14 @@ def _efficientnet_lite(request: ModelRequest) -> Encoder:
     return EfficientNetLiteEncoder(options=options, engine=request.source.engine)
 
 
+# What follows imports PyTorch and what is built with it when it is needed: profile `lite` needs none of it on a CPU.
+
+
 def _timm_encoder(request: ModelRequest) -> Encoder:
+    import torch
+
+    from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
+
     profile = request.profile
     options = VitOptions(
         profile.side_px,
@@ -146,7 +161,8 @@ def _timm_encoder(request: ModelRequest) -> Encoder:
     )
     shares = TEXT_SPACES.get(request.layout)
     text = None if shares is None else shares(request.weights)
-    return TimmEncoder(request.layout, request.weights, options, device=request.source.device, text=text)
+    device = torch.device(str(request.source.device))
+    return TimmEncoder(request.layout, request.weights, options, device=device, text=text)
 
 
 def _graph_cut(request: ModelRequest) -> Segmenter:
@@ -154,18 +170,26 @@ def _graph_cut(request: ModelRequest) -> Segmenter:
 
 
 def _sam(request: ModelRequest) -> Segmenter:
+    from backend.models.sam.networks import build_sam
+    from backend.models.sam.segmenter import sam_segmenter
+
     return _sam_of(request, build_sam, sam_segmenter)
 
 
 def _sam2(request: ModelRequest) -> Segmenter:
+    from backend.models.sam.sam2_networks import build_sam2
+    from backend.models.sam.segmenter import sam2_segmenter
+
     return _sam_of(request, build_sam2, sam2_segmenter)
 
 
 def _sam_of(
     request: ModelRequest,
-    build: Callable[[str, Path | None], nn.Module],
-    join: Callable[..., SamSegmenter],
+    build: Callable[[str, Path | None], "nn.Module"],
+    join: Callable[..., "SamSegmenter"],
 ) -> Segmenter:
+    import torch
+
     content = weights_sha256(request.weights)[:12] if request.weights else "random0"
     options = SamOptions(path=request.source.sam_path)
     if request.profile.points is not None:
@@ -176,8 +200,14 @@ def _sam_of(
         build(request.layout, request.weights),
         f"{request.name}:{content}",
         replace(options, selection=selection),
-        device=request.source.device,
+        device=torch.device(str(request.source.device)),
     )
+
+
+def _require_sam2(name: str) -> None:
+    from backend.models.sam.sam2_networks import require_sam2
+
+    require_sam2(name)
 
 
 TEXT_SPACES: Mapping[str, Callable[[Path | None], TextSpace]] = {
@@ -189,7 +219,7 @@ OWN_ENCODERS: dict[str, Callable[[ModelRequest], Encoder]] = {"efficientnet_lite
 """Encoders with a file of their own; any other name is timm's."""
 SEGMENTERS: Mapping[str, SegmenterKind] = {
     **dict.fromkeys(SAM_MODELS, SegmenterKind(_sam)),
-    **dict.fromkeys(SAM2_MODELS, SegmenterKind(_sam2, require=require_sam2)),
+    **dict.fromkeys(SAM2_NAMES, SegmenterKind(_sam2, require=_require_sam2)),
     "graph_cut": SegmenterKind(_graph_cut, is_downloaded=False),
 }
 """All segmenters by the name of their network."""

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from backend.core.arrays import CPU, Array, Device, to_numpy
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Arrays, Image
 from backend.models.encoders.protocol import BatchEncoder, Encoder
@@ -62,20 +61,20 @@ class OneByOneEncoder:
         return self._encoder.object_feature_space
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Device:
         """Return the CPU."""
-        return torch.device("cpu")
+        return CPU
 
     @property
     def batch_size(self) -> int:
         """Return 1: a batch gains nothing."""
         return 1
 
-    def encode(self, image: Image) -> Tensor:
+    def encode(self, image: Image) -> Array:
         """Encode as the encoder itself does."""
         return self._encoder.encode(image)
 
-    def prepare(self, image: Image) -> Tensor:
+    def prepare(self, image: Image) -> Array:
         """Return the image's pixels, (H, W, 3) uint8, unchanged.
 
         Raises:
@@ -83,11 +82,10 @@ class OneByOneEncoder:
         """
         return _pixels(image)
 
-    def encode_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
-    ) -> Callable[[], list[Tensor]]:
+    def encode_async(self, prepared: Sequence[Array], *, is_half: bool = False) -> Callable[[], list[Array]]:
         """Return what encodes the images, one after the other, when it is called."""
-        return lambda: [self._encoder.encode(pixels.numpy()).to(dtype) for pixels in prepared]
+        dtype = np.float16 if is_half else np.float32
+        return lambda: [to_numpy(self._encoder.encode(pixels)).astype(dtype, copy=False) for pixels in prepared]
 
 
 class OneByOne:
@@ -137,7 +135,7 @@ class OneByOne:
 
     def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Arrays]]:
         """Return what embeds the images, one after the other, when it is called."""
-        return lambda: [dict(self._segmenter.embed(one.pixels.numpy())) for one in prepared]
+        return lambda: [dict(self._segmenter.embed(one.pixels)) for one in prepared]
 
     def plan(self, embedding: Embedding, prompts: Sequence[Prompt]) -> DecodePlan:
         """Return embedding and prompts: nothing can be done ahead."""
@@ -148,8 +146,6 @@ class OneByOne:
         return [self._segmenter.decode(plan.embedding, plan.prompts) for plan in plans]
 
 
-def _pixels(image: Image) -> Tensor:
+def _pixels(image: Image) -> Image:
     require_rgb(image)
-    pixels = np.ascontiguousarray(image)
-    # A tensor can be written to, so PyTorch warns of arrays that cannot.
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+    return np.ascontiguousarray(image)

@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from backend.core.arrays import Array
 from backend.core.types import Arrays, Image, Mask, Scribble
 
 Embedding = Mapping[str, NDArray[np.generic]]
@@ -58,7 +58,7 @@ class SegmenterInput:
         image_hw: natural size.
     """
 
-    pixels: Tensor
+    pixels: Array
     image_hw: tuple[int, int]
 
 

@@ -20,6 +20,7 @@ from backend.models.loading import ModelSource
 from backend.models.openvino_runtime import has_openvino
 from backend.models.text.loading import load_text_encoder
 from backend.models.text.protocol import TextEncoder
+from backend.projects.idle_memory import IdleMemory
 from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import Settings
 
@@ -69,7 +70,7 @@ class Models:
         self._text_cache: FeatureCache | None = None
         self._failure: str | None = None
         self._failed_at = 0.0
-        self.scheduler = ModelScheduler(metrics, at_a_time=calls_at_a_time)
+        self.scheduler = ModelScheduler(metrics, at_a_time=calls_at_a_time, on_release=IdleMemory().used)
 
     def start(self) -> None:
         """Begin to load; a second call does nothing."""

@@ -49,9 +49,18 @@ class ModelScheduler:
         metrics: where waits are noted.
         most_waiting: in the queue.
         at_a_time: calls that hold a slot at a time: more than one if nobody waits for any single one of them.
+        on_release: called after each call that held a slot.
     """
 
-    def __init__(self, metrics: Metrics, *, most_waiting: int = 64, at_a_time: int = 1) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        most_waiting: int = 64,
+        at_a_time: int = 1,
+        on_release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_release = on_release
         self._metrics = metrics
         self._most_waiting = most_waiting
         self._condition = threading.Condition()
@@ -97,6 +106,7 @@ class ModelScheduler:
             with self._condition:
                 self._free += 1
                 self._condition.notify_all()
+            self._on_release()
 
     def _wait(self, priority: Priority, is_urgent: Callable[[], bool] | None) -> None:
         with self._condition:

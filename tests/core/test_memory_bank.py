@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from backend.core.arrays import unit as unit_length
 from backend.core.matching import gather_references, match_posterior
 from backend.core.memory_bank import build_bank
 from backend.core.types import Reference
@@ -16,28 +16,28 @@ DIMS, SIGNATURE = 32, "unit-vectors"
 
 
 def _reference(seed: int, patches: int = 300) -> Reference:
-    generator = torch.Generator().manual_seed(seed)
-    directions = F.normalize(torch.randn(6, DIMS, generator=torch.Generator().manual_seed(0)), dim=1)
-    kind = torch.randint(6, (patches,), generator=generator)
-    features = F.normalize(directions[kind] + 0.15 * torch.randn(patches, DIMS, generator=generator), dim=1)
-    inside = (kind < 2).float() * torch.rand(patches, generator=generator).clamp_min(0.2)
-    known = torch.where((inside == 0) & (torch.rand(patches, generator=generator) < 0.1), 0.0, 1.0)
-    arrays = [one.numpy().astype(np.float16) for one in (features, inside, known)]
+    draw = np.random.default_rng(seed)
+    directions = unit_length(np.random.default_rng(0).standard_normal((6, DIMS), np.float32))
+    kind = draw.integers(6, size=patches)
+    features = unit_length(directions[kind] + 0.15 * draw.standard_normal((patches, DIMS), np.float32))
+    inside = (kind < 2).astype(np.float32) * draw.random(patches, np.float32).clip(min=0.2)
+    known = np.where((inside == 0) & (draw.random(patches, np.float32) < 0.1), 0.0, 1.0)
+    arrays = [one.astype(np.float16) for one in (features, inside, known)]
     return Reference(arrays[0], arrays[1], arrays[2], SIGNATURE)
 
 
 REFERENCES = [_reference(seed) for seed in range(1, 21)]
-TARGET = torch.from_numpy(_reference(99).features.astype(np.float32))
+TARGET = _reference(99).features.astype(np.float32)
 
 
-def _posterior(bank: object) -> torch.Tensor:
-    return match_posterior(bank, TARGET, temperature=0.1).posterior  # type: ignore[arg-type]
+def _posterior(bank: object) -> NDArray[np.float32]:
+    return np.asarray(match_posterior(bank, TARGET, temperature=0.1).posterior)  # type: ignore[arg-type]
 
 
 def test_bank_is_bounded_and_close_to_all_patches() -> None:
     full, bank = gather_references(REFERENCES, SIGNATURE), build_bank(REFERENCES, SIGNATURE, most_patches=600)
     assert len(bank.features) == 600
-    assert float((_posterior(bank) - _posterior(full)).abs().mean()) < 0.02
+    assert float(np.abs(_posterior(bank) - _posterior(full)).mean()) < 0.02
     assert float(bank.foreground.sum()) == pytest.approx(float(full.foreground.sum()), rel=0.1)
     assert float(bank.background.sum()) == pytest.approx(float(full.background.sum()), rel=0.1)
 
@@ -45,13 +45,13 @@ def test_bank_is_bounded_and_close_to_all_patches() -> None:
 def test_order_of_references_changes_nothing_at_all() -> None:
     one, other = (build_bank(order, SIGNATURE, most_patches=500) for order in (REFERENCES, REFERENCES[::-1]))
     for name in ("features", "foreground", "background"):
-        assert torch.equal(getattr(one, name), getattr(other, name))
+        assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_few_references_are_kept_as_they_are() -> None:
     bank = build_bank(REFERENCES[:2], SIGNATURE, most_patches=600)
     assert len(bank.features) == 600
-    assert torch.allclose(_posterior(bank), _posterior(gather_references(REFERENCES[:2], SIGNATURE)), atol=1e-5)
+    assert np.allclose(_posterior(bank), _posterior(gather_references(REFERENCES[:2], SIGNATURE)), atol=1e-5)
 
 
 def test_both_sides_keep_half_and_what_is_free_passes_on() -> None:
@@ -118,4 +118,4 @@ def test_every_reference_that_marks_something_has_its_object_in_the_bank() -> No
         build_bank([marked, faint, negative], SIGNATURE, most_patches=100),
     ):
         assert len(bank.objects) == 2
-        assert torch.isfinite(bank.objects).all()
+        assert np.isfinite(bank.objects).all()

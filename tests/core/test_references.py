@@ -1,8 +1,8 @@
 """Views of a reference, and what stays unknown on it."""
 
 import numpy as np
-import torch
 
+from backend.core.arrays import unit as unit_length
 from backend.core.references import MaskUncertainty, ambiguous_patch_weights, blend_uncertainty, reference_views
 
 
@@ -27,19 +27,19 @@ def test_a_mask_of_one_pixel_in_the_corner_has_its_views() -> None:
 
 
 def test_look_alikes_are_unknown_unless_the_user_said_outside() -> None:
-    object_patch, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    features = torch.stack([object_patch, object_patch, object_patch, other, other, other])
-    inside = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    object_patch, other = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
+    features = np.stack([object_patch, object_patch, object_patch, other, other, other])
+    inside = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], np.float32)
     known = ambiguous_patch_weights(features, inside, None, temperature=0.05)
     assert known.tolist() == [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
-    told = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    told = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], np.float32)
     known = ambiguous_patch_weights(features, inside, told, temperature=0.05)
     assert known.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
 
 
 def test_a_mask_of_everything_leaves_nothing_unknown() -> None:
-    features = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert ambiguous_patch_weights(features, torch.ones(9), None, temperature=0.05).tolist() == [1.0] * 9
+    features = unit_length(np.random.default_rng(0).standard_normal((9, 4), np.float32))
+    assert ambiguous_patch_weights(features, np.ones(9, np.float32), None, temperature=0.05).tolist() == [1.0] * 9
 
 
 def test_what_is_likely_is_seen_in_every_view_as_the_mask_is() -> None:
@@ -53,13 +53,13 @@ def test_what_is_likely_is_seen_in_every_view_as_the_mask_is() -> None:
 
 
 def test_trust_lies_between_the_mask_and_what_is_likely() -> None:
-    inside, known = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0])
-    soft_mask = torch.tensor([0.2, 0.6, 0.9])
+    inside, known = np.array([1.0, 0.0, 0.0], np.float32), np.array([1.0, 1.0, 0.0], np.float32)
+    soft_mask = np.array([0.2, 0.6, 0.9], np.float32)
     for confidence, foreground, background in (
         (1.0, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
         (0.0, [0.2, 0.6, 0.9], [0.8, 0.4, 0.1]),
         (0.5, [0.6, 0.3, 0.45], [0.4, 0.7, 0.05]),
     ):
         weighed, weighed_known = blend_uncertainty(inside, known, soft_mask, confidence)
-        assert torch.allclose(weighed * weighed_known, torch.tensor(foreground))
-        assert torch.allclose((1 - weighed) * weighed_known, torch.tensor(background))
+        assert np.allclose(weighed * weighed_known, foreground)
+        assert np.allclose((1 - weighed) * weighed_known, background)

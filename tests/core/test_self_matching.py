@@ -2,20 +2,18 @@
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from backend.core.grid import mask_coverage
 from backend.core.references import MaskUncertainty, blend_uncertainty
 from backend.core.self_matching import self_matching
 from backend.core.types import Mask
 
-OBJECT, GROUND, THIRD = torch.eye(3)
+OBJECT, GROUND, THIRD = np.eye(3, dtype=np.float32)
 
 
-def feature_map(kinds: NDArray[np.int64]) -> Tensor:
-    return torch.stack([GROUND, OBJECT, THIRD])[torch.from_numpy(kinds)]
+def feature_map(kinds: NDArray[np.int64]) -> NDArray[np.float32]:
+    return np.stack([GROUND, OBJECT, THIRD])[(kinds)]
 
 
 def drawn() -> tuple[NDArray[np.int64], Mask]:
@@ -28,7 +26,7 @@ def drawn() -> tuple[NDArray[np.int64], Mask]:
 
 def found(kinds: NDArray[np.int64], mask: Mask) -> float:
     view, covered = feature_map(kinds[:, ::-1].copy()), mask_coverage(mask[:, ::-1].copy(), (12, 16))
-    return self_matching(feature_map(kinds), [(view.flatten(0, 1), covered.flatten())], mask, temperature=0.05)
+    return self_matching(feature_map(kinds), [(view.reshape(-1, 3), covered.flatten())], mask, temperature=0.05)
 
 
 def test_a_mask_of_one_thing_finds_itself() -> None:
@@ -49,12 +47,16 @@ def test_a_mask_of_everything_has_nothing_around_it() -> None:
 
 @pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0])
 def test_a_guess_makes_no_background_of_ambiguous_patches(confidence: float) -> None:
-    coverage, weight, soft = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.1])
+    coverage, weight, soft = (
+        np.array([0.0, 0.0], np.float32),
+        np.array([0.0, 1.0], np.float32),
+        np.array([0.1, 0.1], np.float32),
+    )
     blended, kept = blend_uncertainty(coverage, weight, soft, confidence, keeps_ambiguous=True)
     background = (1 - blended) * kept
     assert float(background[0]) == pytest.approx(0.0, abs=1e-6)
     assert float(background[1]) == pytest.approx(confidence + (1 - confidence) * 0.9, abs=1e-6)
-    assert torch.allclose(blended * kept, (1 - confidence) * soft, atol=1e-6)
+    assert np.allclose(blended * kept, (1 - confidence) * soft, atol=1e-6)
 
 
 def test_confidence_is_raised_and_never_lowered() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from backend.core.masks import iou
 from backend.core.text_scores import PRESENT_Z, LabelPhrases, TextScale, mean_of_phrases, scale_of_images
@@ -38,10 +38,10 @@ def reference(engine: Softmatcher, image: Image, mask: Mask) -> Reference:
     return engine.describe(image, engine.encode(image, with_text=True), mask, is_complete=True)
 
 
-def scores_on(engine: Softmatcher, phrases: LabelPhrases, image: Image) -> torch.Tensor:
+def scores_on(engine: Softmatcher, phrases: LabelPhrases, image: Image) -> NDArray[np.float32]:
     text_features = engine.encode(image, with_text=True).text_features
     assert text_features is not None
-    return phrases.scores(torch.from_numpy(text_features.astype(np.float32)).flatten(0, 1))
+    return phrases.scores(text_features.astype(np.float32).reshape(-1, text_features.shape[2]))
 
 
 def mask_of(found: list[LabelMask], image: Image) -> Mask:
@@ -149,6 +149,6 @@ def test_a_source_says_nothing_of_an_image_without_text_features(engine: Softmat
 
 def test_the_gate_keeps_an_image_without_the_object_below_it() -> None:
     scale = TextScale(0.0, 1.0, 1.0, is_gated=True)
-    assert float(scale.log_odds(torch.full((100,), PRESENT_Z - 0.5)).max()) < 0
-    shown = torch.cat([torch.full((90,), -3.0), torch.full((10,), PRESENT_Z + 1)])
-    assert torch.equal(scale.log_odds(shown), shown)
+    assert float(scale.log_odds(np.full(100, PRESENT_Z - 0.5, np.float32)).max()) < 0
+    shown = np.concatenate([np.full(90, -3.0), np.full(10, PRESENT_Z + 1)]).astype(np.float32)
+    assert np.array_equal(scale.log_odds(shown), shown)

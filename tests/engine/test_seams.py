@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
+from backend.core.arrays import sigmoid, unit
 from backend.core.masks import iou
 from backend.core.matching import ScoreMap, to_matching
 from backend.core.types import EncodedImage, Image, Mask
@@ -30,11 +30,11 @@ class Reddish:
     """Scores patches by their colour, as a phrase «red» would."""
 
     def __init__(self, colour: tuple[float, float, float] = (0.9, -0.15, -0.15)) -> None:
-        self._colour = torch.nn.functional.normalize(torch.tensor(colour), dim=0)
+        self._colour = unit(np.array(colour, np.float32))
 
     def score(self, encoded: EncodedImage) -> ScoreMap:
-        similarity = torch.from_numpy(encoded.features.astype(np.float32)).flatten(0, 1) @ self._colour
-        posterior = torch.sigmoid((similarity - 0.7) / 0.05)
+        similarity = encoded.features.astype(np.float32).reshape(-1, 3) @ self._colour
+        posterior = sigmoid((similarity - 0.7) / 0.05)
         return ScoreMap(posterior, to_matching(posterior))
 
 
@@ -43,7 +43,7 @@ class Constant:
         self._probability = probability
 
     def score(self, encoded: EncodedImage) -> ScoreMap:
-        posterior = torch.full((encoded.features.shape[0] * encoded.features.shape[1],), self._probability)
+        posterior = np.full(encoded.features.shape[0] * encoded.features.shape[1], self._probability, np.float32)
         return ScoreMap(posterior, to_matching(posterior))
 
 
@@ -90,8 +90,8 @@ def test_sources_of_a_label_are_joined_before_labels_compete(engine: Softmatcher
 
 
 def test_fused_log_odds_add_up() -> None:
-    maps = [ScoreMap(torch.tensor([one]), torch.ones(1)) for one in (0.8, 0.5, 0.8)]
-    assert float(fuse(maps).posterior) == pytest.approx(16 / 17, abs=1e-6)
+    maps = [ScoreMap(np.array([one], np.float32), np.ones(1, np.float32)) for one in (0.8, 0.5, 0.8)]
+    assert fuse(maps).posterior.item() == pytest.approx(16 / 17, abs=1e-6)
     assert fuse(maps[:1]) is maps[0]
 
 

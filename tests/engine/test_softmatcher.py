@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from backend.core.arrays import CPU, unit
 from backend.core.calibration import MaskFeatures
 from backend.core.cancellation import time_limit
 from backend.core.marked_objects import MarkedObject
@@ -43,10 +43,10 @@ class ColourEncoder:
     similarity_floor = 0.3
     object_feature_space = ObjectFeatureSpace()
 
-    def encode(self, image: Image) -> Tensor:
+    def encode(self, image: Image) -> NDArray[np.float32]:
         rows, columns = (max(1, side // 8) for side in image.shape[:2])
         small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
-        return torch.nn.functional.normalize(torch.from_numpy(small) - 60.0, dim=2)
+        return np.asarray(unit(small - 60.0))
 
 
 def scene(**discs: tuple[int, int, int]) -> tuple[Image, dict[str, Mask]]:
@@ -441,23 +441,23 @@ def test_images_that_share_a_pass_share_its_time() -> None:
     class Encoder(ColourEncoder):
         """Takes a whole batch at once, in 20 ms."""
 
-        device, batch_size = torch.device("cpu"), 4
+        device, batch_size = CPU, 4
 
-        def prepare(self, image: Image) -> torch.Tensor:
-            return torch.from_numpy(image)
+        def prepare(self, image: Image) -> Image:
+            return image
 
         def encode_async(
-            self, prepared: Sequence[torch.Tensor], *, dtype: torch.dtype = torch.float32
-        ) -> Callable[[], list[torch.Tensor]]:
+            self, prepared: Sequence[Image], *, is_half: bool = False
+        ) -> Callable[[], list[NDArray[np.floating]]]:
             time.sleep(0.02)
-            return lambda: [self.encode(one.numpy()).to(dtype) for one in prepared]
+            return lambda: [self.encode(one).astype(np.float16 if is_half else np.float32) for one in prepared]
 
     class Segmenter(LiteSegmenter):
         def prepare(self, image: Image) -> SegmenterInput:
-            return SegmenterInput(torch.from_numpy(image), (image.shape[0], image.shape[1]))
+            return SegmenterInput(image, (image.shape[0], image.shape[1]))
 
         def embed_async(self, prepared: Sequence[SegmenterInput]) -> Callable[[], list[Any]]:
-            return lambda: [self.embed(one.pixels.numpy()) for one in prepared]
+            return lambda: [self.embed(one.pixels) for one in prepared]
 
         def plan(self, embedding: Any, prompts: Any) -> Any:
             return embedding, prompts

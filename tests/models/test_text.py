@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
-from backend.models.encoders.timm_encoder import TextSpace, TimmEncoder, VitOptions
+from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
 from backend.models.loading import ModelSource, load_profile
 from backend.models.profiles import find_profile
 from backend.models.text.clip import TOKENIZER as CLIP_TOKENIZER
 from backend.models.text.clip import ClipTextEncoder
 from backend.models.text.loading import load_text_encoder
-from backend.models.text.spaces import CLIP_MODEL, TIPS_MODEL, clip_text_space, tips_text_space
+from backend.models.text.spaces import CLIP_MODEL, TIPS_MODEL, TextSpace, clip_text_space, tips_text_space
 from backend.models.text.tipsv2 import TOKENIZER, Tipsv2TextEncoder
 from backend.models.text.tokenizer import load_tokenizer
 from backend.models.weights.catalogue import known_weights, weights_of

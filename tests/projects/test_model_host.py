@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from backend.core.arrays import Processor
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import ModelUnavailableError
 from backend.metrics import Metrics
@@ -131,7 +131,7 @@ def test_threads_are_set_for_where_the_models_are(
     monkeypatch.setattr("backend.projects.model_host.set_threads", told.append)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     loaded = ColourSoftmatcher()
-    loaded.device = torch.device(device)
+    loaded.device = Processor(device.partition(":")[0])
     settings = load_settings(data_dir=tmp_path, torch_threads=asked)
     models = Models(
         settings,
@@ -157,7 +157,6 @@ def test_a_process_that_ends_while_its_models_load_ends_well(tmp_path: Path) -> 
     program = """
 import sys
 from pathlib import Path
-import torch
 from backend.metrics import Metrics
 from backend.projects.model_host import Models
 from backend.settings import load_settings

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from backend.cli.demo.label_studio_server import brush
@@ -409,8 +408,8 @@ def test_a_phrase_beside_an_annotation_that_left_objects_out(tmp_path: Path, sta
 
 def everywhere() -> PixelRefiner:
     """Return a refiner that takes every pixel."""
-    layers = ((torch.zeros(1, FILTER_COUNT), torch.zeros(1)),)
-    return PixelRefiner(PixelClassifier(torch.zeros(FILTER_COUNT), torch.ones(FILTER_COUNT), layers), -100.0, 0.0)
+    zeros, ones = np.zeros(FILTER_COUNT, np.float32), np.ones(FILTER_COUNT, np.float32)
+    return PixelRefiner(PixelClassifier(zeros, ones, ((zeros[None], zeros[:1]),)), -100.0, 0.0)
 
 
 def test_a_refiner_stays_with_its_references_beside_phrases(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any
 
-import torch
-
 from backend.cli.bench.in_process_service import MOST_PIXELS, service
 from backend.cli.bench.timing import Bench, Times
+from backend.core.arrays import Device
 from backend.labelstudio.image_decoding import decode_image
 from backend.models.device.placement import good_threads, set_threads
 
@@ -36,7 +35,7 @@ class BulkWork:
     """
 
     profile: str
-    device: torch.device
+    device: Device
     weights_folder: Path
     files: Sequence[bytes]
     images: int
@@ -131,7 +130,9 @@ def _begin_worker(barrier: Any) -> None:
 
 def _work(work: BulkWork) -> _Share:
     try:
-        bench = Bench(work.profile, work.device, work.weights_folder)
+        bench = Bench(
+            work.profile, work.device, work.weights_folder, threads=work.threads, calls_at_a_time=work.workers
+        )
         set_threads(work.threads or good_threads(bench.softmatcher.device, work.workers))
         return _predict(bench, work, _all_are_ready)
     except BaseException:

@@ -25,6 +25,7 @@ from backend.evaluation.bench_matching import (
 )
 from backend.evaluation.matching_quality import MatchingQuality, measure_quality
 from backend.evaluation.plot import Chart, draw_charts
+from backend.models.device.placement import set_threads
 
 _BANKLESS: tuple[MatcherName, ...] = ("posterior", "softmatcher", "softmatcher-rff", "prototype")
 
@@ -57,6 +58,7 @@ def run_matching_bench(options: MatchingBench, json_file: Path | None, plot: Pat
     matchers = _matchers(options.matchers)
     known = [name for name in MATCHERS if name in matchers]
     console = Console(stderr=True)
+    set_threads(options.threads)
     torch.set_num_threads(options.threads)
     sizes_px, counts = _numbers(options.sizes), _numbers(options.references)
     if any(size_px < options.patch_px for size_px in sizes_px):

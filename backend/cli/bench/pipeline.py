@@ -67,7 +67,7 @@ def bench_pipeline(
             f"profile {profile} on {chosen}"
             + (f": random weights for {', '.join(missing)} (times are real, masks are not)" if missing else "")
         )
-        bench = Bench(profile, chosen, settings.weights_folder)
+        bench = Bench(profile, chosen, settings.weights_folder, threads=threads)
         set_threads(threads or good_threads(bench.softmatcher.device) or all_threads)
         of_profile = figures["profiles"][profile] = _bench_profile(bench, files, repeats, random_weights=missing)
         of_profile["threads"] = torch.get_num_threads()

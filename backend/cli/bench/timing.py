@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from backend.core.arrays import Device
 from backend.engine.options import MatchOptions
 from backend.engine.plans import SegmentationPlan
 from backend.engine.softmatcher import Softmatcher
 from backend.models.calibrations import read_calibration
+from backend.models.cpu_engine import CpuEngine
+from backend.models.device.placement import good_threads
 from backend.models.loading import ModelSource, load_profile, missing_weights
 
 PARTS = ("read", "encode", "embed", "match", "decode", "clean-up", "RLE", "HTTP and the rest")
@@ -48,8 +49,12 @@ class KeepingSoftmatcher(Softmatcher):
 class Bench:
     """One profile on one device."""
 
-    def __init__(self, profile: str, device: torch.device, weights_folder: Path) -> None:
-        source = ModelSource(weights_folder, device, is_random=True)
+    def __init__(
+        self, profile: str, device: Device, weights_folder: Path, *, threads: int = 0, calls_at_a_time: int = 1
+    ) -> None:
+        threads = threads or good_threads(device, calls_at_a_time)
+        engine = CpuEngine.installed(threads=threads)
+        source = ModelSource(weights_folder, device, is_random=True, engine=engine)
         self.encoder, self.segmenter = load_profile(profile, source)
         self._now = Times()
         self._lock = threading.Lock()

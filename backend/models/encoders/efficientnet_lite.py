@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
@@ -88,7 +86,7 @@ class EfficientNetLiteEncoder:
         self.similarity_floor = options.similarity_floor
         self.object_feature_space = _object_feature_space(read, options.level_weights)
 
-    def encode(self, image: Image) -> Tensor:
+    def encode(self, image: Image) -> NDArray[np.float32]:
         """Encode an image.
 
         Args:
@@ -102,7 +100,7 @@ class EfficientNetLiteEncoder:
         """
         require_rgb(image)
         resized = resize_rgb(image, self._input_hw(image.shape[0], image.shape[1]))
-        return torch.from_numpy(self._forward(resized[None]))
+        return self._forward(resized[None])
 
     def _input_hw(self, height: int, width: int) -> tuple[int, int]:
         scale = self._options.side_px / math.sqrt(height * width)
@@ -143,5 +141,5 @@ def _object_feature_space(weights: LiteWeights, level_weights: tuple[float, ...]
         # As the levels are fused: every one is of unit length by itself, then weighted.
         length = np.sqrt(np.sum(np.square(mean) + variance))
         parts.append(mean / length * np.float32(math.sqrt(share / sum(level_weights))))
-    typical = torch.from_numpy(np.concatenate(parts))
+    typical = np.concatenate(parts)
     return ObjectFeatureSpace(slice(-len(typical), None), typical)

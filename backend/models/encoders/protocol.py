@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
-
+from backend.core.arrays import Array, Device
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 
@@ -33,7 +31,7 @@ class Encoder(Protocol):
         """Return the space in which this encoder's features tell one kind of object from another."""
         ...
 
-    def encode(self, image: Image) -> Tensor:
+    def encode(self, image: Image) -> Array:
         """Encode (H, W, 3) uint8 RGB as (H_p, W_p, D) float32, each patch of unit length."""
         ...
 
@@ -48,8 +46,8 @@ class TextAligned(Protocol):
         ...
 
     def encode_both_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
-    ) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        self, prepared: Sequence[Array], *, is_half: bool = False
+    ) -> Callable[[], list[tuple[Array, Array]]]:
         """Start to encode several images in one forward pass each, as `BatchEncoder.encode_async` does.
 
         Returns:
@@ -64,7 +62,7 @@ class BatchEncoder(Encoder, Protocol):
     """Encodes several images in shared forward passes."""
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Device:
         """Return the device that it runs on."""
         ...
 
@@ -73,12 +71,13 @@ class BatchEncoder(Encoder, Protocol):
         """Return the number of images worth encoding together; 1 if a batch gains nothing."""
         ...
 
-    def prepare(self, image: Image) -> Tensor:
+    def prepare(self, image: Image) -> Array:
         """Return (H, W, 3) uint8 RGB as `encode_async` takes it. Needs no device."""
         ...
 
-    def encode_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
-    ) -> Callable[[], list[Tensor]]:
-        """Start to encode several images; return what waits for their feature maps, on the CPU in the wanted type."""
+    def encode_async(self, prepared: Sequence[Array], *, is_half: bool = False) -> Callable[[], list[Array]]:
+        """Start to encode several images; return what waits for their feature maps, on the CPU.
+
+        They are float32, with `is_half` float16, which copies less from a device.
+        """
         ...

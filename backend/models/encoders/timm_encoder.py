@@ -26,6 +26,7 @@ from backend.models.encoders.timm_networks import (
 )
 from backend.models.images import require_rgb, resize_rgb
 from backend.models.options_digest import options_digest
+from backend.models.text.spaces import TextSpace
 from backend.models.weights.digest import weights_sha256
 
 _KEPT_BASES = 16
@@ -51,21 +52,6 @@ class VitOptions:
     similarity_floor: float = 0.0
     positional_rank: int = 0
     batch_size: int = 0
-
-
-@dataclass(frozen=True)
-class TextSpace:
-    """The text encoder whose space an encoder shares.
-
-    Attributes:
-        name: of the space, see `TextAligned`.
-        is_plain: how text features are taken, see `forward_both`.
-        width: channels of the network's projection into the space; None: it has none, its features are in the space.
-    """
-
-    name: str
-    is_plain: bool = False
-    width: int | None = None
 
 
 class TimmEncoder:
@@ -174,19 +160,17 @@ class TimmEncoder:
         size_hw = self._grid.fixed_hw or self.input_hw(image.shape[0], image.shape[1])
         return torch.from_numpy(resize_rgb(image, size_hw))
 
-    def encode_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
-    ) -> Callable[[], list[Tensor]]:
+    def encode_async(self, prepared: Sequence[Tensor], *, is_half: bool = False) -> Callable[[], list[Tensor]]:
         """Start to encode what `prepare` made.
 
         Args:
             prepared: images of any sizes.
-            dtype: float32, or float16 to copy less from the device.
+            is_half: give float16 in place of float32, to copy less from the device.
 
         Returns:
             what waits for the features.
         """
-        return self._encode_async(prepared, dtype, with_text=False)
+        return self._encode_async(prepared, _dtype(is_half), with_text=False)
 
     def _encode_async(
         self, prepared: Sequence[Tensor], dtype: torch.dtype, *, with_text: bool
@@ -216,10 +200,10 @@ class TimmEncoder:
         return None if self._text is None else self._text.name
 
     def encode_both_async(
-        self, prepared: Sequence[Tensor], *, dtype: torch.dtype = torch.float32
+        self, prepared: Sequence[Tensor], *, is_half: bool = False
     ) -> Callable[[], list[tuple[Tensor, Tensor]]]:
         """Start to encode images in one pass each, with text features: see `TextAligned`."""
-        joined = self._encode_async(prepared, dtype, with_text=True)
+        joined = self._encode_async(prepared, _dtype(is_half), with_text=True)
         # Of the classes that timm makes, it has the width of the features.
         width = int(getattr(self.runner.network, "num_features", 0))
         return lambda: [(one[..., :width].contiguous(), one[..., width:].contiguous()) for one in joined()]
@@ -285,6 +269,10 @@ class TimmEncoder:
             while len(self._bases) > _KEPT_BASES:
                 self._bases.popitem(last=False)
         return basis
+
+
+def _dtype(is_half: bool) -> torch.dtype:
+    return torch.float16 if is_half else torch.float32
 
 
 def positional_basis(blank: Tensor, rank: int) -> Tensor:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
-from skimage.segmentation import watershed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -79,6 +76,9 @@ def find_superpixels(channels: FloatImage, edges: FloatImage, spacing_px: int) -
     smooth = cv2.GaussianBlur(edges, (0, 0), 0.25 * spacing_px)
     lowest = cv2.erode(smooth, np.ones((spacing_px, spacing_px), np.uint8))
     _, markers = cv2.connectedComponents((lowest == smooth).astype(np.uint8))
+    # Imported here: scikit-image takes half a second, which most commands need not wait.
+    from skimage.segmentation import watershed
+
     labels = watershed(edges, markers).astype(np.int64) - 1
     flat = labels.ravel()
     area = np.bincount(flat).astype(np.float64)
@@ -177,6 +177,9 @@ def components(pixels: Superpixels, masks: Flags) -> NDArray[np.int32]:
     k, n = masks.shape
     row, contact = np.nonzero(masks[:, pixels.pairs[:, 0]] & masks[:, pixels.pairs[:, 1]])
     a, b = pixels.pairs[contact, 0] + row * n, pixels.pairs[contact, 1] + row * n
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
     graph = sparse.coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(k * n, k * n))
     labels: NDArray[np.int32] = connected_components(graph, directed=False)[1]
     return labels.reshape(k, n)
@@ -229,6 +232,8 @@ def diffuse(
     weight = pixels.contact_px * np.exp(-sharpness * pixels.strength)
     a, b = pixels.pairs[:, 0], pixels.pairs[:, 1]
     symmetric = np.concatenate([weight, weight]), (np.concatenate([a, b]), np.concatenate([b, a]))
+    from scipy import sparse
+
     graph = sparse.csr_matrix(symmetric, shape=(n, n))
     degree = np.asarray(graph.sum(axis=1)).reshape(n, 1)
     p = target

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from backend.errors import ConfigurationError, ModelUnavailableError
+from backend.models.sam.names import SAM_MODELS
 from backend.models.weights.state_dict import read_state_dict
-
-SAM_MODELS = ("mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 
 _import_lock = threading.Lock()
 

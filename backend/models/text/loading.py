@@ -6,14 +6,25 @@ from pathlib import Path
 from backend.errors import ConfigurationError, ModelUnavailableError
 from backend.models.loading import ModelSource
 from backend.models.profiles import PROFILES, find_profile
-from backend.models.text.clip import ClipTextEncoder
 from backend.models.text.protocol import TextEncoder
-from backend.models.text.tipsv2 import Tipsv2TextEncoder
 from backend.models.weights.store import WeightsStore
 
+
+def _tipsv2(files: Mapping[str, Path]) -> TextEncoder:
+    from backend.models.text.tipsv2 import Tipsv2TextEncoder  # PyTorch
+
+    return Tipsv2TextEncoder(files)
+
+
+def _clip(files: Mapping[str, Path]) -> TextEncoder:
+    from backend.models.text.clip import ClipTextEncoder  # PyTorch
+
+    return ClipTextEncoder(files)
+
+
 TEXT_ENCODERS: dict[str, Callable[[Mapping[str, Path]], TextEncoder]] = {
-    "tipsv2": Tipsv2TextEncoder,
-    "clip": ClipTextEncoder,
+    "tipsv2": _tipsv2,
+    "clip": _clip,
 }
 """All text encoders by name: each is built of the files of its row's `text_weights`, by the model's name."""
 

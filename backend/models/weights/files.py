@@ -106,7 +106,8 @@ def _fill(name: str, path: Path) -> None:
         ModelUnavailableError: it does not fit, or the network's package is not installed.
     """
     from backend.models.encoders.timm_networks import create_network, load_weights
-    from backend.models.sam.networks import SAM_MODELS, build_sam
+    from backend.models.sam.names import SAM_MODELS
+    from backend.models.sam.networks import build_sam
     from backend.models.sam.sam2_networks import SAM2_MODELS, build_sam2
 
     if name in SAM2_MODELS:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from backend.core.types import EncodedImage, Json
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.label_config import ImageTag
@@ -267,4 +265,6 @@ def _answers(tasks: Sequence[_Task], segmented: Future[list[Future[None]]]) -> I
 
 def _alone() -> None:
     """Limit PyTorch to one thread per thread: kernels on the CPU are small, and wait for one another otherwise."""
+    import torch
+
     torch.set_num_threads(1)

@@ -5,8 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from backend.core.text_scores import LabelPhrases, TextScale, scale_of_images
 from backend.core.types import EncodedImage
@@ -89,11 +88,11 @@ class PhraseScales:
             within_s: no further image is begun after so many seconds.
         """
         until = time.monotonic() + within_s
-        scores: dict[str, list[Tensor]] = {label: [] for label in phrases}
+        scores: dict[str, list[NDArray[np.float32]]] = {label: [] for label in phrases}
 
         def note(encoded: EncodedImage) -> None:
             if encoded.text_features is not None:
-                patches = torch.from_numpy(encoded.text_features.astype(np.float32)).flatten(0, 1)
+                patches = encoded.text_features.astype(np.float32).reshape(-1, encoded.text_features.shape[2])
                 for label, of_label in phrases.items():
                     scores[label].append(of_label.scores(patches))
 

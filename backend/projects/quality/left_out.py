@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from backend.core.masks import iou
 from backend.core.matching import ReferenceBank
@@ -204,6 +203,8 @@ def touching(mask: Mask, other: Mask) -> Mask:
     """Return the connected parts of a mask that meet another one."""
     if mask.shape != other.shape:
         return mask
+    from scipy import ndimage  # half a second, which most commands need not wait
+
     parts, _ = ndimage.label(mask)
     met = np.unique(parts[other & mask])
     return np.asarray(np.isin(parts, met) & mask)

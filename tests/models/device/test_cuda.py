@@ -82,7 +82,7 @@ def test_features_are_the_cpus(name: str, half: torch.dtype | None, least: float
         assert other.shape == one.shape
         assert float((one * other).sum(dim=-1).min()) > least
         torch.testing.assert_close(other.norm(dim=-1), torch.ones(other.shape[:2]))
-    (rounded,) = found.encode_async([found.prepare(images[0])], dtype=torch.float16)()
+    (rounded,) = found.encode_async([found.prepare(images[0])], is_half=True)()
     assert rounded.dtype == torch.float16
     assert float((rounded.float() * found.encode(images[0])).sum(dim=-1).min()) > 0.999
 

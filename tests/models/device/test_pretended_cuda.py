@@ -146,12 +146,12 @@ def test_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> None:
     small = {"depth": 2, "embed_dim": 48, "num_heads": 3}
     encoder = TimmEncoder(name, None, VitOptions(side_px=112), network_options=small)
     images = [encoder.prepare(image) for image in (_image(), _image(), _image(96, 60))]
-    expected = encoder.encode_async(images, dtype=torch.float16)()
+    expected = encoder.encode_async(images, is_half=True)()
     there = encoder.runner = Pretended(encoder.runner, mode)  # type: ignore[assignment]
     with mode:
-        encoder.encode_async(images, dtype=torch.float16)
+        encoder.encode_async(images, is_half=True)
         there.begin()  # constants are there by now
-        encoder.encode_async(images, dtype=torch.float16)
+        encoder.encode_async(images, is_half=True)
     assert [(one.device, one.dtype) for one in there.answers] == 2 * [(CUDA, torch.float16)]
     assert [one.shape[1:] for one in there.answers] == [expected[0].shape, expected[2].shape]
     # timm's DINOv3 makes its positions on the CPU, in every pass.

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from backend.core.pixel_classifier import PixelClassifier
 from backend.core.pixel_filters import FILTER_COUNT
@@ -22,8 +21,10 @@ POINT = {
 
 def everywhere() -> PixelRefiner:
     """Return a refiner that takes every pixel."""
-    layers = ((torch.zeros(1, FILTER_COUNT), torch.zeros(1)),)
-    return PixelRefiner(PixelClassifier(torch.zeros(FILTER_COUNT), torch.ones(FILTER_COUNT), layers), -100.0, 0.0)
+    layers = ((np.zeros((1, FILTER_COUNT), np.float32), np.zeros(1, np.float32)),)
+    return PixelRefiner(
+        PixelClassifier(np.zeros(FILTER_COUNT, np.float32), np.ones(FILTER_COUNT, np.float32), layers), -100.0, 0.0
+    )
 
 
 @pytest.fixture
