@@ -22,6 +22,7 @@ from backend.core.matching import ReferenceBank, gather_references
 from backend.core.memory_bank import read_bank
 from backend.core.patches import PatchSource
 from backend.core.references import MaskUncertainty
+from backend.core.ridge_path import ridge_path
 from backend.core.types import BoxedMask, EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.options import MatchOptions
 from backend.engine.plans import FoundMasks, PreparedImage
@@ -104,8 +105,12 @@ class ColourSoftmatcher:
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
         return [self.encode(one.for_encoder) for one in prepared]
 
-    def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+    def mask_from_scribble(
+        self, encoded: EncodedImage, scribble: Scribble, *, line_pixels: Image | None = None
+    ) -> ScoredMask | None:
         cancellation.check()
+        if line_pixels is not None and scribble.is_points:
+            return ridge_path(line_pixels, scribble.positive_xy)
         image = np.asarray(encoded.embedding["image"])
         mask = np.zeros(image.shape[:2], bool)
         for x, y in scribble.positive_xy.astype(int):
@@ -119,8 +124,10 @@ class ColourSoftmatcher:
             mask &= (image != image[y, x]).any(axis=2)
         return ScoredMask(mask, 0.9) if mask.any() else None
 
-    def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
-        found = self.mask_from_scribble(encoded, scribble)
+    def objects_from_scribble(
+        self, encoded: EncodedImage, scribble: Scribble, *, line_pixels: Image | None = None
+    ) -> list[MarkedObject]:
+        found = self.mask_from_scribble(encoded, scribble, line_pixels=line_pixels)
         return [] if found is None else [MarkedObject(scribble, found)]
 
     def uncertainty(

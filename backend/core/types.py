@@ -89,6 +89,13 @@ class Scribble:
         has_strokes = self.positive_strokes is not None and bool(self.positive_strokes.any())
         return not (len(self.positive_xy) or len(self.boxes_xyxy) or has_strokes)
 
+    @property
+    def is_points(self) -> bool:
+        """Return whether nothing but points on the object was drawn, two or more."""
+        has_more = len(self.negative_xy) or len(self.boxes_xyxy)
+        has_strokes = self.positive_strokes is not None or self.negative_strokes is not None
+        return len(self.positive_xy) > 1 and not has_more and not has_strokes
+
 
 @dataclass(frozen=True, eq=False)
 class ScoredMask:

@@ -20,6 +20,7 @@ from backend.core.references import (
     blend_uncertainty,
     reference_views,
 )
+from backend.core.ridge_path import ridge_path
 from backend.core.scribbles import scale_scribble
 from backend.core.self_matching import self_matching
 from backend.core.self_similarity import scribble_affinity, scribble_uncertainty, stroke_posterior
@@ -53,7 +54,9 @@ class ReferenceSegmentation:
         self._stage = stage
         self._cuts = CutMemory()
 
-    def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
+    def objects_from_scribble(
+        self, encoded: EncodedImage, scribble: Scribble, line_pixels: Image | None
+    ) -> list[MarkedObject]:
         """Cut the objects that a scribble marks, see `Softmatcher.objects_from_scribble`."""
         if scribble.size_hw != encoded.size_hw:
             raise BadInputError(
@@ -62,6 +65,10 @@ class ReferenceSegmentation:
             )
         if scribble.is_empty:
             return []
+        if line_pixels is not None and scribble.is_points:
+            line = ridge_path(line_pixels, scribble.positive_xy)
+            if line is not None:
+                return [MarkedObject(scribble, line)]
         cut = partial(self._cut_or_recall, encoded)
         return find_marked_objects(cut, scribble, points_add_up=self._segmenter.points_add_up)
 

@@ -124,28 +124,38 @@ class Softmatcher:
         """Return number of images that are worth giving `encode_many` at a time; 1 on a CPU."""
         return self._batch_size
 
-    def mask_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> ScoredMask | None:
+    def mask_from_scribble(
+        self, encoded: EncodedImage, scribble: Scribble, *, line_pixels: Image | None = None
+    ) -> ScoredMask | None:
         """Return all that a scribble marks as one mask with the mean score of its objects, see `objects_from_scribble`.
 
         None without anything positive, or if no mask was found.
         """
-        found = [one.found for one in self.objects_from_scribble(encoded, scribble)]
+        found = [one.found for one in self.objects_from_scribble(encoded, scribble, line_pixels=line_pixels)]
         if len(found) < 2:
             return found[0] if found else None
         mask = np.logical_or.reduce([one.mask for one in found])
         return ScoredMask(mask, sum(one.score for one in found) / len(found))
 
-    def objects_from_scribble(self, encoded: EncodedImage, scribble: Scribble) -> list[MarkedObject]:
+    def objects_from_scribble(
+        self, encoded: EncodedImage, scribble: Scribble, *, line_pixels: Image | None = None
+    ) -> list[MarkedObject]:
         """Return the objects that a scribble marks, their masks at natural size.
 
         [] without anything positive, or if no mask was found.
+
+        Args:
+            encoded: the image.
+            scribble: what was drawn on it.
+            line_pixels: (H, W, 3) uint8 RGB of the image if the label shows thin lines: points alone are then joined
+                along the line that they are on, see `ridge_path`.
 
         Raises:
             BadInputError: image and scribble differ in size, or the image was encoded by other models.
             CancelledWorkError: see `cancellation.check`; asked before each cut.
         """
         self._require_own(encoded)
-        return self._references.objects_from_scribble(encoded, scribble)
+        return self._references.objects_from_scribble(encoded, scribble, line_pixels)
 
     def uncertainty(
         self, encoded: EncodedImage, objects: Sequence[MarkedObject], *, complete: Mask | None = None

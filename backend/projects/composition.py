@@ -34,6 +34,7 @@ from backend.projects.propagation.planning import PropagationPlans
 from backend.projects.propagation.propagations import Propagations
 from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality.quality import Quality
+from backend.projects.references.line_labels import LineLabels
 from backend.projects.references.references import References
 from backend.projects.task_order import TaskOrder
 from backend.projects.task_source import ImageFiles, TaskSource
@@ -92,7 +93,8 @@ class Projects:
         images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
         load = load_text_encoder or partial(load_configured_text_encoder, settings)
         self.texts = TextReferences(settings, store, models, load)
-        self.references = References(settings, store, metrics, models, connections, images, self.texts)
+        lines = LineLabels(store)
+        self.references = References(settings, store, metrics, models, connections, images, self.texts, lines)
         self.prefetch = Prefetch(
             connections, images, metrics, count=settings.prefetch_tasks, is_held_up=lambda: models.scheduler.is_wanted
         )
@@ -101,7 +103,7 @@ class Projects:
         self.phrase_scales = PhraseScales(store, connections, images, self.banks, self.texts)
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self.banks, self.prefetch)
         self.interactive = InteractivePredictions(
-            settings, store, metrics, models, connections, images, self.banks, self.texts, self.phrase_scales
+            settings, store, metrics, models, connections, images, self.banks, self.texts, self.phrase_scales, lines
         )
         self.explanations = Explanations(store, models, connections, images, self.banks, self.texts)
         tiles = Tiles(store)

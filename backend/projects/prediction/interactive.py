@@ -24,6 +24,7 @@ from backend.projects.prediction.phrase_scales import PhraseScales
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
+from backend.projects.references.line_labels import LineLabels
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -57,8 +58,10 @@ class InteractivePredictions:
         banks: ReferenceBanks,
         texts: TextReferences,
         scales: PhraseScales,
+        lines: LineLabels,
     ) -> None:
         self._texts = texts
+        self._lines = lines
         self._scales = scales
         self._settings = settings
         self._store = store
@@ -88,7 +91,9 @@ class InteractivePredictions:
         if not named:
             return prediction_of([], self._banks.model_version(project_key))
         softmatcher, _ = self._models.get(_INTERACTIVE_WAIT_S)
-        images = self._images_marked(project, config, task, named)
+        clicks = sum(str(item.get("type")).lower() == "keypointlabels" for item in named)
+        lines = self._lines.of(project.key) if clicks > 1 else frozenset()
+        images = self._images_marked(project, config, task, named, with_pixels=bool(lines))
         sizes_hw = {to_name: image.encoded.size_hw for to_name, image in images.items()}
         budget = ReadingBudget(seconds=_INTERACTIVE_READ_S)
         read = read_regions(named, config, sizes_hw, budget=budget, joins_masks=True)
@@ -109,7 +114,10 @@ class InteractivePredictions:
                 self._models.scheduler.slot(is_interactive=True),
                 time_limit(cut_until, _TOO_MANY_MARKS),
             ):
-                found = softmatcher.mask_from_scribble(images[mark.to_name].encoded, mark.scribble)
+                image = images[mark.to_name]
+                found = softmatcher.mask_from_scribble(
+                    image.encoded, mark.scribble, line_pixels=image.pixels if mark.label in lines else None
+                )
             if found is not None:
                 with self._metrics.stage("rle"):
                     regions.append(mask_to_region(found.mask, brush=brush, label=mark.label, score=found.score))
@@ -169,7 +177,7 @@ class InteractivePredictions:
         return prediction_of(regions, version)
 
     def _images_marked(
-        self, project: ProjectRecord, config: LabelConfig, task: Json, named: Sequence[Json]
+        self, project: ProjectRecord, config: LabelConfig, task: Json, named: Sequence[Json], *, with_pixels: bool
     ) -> dict[str, TaskImage]:
         """Load the images that a scribble is on; those that cannot be had leave the others theirs."""
         fetcher = self._connections.fetcher(project.key)
@@ -179,7 +187,7 @@ class InteractivePredictions:
             if any(item.get("to_name") == tag.name for item in named):
                 try:
                     images[tag.name] = self._images.load(
-                        task, tag, fetcher, is_interactive=True, wait_s=_INTERACTIVE_WAIT_S
+                        task, tag, fetcher, is_interactive=True, with_pixels=with_pixels, wait_s=_INTERACTIVE_WAIT_S
                     )
                 except (BadInputError, NotFoundError, LabelStudioError) as error:
                     logger.warning("project=%s task=%s image=%s: %s", project.key, task.get("id"), tag.name, error)

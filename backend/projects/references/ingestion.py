@@ -27,6 +27,7 @@ from backend.projects.images import TaskImage, versions_to_json
 from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of, is_complete, reading_digest
 from backend.projects.references.annotation_images import AnnotationImages
+from backend.projects.references.line_labels import LineLabels
 from backend.projects.references.reference_mask import reference_mask
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
@@ -52,9 +53,16 @@ class Ingestion:
     """Makes the references of annotations."""
 
     def __init__(
-        self, settings: Settings, store: Store, models: Models, images: AnnotationImages, texts: TextReferences
+        self,
+        settings: Settings,
+        store: Store,
+        models: Models,
+        images: AnnotationImages,
+        texts: TextReferences,
+        lines: LineLabels,
     ) -> None:
         self._texts = texts
+        self._lines = lines
         self._settings = settings
         self._store = store
         self._models = models
@@ -169,12 +177,15 @@ class Ingestion:
         uncut: set[tuple[str, str]],
         cut_until: float,
     ) -> list[NewReference]:
+        lines = self._lines.of(project.key) if any(mark.scribble.is_points for mark in marks) else frozenset()
         masks: dict[str, Mask] = {}
         uncertainties: dict[str, MaskUncertainty | None] = {}
         for mark in marks:
             try:
                 with self._models.scheduler.slot(is_interactive=False), time_limit(cut_until, _TOO_MANY_MARKS):
-                    mask, uncertainties[mark.label] = reference_mask(softmatcher, image.encoded, mark)
+                    mask, uncertainties[mark.label] = reference_mask(
+                        softmatcher, image.encoded, mark, line_pixels=image.pixels if mark.label in lines else None
+                    )
             except BadInputError as error:
                 problems.append(f"label {mark.label!r}: {error}")
                 if isinstance(error, TimeLimitError):

@@ -11,7 +11,7 @@ import numpy as np
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
 from backend.core.references import MaskUncertainty
-from backend.core.types import EncodedImage, Mask, Scribble
+from backend.core.types import EncodedImage, Image, Mask, Scribble
 from backend.engine.softmatcher import Softmatcher
 from backend.labelstudio.label_prompts import LabelPrompts
 
@@ -24,7 +24,7 @@ or more for strokes without a rim of a twentieth of the object's thickness (docs
 
 
 def reference_mask(
-    softmatcher: Softmatcher, encoded: EncodedImage, prompts: LabelPrompts
+    softmatcher: Softmatcher, encoded: EncodedImage, prompts: LabelPrompts, *, line_pixels: Image | None = None
 ) -> tuple[Mask | None, MaskUncertainty | None]:
     """Make the mask of a reference: the complete masks and what the scribbles give, object by object.
 
@@ -32,6 +32,7 @@ def reference_mask(
         softmatcher: the engine.
         encoded: the image.
         prompts: of one label on it.
+        line_pixels: see `Softmatcher.objects_from_scribble`.
 
     Returns:
         The mask, (H, W) bool, None if neither shows an object; and its uncertainty, None if all of it was seen.
@@ -40,7 +41,7 @@ def reference_mask(
     scribble = prompts.scribble
     if complete:
         scribble = _without_points_in(scribble, np.logical_or.reduce(complete))
-    found = [] if scribble.is_empty else softmatcher.objects_from_scribble(encoded, scribble)
+    found = [] if scribble.is_empty else softmatcher.objects_from_scribble(encoded, scribble, line_pixels=line_pixels)
     unseen: list[MarkedObject] = []
     for one in found:
         strokes = _painted_whole(one)

@@ -12,6 +12,7 @@ from backend.projects.model_host import Models
 from backend.projects.project_refresh import refresh_project
 from backend.projects.references.annotation_images import AnnotationImages
 from backend.projects.references.ingestion import Ingestion, Outcome, reading_of
+from backend.projects.references.line_labels import LineLabels
 from backend.projects.references.reconciliation import Reconciliation
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
@@ -33,6 +34,7 @@ class References:
         connections: Connections,
         images: TaskImages,
         texts: TextReferences,
+        lines: LineLabels,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -40,7 +42,7 @@ class References:
         self._models = models
         self._connections = connections
         of_annotations = AnnotationImages(connections, images)
-        self._ingestion = Ingestion(settings, store, models, of_annotations, texts)
+        self._ingestion = Ingestion(settings, store, models, of_annotations, texts, lines)
         self._reconciliation = Reconciliation(
             settings, store, metrics, models, connections, of_annotations, self._ingestion
         )
