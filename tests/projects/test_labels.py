@@ -139,10 +139,10 @@ def test_marks_that_take_too_long_now_keep_the_reference_that_they_gave(
     assert sorted(before) == ["Coin", "Other (defect)"]
     cut = reference_mask.reference_mask
 
-    def cut_in_time(softmatcher: Softmatcher, encoded: EncodedImage, prompts: LabelPrompts) -> object:
+    def cut_in_time(softmatcher: Softmatcher, encoded: EncodedImage, prompts: LabelPrompts, **more: Any) -> object:
         if prompts.label == "Coin":
             raise TimeLimitError("must be cut within 60 s")
-        return cut(softmatcher, encoded, prompts)
+        return cut(softmatcher, encoded, prompts, **more)
 
     monkeypatch.setattr(ingestion, "reference_mask", cut_in_time)
     # Another reading, as after a change of the settings, makes every reference again.
