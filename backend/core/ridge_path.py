@@ -39,7 +39,7 @@ SMOOTH_PX = 7
 LEAST_ELONGATION, MOST_WIDTH = 15.0, 0.03
 """A mask is of lines if these are its length over its width, and its width over the side of a square image. Of 68
 classes crack, tile_crack, scratches, kite_surf and paragliding_launch are (the ropes of a kite)."""
-JUDGED_SIDE_PX = 512
+MEASURED_SIDE_PX = 512
 EXPECTED_IOU = 0.45
 """Of the masks: their mean on cracks, scratches and cracked tiles (benchmarks/line_clicks.py)."""
 
@@ -64,7 +64,7 @@ def is_line(mask: Mask) -> bool:
     Half the width h of a piece is the mean distance of its skeleton from its border, its elongation `area / 4 h^2`: the
     length of a bar over its width. Pieces count by their area.
     """
-    scale = min(1.0, JUDGED_SIDE_PX / max(mask.shape))
+    scale = min(1.0, MEASURED_SIDE_PX / max(mask.shape))
     size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
     small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     inside = cv2.distanceTransform(np.pad(small, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -73,10 +73,10 @@ def is_line(mask: Mask) -> bool:
     area = np.bincount(pieces.ravel(), minlength=count)[1:].astype(np.float64)
     pixels = np.bincount(pieces[skeleton], minlength=count)[1:]
     half = np.bincount(pieces[skeleton], weights=inside[skeleton], minlength=count)[1:] / np.maximum(pixels, 1)
-    judged = half > 0
-    if not judged.any():
+    measured = half > 0
+    if not measured.any():
         return False
-    area, half = area[judged], half[judged]
+    area, half = area[measured], half[measured]
     elongation, width = (float(np.average(one, weights=area)) for one in (area / (4 * half**2), 2 * half))
     return elongation >= LEAST_ELONGATION and width <= MOST_WIDTH * float(np.sqrt(small.size))
 

@@ -8,7 +8,7 @@ from backend.core.ridge_path import is_line
 from backend.store import Store
 from backend.store.records import ProjectKey
 
-MOST_JUDGED = 3
+MOST_MEASURED = 3
 """References of a label, the newest."""
 _KEPT = 4096
 
@@ -29,13 +29,13 @@ class LineLabels:
         """Return the labels of a project more than half of whose newest references show lines."""
         lines = set()
         for label, summaries in groupby(self._store.list_references(project_key), key=lambda one: one.label):
-            judged = (self._judge(project_key, one.id) for one in summaries)
-            known = list(islice((one for one in judged if one is not None), MOST_JUDGED))
+            measured = (self._measure(project_key, one.id) for one in summaries)
+            known = list(islice((one for one in measured if one is not None), MOST_MEASURED))
             if 2 * sum(known) > len(known):
                 lines.add(label)
         return frozenset(lines)
 
-    def _judge(self, project_key: ProjectKey, reference_id: int) -> bool | None:
+    def _measure(self, project_key: ProjectKey, reference_id: int) -> bool | None:
         """Return whether a reference's mask shows lines; None if it marks nothing, or is gone."""
         with self._lock:
             if reference_id in self._is_line:
