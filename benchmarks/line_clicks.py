@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from skimage.graph import MCP_Geometric, route_through_array
 from skimage.morphology import skeletonize
 
@@ -47,7 +48,7 @@ def main() -> None:
         print(f"{name:24} {len(rows):3}  {joined:.3f} / {joined_line:.3f}  {cut:.3f} / {cut_line:.3f}")
 
 
-def clicks_along(mask: Mask, count: int) -> tuple[np.ndarray, Mask]:
+def clicks_along(mask: Mask, count: int) -> tuple[NDArray[np.float32], Mask]:
     """Return clicks along the longest line of a mask, (count, 2) float32, and the piece of the mask that it is in."""
     pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
     skeletons = cv2.connectedComponents(skeletonize(mask).astype(np.uint8), connectivity=8)[1]

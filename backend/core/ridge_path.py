@@ -165,7 +165,8 @@ class _Ridges:
         """Return half the ridge's width at each pixel of a path: the median of those around it, as noise has widths."""
         widths = self._half_width[tuple(pixels.T)]
         padded = np.pad(widths, SMOOTH_PX, mode="edge")
-        return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * SMOOTH_PX + 1), axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * SMOOTH_PX + 1)
+        return np.asarray(np.median(windows, axis=1), np.float32)
 
 
 def _both_polarities(lightness: NDArray[np.uint8]) -> tuple[_Ridges, _Ridges]:

@@ -57,8 +57,8 @@ def test_a_click_on_no_line_gives_nothing(points: list[tuple[int, int]]) -> None
 
 
 def test_clicks_on_two_discs_give_nothing() -> None:
-    image = np.full((200, 320, 3), 150, np.uint8)
-    image = np.clip(image + np.random.default_rng(0).normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(0, 6, (200, 320, 3))
+    image: Image = np.clip(150 + noise, 0, 255).astype(np.uint8)
     for centre in ((80, 100), (240, 100)):
         cv2.circle(image, centre, 30, (60, 60, 60), cv2.FILLED)
     assert ridge_path(image, np.array([(80, 100), (240, 100)], np.float32)) is None
