@@ -4,21 +4,23 @@
 
 Needs what `make install` installs, and Chromium (`CHROMIUM=PATH` if it is not at /usr/bin/chromium). Starts Label
 Studio, queue, service and worker, and ends them; with a data folder that already has a Label Studio it starts sooner.
-Writes PNGs of up to 300 kB to docs/images.
+Writes PNGs of up to 300 kB to docs/images, and `live-gallery.webp`, an animated picture of up to 2 MB.
 """
 
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import requests
 from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from rich.console import Console
@@ -34,6 +36,9 @@ from backend.cli.process.supervisor import ProcessGroup
 
 IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 300_000
+ANIMATION_MAX_BYTES = 2_000_000
+ANIMATION_WIDTH_PX = 900
+CAPTION_PX = 44
 SLOW_MS = 120_000
 VIEWPORT = {"width": 1360, "height": 860}
 EDITOR = {"x": 240, "y": 48, "width": 1120, "height": 812}
@@ -75,6 +80,7 @@ def main() -> None:
         page = stack.enter_context(logged_in(label_studio))
         work_on_steel(page, label_studio, service_url)
         work_in_garage(page, label_studio, service_url)
+        watch_the_gallery(page, label_studio, service_url)
     for path in sorted(IMAGES.glob("*.png")):
         console.print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
         if path.stat().st_size > MAX_BYTES:
@@ -93,7 +99,7 @@ class logged_in:  # noqa: N801  # reads as what it gives
         self._browser = self._playwright.__enter__().chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-gpu"]
         )
-        page = self._browser.new_page(viewport=VIEWPORT)  # type: ignore[arg-type]
+        page = self._browser.new_context(viewport=VIEWPORT).new_page()  # type: ignore[arg-type]
         page.set_default_timeout(SLOW_MS)
         page.goto(f"{self._url}/user/login/")
         page.fill("input[name=email]", USERNAME)
@@ -180,6 +186,77 @@ def work_in_garage(page: Page, label_studio: LabelStudio, service_url: str) -> N
         # Without the brush's slider, which floats over the right edge.
         clip = {"x": shown["x"], "y": shown["y"], "width": shown["width"] - 40, "height": shown["height"]}
         shoot(page, picture, clip=clip, width=480)
+
+
+def watch_the_gallery(page: Page, label_studio: LabelStudio, service_url: str) -> None:
+    """Take the frames of the loop: mark and submit in the editor, and what the gallery shows meanwhile."""
+    steel: SampleProject = sample_projects()[2]
+    samples = {task.name: task for task in steel.tasks}
+    project = label_studio.create_project("Steel parts", steel.label_config)
+    tasks = label_studio.upload_images(project, {name: sample.image for name, sample in samples.items()})
+    label_studio.connect_backend(project, service_url)
+    frames: list[Frame] = []
+    gallery = page.context.new_page()
+    gallery.set_default_timeout(SLOW_MS)
+    gallery.goto(f"{service_url}/projects/{project}")
+    gallery.wait_for_load_state("networkidle")
+    frames.append(Frame(gallery.screenshot(), "A new project: nothing is predicted yet", 1800))
+
+    marked = samples[steel.marked]
+    page.bring_to_front()
+    open_task(page, f"{label_studio.url}/projects/{project}/data?task={tasks[marked.name]}")
+    page.locator("text=Auto-Annotation").first.click()
+    accept = ask_for_mask(page, marked)
+    settle(page)
+    frames.append(Frame(page.screenshot(clip=EDITOR), "In Label Studio: one click gives a mask", 2200))  # type: ignore[arg-type]
+    accept.click()
+    wait_until(lambda: kinds(page) == ["brushlabels"], "the mask is accepted")
+    settle(page)
+    frames.append(Frame(page.screenshot(clip=EDITOR), "Accept it, and submit", 1600))  # type: ignore[arg-type]
+    page.get_by_test_id("bottombar-submit-button").click()
+
+    gallery.bring_to_front()
+    with_masks = gallery.locator(".tile:has(.after .region)")
+    wait_until(lambda: with_masks.count() >= 2, "the first tiles change")
+    frames.append(Frame(gallery.screenshot(), "The gallery, beside it: tiles change without a click", 1600))
+    wait_until(lambda: gallery.locator(".tile[data-state=unknown]").count() == 0, "all tiles change")
+    gallery.wait_for_timeout(7000)  # what was said is hidden by then
+    frames.append(Frame(gallery.screenshot(), "Each has its mask, with a score", 2600))
+    decided = gallery.locator(".tile:has([data-act=accept])").first
+    decided.locator("[data-act=accept]").click()
+    gallery.locator(".badge.annotated").nth(1).wait_for()
+    gallery.wait_for_timeout(3000)
+    frames.append(Frame(gallery.screenshot(), "Right? Accept: an annotation, and a reference like any other", 2600))
+    gallery.close()
+    save_animation(frames, IMAGES / "live-gallery.webp")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of an animated picture: a PNG, the line below it, and how long it is shown, ms."""
+
+    png: bytes
+    caption: str
+    shown_ms: int
+
+
+def save_animation(frames: Sequence[Frame], path: Path) -> None:
+    """Save frames of one size, each with its caption below."""
+    width = ANIMATION_WIDTH_PX
+    height = round(width * VIEWPORT["height"] / VIEWPORT["width"])
+    drawn = []
+    for frame in frames:
+        picture = PillowImage.open(BytesIO(frame.png)).convert("RGB")
+        picture.thumbnail((width, height), PillowImage.Resampling.LANCZOS)
+        canvas = PillowImage.new("RGB", (width, height + CAPTION_PX), "#1b2a41")
+        canvas.paste(picture, ((width - picture.width) // 2, 0))
+        at = (width // 2, height + CAPTION_PX // 2)
+        ImageDraw.Draw(canvas).text(at, frame.caption, fill="white", font=ImageFont.load_default(20), anchor="mm")
+        drawn.append(canvas)
+    shown_ms = [frame.shown_ms for frame in frames]
+    drawn[0].save(path, save_all=True, append_images=drawn[1:], duration=shown_ms, loop=0, quality=80, method=6)
+    if path.stat().st_size > ANIMATION_MAX_BYTES:
+        sys.exit(f"{path} is larger than {ANIMATION_MAX_BYTES} bytes")
 
 
 def show_columns(label_studio: LabelStudio, project: int) -> None:

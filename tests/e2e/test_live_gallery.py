@@ -83,6 +83,7 @@ def test_submit_in_the_editor_changes_the_tiles_of_two_browsers(
     for page in pages:
         expect(regions(page, project, FIRST)).not_to_have_count(0, timeout=SLOW_MS)
         expect(badge(page, project, MARKED, "reference")).to_be_visible(timeout=SLOW_MS)
+        expect(page.locator("#no-references")).to_be_hidden()
 
     # What somebody decides in one browser is seen in the other.
     wait_until(lambda: len(project.predictions(FIRST)) == 1, "the prediction is in Label Studio", 120)

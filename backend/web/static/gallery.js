@@ -88,6 +88,8 @@ export async function drawTiles(ids, since = started) {
     if (hadFocus) (fresh.querySelector(`[data-act="${act}"]`) || fresh).focus({ preventScroll: true });
     drawn.set(id, html);
   }
+  const first = document.querySelector("#no-references");
+  if (first && grid.querySelector(".badge.reference")) first.hidden = true;
   if (changes.length) say(`${changes.length} ${changes.length === 1 ? "tile" : "tiles"} changed, by up to ${Math.round(100 * Math.max(...changes))} %`);
   showLeast();
 }
