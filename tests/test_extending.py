@@ -14,13 +14,16 @@ import pytest
 
 from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
+from backend.core.text_scores import LabelPhrases, scale_of_images
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
+from backend.engine.phrase_source import PhraseSource
 from backend.engine.softmatcher import Softmatcher
 from backend.exports.formats import FORMATS
 from backend.exports.options import CHOICES
-from backend.models.loading import OWN_ENCODERS
+from backend.models.loading import OWN_ENCODERS, ModelSource
 from backend.models.profiles import PROFILES
+from backend.models.text.loading import TEXT_ENCODERS, load_text_encoder
 from testing.fakes import Backend
 from tests.engine.test_softmatcher import describe, scene
 from tests.exports.scene import MASKS, export, fill
@@ -29,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 MOST_FILES = 4
 SECTIONS = dict(re.findall(r"^## (An? [^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
-TABLES: tuple[Any, ...] = (MATCHERS, OWN_ENCODERS, PROFILES, FORMATS, CHOICES)
+TABLES: tuple[Any, ...] = (MATCHERS, OWN_ENCODERS, TEXT_ENCODERS, PROFILES, FORMATS, CHOICES)
 
 
 def blocks(section: str) -> list[tuple[str, str]]:
@@ -77,6 +80,7 @@ def engine(modules: Modules) -> Softmatcher:
 def test_the_page_has_an_example_for_each_seam() -> None:
     assert list(SECTIONS) == [
         "An encoder",
+        "A text encoder",
         "A matcher",
         "A score source",
         "A refiner",
@@ -99,6 +103,27 @@ def test_the_encoder_makes_a_profile(engine: Softmatcher) -> None:
     (found,) = engine.segment(engine.encode(target), {"Cat": [describe(engine, image, masks["red"])]})
     assert iou(found.mask, truth["red"]) > 0.9
     assert engine.signature.startswith("mean-colour:8+")
+
+
+def test_the_text_encoder_finds_what_a_phrase_names(modules: Modules) -> None:
+    modules.run("An encoder")
+    modules.run("A text encoder")
+    engine = load_softmatcher("spoken_colours")
+    words = load_text_encoder("spoken_colours", ModelSource())
+    assert engine.text_space == words.text_space
+    image, masks = scene(red=(70, 80, 40), blue=(150, 60, 25))
+    other = scene(blue=(80, 60, 40))[0]
+    red, blue = words.encode(["A RED thing", "blue"])
+    phrases = LabelPhrases(red, blue[None])
+    encoded = [engine.encode(one, with_text=True) for one in (image, other)]
+    texts = [np.array(one.text_features, np.float32).reshape(-1, 3) for one in encoded]
+    scale = scale_of_images([phrases.scores(one) for one in texts])
+    assert scale is not None
+    sources = {"Red": [PhraseSource(phrases, scale)]}
+    (found,) = engine.segment(encoded[0], {}, sources=sources)
+    assert iou(found.mask, masks["red"]) > 0.9
+    assert engine.segment(encoded[1], {}, sources=sources) == []
+    assert words.encode([]).shape == (0, 3)
 
 
 def test_the_matcher_finds_objects(engine: Softmatcher, modules: Modules) -> None:

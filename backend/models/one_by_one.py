@@ -7,7 +7,7 @@ import numpy as np
 from backend.core.arrays import CPU, Array, Device, to_numpy
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Arrays, Image
-from backend.models.encoders.protocol import BatchEncoder, Encoder
+from backend.models.encoders.protocol import BatchEncoder, Encoder, TextAligned
 from backend.models.images import require_rgb
 from backend.models.segmenters import (
     BatchSegmenter,
@@ -22,7 +22,9 @@ from backend.models.segmenters import (
 
 def batch_encoder(encoder: Encoder) -> BatchEncoder:
     """Return an encoder that takes batches as it is, any other one adapted."""
-    return encoder if isinstance(encoder, BatchEncoder) else OneByOneEncoder(encoder)
+    if isinstance(encoder, BatchEncoder):
+        return encoder
+    return OneByOneTextAligned(encoder, encoder) if isinstance(encoder, TextAligned) else OneByOneEncoder(encoder)
 
 
 def batch_segmenter(segmenter: Segmenter) -> BatchSegmenter:
@@ -86,6 +88,30 @@ class OneByOneEncoder:
         """Return what encodes the images, one after the other, when it is called."""
         dtype = np.float16 if is_half else np.float32
         return lambda: [to_numpy(self._encoder.encode(pixels)).astype(dtype, copy=False) for pixels in prepared]
+
+
+class OneByOneTextAligned(OneByOneEncoder):
+    """Adapts an encoder whose patches also have features in the space of a text encoder.
+
+    Args:
+        encoder: the encoder, which runs on the CPU.
+        text: the same: its `encode_both_async` takes images (H, W, 3) uint8.
+    """
+
+    def __init__(self, encoder: Encoder, text: TextAligned) -> None:
+        super().__init__(encoder)
+        self._text = text
+
+    @property
+    def text_space(self) -> str | None:
+        """Return the encoder's own space."""
+        return self._text.text_space
+
+    def encode_both_async(
+        self, prepared: Sequence[Array], *, is_half: bool = False
+    ) -> Callable[[], list[tuple[Array, Array]]]:
+        """Encode as the encoder itself does."""
+        return self._text.encode_both_async(prepared, is_half=is_half)
 
 
 class OneByOne:

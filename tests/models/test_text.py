@@ -3,7 +3,6 @@
 import importlib
 import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
 from backend.models.encoders.timm_encoder import TimmEncoder, VitOptions
@@ -26,6 +24,7 @@ from backend.models.text.tipsv2 import TOKENIZER, Tipsv2TextEncoder
 from backend.models.text.tokenizer import load_tokenizer
 from backend.models.weights.catalogue import known_weights, weights_of
 from backend.models.weights.store import WeightsStore
+from testing.tips_layout import dense_features, official_layout
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[text]'")
 sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed: pip install '.[text]'")
@@ -55,38 +54,6 @@ def tiny_model() -> Any:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
-
-
-def official_layout(model: Any) -> dict[str, Tensor]:
-    """The model's tensors by the publisher's names."""
-    names = (
-        (r"^text_model\.embeddings\.token_embedding", "text_encoder.token_embedding"),
-        (r"^text_model\.final_layer_norm", "text_encoder.ln_final"),
-        (r"^text_model\.encoder\.layers", "text_encoder.transformer.resblocks"),
-        (r"layer_norm(\d)", r"ln_\1"),
-        (r"self_attn", "attn"),
-        (r"^(text.*)mlp\.fc1", r"\1mlp.c_fc"),
-        (r"^(text.*)mlp\.fc2", r"\1mlp.c_proj"),
-        (r"^vision_model\.embeddings\.patch_embeddings\.projection", "vision_encoder.patch_embed.proj"),
-        (r"^vision_model\.embeddings\.position_embeddings", "vision_encoder.pos_embed"),
-        (r"^vision_model\.embeddings\.", "vision_encoder."),
-        (r"^vision_model\.layernorm", "vision_encoder.norm"),
-        (r"^vision_model\.encoder\.layer", "vision_encoder.blocks"),
-        (r"attention\.o_proj", "attn.proj"),
-        (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
-    )
-    found: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        found[name] = tensor
-    for name in [one for one in found if re.search(r"\.q_proj\.", one)]:
-        joined = torch.cat([found.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"])
-        kind = name.rpartition(".")[2]
-        is_text = name.startswith("text")
-        stem = re.sub(r"\.(attn|attention)\.q_proj\..*", "", name)
-        found[f"{stem}.attn.in_proj_{kind}" if is_text else f"{stem}.attn.qkv.{kind}"] = joined
-    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +102,23 @@ def test_image_and_text_features_are_those_of_transformers(model: Any, files: di
     with torch.inference_mode():
         whole = vision(pixel_values=inputs)
         patches = whole.last_hidden_state[0, 2:]
-        tokens = vision.embeddings(inputs)
-        for layer in vision.encoder.layer[:-1]:
-            tokens = layer(tokens)
-        last = vision.encoder.layer[-1]
-        values = last.attention.o_proj(last.attention.v_proj(last.norm1(tokens)))
-        tokens = tokens + last.layer_scale1(values)
-        tokens = tokens + last.layer_scale2(last.mlp(last.norm2(tokens)))
-        dense = vision.layernorm(tokens)[0, 2:]
+        dense = dense_features(vision, inputs)
     side = SIDE_PX // 14
     torch.testing.assert_close(features.reshape(side * side, -1), F.normalize(patches, dim=-1), atol=1e-4, rtol=0)
     torch.testing.assert_close(text.reshape(side * side, -1), F.normalize(dense, dim=-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_text_features_pass_every_block_once(is_plain: bool) -> None:
+    encoder = TimmEncoder(
+        TIPS_MODEL, None, VitOptions(side_px=SIDE_PX), network_options=NETWORK, text=TextSpace("tips", is_plain, 7)
+    )
+    network: Any = encoder.runner.network
+    passed: list[int] = []
+    for number, block in enumerate(network.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: passed.append(number))
+    encoder.encode_both_async([encoder.prepare(image())])()
+    assert passed == [0, 1, 2]
 
 
 def test_an_encoder_without_a_space_has_no_text_features() -> None:
