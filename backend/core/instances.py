@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from backend.core.types import BoxedMask, Mask
 
@@ -30,6 +29,9 @@ def cut_instances(natural: Mask, parted: Mask) -> list[BoxedMask]:
     # The pixel of `owner` that is nearest to each row and column, as `masks.nearest_to_size` has it.
     rows, columns = ((np.arange(size_hw[axis]) * owner.shape[axis]) // size_hw[axis] for axis in (0, 1))
     objects = []
+    # Imported here: SciPy takes half a second, which most commands need not wait.
+    from scipy.ndimage import find_objects
+
     for number, (of_rows, of_columns) in enumerate(find_objects(owner + 1)):
         top, bottom = np.searchsorted(rows, (of_rows.start, of_rows.stop)).tolist()
         left, right = np.searchsorted(columns, (of_columns.start, of_columns.stop)).tolist()
