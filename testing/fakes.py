@@ -84,19 +84,19 @@ class ColourSoftmatcher:
 
     signature = "colours-1"
     preferred_batch_size = 1
+    decode_side_px = 0
     device = CPU
     text_space: str | None = None
 
     def __init__(self, on_stage: Callable[[str, float], None] | None = None) -> None:
         self.encoded_images = 0
 
-    def encode(self, image: Image) -> EncodedImage:
+    def encode(self, image: Image, *, size_hw: tuple[int, int] | None = None, with_text: bool = False) -> EncodedImage:
         self.encoded_images += 1
-        return EncodedImage(
-            (image.shape[0], image.shape[1]), np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature
-        )
+        natural_hw = size_hw or (image.shape[0], image.shape[1])
+        return EncodedImage(natural_hw, np.zeros((1, 1, 3), np.float16), {"image": image}, self.signature)
 
-    def prepare(self, image: Image) -> PreparedImage:
+    def prepare(self, image: Image, size_hw: tuple[int, int] | None = None) -> PreparedImage:
         pixels = np.array(image)
         return PreparedImage(
             (image.shape[0], image.shape[1]), pixels, SegmenterInput(pixels, (image.shape[0], image.shape[1]))

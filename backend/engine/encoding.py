@@ -34,22 +34,22 @@ class ImageEncoding:
         """Return the text encoder whose space the encoder shares, None if it shares none."""
         return None if self._text is None else self._text.text_space
 
-    def encode(self, image: Image, *, with_text: bool = False) -> EncodedImage:
+    def encode(self, image: Image, *, size_hw: tuple[int, int] | None = None, with_text: bool = False) -> EncodedImage:
         """Encode one image at once, see `Softmatcher.encode`."""
         if with_text and self._text is not None:
-            return self._encode_both(self._text, [self.prepare(image)])[0]
+            return self._encode_both(self._text, [self.prepare(image, size_hw)])[0]
         with self._stage("encode"):
             features = self._encoder.encode(image)
         with self._stage("embed"):
             embedding = self._segmenter.embed(image)
-        size_hw = (image.shape[0], image.shape[1])
-        return EncodedImage(size_hw, to_numpy(features).astype(np.float16), embedding, self._signature)
+        natural_hw = size_hw or (image.shape[0], image.shape[1])
+        return EncodedImage(natural_hw, to_numpy(features).astype(np.float16), embedding, self._signature)
 
-    def prepare(self, image: Image) -> PreparedImage:
+    def prepare(self, image: Image, size_hw: tuple[int, int] | None = None) -> PreparedImage:
         """Prepare an image for `encode_prepared`, see `Softmatcher.prepare`."""
         with self._stage("prepare"):
-            size_hw = (image.shape[0], image.shape[1])
-            return PreparedImage(size_hw, self._encoder.prepare(image), self._segmenter.prepare(image))
+            natural_hw = size_hw or (image.shape[0], image.shape[1])
+            return PreparedImage(natural_hw, self._encoder.prepare(image), self._segmenter.prepare(image))
 
     def encode_prepared(self, prepared: Sequence[PreparedImage], *, with_text: bool = False) -> list[EncodedImage]:
         """Encode what `prepare` made, with text features if they are wanted and the encoder has any."""

@@ -29,6 +29,8 @@ def load_softmatcher(
         ModelUnavailableError: its weights are missing or wrong; says which command helps.
     """
     encoder, segmenter = load_profile(profile, source)
+    row = find_profile(profile)
     return Softmatcher(
-        encoder, segmenter, read_calibration(find_profile(profile).calibration, calibration), on_stage=on_stage
-    )
+        encoder, segmenter, read_calibration(row.calibration, calibration), on_stage=on_stage,
+        decode_side_px=row.decode_side_px,
+    )  # fmt: skip

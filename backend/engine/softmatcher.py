@@ -67,12 +67,14 @@ class Softmatcher:
         calibration: Calibration,
         options: MatchOptions = MatchOptions(),  # noqa: B008 (frozen)
         on_stage: OnStage | None = None,
+        decode_side_px: int = 0,
     ) -> None:
         batches, masks = batch_encoder(encoder), batch_segmenter(segmenter)
         stage = StageTimer(on_stage)
         self._options = options
         self._batch_size = batches.batch_size
         self.calibration = calibration
+        self.decode_side_px = decode_side_px
         self.device = batches.device
         """Where encoder and matching run."""
         self.signature = f"{encoder.signature}+{segmenter.signature}"
@@ -87,17 +89,18 @@ class Softmatcher:
         """Return the text encoder whose space the encoder's text features are in; None if it has none."""
         return self._encoding.text_space
 
-    def encode(self, image: Image, *, with_text: bool = False) -> EncodedImage:
+    def encode(self, image: Image, *, size_hw: tuple[int, int] | None = None, with_text: bool = False) -> EncodedImage:
         """Return all that later steps need of an image, (H, W, 3) uint8 RGB.
 
         Args:
-            image: the image.
+            image: the image, of at least `decode_side_px` ** 2 pixels if it is reduced.
+            size_hw: its natural size, if it is reduced.
             with_text: with text features, for labels with phrases; without a `text_space` there are none.
 
         Raises:
             BadInputError: not such an image.
         """
-        return self._encoding.encode(image, with_text=with_text)
+        return self._encoding.encode(image, size_hw=size_hw, with_text=with_text)
 
     def encode_many(self, images: Sequence[Image]) -> list[EncodedImage]:
         """Encode several images, which share forward passes if that is quicker (`preferred_batch_size`).
@@ -107,13 +110,17 @@ class Softmatcher:
         """
         return self.encode_prepared([self.prepare(image) for image in images])
 
-    def prepare(self, image: Image) -> PreparedImage:
+    def prepare(self, image: Image, size_hw: tuple[int, int] | None = None) -> PreparedImage:
         """Return what `encode_prepared` needs of an image. Needs no device: for threads that run ahead of it.
+
+        Args:
+            image: the image, see `encode`.
+            size_hw: its natural size, if it is reduced.
 
         Raises:
             BadInputError: not (H, W, 3) uint8.
         """
-        return self._encoding.prepare(image)
+        return self._encoding.prepare(image, size_hw)
 
     def encode_prepared(self, prepared: Sequence[PreparedImage], *, with_text: bool = False) -> list[EncodedImage]:
         """Encode what `prepare` made; `with_text` as in `encode`."""

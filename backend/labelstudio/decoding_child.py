@@ -27,12 +27,12 @@ sys.path += [folder for folder in sys.argv[1:] if __name__ == "__main__" and fol
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from PIL import AvifImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, JpegImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow opens dozens more, some by starting other programs; labelers' browsers show none of them."""
-REQUEST = struct.Struct("!QdB")
-"""Bytes of the file, most pixels, what is wanted of it; the file follows."""
+REQUEST = struct.Struct("!QdBI")
+"""Bytes of the file, most pixels, what is wanted of it, least side (see `answer`); the file follows."""
 WANTS_PIXELS, WANTS_METADATA, WANTS_ALPHA = range(3)
 """Kinds of requests: pixels; these and the orientation that Pillow finds anywhere; alpha in place of the colours."""
 READY = b"!"
@@ -51,6 +51,8 @@ MOST_SCANS = 100
 MOST_TILE_PIXELS = 1 << 24
 """Pixels of a tile, if the TIFF itself has fewer; a decoder takes the memory of a whole tile at once."""
 
+_LEAST_REDUCED_PX = 64
+"""A reduced JPEG keeps at least so many pixels in each direction: of a narrow one each row counts."""
 _ORIENTATION_TAG = 0x0112
 _STRIP_BYTES = 1 << 20
 """Bytes of pixels sent at a time: stays in a processor's cache, and larger ones cost a page fault for each 4 kB."""
@@ -68,14 +70,14 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(READY)
     with connection.makefile("rb") as requests:
         while len(head := requests.read(REQUEST.size)) == REQUEST.size:
-            size, max_pixels, wanted = REQUEST.unpack(head)
+            size, max_pixels, wanted, least_side_px = REQUEST.unpack(head)
             data = requests.read(size)
             if len(data) < size:
                 return
             # The system ends this process then, whatever a decoder does: its parent may be gone, or too busy.
             signal.setitimer(signal.ITIMER_REAL, SECONDS + 1)
             try:
-                for kind, part in answer(data, max_pixels, wanted, own_bytes):
+                for kind, part in answer(data, max_pixels, wanted, own_bytes, least_side_px):
                     connection.sendall(ANSWER.pack(kind, len(part)))
                     connection.sendall(part)
             except OSError:
@@ -86,7 +88,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def answer(
-    data: bytes, max_pixels: float, wanted: int, own_bytes: int | None
+    data: bytes, max_pixels: float, wanted: int, own_bytes: int | None, least_side_px: int = 0
 ) -> Iterator[tuple[bytes, bytes | memoryview]]:
     """Yield the parts of the answer about a file.
 
@@ -95,9 +97,11 @@ def answer(
         max_pixels: nothing larger is decoded.
         wanted: one of `WANTS_PIXELS`, `WANTS_METADATA`, `WANTS_ALPHA`.
         own_bytes: memory of this process before, to which that of the file is added; None: it is not bounded.
+        least_side_px: a JPEG may be decoded at a half, a quarter or an eighth of its size if the square of this many
+            pixels is left; 0: never.
     """
     try:
-        yield from _decoded(data, max_pixels, wanted, own_bytes)
+        yield from _decoded(data, max_pixels, wanted, own_bytes, least_side_px)
     except RefusedError as rejection:
         yield REJECTION, str(rejection).encode()
     except UnidentifiedImageError:
@@ -121,7 +125,7 @@ def answer(
 
 
 def _decoded(
-    data: bytes, max_pixels: float, wanted: int, own_bytes: int | None
+    data: bytes, max_pixels: float, wanted: int, own_bytes: int | None, least_side_px: int
 ) -> Iterator[tuple[bytes, bytes | memoryview]]:
     _check_scans(data)
     width, height = _webp_size(data)
@@ -135,13 +139,17 @@ def _decoded(
         check_tiles(image)
         _bound_memory(own_bytes, len(data), width * height)
         kind = str(image.format)
+        whole = image.size
+        _reduce(image, least_side_px)
         image.load()  # first: Pillow turns TIFFs itself while it loads them, and then drops their orientation
         if image.mode == "F":
             raise RefusedError(
                 "image must be of 8 or 16 bits, got floats, whose range is unknown: convert it to 8 bits"
             )
+        whole = image.size if kind == "TIFF" else whole  # turned by Pillow while it was loaded
         width, height = image.size
         description = {"width": width, "height": height, "kind": kind, "orientation": _orientation(image)}
+        description |= {"whole_width": whole[0], "whole_height": whole[1]}
         if wanted == WANTS_METADATA:
             description["has_orientation"] = _has_orientation(data)
         yield DESCRIPTION, json.dumps(description).encode()
@@ -151,6 +159,18 @@ def _decoded(
             strip = image.crop((0, top, width, min(top + rows, height)))
             shown = _strip_to_alpha(strip) if wanted == WANTS_ALPHA else _strip_to_rgb(strip)
             yield PIXELS, np.ascontiguousarray(shown).data.cast("B")
+
+
+def _reduce(image: PIL.Image.Image, least_side_px: int) -> None:
+    """Have a JPEG decoded at a part of its size: its decoder then skips the high frequencies, and most of the time."""
+    if not least_side_px or not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return
+    width, height = image.size
+    for part in (8, 4, 2):
+        reduced = width // part, height // part
+        if reduced[0] * reduced[1] >= least_side_px**2 and min(reduced) >= _LEAST_REDUCED_PX:
+            image.draft(None, reduced)
+            return
 
 
 def _check_size(width: int, height: int, max_pixels: float) -> None:

@@ -38,6 +38,8 @@ _TURNS: dict[object, Callable[[Image], Image]] = {
     8: lambda rgb: rgb.transpose(1, 0, 2)[::-1],
 }
 """From how the picture is stored to how it is shown, by EXIF orientation."""
+_LYING = (5, 6, 7, 8)
+"""Orientations of a picture that is stored on its side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +47,22 @@ class DecodedFile:
     """An image file and what it says of itself.
 
     Attributes:
-        pixels: (H, W, 3) uint8 RGB, upright.
+        pixels: (h, w, 3) uint8 RGB, upright; smaller than the image if it was asked for so.
+        size_hw: natural size of the image, upright.
         kind: the format as Pillow names it ("JPEG").
         has_orientation: whether Pillow finds an orientation other than 1 in it, followed or not; True too if its
             metadata cannot be read.
     """
 
     pixels: Image
+    size_hw: tuple[int, int]
     kind: str
     has_orientation: bool
+
+    @property
+    def is_reduced(self) -> bool:
+        """Return whether the pixels are those of a part of its size."""
+        return self.pixels.shape[:2] != self.size_hw
 
 
 class ChildEndedError(Exception):
@@ -123,7 +132,7 @@ class DecodingChild:
         """Return whether it runs and may take another file."""
         return self._files < _FILES_A_CHILD and self.exit_code is None
 
-    def decode(self, data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
+    def decode(self, data: bytes, max_pixels: float, wanted: int, least_side_px: int = 0) -> DecodedFile:
         """Return what is in a file.
 
         Raises:
@@ -133,7 +142,7 @@ class DecodingChild:
         """
         self._files += 1
         self._deadline = time.monotonic() + self._seconds
-        self._send(REQUEST.pack(len(data), max_pixels, wanted))
+        self._send(REQUEST.pack(len(data), max_pixels, wanted, least_side_px))
         self._send(data)
         received = json.loads(self._part(DESCRIPTION))
         rgb = np.empty((int(received["height"]), int(received["width"]), 3), np.uint8)
@@ -142,7 +151,9 @@ class DecodingChild:
             rows = rows[self._receive_part(PIXELS, rows) :]
         turn = _TURNS.get(received["orientation"])
         upright = rgb if turn is None else np.ascontiguousarray(turn(rgb))
-        return DecodedFile(upright, str(received["kind"]), bool(received.get("has_orientation", True)))
+        whole_hw = int(received["whole_height"]), int(received["whole_width"])
+        size_hw = whole_hw[::-1] if received["orientation"] in _LYING else whole_hw
+        return DecodedFile(upright, size_hw, str(received["kind"]), bool(received.get("has_orientation", True)))
 
     def end(self) -> None:
         """End it at once."""
@@ -254,7 +265,7 @@ class DecodingPool:
         """Return whether `stop_later` was called and not taken back."""
         return self._ending is not None
 
-    def decode(self, data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
+    def decode(self, data: bytes, max_pixels: float, wanted: int, least_side_px: int = 0) -> DecodedFile:
         """Decode a file in a child that is free, or as soon as one is.
 
         Raises:
@@ -265,7 +276,7 @@ class DecodingPool:
             child = self._take()
             is_done = False
             try:
-                decoded = child.decode(data, max_pixels, wanted)
+                decoded = child.decode(data, max_pixels, wanted, least_side_px)
                 is_done = True
             except BadInputError:
                 is_done = True

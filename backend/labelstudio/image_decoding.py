@@ -49,6 +49,23 @@ def decode_file(data: bytes, max_pixels: float = 120e6) -> DecodedFile:
     return _decode(data, max_pixels, WANTS_METADATA)
 
 
+def decode_reduced(data: bytes, max_pixels: float = 120e6, *, least_side_px: int) -> DecodedFile:
+    """Return the pixels of an image file for a model that shrinks them anyway.
+
+    A JPEG that is large enough is decoded at a half, a quarter or an eighth of its size, at a part of the time: the
+    high frequencies that shrinking would average out are not decoded. All else comes as `decode_image` returns it.
+
+    Args:
+        data: the file.
+        max_pixels: as `decode_image`.
+        least_side_px: the square of this many pixels is left at least; 0: nothing is reduced.
+
+    Raises:
+        BadInputError, DecodingUnavailableError: as `decode_image`.
+    """
+    return _decode(data, max_pixels, WANTS_PIXELS, least_side_px)
+
+
 def decode_alpha(data: bytes, max_pixels: float = 120e6) -> NDArray[np.uint8]:
     """Return the alpha of an image file, (H, W) uint8; 255 where it has no transparency.
 
@@ -71,12 +88,12 @@ def allow_decoding() -> None:
     pool.allow()
 
 
-def _decode(data: bytes, max_pixels: float, wanted: int) -> DecodedFile:
+def _decode(data: bytes, max_pixels: float, wanted: int, least_side_px: int = 0) -> DecodedFile:
     if not data:
         raise BadInputError("image must have content, got an empty file: upload it again")
     for _ in range(_TRIES):
         try:
-            decoded = pool.decode(data, max_pixels, wanted)
+            decoded = pool.decode(data, max_pixels, wanted, least_side_px)
         except ChildEndedError as error:
             ended = error
         else:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from backend.errors import ConfigurationError
 from backend.models.sam.options import SelectionOptions
 
+SAM_INPUT_PX = 1024
+"""Longer side of what every SAM reads, px."""
+_DECODE_MARGIN = 1.7
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -50,6 +54,15 @@ class Profile:
         if not self.is_downloaded:
             return ()
         return tuple(dict.fromkeys([self.encoder, self.segmenter, *self.text_weights]))
+
+    @property
+    def decode_side_px(self) -> int:
+        """Return the side of the square whose pixels a decoded image has at least: more is shrunk away by the models.
+
+        1.7 times what the larger of both networks reads: what a reduced JPEG lacks is averaged out by the models' own
+        shrinking.
+        """
+        return round(_DECODE_MARGIN * max(self.side_px, SAM_INPUT_PX if self.runs_sam else 0))
 
     @property
     def runs_sam(self) -> bool:

@@ -14,7 +14,8 @@ from backend.core.types import EncodedImage, Image
 from backend.engine.plans import PreparedImage
 from backend.engine.softmatcher import Softmatcher
 from backend.feature_cache import FeatureCache
-from backend.labelstudio.image_decoding import decode_image
+from backend.labelstudio.decoding_pool import DecodedFile
+from backend.labelstudio.image_decoding import decode_image, decode_reduced
 from backend.labelstudio.images import Validators
 from backend.labelstudio.label_config import ImageTag
 from backend.metrics import Metrics
@@ -77,7 +78,7 @@ class TaskImage:
     Attributes:
         version: which content it is.
         encoded: what the models keep of it.
-        pixels: (H, W, 3) uint8, or None if the features came from the cache and the file was not decoded.
+        pixels: (H, W, 3) uint8 at natural size, or None if they were not asked for.
     """
 
     version: ImageVersion
@@ -182,26 +183,26 @@ class TaskImages:
             file = self._file(task, tag, fetcher, cache, needs_content=True)
         content, sha256 = file.content, file.version.sha256
         assert content is not None
-        pixels: list[Image] = []
-
-        def decode() -> Image:
-            if not pixels:
-                with self._metrics.stage("read"):
-                    pixels.append(decode_image(content, self._max_pixels))
-            return pixels[0]
+        decoded: list[DecodedFile] = []
 
         def encode() -> EncodedImage:
-            image = decode()
+            # Reduced whether the pixels are wanted or not: the features of a file are always the same.
+            with self._metrics.stage("read"):
+                image = self._reduced(content, softmatcher)
+            decoded.append(image)
             # An interactive call may come to wait for this very encoding: then it is as urgent as that.
             scheduler = self._models.scheduler
             with scheduler.slot(is_interactive=is_interactive, is_urgent=lambda: self._awaited[sha256] > 0):
                 return _encode(softmatcher, image, with_text=with_text)
 
-        if with_pixels:
-            decode()
         with self._awaiting(sha256, is_interactive=is_interactive):
             encoded = cache.get_or_encode(sha256, encode)
-        return TaskImage(file.version, encoded, pixels[0] if pixels else None)
+        if not with_pixels:
+            return TaskImage(file.version, encoded, None)
+        if decoded and not decoded[0].is_reduced:
+            return TaskImage(file.version, encoded, decoded[0].pixels)
+        with self._metrics.stage("read"):
+            return TaskImage(file.version, encoded, decode_image(content, self._max_pixels))
 
     def look_ahead(
         self, task: Mapping[str, Any], tag: ImageTag, fetcher: ImageFiles, *, with_text: bool = False
@@ -222,7 +223,7 @@ class TaskImages:
         sha256 = file.version.sha256
         if file.content is None or cache.get(sha256) is not None:
             return "known"
-        image = decode_image(file.content, self._max_pixels)
+        image = self._reduced(file.content, softmatcher)
         # The slot comes before the entry is marked as being made: nobody ever waits for a prefetch that waits itself.
         with self._models.scheduler.slot(is_prefetch=True):
             is_new = cache.encode_if_absent(sha256, lambda: _encode(softmatcher, image, with_text=with_text))
@@ -258,8 +259,8 @@ class TaskImages:
             file = self._file(task, tag, fetcher, cache, needs_content=True)
         assert file.content is not None
         with self._metrics.stage("read"):
-            image = decode_image(file.content, self._max_pixels)
-        return ReadImage(file.version, cache, prepared=softmatcher.prepare(image))
+            image = self._reduced(file.content, softmatcher)
+        return ReadImage(file.version, cache, prepared=softmatcher.prepare(image.pixels, image.size_hw))
 
     def encode_read(self, images: "Sequence[ReadImage]", *, with_text: bool = False) -> None:
         """Encode what is not encoded yet, together, as `read` was asked. The caller holds a slot of the models."""
@@ -318,6 +319,9 @@ class TaskImages:
         cache = self._get(60.0, with_text=with_text)[1]
         return self._file(task, tag, fetcher, cache, trusts_known=trusts_known)
 
+    def _reduced(self, content: bytes, softmatcher: Softmatcher) -> DecodedFile:
+        return decode_reduced(content, self._max_pixels, least_side_px=softmatcher.decode_side_px)
+
     def _get(self, wait_s: float, *, with_text: bool) -> tuple[Softmatcher, FeatureCache]:
         return self._models.get_with_text(wait_s) if with_text else self._models.get(wait_s)
 
@@ -375,8 +379,8 @@ class TaskImages:
         return ImageFile(version, fetched.content)
 
 
-def _encode(softmatcher: Softmatcher, image: Image, *, with_text: bool) -> EncodedImage:
-    return softmatcher.encode(image, with_text=True) if with_text else softmatcher.encode(image)
+def _encode(softmatcher: Softmatcher, image: DecodedFile, *, with_text: bool) -> EncodedImage:
+    return softmatcher.encode(image.pixels, size_hw=image.size_hw, with_text=with_text)
 
 
 def _address(task: Mapping[str, Any], tag: ImageTag) -> str:

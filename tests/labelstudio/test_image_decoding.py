@@ -12,7 +12,7 @@ from PIL.Image import Transpose
 from PIL.PngImagePlugin import PngInfo
 
 from backend.errors import BadInputError
-from backend.labelstudio.image_decoding import decode_image
+from backend.labelstudio.image_decoding import decode_image, decode_reduced
 
 UNDO = {
     1: None,
@@ -65,6 +65,51 @@ def test_every_exif_orientation_is_shown_upright(kind: str, orientation: int) ->
     assert decoded.shape == (24, 32, 3)
     assert np.abs(decoded[4:8, 4:12].astype(int) - (200, 0, 0)).max() < 30
     assert np.abs(decoded[16:20, 20:28].astype(int) - (200, 200, 0)).max() < 30
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_upright_too_and_names_its_natural_size(orientation: int) -> None:
+    large, turn = upright().resize((805, 605), PIL.Image.Resampling.NEAREST), UNDO[orientation]
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(large if turn is None else large.transpose(turn), "JPEG", exif=exif)
+    decoded = decode_reduced(data, least_side_px=160)
+
+    assert decoded.size_hw == (605, 805)
+    assert decoded.is_reduced
+    assert decoded.pixels.shape == (152, 202, 3)  # a quarter: an eighth would be less than 160 x 160 pixels
+    assert np.abs(decoded.pixels[40, 40].astype(int) - (200, 0, 0)).max() < 30
+    assert np.abs(decoded.pixels[120, 160].astype(int) - (200, 200, 0)).max() < 30
+    assert decode_image(data).shape == (605, 805, 3)
+
+
+@pytest.mark.parametrize("part", [2, 4, 8])
+def test_a_reduced_jpeg_is_the_shrunk_image(part: int) -> None:
+    y, x = np.mgrid[:960, :1280] / 80.0
+    pixels = np.stack([127 + 120 * np.sin(x + y), 127 + 120 * np.sin(x - y), 127 + 120 * np.cos(y)], axis=2)
+    data = saved(PIL.Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=95)
+    reduced = decode_reduced(data, least_side_px=1108 // part)  # sqrt(960 * 1280) = 1108.5
+    shrunk = np.asarray(PIL.Image.fromarray(decode_image(data)).reduce(part))
+
+    assert reduced.pixels.shape == (960 // part, 1280 // part, 3)
+    assert np.abs(reduced.pixels.astype(int) - shrunk).mean() < 2
+
+
+@pytest.mark.parametrize(("kind", "size", "least_side_px"), [
+    ("PNG", (640, 480), 64), ("JPEG", (640, 480), 0), ("JPEG", (640, 480), 500), ("JPEG", (4000, 90), 64),
+])  # fmt: skip
+def test_what_is_not_reduced_comes_whole(kind: str, size: tuple[int, int], least_side_px: int) -> None:
+    data = saved(upright().resize(size), kind)
+    decoded = decode_reduced(data, least_side_px=least_side_px)
+
+    assert not decoded.is_reduced
+    assert np.array_equal(decoded.pixels, decode_image(data))
+
+
+def test_a_reduced_jpeg_is_refused_by_its_natural_size() -> None:
+    data = saved(upright().resize((800, 600)), "JPEG")
+    with pytest.raises(BadInputError, match="megapixels"):
+        decode_reduced(data, 400_000, least_side_px=64)
 
 
 def xmp(orientation: int) -> bytes:

@@ -23,7 +23,7 @@ class SlowSoftmatcher(ColourSoftmatcher):
         self.step_s = 0.0
         self.finished = 0
 
-    def encode(self, image: Image) -> EncodedImage:
+    def encode(self, image: Image, *, size_hw: tuple[int, int] | None = None, with_text: bool = False) -> EncodedImage:
         for _ in range(20):
             cancellation.check()
             time.sleep(self.step_s)
