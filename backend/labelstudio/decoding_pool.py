@@ -95,6 +95,9 @@ class DecodingChild:
                     [python, "-I", decoding_child.__file__, *sorted(packages)],
                     stdin=other.fileno(),
                     stdout=subprocess.DEVNULL,
+                    # A terminal's Ctrl-C does not reach it: Python would end with a traceback while it starts. It ends
+                    # with this process, whose end of the socket closes then.
+                    process_group=0,
                     # Nothing of ours that a decoder which was taken over could tell; one thread for NumPy.
                     env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
                     | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},

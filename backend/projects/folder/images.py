@@ -213,7 +213,7 @@ def _shown(path: Path) -> str:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Order "2.jpg" before "10.jpg"."""
     parts = re.split(r"([0-9]{1,18})", path.name)
-    return [(int(part), "") if part.isdigit() and part.isascii() else (0, part) for part in parts]
+    return [(int(part), "") if part.isdigit() and part.isascii() else (0, part.casefold()) for part in parts]
 
 
 def _counted(count: int) -> str:
