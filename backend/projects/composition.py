@@ -22,6 +22,7 @@ from backend.projects.page_actions import PageActions
 from backend.projects.prediction.bulk_writer import BulkPredictions
 from backend.projects.prediction.explain import Explanations
 from backend.projects.prediction.interactive import InteractivePredictions
+from backend.projects.prediction.phrase_finder import PhraseFinder
 from backend.projects.prediction.phrase_scales import PhraseScales
 from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.prefetch import Prefetch
@@ -102,14 +103,15 @@ class Projects:
         self.banks = ReferenceBanks(settings, store, models, self.texts, self.refiners)
         self.phrase_scales = PhraseScales(store, connections, images, self.banks, self.texts)
         self.predictions = Predictions(settings, store, metrics, models, connections, images, self.banks, self.prefetch)
+        finder = PhraseFinder(models, images, self.banks, self.phrase_scales)
         self.interactive = InteractivePredictions(
-            settings, store, metrics, models, connections, images, self.banks, self.texts, self.phrase_scales, lines
+            settings, store, metrics, models, connections, images, self.banks, self.texts, finder, lines
         )
         self.explanations = Explanations(store, models, connections, images, self.banks, self.texts)
         tiles = Tiles(store)
         bulk = BulkPredictions(metrics, connections, images, self.predictions, tiles)
         self.gallery = Gallery(store, models, connections, images, self.banks, bulk)
-        self.previews = Previews(store, models, connections, images, self.banks)
+        self.previews = Previews(store, models, connections, images, self.banks, self.texts, finder)
         self.page_actions = PageActions(store, connections)
         self.propagation_plans = PropagationPlans(store, connections, self.references, self.banks, self.phrase_scales)
         self.task_order = TaskOrder(store, models, connections, images)

@@ -84,18 +84,25 @@ class TextReferences:
         Raises:
             BadInputError: an unknown label, a phrase that `parse_phrases` rejects; nothing is changed then.
         """
+        read = self._read(project, texts)
+        kept: dict[str, Sequence[Phrase]] = {}
+        for one in self._store.texts.of_project(project.key):
+            if one.source == FROM_PAGE and one.label not in texts:
+                kept[one.label] = [*kept.get(one.label, ()), one.phrase]
+        self._store.texts.replace(project.key, FROM_PAGE, {**kept, **read})
+
+    def _read(self, project: ProjectRecord, texts: Mapping[str, str]) -> dict[str, tuple[Phrase, ...]]:
+        """Read the phrases of labels that the project has.
+
+        Raises:
+            BadInputError: an unknown label, a phrase that `parse_phrases` rejects.
+        """
         config = parse_label_config(project.label_config)
         known = (*config.labels, *background_labels_of(config, self._settings))
         unknown = [label for label in texts if label not in known]
         if unknown:
             raise BadInputError(f"a label must be one of {', '.join(config.labels)}, got {unknown[0][:60]!r}")
-        kept: dict[str, Sequence[Phrase]] = {}
-        for one in self._store.texts.of_project(project.key):
-            if one.source == FROM_PAGE and one.label not in texts:
-                kept[one.label] = [*kept.get(one.label, ()), one.phrase]
-        self._store.texts.replace(
-            project.key, FROM_PAGE, {**kept, **{label: parse_phrases(text) for label, text in texts.items()}}
-        )
+        return {label: parse_phrases(text) for label, text in texts.items()}
 
     def note_annotation(self, project: ProjectRecord, annotation_id: int, result: Sequence[object]) -> None:
         """Keep the phrases that an annotation carries, in place of those that it had.
@@ -118,7 +125,18 @@ class TextReferences:
             BadInputError: text that cannot be read.
             ModelUnavailableError: the text encoder cannot be loaded.
         """
-        phrases = self._of_editor(project, result)
+        return self._as_vectors(project, self._of_editor(project, result))
+
+    def of_texts(self, project: ProjectRecord, texts: Mapping[str, str]) -> dict[str, LabelPhrases]:
+        """Return phrases that are not kept as vectors, with those of the project to tell them from; {} without any.
+
+        Raises:
+            BadInputError: an unknown label, a phrase that `parse_phrases` rejects.
+            ModelUnavailableError: the text encoder cannot be loaded.
+        """
+        return self._as_vectors(project, {label: some for label, some in self._read(project, texts).items() if some})
+
+    def _as_vectors(self, project: ProjectRecord, phrases: Mapping[str, Sequence[Phrase]]) -> dict[str, LabelPhrases]:
         space = self.text_space
         if not phrases or space is None:
             return {}

@@ -22,7 +22,7 @@ from backend.web.gallery_answers import (
 )
 from backend.web.known_projects import project_of
 from backend.web.prediction_slots import PredictionSlots
-from backend.web.request_fields import read_fields, read_flag, read_number
+from backend.web.request_fields import read_fields, read_flag, read_number, read_phrases
 
 _PHOTO_KEPT_S = 3600
 _PENDING_S = 30.0
@@ -162,6 +162,15 @@ def create_gallery_routes(projects: Projects, queue: JobQueue, slots: Prediction
         ids = read_ids(fields.get("ids", []))[:MOST_PREVIEWED]
         with slots.one():
             found = projects.previews.predict(project, str(fields.get("name"))[:64], ids)
+        return {"tiles": [{"id": task_id, **masks_to_json(project, drawn)} for task_id, drawn in found.items()]}
+
+    @routes.post("/gallery/preview-phrases")
+    def preview_phrases(project_id: int) -> Json:
+        project = project_of(store, project_id)
+        fields = read_fields()
+        ids = read_ids(fields.get("ids", []))[:MOST_PREVIEWED]
+        with slots.one():
+            found = projects.previews.predict_phrases(project, read_phrases(fields), ids)
         return {"tiles": [{"id": task_id, **masks_to_json(project, drawn)} for task_id, drawn in found.items()]}
 
     @routes.post("/gallery/keep")

@@ -14,7 +14,7 @@ from backend.projects.composition import Projects
 from backend.store import ProjectRecord
 from backend.store.records import ProjectKey
 from backend.web.known_projects import project_of
-from backend.web.request_fields import answer_done, is_form, read_fields
+from backend.web.request_fields import answer_done, is_form, read_fields, read_phrases
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +86,7 @@ def _sent_phrases() -> dict[str, str]:
     """
     if is_form():
         return {name.removeprefix(_FIELD): text for name, text in request.form.items() if name.startswith(_FIELD)}
-    sent = read_fields().get("phrases")
-    if not isinstance(sent, dict) or not all(isinstance(text, str) for text in sent.values()):
-        raise BadInputError(
-            f'expected "phrases": an object of label to text, as {{"Rust": "orange rust; -red paint"}}, got '
-            f"{type(sent).__name__}"
-        )
-    return sent
+    return read_phrases(read_fields())
 
 
 def _encode_at_once(projects: Projects, queue: JobQueue, project_key: ProjectKey) -> None:

@@ -49,6 +49,21 @@ def read_texts(fields: Json, name: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
+def read_phrases(fields: Json) -> dict[str, str]:
+    """Return the field `phrases`: label to the text of its phrases.
+
+    Raises:
+        BadInputError: something else was sent.
+    """
+    sent = fields.get("phrases")
+    if not isinstance(sent, dict) or not all(isinstance(text, str) for text in sent.values()):
+        raise BadInputError(
+            f'expected "phrases": an object of label to text, as {{"Rust": "orange rust; -red paint"}}, got '
+            f"{type(sent).__name__}"
+        )
+    return sent
+
+
 def read_number(fields: Json, name: str) -> int | None:
     """Return a field as a whole number; None if it is absent."""
     value = fields.get(name)

@@ -25,6 +25,7 @@ from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.projects.prediction import explain, refiners
 from backend.projects.text_references import NEEDS_PROFILE
+from backend.store import ProjectRecord
 from backend.web.maintenance import Maintenance
 from testing.colour_words import ColourWords, ColourWordsEncoder, draw_discs
 from testing.fakes import Backend, FakeLabelStudio, make_backend, png
@@ -102,6 +103,11 @@ class World:
             "label_config": self.label_studio.label_config, "params": {"context": {"result": list(context)}},
         }  # fmt: skip
         return self.backend.client.post("/predict", json=body)
+
+    def project(self) -> ProjectRecord:
+        found = self.backend.projects.store.project(self.label_studio.key)
+        assert found is not None
+        return found
 
     def encoded(self) -> int:
         """How many images were encoded."""
@@ -300,6 +306,32 @@ def test_an_empty_text_prompt_is_none(tmp_path: Path, stack: ExitStack) -> None:
     stack.callback(world.backend.projects.close)
     world.setup()
     assert world.backend.client.get("/projects/1/phrases").get_json()["phrases"] == []
+
+
+def test_phrases_are_tried_on_the_gallery_before_they_are_kept(world: World) -> None:
+    truth = world.add(1, RED, BLUE)[0]
+    world.add(2, BLUE)
+    version = world.setup()
+
+    def preview(**body: Any) -> Any:
+        return world.backend.client.post("/projects/1/gallery/preview-phrases", json=body)
+
+    tiles = preview(phrases={"Disc": "red discs"}, ids=[1, 2]).get_json()["tiles"]
+    assert {one["id"]: [region["label"] for region in one["regions"]] for one in tiles} == {1: ["Disc"], 2: []}
+    tried = world.backend.projects.previews.predict_phrases(world.project(), {"Disc": "red discs"}, [1])
+    assert tried.keys() == {1}
+    assert world.setup() == version, "nothing is kept"
+    assert world.backend.client.get("/projects/1/phrases").get_json()["phrases"] == []
+    assert world.predict(1)["result"] == []
+    assert preview(phrases={}, ids=[1]).get_json()["tiles"] == []
+    for phrases, words in (({"Hole": "a hole"}, "Hole"), ({"Disc": "-"}, "must have a word"), (None, "expected")):
+        answer = preview(phrases=phrases, ids=[1])
+        assert answer.status_code == 422
+        assert words in answer.get_json()["error"]
+    world.mark(10, 1, RED)
+    tiles = preview(phrases={"Disc": "red"}, ids=[1]).get_json()["tiles"]
+    assert [region["label"] for region in tiles[0]["regions"]] == ["Disc"]
+    assert truth.any()
 
 
 def test_a_text_in_the_editor_suggests_masks_without_the_text(world: World) -> None:

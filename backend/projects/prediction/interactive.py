@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.core.cancellation import time_limit
-from backend.core.text_scores import TextScale
 from backend.core.types import Json
-from backend.engine.phrase_source import PhraseSource
 from backend.errors import BadInputError, LabelStudioError, NotFoundError, SoftmatcherError
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, is_mark, mask_to_region, read_regions
@@ -20,7 +18,7 @@ from backend.projects.connections import Connections
 from backend.projects.images import TaskImage, TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import background_labels_of
-from backend.projects.prediction.phrase_scales import PhraseScales
+from backend.projects.prediction.phrase_finder import PhraseFinder
 from backend.projects.prediction.reference_banks import ReferenceBanks
 from backend.projects.prediction.results import prediction_of
 from backend.projects.project_key import project_of_request
@@ -57,12 +55,12 @@ class InteractivePredictions:
         images: TaskImages,
         banks: ReferenceBanks,
         texts: TextReferences,
-        scales: PhraseScales,
+        finder: PhraseFinder,
         lines: LineLabels,
     ) -> None:
         self._texts = texts
         self._lines = lines
-        self._scales = scales
+        self._finder = finder
         self._settings = settings
         self._store = store
         self._metrics = metrics
@@ -136,37 +134,7 @@ class InteractivePredictions:
         fetcher = self._connections.fetcher(project.key)
         regions: list[Json] = []
         for tag in config.images:
-            on_image = {label for brush in config.brushes if brush.to_name == tag.name for label in brush.labels}
-            here = {label: some for label, some in phrases.items() if label in on_image}
-            if not here or not tag.is_in(task.get("data") or {}):
-                continue
-            # As predictions do: a label of references with a refiner has it beside a phrase, too.
-            refiners = {label: one for label, one in known.refiners_on(tag.name).items() if label in here}
-            image = self._images.load(
-                task, tag, fetcher, is_interactive=True, wait_s=_INTERACTIVE_WAIT_S, with_text=True,
-                with_pixels=bool(refiners),
-            )  # fmt: skip
-            banks = known.banks.get(tag.name, {})
-            alone = {label: some for label, some in here.items() if label not in banks}
-            scales: dict[str, TextScale | None] = {
-                label: self._banks.fit(project, config, tag.name, label, some, known)
-                for label, some in here.items()
-                if label in banks
-            }
-            if alone:
-                scales |= self._scales.of_project(project, config, alone, [image.encoded], within_s=_INTERACTIVE_READ_S)
-            sources = {
-                label: [PhraseSource(here[label], scale)] for label, scale in scales.items() if scale is not None
-            }
-            with self._models.scheduler.slot(is_interactive=True):
-                found = softmatcher.segment(
-                    image.encoded,
-                    {label: bank for label, bank in banks.items() if label in here},
-                    known.options,
-                    sources=sources,
-                    refiners=refiners,
-                    pixels=image.pixels,
-                )
+            found = self._finder.find(known, phrases, task, tag, fetcher)
             with self._metrics.stage("rle"):
                 regions += [
                     mask_to_region(

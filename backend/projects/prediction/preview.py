@@ -20,7 +20,9 @@ from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.prediction.interactive import INTERACTIVE_CUTTING_S
+from backend.projects.prediction.phrase_finder import PhraseFinder
 from backend.projects.prediction.reference_banks import ReferenceBanks
+from backend.projects.text_references import TextReferences
 from backend.projects.tiles import DrawnMasks, draw_masks
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -76,12 +78,16 @@ class Previews:
         connections: Connections,
         images: TaskImages,
         banks: ReferenceBanks,
+        texts: TextReferences,
+        finder: PhraseFinder,
     ) -> None:
         self._store = store
         self._models = models
         self._connections = connections
         self._images = images
         self._banks = banks
+        self._texts = texts
+        self._finder = finder
         self._kept: OrderedDict[str, PreviewedScribble] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -162,6 +168,37 @@ class Previews:
                     found[tag_name] = softmatcher.segment(
                         image.encoded, banks, context.options, **context.sources_on(tag_name)
                     )
+            if found:
+                shown[int(task["id"])] = draw_masks(found)
+        return shown
+
+    def predict_phrases(
+        self, project: ProjectRecord, texts: Mapping[str, str], task_ids: Sequence[int]
+    ) -> dict[int, DrawnMasks]:
+        """Return what tasks would show of the labels with these phrases; nothing is kept.
+
+        Args:
+            project: of the tasks.
+            texts: label to the text of its phrases, as `parse_phrases` reads it.
+            task_ids: of the tasks; those whose image cannot be had are left out.
+
+        Raises:
+            BadInputError: an unknown label, a phrase that cannot be read, a text encoder of other weights.
+            LabelStudioError: Label Studio cannot be asked.
+            ModelUnavailableError: no models in time, or no text encoder.
+        """
+        config = parse_label_config(project.label_config)
+        context = self._banks.context(project, config)
+        phrases = self._texts.of_texts(project, texts)
+        fetcher = self._connections.fetcher(project.key)
+        shown: dict[int, DrawnMasks] = {}
+        for task in self._connections.client(project.key).tasks_of(project.project_id, task_ids) if phrases else ():
+            found: dict[str, list[LabelMask]] = {}
+            for tag in config.images:
+                try:
+                    found[tag.name] = self._finder.find(context, phrases, task, tag, fetcher)
+                except (BadInputError, NotFoundError, LabelStudioError):
+                    continue
             if found:
                 shown[int(task["id"])] = draw_masks(found)
         return shown
