@@ -195,7 +195,7 @@ def match_posterior(
     sums = stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
     rest = exp(floor - highest[0])
     posterior = (sums[0] / (sums.sum(axis=0) + rest)).clip(0.0, 1.0)
-    return _blended(bank, posterior, target)
+    return blended(bank, posterior, target)
 
 
 def match_posteriors(
@@ -245,11 +245,12 @@ def match_posteriors(
         # On another label's scale all terms may vanish: that patch is nothing of this label's.
         total = (inside + outside + rest).clip(min=TINY)
         posterior = (inside / total).clip(0.0, 1.0)
-        maps.append(_blended(bank, posterior, target))
+        maps.append(blended(bank, posterior, target))
     return maps
 
 
-def _blended(bank: ReferenceBank, posterior: Array, target: Array) -> ScoreMap:
+def blended(bank: ReferenceBank, posterior: Array, target: Array) -> ScoreMap:
+    """Return the score map of a posterior (T,) of this bank on a target (T, D), its classifier blended in."""
     if bank.classifier is not None:
         posterior = bank.classifier.blend(posterior, target)
     return ScoreMap(posterior, to_matching(posterior))

@@ -2,21 +2,47 @@
 
 import logging
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.arrays import CPU, Array, Device, as_float32, is_out_of_memory, logit, stack, to_device, to_numpy
+from backend.core.arrays import (
+    CPU,
+    Array,
+    Device,
+    as_float32,
+    is_out_of_memory,
+    is_tensor,
+    logit,
+    stack,
+    to_device,
+    to_numpy,
+)
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, FeatureScale, make_matcher
-from backend.core.matching import ReferenceBank, ScoreMap, match_posteriors, with_others_as_background
+from backend.core.matching import (
+    ReferenceBank,
+    ScoreMap,
+    blended,
+    match_posteriors,
+    require_matchable,
+    with_others_as_background,
+)
 from backend.core.memory_bank import read_bank, with_classifier
 from backend.core.object_similarity import ObjectFeatureSpace, intra_reference_similarity, object_similarity
 from backend.core.patches import PatchesInMemory, PatchSource
 from backend.core.score_map import adaptive_threshold, map_peak
+from backend.core.shared_matching import (
+    LabelPatches,
+    LabelSums,
+    SharedPatches,
+    can_share,
+    share_patches,
+    sum_labels,
+)
 from backend.core.types import EncodedImage, Reference
 from backend.engine.options import MatchOptions
-from backend.engine.plans import LabelMatch, LabelReferences, LabelToFind
+from backend.engine.plans import LabelMatch, LabelMatches, LabelReferences, LabelToFind
 from backend.engine.score_source import EPSILON, fuse
 from backend.errors import ConfigurationError
 
@@ -40,6 +66,9 @@ class Matching:
         self._space_on_device = ObjectFeatureSpace(space.channels, to_device(space.typical, device))
         self._device = device
         self._intra_reference_similarities: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
+        self._shared_patches: WeakKeyDictionary[ReferenceBank, tuple[tuple[ref[ReferenceBank], ...], SharedPatches]] = (
+            WeakKeyDictionary()
+        )
 
     def gather(self, references: Sequence[Reference], options: MatchOptions) -> ReferenceBank:
         """Return what matching needs of a label's references: made once for many targets, whatever their order.
@@ -72,7 +101,8 @@ class Matching:
         options: MatchOptions,
         *,
         is_apart: bool = False,
-    ) -> list[LabelMatch]:
+        sums: LabelSums | None = None,
+    ) -> LabelMatches:
         """Return each label's score map, all its sources joined.
 
         Args:
@@ -81,6 +111,7 @@ class Matching:
             options: of the matching.
             is_apart: whether each label is matched as if it were alone; otherwise it takes the others' objects as
                 background.
+            sums: of an earlier match of the same labels with the same target, if it had any.
 
         Raises:
             ConfigurationError: no such matcher.
@@ -92,12 +123,12 @@ class Matching:
             )
         device = self._device_of(options)
         try:
-            return self._match_on(device, encoded, labels, options, is_apart)
+            return self._match_on(device, encoded, labels, options, is_apart, sums)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
-            return self._match_on(CPU, encoded, labels, options, is_apart)
+            return self._match_on(CPU, encoded, labels, options, is_apart, sums)
 
     def log_odds(
         self,
@@ -129,7 +160,8 @@ class Matching:
         labels: Sequence[LabelToFind],
         options: MatchOptions,
         is_apart: bool,
-    ) -> list[LabelMatch]:
+        sums: LabelSums | None,
+    ) -> LabelMatches:
         grid = encoded.features.shape[:2]
         target = as_float32(to_device(encoded.features.reshape(-1, encoded.features.shape[2]), device))
         banks = {
@@ -137,8 +169,14 @@ class Matching:
             for index, label in enumerate(labels)
             if label.references is not None
         }
-        groups = [[bank] for bank in banks.values()] if is_apart else [list(banks.values())]
-        scored = [one for group in groups for one in self._score(group, target, options)]
+        bound = list(banks.values())
+        sums = self._sums(bound, target, options) if sums is None else sums
+        if sums is not None:
+            made = sums.alone if is_apart else sums.beside
+            scored = [blended(bank, made(number), target) for number, bank in enumerate(bound)]
+        else:
+            groups = [[bank] for bank in bound] if is_apart else [bound]
+            scored = [one for group in groups for one in self._score(group, target, options)]
         from_references = dict(zip(banks, scored, strict=True))
         maps = []
         for index, label in enumerate(labels):
@@ -158,16 +196,39 @@ class Matching:
             )
             for index, bank in banks.items()
         }
-        return [
+        found = [
             LabelMatch(posterior, matching, similarities.get(index))
             for index, (posterior, matching) in enumerate(zip(posteriors, matchings, strict=True))
         ]
+        return LabelMatches(found, sums)
+
+    def _sums(self, banks: Sequence[ReferenceBank], target: Array, options: MatchOptions) -> LabelSums | None:
+        """Return the sums of several labels, of which each different patch is multiplied once; None if not so."""
+        scale = self._scale_of(options)
+        is_shared = len(banks) > 1 and options.matcher == "posterior" and not is_tensor(target)
+        if not is_shared or not can_share(scale.temperature):
+            return None
+        for bank in banks:
+            require_matchable(bank, target, scale.temperature)
+        floor = scale.similarity_floor
+        return sum_labels(self._shared(banks), target, temperature=scale.temperature, similarity_floor=floor)
+
+    def _shared(self, banks: Sequence[ReferenceBank]) -> SharedPatches:
+        # The same for all targets of these banks.
+        known = self._shared_patches.get(banks[0])
+        if known is None or [one() for one in known[0]] != list(banks):
+            parts = [LabelPatches(bank.features, bank.foreground, bank.background) for bank in banks]
+            known = self._shared_patches[banks[0]] = (tuple(map(ref, banks)), share_patches(parts))
+        return known[1]
+
+    def _scale_of(self, options: MatchOptions) -> FeatureScale:
+        temperature = self._scale.temperature if options.temperature is None else options.temperature
+        return FeatureScale(temperature, self._scale.similarity_floor)
 
     def _score(self, banks: Sequence[ReferenceBank], target: Array, options: MatchOptions) -> list[ScoreMap]:
         if not banks:
             return []
-        temperature = self._scale.temperature if options.temperature is None else options.temperature
-        scale = FeatureScale(temperature, self._scale.similarity_floor)
+        scale = self._scale_of(options)
         if options.matcher == "posterior":
             # The labels share the sums over their objects, which are the others' background.
             return match_posteriors(

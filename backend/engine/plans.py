@@ -10,6 +10,7 @@ from backend.core.arrays import Array
 from backend.core.calibration import MaskFeatures
 from backend.core.explanation import ClusterMask
 from backend.core.matching import ReferenceBank
+from backend.core.shared_matching import LabelSums
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference
 from backend.engine.options import MatchOptions
 from backend.engine.prompting import PromptPlan
@@ -67,6 +68,19 @@ class LabelMatch:
 
 
 @dataclass(frozen=True, eq=False)
+class LabelMatches:
+    """The matches of all labels with a target.
+
+    Attributes:
+        labels: one for each label.
+        sums: what they were made of, if the labels shared it: the same labels can be matched from it once more.
+    """
+
+    labels: list[LabelMatch]
+    sums: LabelSums | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ImagePlan:
     """A target between matching and segmenter; one item per label in each list.
 
@@ -77,6 +91,7 @@ class ImagePlan:
         similarities: see `LabelMatch`.
         prompts: what the segmenter is asked.
         calls: what the segmenter is to decode.
+        sums: see `LabelMatches`.
     """
 
     working_hw: tuple[int, int]
@@ -85,6 +100,7 @@ class ImagePlan:
     similarities: list[tuple[float, float] | None]
     prompts: list[PromptPlan]
     calls: list[DecodePlan]
+    sums: LabelSums | None = None
 
 
 @dataclass(frozen=True, eq=False)

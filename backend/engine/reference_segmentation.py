@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class ReferenceSegmentation:
         self._signature = signature
         self._stage = stage
         self._cuts = CutMemory()
+        self._mirrored: tuple[ref[EncodedImage], NDArray[np.float32]] | None = None
 
     def objects_from_scribble(
         self, encoded: EncodedImage, scribble: Scribble, line_pixels: Image | None
@@ -106,9 +108,9 @@ class ReferenceSegmentation:
         features, coverages, weights = [], [], []
         with self._stage("describe"):
             maps, masks = [encoded.features.astype(np.float32)], [mask]
-            for view in islice(reference_views(image, mask, background), 1, None):
-                maps.append(to_numpy(self._encoder.encode(view.image)))
-                masks.append(view.mask)
+            mirrored, zoomed = islice(reference_views(image, mask, background), 1, None)
+            maps += [self._encode_mirrored(encoded, mirrored.image), to_numpy(self._encoder.encode(zoomed.image))]
+            masks += [mirrored.mask, zoomed.mask]
             uncertainty = self._with_self_matching(masks, maps, uncertainty)
             for view, view_features in zip(reference_views(image, mask, background, uncertainty), maps, strict=True):
                 grid_hw = (view_features.shape[0], view_features.shape[1])
@@ -133,6 +135,13 @@ class ReferenceSegmentation:
             np.concatenate(weights).astype(np.float16),
             self._signature,
         )
+
+    def _encode_mirrored(self, encoded: EncodedImage, mirrored: Image) -> NDArray[np.float32]:
+        # The same for all labels of an image, which are described one after the other.
+        known = self._mirrored
+        if known is None or known[0]() is not encoded:
+            known = self._mirrored = (ref(encoded), to_numpy(self._encoder.encode(mirrored)))
+        return known[1]
 
     def _with_self_matching(
         self, masks: Sequence[Mask], maps: Sequence[NDArray[np.float32]], uncertainty: MaskUncertainty | None

@@ -1,6 +1,7 @@
 """Segmentation of targets: matching and mask generation of several labels, and which label gets what."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -40,12 +41,13 @@ class Segmentation:
         """Match a target with each label apart, and make the prompts of its labels."""
         with self._stage("match"):
             matches = self._matching.match(encoded, labels, options, is_apart=True)
-        return self._masks.plan(encoded, matches, options)
+        return replace(self._masks.plan(encoded, matches.labels, options), sums=matches.sums)
 
     def _plan_beside(self, plan: SegmentationPlan, present: Sequence[int]) -> ImagePlan:
         """Match some labels again, with the objects of all others as their background."""
         with self._stage("match"):
-            matches = self._matching.match(plan.encoded, plan.labels, plan.options)
+            sums = None if plan.image is None else plan.image.sums
+            matches = self._matching.match(plan.encoded, plan.labels, plan.options, sums=sums).labels
         return self._masks.plan(plan.encoded, [matches[index] for index in present], plan.options)
 
     def label_candidates(
@@ -53,7 +55,7 @@ class Segmentation:
     ) -> list[LabelCandidate]:
         """Make the candidate of each label, with the objects of the others as its background."""
         with self._stage("match"):
-            matches = self._matching.match(encoded, labels, options)
+            matches = self._matching.match(encoded, labels, options).labels
         (decoded,) = self._masks.decode([self._masks.plan(encoded, matches, options)])
         return self._masks.label_candidates(decoded, options)
 

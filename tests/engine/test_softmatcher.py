@@ -477,3 +477,39 @@ def test_images_that_share_a_pass_share_its_time() -> None:
     assert 0.02 <= sum(seconds["encode"]) <= time.perf_counter() - started
     assert len(set(seconds["encode"])) == 1
     assert {name: len(told) for name, told in seconds.items()} == {"prepare": 4, "encode": 4, "embed": 4}
+
+
+def test_labels_of_one_image_share_its_mirrored_view() -> None:
+    class Counting(ColourEncoder):
+        images = 0
+
+        def encode(self, image: Image) -> NDArray[np.float32]:
+            self.images += 1
+            return super().encode(image)
+
+    encoder = Counting()
+    engine = Softmatcher(encoder, LiteSegmenter(working_px=128), CALIBRATION)
+    image, masks = scene(red=(60, 80, 30), blue=(150, 80, 30))
+    encoded, again = engine.encode(image), engine.encode(image)
+    encoder.images = 0
+    shared = [engine.describe(image, encoded, masks[name]) for name in ("red", "blue")]
+    assert encoder.images == 3  # the mirrored view once, the zoomed one of each
+    own = engine.describe(image, again, masks["blue"])
+    assert encoder.images == 5
+    assert np.array_equal(shared[1].features, own.features)
+
+
+def test_labels_matched_together_have_the_masks_of_labels_matched_one_by_one(
+    engine: Softmatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, masks = scene(red=(60, 80, 30), blue=(150, 80, 30))
+    target, _ = scene(red=(120, 60, 34), blue=(50, 110, 28))
+    references = {name: [describe(engine, image, mask)] for name, mask in masks.items()}
+    together = engine.segment(engine.encode(target), references)
+    monkeypatch.setattr("backend.engine.matching.can_share", lambda temperature: False)
+    apart = engine.segment(engine.encode(target), references)
+    for one, other in zip(together, apart, strict=True):
+        assert one.label == other.label
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+        assert np.array_equal(one.mask, other.mask)
+    assert len(together) == 2
