@@ -1,27 +1,14 @@
 """Every matcher there is, by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from backend.core.arrays import Array, like
+from backend.core.feature_scale import FeatureScale
 from backend.core.matching import Matcher, ReferenceBank, ScoreMap, match_posterior, match_prototype, match_softmatcher
 from backend.core.optimal_transport import match_hungarian, match_sinkhorn
 from backend.core.types import MatcherName
 from backend.errors import ConfigurationError
-
-
-@dataclass(frozen=True)
-class FeatureScale:
-    """The scale of an encoder's similarities.
-
-    Attributes:
-        temperature: softmax scale, above 0.
-        similarity_floor: cosine in [-1, 1] below which two patches have nothing in common; -1: no floor.
-    """
-
-    temperature: float
-    similarity_floor: float = -1.0
 
 
 def _at_temperature(match: Callable[..., ScoreMap]) -> Callable[[FeatureScale], Matcher]:

@@ -19,7 +19,8 @@ from backend.core.arrays import (
     to_device,
     to_numpy,
 )
-from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, FeatureScale, make_matcher
+from backend.core.feature_scale import FeatureScale
+from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, make_matcher
 from backend.core.matching import (
     ReferenceBank,
     ScoreMap,

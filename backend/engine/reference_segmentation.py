@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from backend.core import cancellation
 from backend.core.arrays import to_numpy
 from backend.core.cut_memory import CutMemory
+from backend.core.feature_scale import FeatureScale
 from backend.core.grid import mask_coverage, patch_means
 from backend.core.marked_objects import MarkedObject, find_marked_objects
 from backend.core.masks import mask_to_size
@@ -45,13 +46,17 @@ class ReferenceSegmentation:
         encoder: makes the feature maps of a reference's further views.
         segmenter: makes masks of scribbles.
         signature: of both, kept in each reference.
+        scale: of the encoder's similarities.
         stage: times what is done.
     """
 
-    def __init__(self, encoder: Encoder, segmenter: Segmenter, signature: str, stage: StageTimer) -> None:
+    def __init__(
+        self, encoder: Encoder, segmenter: Segmenter, signature: str, scale: FeatureScale, stage: StageTimer
+    ) -> None:
         self._encoder = encoder
         self._segmenter = segmenter
         self._signature = signature
+        self._scale = scale
         self._stage = stage
         self._cuts = CutMemory()
         self._mirrored: tuple[ref[EncodedImage], NDArray[np.float32]] | None = None
@@ -79,7 +84,7 @@ class ReferenceSegmentation:
     ) -> MaskUncertainty | None:
         """Return the uncertainty of scribbled objects, see `Softmatcher.uncertainty`."""
         with self._stage("uncertainty"):
-            return scribble_uncertainty(encoded.features, objects, complete, temperature=self._encoder.temperature)
+            return scribble_uncertainty(encoded.features, objects, complete, temperature=self._scale.temperature)
 
     def describe(
         self,
@@ -104,7 +109,7 @@ class ReferenceSegmentation:
             raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
         if uncertainty is not None and background is not None:
             uncertainty = replace(uncertainty, soft_mask=np.where(background, np.float32(0), uncertainty.soft_mask))
-        temperature = self._encoder.temperature
+        temperature = self._scale.temperature
         features, coverages, weights = [], [], []
         with self._stage("describe"):
             maps, masks = [encoded.features.astype(np.float32)], [mask]
@@ -160,8 +165,8 @@ class ReferenceSegmentation:
             maps[0],
             others,
             masks[0],
-            temperature=self._encoder.temperature,
-            similarity_floor=self._encoder.similarity_floor,
+            temperature=self._scale.temperature,
+            similarity_floor=self._scale.similarity_floor,
         )
         low, high = SELF_MATCHING
         return uncertainty.at_least(min(max((found - low) / (high - low), 0.0), 1.0))
@@ -184,7 +189,7 @@ class ReferenceSegmentation:
     def _prompt(self, encoded: EncodedImage, scribble: Scribble) -> Prompt:
         if not self._segmenter.reads_similarity:
             return Prompt(scribble)
-        temperature = self._encoder.temperature
+        temperature = self._scale.temperature
         with self._stage("affinity"):
             affinity = scribble_affinity(encoded.features, scribble, temperature=temperature)
             posterior = stroke_posterior(encoded.features, scribble, temperature=temperature)

@@ -15,12 +15,12 @@ import numpy as np
 from backend.core.calibration import Calibration
 from backend.core.explanation import Explanation
 from backend.core.marked_objects import MarkedObject
-from backend.core.matchers import FeatureScale
 from backend.core.matching import ReferenceBank
 from backend.core.patches import PatchSource
 from backend.core.references import MaskUncertainty
 from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
+from backend.engine.encoder_scale import scale_of
 from backend.engine.encoding import ImageEncoding
 from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
@@ -78,10 +78,11 @@ class Softmatcher:
         self.device = batches.device
         """Where encoder and matching run."""
         self.signature = f"{encoder.signature}+{segmenter.signature}"
-        self.scale = FeatureScale(encoder.temperature, encoder.similarity_floor)
+        scale = scale_of(encoder)
+        self.scale = scale.features
         self._encoding = ImageEncoding(batches, masks, self.signature, stage)
-        self._references = ReferenceSegmentation(batches, masks, self.signature, stage)
-        self._matching = Matching(self.signature, self.scale, encoder.object_feature_space, self.device)
+        self._references = ReferenceSegmentation(batches, masks, self.signature, self.scale, stage)
+        self._matching = Matching(self.signature, self.scale, scale.space, self.device)
         self._segmentation = Segmentation(self._matching, MaskGeneration(masks, calibration, stage), stage)
 
     @property

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from backend.core.matchers import FeatureScale, make_matcher
+from backend.core.feature_scale import FeatureScale
+from backend.core.matchers import make_matcher
 from backend.core.matching import ReferenceBank
 from backend.core.memory_bank import build_bank
 from backend.core.types import MatcherName, Reference

@@ -48,12 +48,12 @@ class OneByOneEncoder:
         return self._encoder.signature
 
     @property
-    def temperature(self) -> float:
+    def temperature(self) -> float | None:
         """Return the encoder's own temperature."""
         return self._encoder.temperature
 
     @property
-    def similarity_floor(self) -> float:
+    def similarity_floor(self) -> float | None:
         """Return the encoder's own similarity floor."""
         return self._encoder.similarity_floor
 

@@ -23,8 +23,8 @@ class Profile:
         encoder: name of the encoder: timm's, or one of `loading.OWN_ENCODERS`.
         segmenter: name of the segmenter, one of `loading.SEGMENTERS`.
         side_px: an image is encoded at about side_px ** 2 pixels.
-        temperature: softmax scale of the matching.
-        similarity_floor: cosine below which two patches have nothing in common.
+        temperature: softmax scale of the matching; None: photographs tell it when the encoder is loaded.
+        similarity_floor: cosine below which two patches have nothing in common; None likewise.
         calibration: file of package data that turns mask features into presence probability and expected IoU.
         is_downloaded: encoder and segmenter have weights to download, and others can be named in their place.
         points: positive points of the prompt for one object of a score map; None: the segmenter takes all.
@@ -39,8 +39,8 @@ class Profile:
     encoder: str
     segmenter: str
     side_px: int
-    temperature: float
-    similarity_floor: float
+    temperature: float | None
+    similarity_floor: float | None
     calibration: str
     is_downloaded: bool = True
     points: int | None = None
@@ -71,9 +71,9 @@ class Profile:
 
 
 def _sam_profile(name: str, purpose: str, encoder: str, segmenter: str, side_px: int) -> Profile:
-    """Return a row of DINOv2 and SAM. No weights of either were at hand: its numbers are estimates, not measured."""
+    """Return a row of DINOv2 and SAM. No weights of either were at hand: its thresholds are estimates, not measured."""
     return Profile(
-        name, purpose, encoder, segmenter, side_px, temperature=0.07, similarity_floor=0.0, calibration="lite.json",
+        name, purpose, encoder, segmenter, side_px, temperature=None, similarity_floor=None, calibration="lite.json",
         points=3, thresholds=SelectionOptions(),
     )  # fmt: skip
 

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from backend.core.arrays import unit as unit_length
-from backend.core.matchers import MATCHERS, FeatureScale, make_matcher
+from backend.core.feature_scale import FeatureScale
+from backend.core.matchers import MATCHERS, make_matcher
 from backend.core.matching import (
     ReferenceBank,
     ScoreMap,

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from backend.core.arrays import unit as unit_length
-from backend.core.matchers import FeatureScale, make_matcher
+from backend.core.feature_scale import FeatureScale
+from backend.core.matchers import make_matcher
 from backend.core.matching import (
     ReferenceBank,
     gather_references,

@@ -30,8 +30,8 @@ class EncoderOptions:
 
     side_px: int = 448
     level_weights: tuple[float, float, float, float] = (0.25, 1.0, 0.75, 0.25)
-    temperature: float = 0.05
-    similarity_floor: float = 0.3
+    temperature: float | None = 0.05
+    similarity_floor: float | None = 0.3
 
 
 _MEASURED_SCALES = (0.05, 0.3)

@@ -17,13 +17,13 @@ class Encoder(Protocol):
         ...
 
     @property
-    def temperature(self) -> float:
-        """Return the softmax scale of the matching for this encoder's similarities."""
+    def temperature(self) -> float | None:
+        """Return the softmax scale of the matching for this encoder's similarities; None: nobody measured it."""
         ...
 
     @property
-    def similarity_floor(self) -> float:
-        """Return the cosine below which two of this encoder's patches have nothing in common."""
+    def similarity_floor(self) -> float | None:
+        """Return the cosine below which two of this encoder's patches have nothing in common; None: not measured."""
         ...
 
     @property

@@ -39,17 +39,16 @@ class VitOptions:
     Attributes:
         side_px: the image is resized to about side_px ** 2 pixels, its aspect ratio kept.
         longest_px: bound of the longer side, for very long images.
-        temperature: softmax scale of the matching.
-        similarity_floor: patches less alike than this show different things. Neither this nor the temperature is
-            measured: no DINOv2 weights were at hand.
+        temperature: softmax scale of the matching; None: by photographs, see `engine.encoder_scale`.
+        similarity_floor: patches less alike than this show different things; None likewise.
         positional_rank: leading directions of a blank image's features that are taken out of every image's; 0: none.
         batch_size: images of one size encoded together; 0: what suits the device.
     """
 
     side_px: int = 448
     longest_px: int = 1344
-    temperature: float = 0.07
-    similarity_floor: float = 0.0
+    temperature: float | None = None
+    similarity_floor: float | None = None
     positional_rank: int = 0
     batch_size: int = 0
 
