@@ -56,7 +56,17 @@ def test_service_and_worker_predict_and_commands_run(
     assert project.mean_iou(*TARGETS) > 0.8
     number = str(project.id)
     commands = {
-        "export": ["export", "--project", number, "--format", "coco", "--out", str(tmp_path / "coco")],
+        "export": [
+            "export",
+            "--project",
+            number,
+            "--format",
+            "coco",
+            "--source",
+            "predictions",
+            "--out",
+            str(tmp_path / "coco"),
+        ],
         "propagate": ["propagate", "--project", number],
         "doctor": ["doctor"],
         "import-masks": ["import-masks", str(tmp_path / "coco"), "--project", number, "--dry-run"],
@@ -74,8 +84,7 @@ def test_service_and_worker_predict_and_commands_run(
     assert not noted.exists(), noted.read_text()[:6000]
     assert said["propagate"].startswith("0:"), said["propagate"]
     assert said["export"].startswith("0:"), said["export"]
-    assert "efficientnet" in said["doctor"], said["doctor"]
-    assert "Traceback" not in said["import-masks"], said["import-masks"]
+    assert not [text for text in said.values() if "Traceback" in text]
 
 
 @pytest.mark.parametrize("command", ["export", "doctor", "propagate", "import-masks"])
