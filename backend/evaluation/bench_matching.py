@@ -1,4 +1,4 @@
-"""Measures the time and memory of matching: every matcher over image sizes and numbers of references, on one core.
+"""Measures the processor time and memory of matching: every matcher over image sizes and numbers of references.
 
 The setting is that of Figure 2 in Frick et al., IJCAI 2024: patches of 14 px, 768 dimensions, one core, as many
 reference patches as target patches, all of them inside the mask. Features are drawn by a seed: smooth over the image
@@ -9,7 +9,7 @@ import ctypes
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +50,7 @@ class MatchingRow:
         patches: of the target.
         references: images behind the bank, each with as many patches.
         bank_patches: of the bank.
-        seconds_median: of one match of one target.
+        seconds_median: processor time of one match of one target.
         seconds_iqr: distance of the quartiles.
         peak_mb: memory on top of what was in use before.
         prepare_seconds: to build the bank, once for a set of references.
@@ -78,7 +78,7 @@ def bench_sizes(
     seed: int = 0,
     on_row: OnRow | None = None,
 ) -> list[MatchingRow]:
-    """Measure every matcher at every size, from small to large.
+    """Measure every matcher at every size, from small to large. At a size all of them take turns, run by run.
 
     Args:
         matchers: names of `MATCHERS`, `assignment`, `softmatcher-pairwise`.
@@ -96,12 +96,14 @@ def bench_sizes(
         side = size_px // patch_px
         features, target = _smooth_features(side, dims, seed), _smooth_features(side, dims, seed + 1)
         everything = ReferenceBank(features, np.ones(len(features), np.float32), np.zeros(len(features), np.float32))
+        runs: dict[str, Callable[[], object]] = {}
         for name in matchers:
             if name in last:
                 growth = (len(target) / last[name].patches) ** _GROWTH.get(name, 2.0)
                 if last[name].seconds_median * growth > slowest_s:
                     continue
-            seconds, peak_mb = _measure(partial(_run, name, everything, target), repeats)
+            runs[name] = partial(_run, name, everything, target)
+        for name, (seconds, peak_mb) in measure_in_turns(runs, repeats).items():
             row = _row(name, size_px, len(target), 1, len(features), seconds, peak_mb)
             last[name] = row
             rows.append(row)
@@ -126,7 +128,7 @@ def bench_references(
     """Measure one target against more and more reference images, a quarter of each inside the mask.
 
     Args:
-        matchers: as for `bench_sizes`.
+        matchers: as for `bench_sizes`; at a number of references they take turns.
         counts: numbers of references.
         most_patches: bound of the memory bank; None to keep every patch.
         size_px: side of the images.
@@ -149,17 +151,19 @@ def bench_references(
         while len(references) < count:
             features = _smooth_features(side, dims, seed + 1 + len(references)).astype(np.float16)
             references.append(Reference(features, inside.ravel(), known, "bench"))
-        start = time.perf_counter()
+        start = time.process_time()
         bank = build_bank(references, "bench", most_patches=most_patches or max(2, count * side * side))
-        prepare_s = time.perf_counter() - start
+        prepare_s = time.process_time() - start
+        runs: dict[str, Callable[[], object]] = {}
         for name in matchers:
             if name in last:
                 growth = (len(bank.features) / last[name].bank_patches) ** _GROWTH.get(name, 1.0)
                 if last[name].seconds_median * growth > slowest_s:
                     continue
-            seconds, peak_mb = _measure(partial(_run, name, bank, target), repeats)
-            row = _row(name, size_px, len(target), count, len(bank.features), seconds, peak_mb, prepare_s)
-            last[name] = row
+            runs[name] = partial(_run, name, bank, target)
+        for measured, (seconds, peak_mb) in measure_in_turns(runs, repeats).items():
+            row = _row(measured, size_px, len(target), count, len(bank.features), seconds, peak_mb, prepare_s)
+            last[measured] = row
             rows.append(row)
             if on_row is not None:
                 on_row(row)
@@ -224,20 +228,33 @@ def _row(
     return MatchingRow(name, size_px, patches, references, bank_patches, median, float(high - low), peak_mb, prepare_s)
 
 
-def _measure(run: Callable[[], object], repeats: int) -> tuple[list[float], float]:
-    """Return seconds of each run after the first, and the peak memory of the first in MB on top of what was there."""
-    with torch.inference_mode():
-        start = time.perf_counter()
-        peak_mb = _peak_mb(run)
-        first_s = time.perf_counter() - start
+def measure_in_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[list[float], float]]:
+    """Measure several calls that take turns, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        runs: name -> call.
+        repeats: timed runs of each after one to warm up; more of them up to 0.3 s, fewer where one takes more than a
+            second.
+
+    Returns:
+        Name -> processor time of each run after the first, s, and the peak memory of the first in MB on top of what was
+        there.
+    """
+    peaks, counts = {}, {}
+    for name, run in runs.items():
+        start = time.process_time()
+        peaks[name] = _peak_mb(run)
+        first_s = max(time.process_time() - start, 1e-6)
         # A millisecond says little by itself on a machine that does other things.
-        count = max(repeats, int(0.3 / first_s)) if first_s < 1 else max(1, min(repeats, int(10 / first_s)))
-        seconds = []
-        for _ in range(count):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-    return seconds, peak_mb
+        counts[name] = max(repeats, int(0.3 / first_s)) if first_s < 1 else max(1, min(repeats, int(10 / first_s)))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(max(counts.values(), default=0)):
+        for name, run in runs.items():
+            if turn < counts[name]:
+                start = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - start)
+    return {name: (seconds[name], peaks[name]) for name in runs}
 
 
 def _peak_mb(run: Callable[[], object]) -> float:
