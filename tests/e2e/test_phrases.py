@@ -280,3 +280,29 @@ def test_what_is_deleted_suggests_nothing(page: Page, new_project: NewProject, w
     editor.assert_nothing_more(asked)
     assert serialized(page) == []
     assert project.interact("open") == [], "the empty context itself"
+
+
+@pytest.mark.browser
+def test_a_phrase_is_tried_on_the_gallerys_tiles_before_it_is_kept(
+    page: Page, new_project: NewProject, words: Backend
+) -> None:
+    project = made_of(new_project, words, both=(RED, BLUE), blue=(BLUE,))
+    page.goto(f"{words.url}/projects/{project.id}")
+    both, blue = (page.locator(f"#task-{project.tasks[name]}") for name in ("both", "blue"))
+    page.locator("#phrase-label").select_option(LABEL)
+    page.locator("#phrase-text").fill("red discs")
+    page.locator("#phrase-preview").click()
+    expect(page.locator("#said")).to_contain_text("finds something on 1 of 2 tiles", timeout=SLOW_MS)
+    expect(both.locator(".preview .line")).to_have_count(1)
+    expect(blue.locator(".preview .line")).to_have_count(0)
+    page.screenshot(path=ARTIFACTS / "phrase-preview.png")
+    assert phrases(project)["phrases"] == [], "nothing is kept by looking"
+
+    page.locator("#phrase-cancel").click()
+    expect(both.locator(".preview")).to_have_count(0)
+    page.locator("#phrase-preview").click()
+    page.locator("#phrase-keep:enabled").click(timeout=SLOW_MS)
+    wait_in_page(page, lambda: bool(phrases(project)["phrases"]))
+    (kept,) = phrases(project)["phrases"]
+    assert (kept["label"], kept["phrase"]) == (LABEL, "red discs")
+    expect(both.locator(".preview")).to_have_count(0)

@@ -1,5 +1,6 @@
 // The gallery: keeps tiles up to date, and sends what people decide on them. The server draws every tile.
 import { accept, reject, undo } from "./decide.js";
+import { offerPhrases } from "./phrases.js";
 import { begin, isDrawing } from "./preview.js";
 import { ask, say, send, show } from "./talk.js";
 
@@ -93,6 +94,8 @@ export async function drawTiles(ids, since = started) {
   if (changes.length) say(`${changes.length} ${changes.length === 1 ? "tile" : "tiles"} changed, by up to ${Math.round(100 * Math.max(...changes))} %`);
   showLeast();
 }
+
+offerPhrases(base, inView);
 
 async function poll() {
   let wait = IDLE_MS;

@@ -5,7 +5,7 @@ const bar = document.querySelector("#try");
 const keep = document.querySelector("#try-keep");
 const negative = document.querySelector("#try-negative");
 const SVG = "http://www.w3.org/2000/svg";
-const TILES_A_REQUEST = 4;
+export const TILES_A_REQUEST = 4;
 const DRAG_PX = 4;
 
 let drawing = null;
@@ -49,7 +49,7 @@ function paint() {
   }
 }
 
-function show(id, { size, regions }) {
+export function show(id, { size, regions }) {
   const tile = document.querySelector(`#task-${id}`);
   const svg = tile?.querySelector(".masks");
   if (!svg) return;
@@ -71,6 +71,13 @@ function show(id, { size, regions }) {
   }
   svg.append(group);
   tile.classList.add("previewed");
+}
+
+export function hide() {
+  for (const one of document.querySelectorAll(".previewed")) {
+    one.classList.remove("previewed");
+    one.querySelector(".preview")?.remove();
+  }
 }
 
 async function preview() {
@@ -108,10 +115,7 @@ function end() {
   bar.hidden = true;
   canvas.hidden = true;
   tile.classList.remove("drawing");
-  for (const one of document.querySelectorAll(".previewed")) {
-    one.classList.remove("previewed");
-    one.querySelector(".preview")?.remove();
-  }
+  hide();
   tile.focus();
   ended();
 }
