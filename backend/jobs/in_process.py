@@ -145,8 +145,12 @@ class InProcessQueue(JobQueue):
         job = self._running[1]
         try:
             getattr(tasks, job.function)(*job.args)
-        except Exception:
-            logger.exception("job=%s", job.function)
+        except Exception as error:
+            if self._is_closed:
+                # What it works with ended under it, or before: the next start does the rest.
+                logger.info("job=%s is not finished, this backend ends: %s", job.function, error)
+            else:
+                logger.exception("job=%s", job.function)
         with self._changed:
             self._running = None
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from backend.web.pages import TABS
+from tests.e2e.accessibility import SCHEMES, WIDTHS_PX, violations
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Project, point_on, wait_until
 
 pytestmark = pytest.mark.browser
@@ -124,11 +126,25 @@ def test_a_point_drawn_on_a_tile_shows_what_would_change_and_keep_makes_it_an_an
     assert messages == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_no_part_is_wider_than_the_window(browser: Browser, project: Project, width: int, scheme: str) -> None:
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()  # type: ignore[arg-type]
-    for tab in ("gallery", "references", "runs", "quality", "export", "settings"):
-        page.goto(f"{project.backend.url}/projects/{project.id}?tab={tab}")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
-        expect(page.locator("h1")).to_be_visible()
+def test_no_rule_of_axe_is_broken_and_no_part_is_wider_than_the_window(browser: Browser, project: Project) -> None:
+    page = opened(browser, project, [])
+    project.annotate(MARKED, point_on(MARKED, 2))
+    project.annotate(SECOND, point_on(SECOND, 1))
+    expect(page.locator(f"{tile(project, FIRST)} .after .region")).not_to_have_count(0)
+    project.backend.post(f"/projects/{project.id}/propagations", {}).raise_for_status()
+    page.goto(f"{project.backend.url}/projects/{project.id}?tab=runs")
+    expect(page.locator('[data-field="state"]')).to_have_text("done")
+    project.backend.post(f"/projects/{project.id}/quality", {}).raise_for_status()
+    path = f"/projects/{project.id}/quality"
+    wait_until(lambda: project.backend.get(path).json()["iou"] is not None, "quality measured", 120)
+    for scheme in SCHEMES:
+        for width in WIDTHS_PX:
+            page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+            for tab in TABS:
+                page.goto(f"{project.backend.url}/projects/{project.id}?tab={tab}")
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
+                expect(page.locator("h1")).to_be_visible()
+                assert violations(page) == [], (tab, width, scheme)
+            for address in ("/projects", "/projects/4711"):
+                page.goto(f"{project.backend.url}{address}")
+                assert violations(page) == [], (address, width, scheme)

@@ -1,5 +1,6 @@
 """`try` in Chromium: draw on one photograph of a folder, see masks on the others, keep, export, start again."""
 
+import io
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pycocotools.coco import COCO
 
 from backend.cli.demo.coins import COIN
-from backend.cli.demo.label_studio_server import intersection_over_union
+from backend.cli.demo.label_studio_server import LabelStudio, intersection_over_union
 from backend.cli.process.supervisor import free_port
 from testing.fakes import png
 from tests.e2e.accessibility import SCHEMES, WIDTHS_PX, violations
@@ -193,3 +194,43 @@ def test_no_rule_of_axe_is_broken_on_any_tab(browser: Browser, folder: Path) -> 
                     page.goto(f"{url}?tab={tab}")
                     assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
                     assert violations(page) == [], (tab, width, scheme)
+
+
+def test_tasks_of_an_export_and_files_of_annotations_are_imported_by_label_studio(
+    folder: Path, tmp_path: Path, label_studio: LabelStudio, local_files: Path
+) -> None:
+    with tried(folder, "--labels", COIN, "--store", str(tmp_path / "coins.db")) as url:
+        drawn = requests.post(
+            f"{url}/tasks/2/preview", json={"label": COIN, "strokes": [{"points": [[0.5, 0.5]]}]}, timeout=120
+        ).json()
+        requests.post(f"{url}/gallery/keep", json={"name": drawn["name"]}, timeout=60).raise_for_status()
+
+        def are_there() -> bool:
+            tiles = requests.get(f"{url}/gallery/tiles?ids=1,2,3,4,5,6,7&since=0", timeout=60).json()["tiles"]
+            return all(one["state"] != "unknown" for one in tiles)
+
+        wait_until(are_there, "all are predicted", 120)
+        export = requests.get(f"{url}/export?format=label-studio&source=both&annotators=all", timeout=120)
+    with zipfile.ZipFile(io.BytesIO(export.content)) as packed:
+        packed.extractall(local_files)
+    (out,) = (path.parent for path in local_files.rglob("tasks.json"))
+    tasks = json.loads((out / "tasks.json").read_text())
+    # The document root of this run is the folder above the export's.
+    for task in tasks:
+        task["data"]["image"] = task["data"]["image"].replace("?d=", f"?d={out.relative_to(local_files)}/")
+    project = label_studio.create_project("imported", (out / "label-config.xml").read_text())
+    label_studio.call("POST", "/api/storages/localfiles", json={
+        "project": project, "path": str(out / "images"), "title": "images", "use_blob_urls": True,
+    })  # fmt: skip
+    ids = label_studio.import_tasks(project, tasks)
+    assert len(ids) == len(tasks) >= 2
+    (annotation_file,) = (tmp_path / "coins.db.annotations" / "annotations").glob("*.json")
+    (own,) = label_studio.import_tasks(project, [json.loads(annotation_file.read_text())])
+    imported = [label_studio.task(each) for each in (*ids, own)]
+    assert sum(len(task["annotations"]) for task in imported) == 2
+    assert sum(len(task["predictions"]) for task in imported) >= 1
+    for task in imported:
+        for one in (*task["annotations"], *task["predictions"]):
+            assert all(region["value"]["rle"] for region in one["result"])
+    shown = label_studio.session.get(f"{label_studio.url}{tasks[0]['data']['image']}", timeout=60)
+    assert (shown.status_code, shown.content[:4]) == (200, b"\x89PNG")

@@ -79,3 +79,25 @@ def test_nothing_is_taken_after_the_end(queue: InProcessQueue) -> None:
     with pytest.raises(QueueUnavailableError, match="about to end"):
         queue.refresh_tiles(KEY)
     assert queue.has_work_waiting(), "what runs between the jobs ends, too"
+
+
+def test_a_job_that_the_end_interrupts_is_no_error(
+    queue: InProcessQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs, ends = threading.Event(), threading.Event()
+
+    def interrupted(project_key: str) -> None:
+        runs.set()
+        ends.wait(10)
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(tasks, "refresh_tiles", interrupted)
+    queue.refresh_tiles(KEY)
+    queue.start()
+    assert runs.wait(10)
+    queue.close(0)
+    with caplog.at_level("INFO"):
+        ends.set()
+        queue.close(10)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "not finished" in caplog.text
