@@ -162,7 +162,7 @@ def test_the_description_names_every_route_and_no_other(backend: Backend) -> Non
     described = backend.client.get("/openapi.json").get_json()["paths"]
     told = {(path, method.upper()) for path, methods in described.items() for method in methods}
     routes = {
-        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method)
+        (re.sub(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>", r"{\1}", rule.rule), method)
         for rule in backend.client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

@@ -78,7 +78,9 @@ def answer_errors(app: Flask) -> None:
 
 def _answer(message: str, status: int) -> Response:
     """Return an error as JSON, or as a page for a browser that asks for one."""
-    wants_page = request.method == "GET" and request.accept_mimetypes.best == "text/html"
+    # Browsers name types of pictures and of signed pages besides; who takes anything gets JSON.
+    wanted = request.accept_mimetypes.best_match(["application/json", "text/html"])
+    wants_page = request.method == "GET" and wanted == "text/html"
     if not wants_page:
         return jsonify(error=message, id=g.get("request_id"))
     heading = "Not found" if status == 404 else f"Error {status}"

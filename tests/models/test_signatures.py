@@ -24,6 +24,8 @@ def _other(value: Any) -> Any:
         return {"fast": "package"}[value]
     if isinstance(value, tuple):
         return (*value[:-1], value[-1] + 0.5)
+    if value is None:
+        return 0.013
     return value + 0.013 if isinstance(value, float) else value + 14
 
 

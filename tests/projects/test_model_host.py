@@ -157,6 +157,7 @@ def test_a_process_that_ends_while_its_models_load_ends_well(tmp_path: Path) -> 
     program = """
 import sys
 from pathlib import Path
+import torch
 from backend.metrics import Metrics
 from backend.projects.model_host import Models
 from backend.settings import load_settings

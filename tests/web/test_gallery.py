@@ -291,7 +291,11 @@ def test_photographs_are_small_and_kept(ready: Backend) -> None:
 
 
 def test_browsers_get_pages_for_errors_and_programs_get_json(ready: Backend) -> None:
-    page = ready.client.get("/projects/77", headers={"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"})
+    chromium = (
+        "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,"
+        "application/signed-exchange;v=b3;q=0.7"
+    )
+    page = ready.client.get("/projects/77", headers={"Accept": chromium})
     assert (page.status_code, page.content_type) == (404, "text/html; charset=utf-8")
     assert "All projects" in page.text
     assert ready.client.get("/projects/77").is_json
