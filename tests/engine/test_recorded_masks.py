@@ -95,7 +95,9 @@ def digest(mask: Mask) -> str:
     return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case.endswith(" paper") else []) for case in CASES]
+)
 def test_masks_are_those_recorded(case: str) -> None:
     found = masks_of(case)
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}

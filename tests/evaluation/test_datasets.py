@@ -66,6 +66,7 @@ def test_absent_targets_come_from_another_set_and_class(directory: Path) -> None
     assert draw_absent_target(other_cats, classes, seed=0) in dogs.images
 
 
+@pytest.mark.slow
 def test_a_street_is_no_absent_target_of_a_car_and_each_class_keeps_some() -> None:
     classes = [
         ImageClass(set_name, name, (Path(set_name) / name / "0.jpg", Path(set_name) / name / "1.jpg"))

@@ -96,6 +96,7 @@ def test_a_variant_has_the_timings_of_its_own_images_and_no_others(drawn: Path) 
     assert {name: of.stages_ms["match"] for name, of in run.variants.items()} == {"posterior": 1000, "prototype": 2000}
 
 
+@pytest.mark.slow
 def test_simulated_annotations_cost_little_on_discs(drawn: Path) -> None:
     run = evaluate_variants(drawn, VARIANTS, with_simulated_annotations=True, limit=1, load=_load)
     mious = run.simulated_annotations

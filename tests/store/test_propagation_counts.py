@@ -126,6 +126,7 @@ for seed in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_the_counters_right(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"  # noqa: F811
     with closing(Store(url)) as store:  # noqa: F811

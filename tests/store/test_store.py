@@ -807,6 +807,7 @@ class TestAtOnce:
         assert [record.annotation_id for record in store.annotations(KEY)] == expected
         assert len(stored(store)) == 45
 
+    @pytest.mark.slow
     def test_a_killed_writer_leaves_whole_annotations(self, store: Store, url: str) -> None:
         code = (
             "import sys, itertools; from tests.store.test_store import *\n"

@@ -536,6 +536,7 @@ def test_starts_by_itself_after_enough_references(backend: Backend, key: str) ->
     eager.projects.close()
 
 
+@pytest.mark.slow
 def test_database_operations_a_task_do_not_grow(backend: Backend) -> None:
     def statements(count: int, first: int) -> float:
         for number in range(first, first + count):
