@@ -1,6 +1,6 @@
 // The gallery: keeps tiles up to date, and sends what people decide on them. The server draws every tile.
 import { accept, reject, undo } from "./decide.js";
-import { offerPhrases } from "./phrases.js";
+import { isTrying, offerPhrases } from "./phrases.js";
 import { begin, isDrawing } from "./preview.js";
 import { ask, say, send, show } from "./talk.js";
 
@@ -105,7 +105,7 @@ async function poll() {
       const answer = await fetch(`${base}/gallery/changes`, { headers: { Accept: "application/json" } });
       if (!answer.ok) throw new Error(String(answer.status));
       const status = await answer.json();
-      if (status.counter > counter && !isDrawing()) {
+      if (status.counter > counter && !isDrawing() && !isTrying()) {
         counter = status.counter;
         await drawTiles(tiles().map(idOf));
       }

@@ -2,6 +2,11 @@
 import { hide, show, TILES_A_REQUEST } from "./preview.js";
 import { say, send } from "./talk.js";
 
+let trying = false;
+
+// A tile that is drawn anew loses its preview, so the gallery waits.
+export const isTrying = () => trying;
+
 export function offerPhrases(base, ids) {
   const form = document.querySelector("#phrase");
   if (!form) return;
@@ -19,6 +24,7 @@ export function offerPhrases(base, ids) {
 
   function end() {
     turn += 1;
+    trying = false;
     keep.disabled = true;
     cancel.hidden = true;
     hide();
@@ -32,6 +38,7 @@ export function offerPhrases(base, ids) {
     event.preventDefault();
     end();
     const mine = turn;
+    trying = true;
     cancel.hidden = false;
     const wanted = { phrases: phrases() };
     const shown = ids();
