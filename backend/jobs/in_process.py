@@ -19,6 +19,10 @@ _IDLE_S = 0.2
 """Seconds between two questions whether there is anything to do beside the jobs."""
 
 
+_END_S = 2.0
+"""Seconds after a failed job in which the end of this backend explains it."""
+
+
 @dataclass(frozen=True)
 class _Job:
     id: str
@@ -146,8 +150,11 @@ class InProcessQueue(JobQueue):
         try:
             getattr(tasks, job.function)(*job.args)
         except Exception as error:
+            with self._changed:
+                # Ctrl-C ends what a job works with before anybody says that this backend ends.
+                self._changed.wait_for(lambda: self._is_closed, _END_S)
             if self._is_closed:
-                # What it works with ended under it, or before: the next start does the rest.
+                # The next start does the rest.
                 logger.info("job=%s is not finished, this backend ends: %s", job.function, error)
             else:
                 logger.exception("job=%s", job.function)
