@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from skimage.graph import route_through_array
 from skimage.morphology import skeletonize
 
+from backend.core import cancellation
 from backend.core.types import Image, Mask, ScoredMask
 
 SCALES_PX = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -91,10 +92,15 @@ def ridge_path(image: Image, points_xy: NDArray[np.floating]) -> ScoredMask | No
     Returns:
         Its mask at natural size, with `EXPECTED_IOU`. None where a click has a ridge to neither side: that is no thin
         thing.
+
+    Raises:
+        CancelledWorkError: see `cancellation.check`; asked before each part of the path.
     """
     if len(points_xy) < 2:
         return None
-    window = _window(points_xy, (image.shape[0], image.shape[1]))
+    height, width = image.shape[:2]
+    points_xy = np.clip(np.asarray(points_xy, np.float32), 0, (width - 1, height - 1))
+    window = _window(points_xy, (height, width))
     part = image[window]
     scale = min(1.0, LONGEST_SIDE_PX / max(part.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in part.shape[:2])
@@ -144,6 +150,7 @@ class _Ridges:
         runs: list[list[NDArray[np.intp]]] = []
         joins_last = False
         for number, (one, other) in enumerate(pairwise(points)):
+            cancellation.check()
             found, _ = route_through_array(self._cost, one, other, fully_connected=True, geometric=True)
             pixels = np.asarray(found)
             strength = self._strength[tuple(pixels.T)]

@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE_S = 0.2
 """Seconds between two questions whether there is anything to do beside the jobs."""
-
-
 _END_S = 2.0
 """Seconds after a failed job in which the end of this backend explains it."""
 

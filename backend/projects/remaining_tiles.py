@@ -58,7 +58,10 @@ class RemainingTiles:
             self._tried.clear()
         if self._is_done:
             return False
-        if not self._store.list_references(self._project_key):
+        client = self._connections.client(self._project_key)
+        # With an annotation left, references may only be late: what was found by them stays.
+        is_bare = not self._store.list_references(self._project_key)
+        if is_bare and next(iter(client.annotated_tasks(project.project_id)), None) is None:
             self._forget_all(project.project_id)
         for ids in self._connections.client(self._project_key).task_ids(project.project_id):
             # One that fails for a reason that its tile does not have is not tried for ever.

@@ -1,9 +1,12 @@
 """Clicks on a crack become the crack; clicks on anything else do not."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
 
+from backend.core.cancellation import TimeLimitError, time_limit
 from backend.core.masks import iou
 from backend.core.ridge_path import is_line, ridge_path
 from backend.core.types import Image, Mask
@@ -69,6 +72,18 @@ def test_clicks_outside_the_image_are_moved_to_its_border() -> None:
     found = ridge_path(image, np.array([(-5, 30), (400, 30)], np.float32))
     assert found is not None
     assert found.mask.any()
+
+
+def test_clicks_far_outside_the_image_are_no_error() -> None:
+    image, _ = drawn(CRACK)
+    assert ridge_path(image, np.array([(5000, 9000), (6000, 9000)], np.float32)) is None
+
+
+def test_a_path_through_many_clicks_ends_when_its_time_is_over() -> None:
+    image, _ = drawn(CRACK)
+    clicks = np.array([CRACK[0], CRACK[-1]] * 2000, np.float32)
+    with pytest.raises(TimeLimitError, match="too many"), time_limit(time.thread_time() + 1, "too many"):
+        ridge_path(image, clicks)
 
 
 def test_a_mask_of_lines_is_told_from_one_of_dots_and_one_of_a_thing() -> None:
