@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from backend.cli.demo.coins import LABEL_CONFIG
 from backend.cli.demo.label_studio_server import (
@@ -144,22 +144,28 @@ def start_other_backend(new_backend: StartBackend) -> Iterator[StartBackend]:
 
 
 @pytest.fixture
-def page(label_studio: LabelStudio) -> Iterator[Page]:
-    """A browser that is logged in at Label Studio."""
+def browser() -> Iterator[Browser]:
+    """Chromium."""
     program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
     if not Path(program).exists():
         pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(SLOW_MS)
-        page.goto(f"{label_studio.url}/user/login/")
-        page.fill("input[name=email]", USERNAME)
-        page.fill("input[name=password]", PASSWORD)
-        page.click("button[type=submit]")
-        page.wait_for_url(lambda url: "login" not in url)
-        yield page
-        browser.close()
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(label_studio: LabelStudio, browser: Browser) -> Page:
+    """A browser that is logged in at Label Studio."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.set_default_timeout(SLOW_MS)
+    page.goto(f"{label_studio.url}/user/login/")
+    page.fill("input[name=email]", USERNAME)
+    page.fill("input[name=password]", PASSWORD)
+    page.click("button[type=submit]")
+    page.wait_for_url(lambda url: "login" not in url)
+    return page
 
 
 NewProject = Callable[..., Project]

@@ -1,11 +1,9 @@
 """The gallery in Chromium over a real Label Studio: submits change tiles, decisions become annotations."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from backend.web.pages import TABS
 from tests.e2e.accessibility import SCHEMES, WIDTHS_PX, violations
@@ -17,17 +15,6 @@ ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 SLOW_MS = 120_000
 expect.set_options(timeout=SLOW_MS)
 FIRST, SECOND = TARGETS[0], TARGETS[1]
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
-    if not Path(program).exists():
-        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 def opened(browser: Browser, project: Project, messages: list[str]) -> Page:

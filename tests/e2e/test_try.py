@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from pycocotools.coco import COCO
 
 from backend.cli.demo.coins import COIN
@@ -30,17 +30,6 @@ SLOW_MS = 120_000
 expect.set_options(timeout=SLOW_MS)
 ODD = "Münzen & <b>more.png"
 """Name of a file."""
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
-    if not Path(program).exists():
-        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
