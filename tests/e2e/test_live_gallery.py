@@ -1,13 +1,10 @@
 """The gallery while people work: submits in the editor, two browsers, a password, many tasks, Label Studio away."""
 
-import os
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from backend.cli.demo.label_studio_server import PASSWORD, USERNAME, LabelStudio
 from backend.cli.process.supervisor import free_port
@@ -22,19 +19,6 @@ SLOW_MS = 120_000
 FIRST = TARGETS[0]
 MANY = 500
 LARGEST_BATCH = 24
-
-
-@pytest.fixture
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as started:
-        yield started
-
-
-def new_browser(playwright: Playwright) -> Browser:
-    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
-    if not Path(program).exists():
-        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
-    return playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
 
 
 def new_page(browser: Browser, **context: Any) -> Page:
@@ -70,12 +54,11 @@ def badge(page: Page, project: Project, name: str, kind: str) -> Any:
 
 
 def test_submit_in_the_editor_changes_the_tiles_of_two_browsers(
-    playwright: Playwright, project: Project, label_studio: LabelStudio
+    browser: Browser, project: Project, label_studio: LabelStudio
 ) -> None:
-    one, other = new_browser(playwright), new_browser(playwright)
-    pages = [gallery(one, project), gallery(other, project)]
+    pages = [gallery(browser, project), gallery(browser, project)]
     address = f"{label_studio.url}/projects/{project.id}/data?task={project.tasks[MARKED]}"
-    editing = editor(one, label_studio, address)
+    editing = editor(browser, label_studio, address)
     # The label of the key points, the second of the three controls.
     editing.locator(".lsf-label_clickable").nth(1).click()
     click_image(editing, centre_of(coin_mask(MARKED, 2)), SAMPLES[MARKED].size_hw)
@@ -85,29 +68,25 @@ def test_submit_in_the_editor_changes_the_tiles_of_two_browsers(
         expect(badge(page, project, MARKED, "reference")).to_be_visible(timeout=SLOW_MS)
         expect(page.locator("#no-references")).to_be_hidden()
 
-    # What somebody decides in one browser is seen in the other.
+    # What somebody decides in one window is seen in the other.
     wait_until(lambda: len(project.predictions(FIRST)) == 1, "the prediction is in Label Studio", 120)
     pages[0].locator(f"#task-{project.tasks[FIRST]} [data-act=accept]").click()
     expect(badge(pages[1], project, FIRST, "annotated")).to_be_visible(timeout=SLOW_MS)
-    one.close()
-    other.close()
 
 
 def test_tiles_are_live_behind_basic_auth(
-    playwright: Playwright, start_other_backend: StartBackend, new_project: NewProject
+    browser: Browser, start_other_backend: StartBackend, new_project: NewProject
 ) -> None:
     backend = start_other_backend(
         "guarded-gallery", SOFTMATCHER_BASIC_AUTH_USER="ls", SOFTMATCHER_BASIC_AUTH_PASS="secret-of-tiles"
     )
     project = new_project(backend, {name: SAMPLES[name].image for name in (MARKED, FIRST)})
     project.wait_for_webhook_credentials()
-    browser = new_browser(playwright)
     page = gallery(browser, project, http_credentials={"username": "ls", "password": "secret-of-tiles"})
     project.annotate(MARKED, point_on(MARKED, 2))
     expect(regions(page, project, FIRST)).not_to_have_count(0, timeout=SLOW_MS)
     page.locator(f"#task-{project.tasks[FIRST]} [data-act=accept]").click()
     expect(badge(page, project, FIRST, "annotated")).to_be_visible(timeout=SLOW_MS)
-    browser.close()
 
 
 def test_the_page_answers_while_500_tasks_are_propagated_and_counts_task_by_task(
@@ -139,12 +118,11 @@ def test_the_page_answers_while_500_tasks_are_propagated_and_counts_task_by_task
 
 
 def test_the_page_is_useful_while_label_studio_is_away(
-    playwright: Playwright, start_other_backend: StartBackend, new_project: NewProject, label_studio: LabelStudio
+    browser: Browser, start_other_backend: StartBackend, new_project: NewProject, label_studio: LabelStudio
 ) -> None:
     proxy = FlakyProxy(label_studio.url, free_port())
     backend = start_other_backend("gallery-cut-off", LABEL_STUDIO_URL=proxy.url)
     project = new_project(backend, {name: SAMPLES[name].image for name in (MARKED, FIRST)})
-    browser = new_browser(playwright)
     page = gallery(browser, project)
     project.annotate(MARKED, point_on(MARKED, 2))
     expect(regions(page, project, FIRST)).not_to_have_count(0, timeout=SLOW_MS)
@@ -161,5 +139,4 @@ def test_the_page_is_useful_while_label_studio_is_away(
     expect(page.locator("#problem")).to_be_hidden(timeout=SLOW_MS)
     page.locator(f"#task-{project.tasks[FIRST]} [data-act=accept]").click()
     expect(badge(page, project, FIRST, "annotated")).to_be_visible(timeout=SLOW_MS)
-    browser.close()
     proxy.close()

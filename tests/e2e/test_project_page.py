@@ -1,12 +1,11 @@
 """The project's page in Chromium, behind basic auth."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from backend.cli.demo.label_studio_server import LabelStudio
 from backend.cli.process.supervisor import free_port
@@ -44,19 +43,13 @@ def guarded(start_other_backend: StartBackend, slow_images: FlakyProxy) -> Backe
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    program = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
-    if not Path(program).exists():
-        pytest.skip(f"no Chromium at {program}: install it (apt-get install chromium) or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(
-            viewport={"width": 1400, "height": 1000}, http_credentials={"username": USER, "password": PASSWORD}
-        )
-        page = context.new_page()
-        page.set_default_timeout(SLOW_MS)
-        yield page
-        browser.close()
+def page(browser: Browser) -> Page:
+    context = browser.new_context(
+        viewport={"width": 1400, "height": 1000}, http_credentials={"username": USER, "password": PASSWORD}
+    )
+    page = context.new_page()
+    page.set_default_timeout(SLOW_MS)
+    return page
 
 
 def test_lead_starts_watches_cancels_and_goes_on(page: Page, new_project: NewProject, guarded: Backend) -> None:
