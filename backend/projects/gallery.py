@@ -3,9 +3,9 @@
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -39,13 +39,15 @@ class Tile:
         task_id: of the task.
         prediction: its newest prediction; None if it has none that is known here.
         is_annotated: somebody annotated it.
-        reference_labels: labels of the references that its annotations gave.
+        references: labels of the references that its annotations gave, each with whether one of them is enabled.
+        missing: why it has no prediction, if more is known than that nobody looked at it yet.
     """
 
     task_id: int
     prediction: TilePrediction | None
     is_annotated: bool
-    reference_labels: frozenset[str]
+    references: Mapping[str, bool] = field(default_factory=dict)
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Gallery:
         """Return the tiles of these tasks, in their order."""
         known = self._store.tiles.of_tasks(project.key, task_ids)
         annotated = self._store.tiles.annotated(project.key, task_ids)
+        missing = self._why_missing(project) if len(known) < len(set(task_ids)) else None
         return [
-            Tile(task_id, known.get(task_id), task_id in annotated, annotated.get(task_id, frozenset()))
+            Tile(task_id, known.get(task_id), task_id in annotated, annotated.get(task_id, {}), missing)
             for task_id in task_ids
         ]
 
@@ -140,14 +143,18 @@ class Gallery:
     def outdated(self, project: ProjectRecord, task_ids: Sequence[int]) -> list[int]:
         """Return those of the tasks whose tile is not of the project's references and options as they are now.
 
-        [] if there is no reference, or nobody knows yet since models are being loaded.
+        If there is nothing to look for, these are the tasks that have a prediction. [] if nobody knows yet since
+        models are being loaded.
         """
+        config = config_of(project)
         try:
             version = self._banks.model_version(project.key, wait_s=_MODEL_WAIT_S)
+            looks_for_something = config is not None and self._banks.has_references(project, config, config.labels)
         except ModelUnavailableError:
             return []
-        if not self._store.list_references(project.key):
-            return []
+        if not looks_for_something:
+            predicted = self._store.tiles.of_tasks(project.key, task_ids)
+            return [task_id for task_id in task_ids if task_id in predicted]
         known = self._store.tiles.versions(project.key, task_ids)
         return [task_id for task_id in task_ids if known.get(task_id) != version]
 
@@ -155,6 +162,9 @@ class Gallery:
         self, project_key: ProjectKey, task_ids: Sequence[int], *, should_stop: Callable[[], bool]
     ) -> dict[str, int]:
         """Predict the tasks of a page whose tiles are out of date, and write their predictions to Label Studio.
+
+        If there is nothing to look for, they have no current prediction: their tiles say so. What Label Studio has
+        stays there until a new prediction replaces it.
 
         Args:
             project_key: of the tasks.
@@ -175,7 +185,8 @@ class Gallery:
         known = self._store.tiles.versions(project_key, task_ids)
         due = [task_id for task_id in task_ids if known.get(task_id) != context.version]
         if not context.tags:
-            self._store.tiles.forget(project_key, [task_id for task_id in task_ids if task_id in known])
+            if predicted := list(self._store.tiles.of_tasks(project_key, task_ids)):
+                self._store.tiles.forget(project_key, predicted)
             return {"predicted": 0, "left": 0}
 
         def predict(some: Sequence[int]) -> list[TaskOutcome]:
@@ -198,13 +209,18 @@ class Gallery:
         task = self._connections.client(project.key).task(task_id, project.project_id)
         return self._images.picture(task, tag, self._connections.fetcher(project.key))
 
+    def _why_missing(self, project: ProjectRecord) -> str | None:
+        references = self._store.list_references(project.key)
+        if references and all(one.is_disabled for one in references):
+            return "no prediction: all references are disabled"
+        return None
+
     def _known(self, project: ProjectRecord, wanted: TileFilter, problem: str | None) -> GalleryPage:
         found = self._store.tiles.page(project.key, wanted)
         ids = [one.task_id for _, one in found]
         annotated = self._store.tiles.annotated(project.key, ids)
         tiles = tuple(
-            Tile(one.task_id, one, one.task_id in annotated, annotated.get(one.task_id, frozenset()))
-            for _, one in found
+            Tile(one.task_id, one, one.task_id in annotated, annotated.get(one.task_id, {})) for _, one in found
         )
         is_full = len(found) == wanted.count
         following = f"{found[-1][0]!r}:{found[-1][1].task_id}" if is_full else None

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from backend.core.types import Json
 from backend.store import tables
+from backend.store.disabled_references import is_enabled
 from backend.store.part import StorePart
 from backend.store.propagation_tasks import portions
 from backend.store.propagations import lock_project
@@ -178,19 +179,25 @@ class TileStore(StorePart):
         ordered = wanted.order_by(_tiles.c.certainty.desc(), _tiles.c.task_id).limit(limit)
         return [int(row.task_id) for row in self._read(ordered)]
 
-    def annotated(self, project_key: ProjectKey, task_ids: Collection[int]) -> Mapping[int, frozenset[str]]:
-        """Return those of the tasks that have an annotation, with the labels of the references that it gave."""
+    def annotated(self, project_key: ProjectKey, task_ids: Collection[int]) -> dict[int, dict[str, bool]]:
+        """Return those of the tasks that have an annotation, with the labels of the references that it gave.
+
+        Each label comes with whether one of these references takes part in matching: nobody disabled it.
+        """
         records, references = tables.annotations.c, tables.references.c
         joined = tables.annotations.outerjoin(
             tables.references,
             (records.project_key == references.project_key) & (records.annotation_id == references.annotation_id),
         )
-        found: dict[int, set[str]] = {}
+        columns = sa.select(records.task_id, references.label, is_enabled().label("is_enabled")).select_from(joined)
+        found: dict[int, dict[str, bool]] = {}
         for some in portions(sorted(set(task_ids))):
             mine = (records.project_key == project_key) & records.task_id.in_(some)
-            for row in self._read(sa.select(records.task_id, references.label).select_from(joined).where(mine)):
-                found.setdefault(int(row.task_id), set()).update([row.label] if row.label else [])
-        return {task_id: frozenset(labels) for task_id, labels in found.items()}
+            for row in self._read(columns.where(mine)):
+                labels = found.setdefault(int(row.task_id), {})
+                if row.label:
+                    labels[row.label] = labels.get(row.label, False) or bool(row.is_enabled)
+        return found
 
 
 _ORDERS: Final[Mapping[str, sa.Column[Any]]] = {
@@ -225,7 +232,7 @@ def _has_reference() -> sa.ColumnElement[bool]:
     records, references = tables.annotations.c, tables.references.c
     return sa.exists().where(
         records.project_key == _tiles.c.project_key, records.task_id == _tiles.c.task_id,
-        references.project_key == records.project_key, references.annotation_id == records.annotation_id,
+        references.project_key == records.project_key, references.annotation_id == records.annotation_id, is_enabled(),
     )  # fmt: skip
 
 

@@ -166,7 +166,7 @@ def _next(projects: Projects, project: ProjectRecord) -> Json:
     to_label, to_confirm = projects.next_tasks.to_label(project), projects.next_tasks.to_confirm(project)
 
     def shown(some: Sequence[TilePrediction]) -> list[Json]:
-        tiles = [Tile(made.task_id, made, False, frozenset()) for made in some]
+        tiles = [Tile(made.task_id, made, False) for made in some]
         return tiles_to_json(project, tiles, projects.connections)
 
     to_look_at, sure = shown([one.prediction for one in to_label]), shown([made for _, made in to_confirm])

@@ -444,3 +444,52 @@ def test_a_deleted_reference_stays_away_until_its_annotation_changes(ready: Back
     annotate(ready, 11, 2, BLUE_POINT, {**POINT, "id": "c"})
     assert reference_of(ready, 2) is not None
     assert [region["label"] for region in tiles(ready, 3)[3]["regions"]] == ["Cat", "Dog"]
+
+
+def test_without_an_enabled_reference_tiles_have_no_prediction_and_label_studio_keeps_its_own(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    written = ready.label_studio.versions_of(2)
+    one = reference_of(ready, 1)
+    assert ready.client.post(f"/projects/1/references/{one.id}/disable", json={}).status_code == 200
+    ready.work()
+    found = tiles(ready, *EVERY)
+    assert {each["state"] for each in found.values()} == {"unknown"}
+    assert "all references are disabled" in found[2]["html"]
+    assert ready.label_studio.versions_of(2) == written
+    assert see(ready, *EVERY)["outdated"] == []
+    ready.client.post(f"/projects/1/references/{one.id}/enable", json={})
+    ready.work()
+    assert tiles(ready, 2)[2]["state"] == "masks"
+    assert ready.label_studio.versions_of(2) == written, "the same references give the same prediction"
+
+
+def test_a_tile_that_nobody_saw_meanwhile_loses_its_prediction_when_somebody_looks(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    ready.queue.seen.clear()
+    one = reference_of(ready, 1)
+    ready.client.post(f"/projects/1/references/{one.id}/delete", json={})
+    ready.work()
+    assert tiles(ready, 3)[3]["state"] == "masks", "nobody looks at it"
+    assert see(ready, 3)["outdated"] == [3]
+    ready.work()
+    assert tiles(ready, 3)[3]["state"] == "unknown"
+    assert "not predicted yet" in tiles(ready, 3)[3]["html"]
+
+
+def test_the_badge_of_a_reference_does_not_count_disabled_ones(ready: Backend) -> None:
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT, BLUE_POINT)
+    key, store = ready.label_studio.key, ready.projects.store
+    cat, dog = (one for one in store.list_references(key))
+    ready.client.post(f"/projects/1/references/{cat.id}/disable", json={})
+    shown = tiles(ready, 1)[1]
+    assert (shown["references"], shown["disabled"]) == ([dog.label], [cat.label])
+    assert "badge reference" in shown["html"]
+    ready.client.post(f"/projects/1/references/{dog.id}/disable", json={})
+    shown = tiles(ready, 1)[1]
+    assert "badge reference" not in shown["html"]
+    assert "badge disabled" in shown["html"]
+    page = ready.client.get("/projects/1?state=reference").text
+    assert 'id="task-1"' not in page
