@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -613,7 +613,11 @@ class Backend:
     label_studio: FakeLabelStudio
     queue: PatientQueue
     projects: Projects
-    client: FlaskClient
+
+    @cached_property
+    def client(self) -> FlaskClient:
+        """A client of the service; many tests need none."""
+        return create_app(self.projects, self.queue).test_client()  # type: ignore[arg-type]
 
     def work(self) -> int:
         """Run the jobs that wait, and those that they enqueue; returns how many."""
@@ -652,9 +656,8 @@ def make_backend(
     projects = Projects(made, store, metrics, models, connections, load_text_encoder)
     with suppress(ModelUnavailableError):
         models.get(10)
-    app = create_app(projects, queue)  # type: ignore[arg-type]
     metrics.read_from(
         references=projects.count_references, cache=models.cache_counters, queue=queue.waiting,
         workers=queue.workers_now, shared=metrics.totals, propagations=projects.propagations.counters,
     )  # fmt: skip
-    return Backend(made, label_studio, queue, projects, app.test_client())
+    return Backend(made, label_studio, queue, projects)

@@ -58,6 +58,7 @@ def test_other_marks_and_other_images_are_cut(other: Scribble) -> None:
     assert memory.get_or_cut(encoded(), point(1), lambda: None) is None
 
 
+@pytest.mark.slow
 def test_the_oldest_go_where_masks_take_too_much_and_all_with_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut_memory, "MOST_BYTES_AN_IMAGE", 800)
     memory, image = CutMemory(), encoded()

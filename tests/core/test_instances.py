@@ -62,6 +62,7 @@ def test_everything_and_nothing_are_one_object() -> None:
     assert np.array_equal(split_instances(np.ones((9, 7), bool)), np.zeros((9, 7), np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_hw", [(120, 160), (361, 477), (700, 500), (50, 61)])
 def test_objects_cut_in_boxes_are_those_of_the_whole_frame(size_hw: tuple[int, int]) -> None:
     random = np.random.default_rng(sum(size_hw))

@@ -30,6 +30,7 @@ def test_each_pixel_of_any_size_has_its_finite_responses(size_hw: tuple[int, int
     assert np.isfinite(responses).all()
 
 
+@pytest.mark.slow
 def test_tiles_give_the_responses_of_the_whole_image() -> None:
     image = cracked(0, (700, 1300))[0]
     whole = filter_responses(image)
@@ -39,6 +40,7 @@ def test_tiles_give_the_responses_of_the_whole_image() -> None:
     assert np.abs(whole - tiled).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_line_is_found_on_another_image() -> None:
     samples = [sample_pixels(image, mask, np.ones_like(mask), seed=0) for image, mask in map(cracked, range(3))]
     classifier = train_pixel_classifier(samples)
@@ -46,6 +48,7 @@ def test_a_line_is_found_on_another_image() -> None:
     assert iou(classifier.log_odds(filter_responses(image)) > 0, mask) > 0.8
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_survives_its_arrays() -> None:
     image, mask = cracked(0)
     samples = [sample_pixels(image, mask, np.ones_like(mask), seed=0)]

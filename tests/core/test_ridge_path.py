@@ -79,6 +79,7 @@ def test_clicks_far_outside_the_image_are_no_error() -> None:
     assert ridge_path(image, np.array([(5000, 9000), (6000, 9000)], np.float32)) is None
 
 
+@pytest.mark.slow
 def test_a_path_through_many_clicks_ends_when_its_time_is_over() -> None:
     image, _ = drawn(CRACK)
     clicks = np.array([CRACK[0], CRACK[-1]] * 2000, np.float32)

@@ -82,6 +82,7 @@ def test_with_another_encoders_scale_an_absent_object_is_found() -> None:
         assert found_in(engine_of(SqueezedEncoder(*HIGH, scale)), scene(blue=(100, 80, 40))[0]) != []
 
 
+@pytest.mark.slow
 def test_photographs_give_lite_the_scale_that_data_sets_gave_it() -> None:
     engine = load_softmatcher("lite")
     patches = [engine.encode(one).features for one in photographs()]

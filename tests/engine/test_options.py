@@ -40,6 +40,7 @@ def test_gathered_references_give_the_same_masks(engine: Softmatcher) -> None:
     assert one[0].score == other[0].score
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_finds_the_object(engine: Softmatcher) -> None:
     image, masks = scene(red=(70, 80, 40))
     target, truth = scene(red=(130, 70, 35))

@@ -18,6 +18,8 @@ from backend.models.graph_cut.segmenter import LiteSegmenter
 from tests.core.test_pixel_classifier import cracked
 from tests.engine.test_softmatcher import ColourEncoder, scene
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def engine() -> Softmatcher:

@@ -34,6 +34,7 @@ def _row(matcher: str, patches: int, seconds: float) -> MatchingRow:
     return MatchingRow(matcher, patches, patches, 1, patches, seconds, 0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_every_matcher_is_timed_at_every_size() -> None:
     names = [ASSIGNMENT, PAIRWISE, *MATCHERS]
     rows = bench_sizes(names, (42, 56), dims=8, repeats=2)
@@ -63,6 +64,7 @@ def test_ratios_and_growth() -> None:
     assert growth_in_patches(rows[:1], ASSIGNMENT) is None
 
 
+@pytest.mark.slow
 def test_memory_of_the_pairwise_form_grows_with_the_matrix() -> None:
     rows = bench_sizes([PAIRWISE], (448, 896), dims=8, repeats=1)
     if np.isnan(rows[0].peak_mb):

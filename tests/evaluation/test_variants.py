@@ -153,6 +153,7 @@ def test_markdown_has_every_variant_set_and_class(drawn: Path) -> None:
         assert any(line.startswith(f"| {name} |") for line in rows)
 
 
+@pytest.mark.slow
 def test_contact_sheets_are_drawn(drawn: Path, tmp_path: Path) -> None:
     run = evaluate_variants(drawn, VARIANTS, load=_load)
     sheets = draw_contact_sheets(

@@ -111,6 +111,7 @@ _anything = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @quick
 @given(_anything)
 def test_any_segmentation_is_a_mask_or_refused(segmentation: Any) -> None:

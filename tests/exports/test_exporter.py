@@ -191,6 +191,7 @@ def test_a_second_export_of_an_unchanged_project_is_byte_identical(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_zip_holds_the_same_and_is_byte_identical(filled: Backend, tmp_path: Path, format_: str) -> None:
     options = options_from_texts({"format": format_, "source": "both"})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -92,6 +93,7 @@ def _check(label_studio: FakeLabelStudio, report: ImportReport | None) -> None:
             assert decode_mask(region["value"]["rle"], SIZE_HW).any()
 
 
+@pytest.mark.slow
 @settings(**fuzzing.FILES)
 @given(
     st.lists(
@@ -119,6 +121,7 @@ def test_changed_documents(changes: list[tuple[tuple[Any, ...], Any, bool]]) -> 
         assert report.imported == 3
 
 
+@pytest.mark.slow
 @settings(**fuzzing.FILES)
 @given(st.permutations(range(3)), st.permutations(range(3)), st.lists(st.sampled_from(NAMES), min_size=3, max_size=3))
 def test_masks_get_to_the_image_that_they_name_in_any_order(
@@ -166,6 +169,7 @@ def changed_files(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, _changed_bytes(content, draw)
 
 
+@pytest.mark.slow
 @settings(**fuzzing.FILES)
 @given(changed_files())
 def test_files_with_other_bytes(file: tuple[str, bytes]) -> None:
@@ -176,6 +180,7 @@ def test_files_with_other_bytes(file: tuple[str, bytes]) -> None:
     _check(*_run(write))
 
 
+@pytest.mark.slow
 @settings(**fuzzing.FILES)
 @given(st.randoms(use_true_random=False), st.lists(st.sampled_from(fuzzing._NASTY), min_size=1, max_size=3))
 def test_lists_of_labels_of_any_content(chosen: random.Random, values: list[Any]) -> None:

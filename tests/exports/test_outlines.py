@@ -42,12 +42,14 @@ def blob(seed: int, size: int = 160) -> Mask:
     return np.asarray(noise > 0.02)
 
 
+@pytest.mark.slow
 @given(MASKS)
 @settings(max_examples=300, deadline=None)
 def test_edge_polygons_without_tolerance_are_the_mask_pixel_for_pixel(mask: Mask) -> None:
     assert np.array_equal(as_coco_reads(mask, 0), mask)
 
 
+@pytest.mark.slow
 @given(MASKS)
 @settings(max_examples=300, deadline=None)
 def test_a_pixel_polygon_covers_the_mask_and_adds_lines_only_between_components(mask: Mask) -> None:
@@ -102,6 +104,7 @@ def test_points_and_lines_keep_their_pixels_and_have_a_box(pixels: list[tuple[in
     assert np.array_equal(as_coco_reads(mask, 1), mask)
 
 
+@pytest.mark.slow
 def test_a_mask_of_noise_is_one_polygon_in_reasonable_time() -> None:
     mask = np.random.default_rng(0).random((300, 300)) < 0.3
     polygon = pixel_polygon(mask, 0)

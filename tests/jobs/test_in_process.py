@@ -21,6 +21,7 @@ def queue() -> Iterator[InProcessQueue]:
     tasks.use_projects(None)
 
 
+@pytest.mark.slow
 def test_annotations_go_before_tiles_and_failures_end_nothing(
     queue: InProcessQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

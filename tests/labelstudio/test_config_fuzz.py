@@ -110,6 +110,7 @@ def _damaged(choose: random.Random, xml: str) -> str:
     return xml
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_any_label_config_is_read_or_refused_and_its_labels_come_back() -> None:
     outcomes: Counter[str] = Counter()

@@ -91,6 +91,7 @@ def test_a_thumbnail_in_the_metadata_is_no_scan() -> None:
     assert decode_image(buffer.getvalue()).shape == (8, 8, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("lossless", [False, True])
 def test_a_large_webp_has_the_memory_that_it_needs(mode: str, lossless: bool) -> None:
@@ -117,6 +118,7 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
     assert int(kilobytes) < 300_000
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_refused_and_the_next_file_decoded(long_jpeg: bytes) -> None:
     with in_use(DecodingPool(seconds=1.0)):
         with pytest.raises(BadInputError, match="decodable within 1 s, got one that takes longer: save it anew"):
@@ -130,6 +132,7 @@ def kill_those_at_work(pool: DecodingPool, is_over: threading.Event) -> None:
             child.kill()
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_process_is_refused_and_the_next_one_decoded(
     long_jpeg: bytes, pool: DecodingPool
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_child_that_somebody_killed_is_replaced(pool: DecodingPool) -> None:
     assert child.exit_code == -signal.SIGKILL, "it was reaped"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_to_end_ends_what_it_decodes(long_jpeg: bytes) -> None:
     stop_decoding(after_s=0.3)
     with pytest.raises(DecodingUnavailableError, match="about to end"):
@@ -196,6 +200,7 @@ def test_a_child_has_no_secret(monkeypatch: pytest.MonkeyPatch, pool: DecodingPo
     assert b"very-secret" not in Path(f"/proc/{child.pid}/environ").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fork_has_children_of_its_own() -> None:
     code = """
 import os, io, PIL.Image
@@ -215,6 +220,7 @@ print("ok")
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+@pytest.mark.slow
 def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path, long_jpeg: bytes) -> None:
     (tmp_path / "long.jpg").write_bytes(long_jpeg)
     code = f"""

@@ -221,6 +221,7 @@ def test_one_pixel_is_an_image() -> None:
     assert decode_image(saved(PIL.Image.new("RGB", (1, 1), "red"))).tolist() == [[[255, 0, 0]]]
 
 
+@pytest.mark.slow
 def test_an_image_of_108_megapixels_is_decoded_without_a_warning() -> None:
     decoded = decode_image(saved(PIL.Image.new("1", (12000, 9000), 1)))
 

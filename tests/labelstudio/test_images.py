@@ -510,6 +510,7 @@ def test_a_host_that_drips_its_tls_handshake_is_cut_off(label_studio: Web) -> No
         thread.join(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
 def test_a_compressed_bomb_is_refused_in_little_memory(label_studio: Web, encoding: str) -> None:
     """100 MB of zeros, in 100 kB or less; they were asked for as they are."""

@@ -38,6 +38,7 @@ def test_encoding_gives_the_bytes_of_the_sdk(mask: Mask) -> None:
     assert encode_mask(mask) == sdk.mask2rle(mask.astype(np.uint8) * 255)
 
 
+@pytest.mark.slow
 @given(masks, st.tuples(*[st.integers(0, 3)] * 4))
 def test_a_mask_in_its_box_gives_the_bytes_of_the_whole_mask(crop: Mask, around: tuple[int, int, int, int]) -> None:
     (height, width), (top, bottom, left, right) = crop.shape, around
@@ -183,6 +184,7 @@ def test_only_masks_are_encoded(mask: Mask) -> None:
         encode_mask(mask)
 
 
+@pytest.mark.slow
 def test_a_mask_of_108_megapixels_needs_little_beside_itself() -> None:
     mask = np.zeros((9000, 12000), np.bool_)
     mask[1000:8000:2, 3000:9000] = True

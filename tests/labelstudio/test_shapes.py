@@ -126,6 +126,7 @@ def test_what_is_no_shape_is_a_problem_of_its_region(raw: dict[str, Any], messag
     assert message in found.problems[0]
 
 
+@pytest.mark.slow
 def test_many_points_and_pixels_are_bounded() -> None:
     points = [[float(number % 100), float(number % 97)] for number in range(300_000)]
     assert "200000 points" in read(region("polygon", points=points)).problems[0]

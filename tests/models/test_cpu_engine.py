@@ -26,6 +26,7 @@ def by_torch() -> EfficientNetLiteEncoder:
     return EfficientNetLiteEncoder(engine=CpuEngine("torch"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_hw", SIZES)
 def test_both_engines_give_one_feature_map_of_any_size(
     by_openvino: EfficientNetLiteEncoder, by_torch: EfficientNetLiteEncoder, size_hw: tuple[int, int]
@@ -46,6 +47,7 @@ def test_both_engines_have_one_signature_in_fp32(
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_threads_share_an_encoder(by_openvino: EfficientNetLiteEncoder) -> None:
     draw = np.random.default_rng(1)
     images = [draw.integers(0, 256, (*hw, 3), np.uint8) for hw in ((90, 120), (120, 90), (100, 100)) * 4]
@@ -77,6 +79,7 @@ def test_without_openvino_the_engine_is_pytorch(monkeypatch: pytest.MonkeyPatch)
     assert CpuEngine.installed().name == "torch"
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_and_no_telemetry_is_loaded() -> None:
     """Python reports each connection and name look-up to an audit hook, whoever makes them."""
     script = """

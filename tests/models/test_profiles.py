@@ -141,6 +141,7 @@ def test_a_profile_with_an_encoder_of_its_own_is_a_row_and_a_file(monkeypatch: p
         load_profile("huge")
 
 
+@pytest.mark.slow
 def test_numbers_of_a_row_reach_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = replace(
         PROFILES["mobile"], encoder="vit_tiny_patch16_224", segmenter="mobile_sam",

@@ -41,6 +41,8 @@ WORDS = [
     "▁",
 ]
 
+pytestmark = pytest.mark.slow
+
 
 def tiny_model() -> Any:
     torch.manual_seed(3)

@@ -63,6 +63,7 @@ def fresh(tmp_path: Path, backend: Backend, label_config: str, params: dict[str,
     return made_of(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "params", "settings"),
     [

@@ -107,6 +107,7 @@ def test_five_coins_are_marked_at_once(kind: str) -> None:
         assert min(covered(number, coins, marks_of(coins, kinds))) >= LEAST_COVERED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width_px", [2, 4, 7])
 @pytest.mark.parametrize("angle_rad", [0.0, 0.6, 2.2])
 def test_a_stroke_covers_the_coin_that_the_edge_cuts_off(angle_rad: float, width_px: int) -> None:
@@ -139,6 +140,7 @@ def touching_strokes(one: Mask, other: Mask) -> list[Region]:
     return drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(6))
 def test_strokes_of_two_regions_that_touch_are_on_two_coins(number: int) -> None:
     coins = nearest_coins(number)
@@ -151,6 +153,7 @@ def test_strokes_of_two_regions_that_touch_are_on_two_coins(number: int) -> None
     assert min(share for share, whole in zip(shares, is_whole, strict=True) if whole) >= LEAST_COVERED
 
 
+@pytest.mark.slow
 def test_the_order_of_the_regions_changes_nothing() -> None:
     number = next(number for number, tile in enumerate(tiles()) if len(coins_of(tile)) >= 4)
     coins = nearest_coins(number)
@@ -174,6 +177,7 @@ def test_coins_painted_without_their_rims_are_covered_to_it(number: int) -> None
     assert min(covered(number, coins, regions)) >= LEAST_COVERED
 
 
+@pytest.mark.slow
 def test_what_is_painted_to_its_border_stays_as_it_was_painted() -> None:
     for number in range(6):
         coin = coins_of(tiles()[number])[0]

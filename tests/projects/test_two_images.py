@@ -101,6 +101,7 @@ def test_one_image_that_cannot_be_had_leaves_the_other_its_prediction(pair: Back
     assert [images_of(result) for result in predict(pair, tasks[:1])] == [["left"]]
 
 
+@pytest.mark.slow
 def test_a_propagation_predicts_what_can_be_had_and_says_what_is_missing(pair: Backend) -> None:
     key = mark_left(pair)
     add(pair, 2, draw(red=RED_BOX), None)

@@ -84,12 +84,14 @@ def do_anything(store: Store, seed: int, steps: int) -> None:  # noqa: F811
             pass
 
 
+@pytest.mark.slow
 def test_random_operations_leave_the_counters_right(store: Store) -> None:  # noqa: F811
     for seed in range(3):
         do_anything(store, seed, 40)
         assert_counters_are_right(store)
 
 
+@pytest.mark.slow
 def test_operations_at_once_leave_the_counters_right(store: Store) -> None:  # noqa: F811
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: do_anything(store, seed, 25), range(4)))
@@ -144,6 +146,7 @@ def test_a_killed_process_leaves_the_counters_right(tmp_path: Path) -> None:
         assert_counters_are_right(store)
 
 
+@pytest.mark.slow
 def test_what_an_older_release_wrote_is_counted_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"  # noqa: F811
     with closing(Store(url)) as store:  # noqa: F811

@@ -361,6 +361,7 @@ class TestDeleting:
         assert store.delete_annotations(KEY, []) == 0
         assert store.delete_annotations("9.9", [2]) == 0
 
+    @pytest.mark.slow
     def test_more_ids_than_one_statement_takes(self, store: Store) -> None:
         store.replace_references(annotation(1200), [new_reference(1)])
         assert store.delete_annotations(KEY, range(2000)) == 1
@@ -386,6 +387,7 @@ class TestDeleting:
 
 
 class TestDigest:
+    @pytest.mark.slow
     @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     @given(order=st.permutations(range(5)))
     def test_is_independent_of_order_rows_and_time(
@@ -440,6 +442,7 @@ class TestDigest:
         assert digest(store) == digest(store, ["stem", "leaf"]) != before
         assert digest(store, []) == store.references_digest("9.9", None, SIGNATURE)
 
+    @pytest.mark.slow
     def test_survives_a_restart_and_is_the_same_in_another_process(self, store: Store, url: str) -> None:
         store.replace_references(annotation(), [new_reference(1), new_reference(2)])
         code = "import sys; from backend.store import Store; s = Store(sys.argv[1]); s.create_tables();"
@@ -650,6 +653,7 @@ class TestOpening:
             with store.engine.connect() as connection:
                 assert connection.execute(sa.select(tables.schema)).all() == [(1, tables.SCHEMA_VERSION)]
 
+    @pytest.mark.slow
     def test_threads_that_start_at_once_make_the_tables_once(self, url: str) -> None:
         barrier = threading.Barrier(6)
 

@@ -393,6 +393,7 @@ def test_an_annotation_nested_too_deeply_does_not_end_a_reconciliation(backend: 
     assert {one.annotation_id for one in backend.projects.store.annotations(backend.label_studio.key)} == {10, 11, 12}
 
 
+@pytest.mark.slow
 def test_a_project_that_label_studio_lacks_is_marked_and_comes_back(backend: Backend) -> None:
     _with_red_reference(backend)
     store, key = backend.projects.store, backend.label_studio.key

@@ -12,6 +12,8 @@ from backend.cli.demo.steel import CORROSION, PARTS, SCUFF, surface_tasks
 from backend.core.types import Mask
 from backend.labelstudio.label_config import parse_label_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def projects() -> dict[str, SampleProject]:
@@ -22,7 +24,6 @@ def task_of(project: SampleProject) -> SampleTask:
     return next(task for task in project.tasks if task.name == project.marked)
 
 
-@pytest.mark.slow
 def test_the_backend_reads_every_label_config(projects: dict[str, SampleProject]) -> None:
     for project in projects.values():
         assert parse_label_config(project.label_config).labels == project.labels
@@ -87,7 +88,6 @@ def test_three_photographs_have_no_motorcycle() -> None:
     assert [task.name for task in garage_tasks() if not task.masks[MOTORCYCLE].any()] == ["cup", "cat", "rocket"]
 
 
-@pytest.mark.slow
 def test_surfaces_are_the_same_every_time() -> None:
     first, second = surface_tasks(), surface_tasks()
     assert all(np.array_equal(one.image, other.image) for one, other in zip(first, second, strict=True))

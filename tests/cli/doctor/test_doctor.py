@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from backend.cli.doctor.checks import Check
@@ -43,6 +44,7 @@ def test_scores_are_called_estimates_unless_they_were_fitted_on_the_profiles_own
     assert scores_in_use(load_settings(profile="base", calibration=own)) == "fitted on project 1"
 
 
+@pytest.mark.slow
 def test_label_studio_and_queue_that_do_not_answer(tmp_path: Path) -> None:
     is_ok, report = _report(
         data_dir=tmp_path,
@@ -66,6 +68,7 @@ def test_unknown_profile_and_folder_that_cannot_be_written(tmp_path: Path) -> No
     assert "SOFTMATCHER_DATA_DIR" in report
 
 
+@pytest.mark.slow
 def test_a_projects_annotations_without_reference_and_its_older_references_are_named(backend: Backend) -> None:
     point = {
         "id": "p", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,

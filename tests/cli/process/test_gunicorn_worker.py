@@ -173,6 +173,7 @@ def test_a_connection_is_kept_for_whoever_may_come_in(port: int) -> None:
         assert _status(client) == b"200"
 
 
+@pytest.mark.slow
 def test_a_connection_may_be_used_again_after_an_answer_that_took_long(port: int) -> None:
     with _connect(port) as connection:
         connection.sendall(b"GET /slow HTTP/1.1\r\nHost: 127.0.0.1\r\n" + AUTH + b"\r\n")

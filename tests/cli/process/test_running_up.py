@@ -28,6 +28,7 @@ def test_what_the_second_terminal_names_itself_stays(tmp_path: Path) -> None:
         assert beside_running_up(load_settings(data_dir=tmp_path, port=0)).port == 4321
 
 
+@pytest.mark.slow
 def test_a_killed_up_is_not_taken_for_a_running_one(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path\n"

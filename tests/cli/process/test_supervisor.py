@@ -189,6 +189,7 @@ def test_free_port_avoids_a_port_that_is_taken(processes: ProcessGroup, tmp_path
     assert free_port(port) != port
 
 
+@pytest.mark.slow
 def test_valkey_keeps_what_is_queued_across_a_crash(tmp_path: Path) -> None:
     for is_first in (True, False):
         with ProcessGroup(tmp_path / "logs") as group:

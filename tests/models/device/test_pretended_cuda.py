@@ -141,6 +141,7 @@ def test_mixed_devices_and_waits_are_seen(mode: FakeTensorMode) -> None:
     assert len(copies.found) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_run_where_they_lie(name: str, mode: FakeTensorMode) -> None:
     small = {"depth": 2, "embed_dim": 48, "num_heads": 3}

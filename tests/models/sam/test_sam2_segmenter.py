@@ -131,6 +131,7 @@ def _assert_answers_as_the_predictor(
             assert np.mean(natural.numpy() != masks) < 0.001, name
 
 
+@pytest.mark.slow
 @needs_sam2
 def test_every_kind_of_prompt_is_answered_as_by_the_predictor() -> None:
     image = _image()

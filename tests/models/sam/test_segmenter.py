@@ -205,6 +205,7 @@ def test_half_precision_embeddings_change_masks_hardly() -> None:
     assert float(((rounded.logits > 0) != (exact.logits > 0)).float().mean()) < 0.01
 
 
+@pytest.mark.slow
 def test_threads_never_see_each_others_image() -> None:
     images = [
         _image(seed, height, width) for seed, (height, width) in enumerate([(60, 96), (96, 60), (60, 60), (24, 96)])

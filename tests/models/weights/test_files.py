@@ -180,6 +180,7 @@ def _stretched(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "vit_small_patch14_dinov2", "vit_large_patch14_reg4_dinov2"],

@@ -156,6 +156,7 @@ class SlowToSegment(BatchSoftmatcher):
         return super().segment_planned(plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("behind", "encoded"), [(3, 3), (1, 2)])
 def test_a_slow_decoder_holds_no_turn_and_lets_encoders_run_ahead_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int, encoded: int

@@ -158,6 +158,7 @@ def test_label_studio_that_asks_for_time_gets_it(backend: Backend, key: str, mon
     assert max(len(backend.label_studio.versions_of(number)) for number in range(1, 9)) == 1
 
 
+@pytest.mark.slow
 def test_annotations_that_were_not_announced_count(backend: Backend, key: str) -> None:
     assert backend.projects.count_references() == {"1": 0}
     _start(backend, key)
