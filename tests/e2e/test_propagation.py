@@ -30,6 +30,7 @@ from tests.e2e.propagation_scene import (
 from tests.e2e.scene import MARKED, SAMPLES, TARGETS, Backend, Project, point_on, wait_until
 
 COUNT = 24
+MANY, BATCH = 240, 24
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,27 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"this machine does not allow to mount a small disk: {mounted.stderr.decode().strip()}")
     yield cache.parent
     subprocess.run(["umount", "--lazy", str(cache)], check=True)
+
+
+def test_a_small_project_goes_before_the_next_batch_of_a_long_one(
+    new_project: NewProject, propagating: Backend
+) -> None:
+    long, small = new_project(propagating, many_coins(1)), new_project(propagating, many_coins(3))
+    (image,) = [long.label_studio.task(task)["data"] for task in long.tasks.values()]
+    long.label_studio.import_tasks(long.id, [{"data": image}] * MANY)
+    for project in (long, small):
+        project.mark_one_coin()
+    of_long = start(long)
+    wait_until(lambda: status(long, of_long)["counts"]["done"] > 0, "the long one has begun", 180)
+    of_small = start(small)
+    before = status(long, of_long)["counts"]
+    assert wait_for_end(small, of_small)["counts"]["done"] == len(small.tasks)
+    after = status(long, of_long)
+    assert after["state"] == "running"
+    # What was under way is finished: two batches.
+    assert after["counts"]["done"] - before["done"] <= 2 * BATCH
+    assert after["counts"]["total"] == MANY + 1
+    assert propagating.post(f"/projects/{long.id}/propagations/{of_long}/cancel", {}).status_code == 200
 
 
 def test_starts_by_itself_and_works_with_a_full_disk_for_its_cache(

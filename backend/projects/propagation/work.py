@@ -80,7 +80,7 @@ class _WorkBudget:
 
     def is_over(self) -> bool:
         """Return whether to begin no other batch."""
-        return self.finished >= self._tasks or self.must_stop() or (self.finished > 0 and self._makes_room())
+        return self.finished >= self._tasks or self.must_stop() or self._makes_room()
 
     def note(self, finished: int) -> None:
         """Count finished tasks."""
@@ -132,8 +132,7 @@ class PropagationWork:
             should_stop: asked before each task.
             concurrent_batches: batches at a time: while one is read from Label Studio or written to it, another uses
                 the models.
-            makes_room: asked before each batch but the first; True leaves the rest to another job, behind those that
-                wait.
+            makes_room: asked before each batch; True leaves the rest to another job, behind those that wait.
         """
         store = self._store.propagations
         record = store.get(propagation_id)
