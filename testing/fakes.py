@@ -553,6 +553,9 @@ class PatientQueue:
     def refresh_tiles(self, project_key: ProjectKey) -> str:
         return self._add("refresh_tiles", project_key)
 
+    def write_tiles(self, project_key: ProjectKey) -> str:
+        return self._add("write_tiles", project_key)
+
     def order_tasks(self, project_key: ProjectKey) -> str:
         return self._add("order_tasks", project_key)
 

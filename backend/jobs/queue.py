@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from backend.errors import QueueUnavailableError
 from backend.store.records import ProjectKey
 
-REFERENCES, TILES, PLANS, PROPAGATIONS = (
-    "softmatcher-references", "softmatcher-tiles", "softmatcher-plans", "softmatcher-propagations",
+REFERENCES, TILES, WRITES, PLANS, PROPAGATIONS = (
+    "softmatcher-references", "softmatcher-tiles", "softmatcher-writes", "softmatcher-plans",
+    "softmatcher-propagations",
 )  # fmt: skip
-QUEUES = (REFERENCES, TILES, PLANS, PROPAGATIONS)
+QUEUES = (REFERENCES, TILES, WRITES, PLANS, PROPAGATIONS)
 """In the order in which workers serve them: a labeler waits for references, then somebody who looks at the project's
-page for its tiles; nobody for a propagation's end."""
+page for its tiles; what these show is written to Label Studio afterwards; nobody waits for a propagation's end."""
 VISIBLE_S = 45.0
 """Seconds for which a task counts as visible after a page said so; pages say it again every 20 s."""
 MOST_VISIBLE = 120
@@ -66,6 +67,10 @@ class JobQueue(ABC):
     def refresh_tiles(self, project_key: ProjectKey) -> str:
         """Have the tiles predicted that somebody looks at; return the job's id, as `ingest_annotation` does."""
         return self._enqueue_once(TILES, "refresh_tiles", (project_key,), timeout_s=300)
+
+    def write_tiles(self, project_key: ProjectKey) -> str:
+        """Have predictions written that tiles show already; return the job's id, as `ingest_annotation` does."""
+        return self._enqueue_once(WRITES, "write_tiles", (project_key,), timeout_s=300)
 
     def accept_predictions(self, project_key: ProjectKey, score: float, batch: str) -> str:
         """Have annotations made of predictions; return the job's id."""

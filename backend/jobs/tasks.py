@@ -148,7 +148,7 @@ def reconcile(project_key: ProjectKey) -> dict[str, Any]:
 
 
 def refresh_tiles(project_key: ProjectKey) -> dict[str, Any]:
-    """Predict the tasks that somebody looks at on the project's page, and write them to Label Studio."""
+    """Predict the tasks that somebody looks at on the project's page; they are written to Label Studio afterwards."""
     _, queue = _current()
 
     def must_stop() -> bool:
@@ -156,11 +156,32 @@ def refresh_tiles(project_key: ProjectKey) -> dict[str, Any]:
 
     def work(projects: Projects) -> dict[str, Any]:
         outcome = projects.gallery.refresh(project_key, queue.visible(project_key), should_stop=must_stop)
+        queue.write_tiles(project_key)
         if outcome.get("left"):
             queue.refresh_tiles(project_key)  # behind the annotations that it made room for
         return outcome
 
     return _run("refresh_tiles", project_key, work)
+
+
+def write_tiles(project_key: ProjectKey) -> dict[str, Any]:
+    """Write predictions to Label Studio that tiles show already; what does not get there is tried again later."""
+    _, queue = _current()
+
+    def must_stop() -> bool:
+        return _stopping.is_set() or queue.has_labelers_waiting()
+
+    def work(projects: Projects) -> dict[str, Any]:
+        try:
+            outcome = projects.gallery.write(project_key, should_stop=must_stop)
+        except LabelStudioUnavailableError as error:
+            # Maintenance queues it again as long as something waits.
+            return {"waits_for_label_studio": str(error)}
+        if outcome["left"] and queue.has_labelers_waiting():
+            queue.write_tiles(project_key)  # behind those that it made room for
+        return outcome
+
+    return _run("write_tiles", project_key, work)
 
 
 def accept_predictions(project_key: ProjectKey, score: float, batch: str) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -14,14 +15,15 @@ from backend.core.types import Image
 from backend.errors import ConfigurationError, LabelStudioError, ModelUnavailableError, SoftmatcherError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
-from backend.projects.images import TaskImages
+from backend.projects.images import TaskImages, versions_from_json
 from backend.projects.model_host import Models
+from backend.projects.prediction.batch_pipeline import TaskPrediction
 from backend.projects.prediction.bulk_writer import Batch, BulkPredictions
-from backend.projects.prediction.reference_banks import ReferenceBanks
+from backend.projects.prediction.reference_banks import PredictionContext, ReferenceBanks
 from backend.projects.project_refresh import refresh_project
 from backend.settings import CONCURRENT_BATCHES
 from backend.store import ProjectRecord, Store
-from backend.store.records import ProjectKey, TaskOutcome, TileFilter, TilePrediction
+from backend.store.records import ProjectKey, TileFilter, TilePrediction, UnwrittenPrediction
 
 PHOTO_SIDE_PX = 480
 """Longer side of the photographs on tiles."""
@@ -29,6 +31,10 @@ _KEPT_PHOTOS = 400
 _PHOTOS_AT_A_TIME = 2
 _MODEL_WAIT_S = 0.5
 _FEWEST_A_THREAD = 4
+_WRITING_S = 120.0
+"""Seconds after which another process writes predictions to Label Studio whose writer is not heard of any more."""
+_WRITTEN_AT_A_TIME = 24
+_MOST_WAITING = 10_000
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class Gallery:
     def refresh(
         self, project_key: ProjectKey, task_ids: Sequence[int], *, should_stop: Callable[[], bool]
     ) -> dict[str, int]:
-        """Predict the tasks of a page whose tiles are out of date, and write their predictions to Label Studio.
+        """Predict the tasks of a page whose tiles are out of date, and keep the predictions for `write`.
 
         If there is nothing to look for, they have no current prediction: their tiles say so. What Label Studio has
         stays there until a new prediction replaces it.
@@ -178,10 +184,7 @@ class Gallery:
             LabelStudioUnavailableError: Label Studio does not answer.
             LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
         """
-        project = self._store.project(project_key)
-        if project is None or not project.label_config:
-            project = refresh_project(self._store, self._connections, project_key)
-        context = self._banks.context(project, parse_label_config(project.label_config))
+        context = self._context(project_key)
         known = self._store.tiles.versions(project_key, task_ids)
         due = [task_id for task_id in task_ids if known.get(task_id) != context.version]
         if not context.tags:
@@ -189,19 +192,88 @@ class Gallery:
                 self._store.tiles.forget(project_key, predicted)
             return {"predicted": 0, "left": 0}
 
-        def predict(some: Sequence[int]) -> list[TaskOutcome]:
-            return self._bulk.run(
-                Batch(context, some, is_watched=True), should_stop=should_stop,
-                still_wanted=lambda: _all_but_gone(should_stop, some),
-            )  # fmt: skip
-
+        predict = partial(self._bulk.predict, context, should_stop=should_stop)
         threads = max(1, min(CONCURRENT_BATCHES, len(due) // _FEWEST_A_THREAD))
         with ThreadPoolExecutor(threads, thread_name_prefix="tiles") as pool:
             # Neighbours in different threads: the first tiles of the page come first.
-            outcomes = [
-                one for some in pool.map(predict, [due[start::threads] for start in range(threads)]) for one in some
-            ]
-        return {"predicted": len(outcomes), "left": len(due) - len(outcomes)}
+            predicted = sum(pool.map(predict, [due[start::threads] for start in range(threads)]))
+        return {"predicted": predicted, "left": len(due) - predicted}
+
+    def write(self, project_key: ProjectKey, *, should_stop: Callable[[], bool]) -> dict[str, int]:
+        """Write the predictions to Label Studio that tiles show already; older ones of their tasks are deleted.
+
+        Those of former references are made anew, nobody having looked at their tiles since.
+
+        Args:
+            project_key: of the tasks.
+            should_stop: asked between requests; True leaves the rest.
+
+        Returns:
+            How many were `written`, and how many are `left`: 0 if another process is writing them.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer; what was not written is kept.
+            LabelStudioError, ConfigurationError, ModelUnavailableError: nothing can be written.
+        """
+        waiting = self._store.unwritten
+        written = 0
+        if not waiting.count(project_key):
+            return {"written": 0, "left": 0}
+        name = waiting.begin_writing(project_key, _WRITING_S)
+        if name is None:
+            return {"written": 0, "left": 0}
+        try:
+            context = self._context(project_key)
+            while (some := waiting.oldest(project_key, _WRITTEN_AT_A_TIME)) and not should_stop():
+                if not context.tags:
+                    waiting.delete(project_key, some)
+                    continue
+                if not waiting.go_on_writing(project_key, name, _WRITING_S):
+                    break
+                done = self._write(context, some, name, should_stop)
+                waiting.delete(project_key, done)
+                written += len(done)
+                if len(done) < len(some):
+                    break
+        finally:
+            waiting.end_writing(project_key, name)
+        return {"written": written, "left": waiting.count(project_key)}
+
+    def _write(
+        self,
+        context: PredictionContext,
+        some: Sequence[UnwrittenPrediction],
+        name: str,
+        should_stop: Callable[[], bool],
+    ) -> list[UnwrittenPrediction]:
+        """Write some predictions; return those that need no more writing."""
+        key, waiting = context.project.key, self._store.unwritten
+        current = {one.task_id: one for one in some if one.model_version == context.version}
+
+        def still_wanted() -> set[int]:
+            if should_stop() or not waiting.go_on_writing(key, name, _WRITING_S):
+                return set()
+            # What was predicted anew meanwhile waits by itself.
+            newest = {one.task_id: one.counter for one in waiting.oldest(key, _MOST_WAITING)}
+            return {one.task_id for one in some if newest.get(one.task_id, one.counter) == one.counter}
+
+        images = {task_id: versions_from_json(one.images) for task_id, one in current.items()}
+        predicted = {
+            task_id: TaskPrediction(one.prediction, images[task_id], {}, absence=one.absence)
+            for task_id, one in current.items()
+        }
+        outcomes = self._bulk.run(
+            Batch(context, [one.task_id for one in some], made_of=images, predicted=predicted),
+            should_stop=should_stop, still_wanted=still_wanted, may_leave_older=True,
+        )  # fmt: skip
+        finished = {outcome.task_id for outcome in outcomes}
+        return [one for one in some if one.task_id in finished]
+
+    def _context(self, project_key: ProjectKey) -> PredictionContext:
+        project = self._store.project(project_key)
+        if project is None or not project.label_config:
+            project = refresh_project(self._store, self._connections, project_key)
+        return self._banks.context(project, parse_label_config(project.label_config))
 
     def _picture(self, project: ProjectRecord, task_id: int, image_tag: str) -> Image:
         config = parse_label_config(project.label_config)
@@ -233,11 +305,6 @@ def config_of(project: ProjectRecord) -> LabelConfig | None:
         return parse_label_config(project.label_config)
     except SoftmatcherError:
         return None
-
-
-def _all_but_gone(should_stop: Callable[[], bool], task_ids: Collection[int]) -> set[int]:
-    # Annotations that wait will change these predictions again: writing them would only hold those up.
-    return set() if should_stop() else set(task_ids)
 
 
 __all__ = ["Gallery", "GalleryPage", "Tile", "config_of"]

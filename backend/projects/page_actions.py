@@ -35,7 +35,7 @@ class PageActions:
         self._connections = connections
 
     def accept(self, project: ProjectRecord, task_id: int) -> PageAnnotation:
-        """Make an annotation of a task's newest prediction.
+        """Make an annotation of a task's newest prediction: the one that its tile shows.
 
         Raises:
             NotFoundError: the task, or a prediction of this backend with masks, is not there (any more).
@@ -207,6 +207,10 @@ class PageActions:
             for each in tasks[0].get("predictions") or ()
             if str(each.get("model_version") or "").startswith(OWN_VERSIONS)
         ]
+        shown = self._store.unwritten.of_task(project.key, task_id)
+        if shown is not None:
+            # What the tile shows, and somebody decided on; Label Studio gets it in a moment.
+            return tasks[0], shown.prediction or {"result": []}
         if not own:
             raise NotFoundError(f"Label Studio has no prediction of this backend for task {task_id} (yet)")
         return tasks[0], max(own, key=lambda each: int(each["id"]))
@@ -222,7 +226,7 @@ class PageActions:
         prediction: Json | None,
     ) -> PageAnnotation:
         client = self._connections.client(project.key)
-        prediction_id = int(prediction["id"]) if prediction else None
+        prediction_id = int(prediction["id"]) if prediction and "id" in prediction else None
         created = client.create_annotation(int(task["id"]), regions, prediction_id=prediction_id)
         made = PageAnnotation(int(created["id"]), int(task["id"]), action, batch, absent)
         try:

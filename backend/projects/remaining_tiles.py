@@ -45,7 +45,7 @@ class RemainingTiles:
         self._is_done = False
 
     def __call__(self) -> bool:
-        """Predict up to eight tasks; return whether there were any."""
+        """Predict up to eight tasks, or write what was predicted; return whether there were any."""
         project = self._store.project(self._project_key)
         if project is None:
             return False
@@ -56,8 +56,10 @@ class RemainingTiles:
         if version != self._version:
             self._version, self._is_done = version, False
             self._tried.clear()
-        if self._is_done:
+        if self._is_done and not self._store.unwritten.count(self._project_key):
             return False
+        if self._gallery.write(self._project_key, should_stop=self._should_stop)["written"]:
+            return True
         client = self._connections.client(self._project_key)
         # With an annotation left, references may only be late: what was found by them stays.
         is_bare = not self._store.list_references(self._project_key)

@@ -16,7 +16,7 @@ from backend.errors import NotFoundError, StoreUnavailableError
 from backend.labelstudio.codec import read_regions
 from backend.labelstudio.label_config import LabelConfig
 from backend.store import Store
-from backend.store.records import ProjectKey, TilePrediction, TileRegion
+from backend.store.records import ProjectKey, TilePrediction, TileRegion, UnwrittenPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +83,22 @@ class Tiles:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def note(self, project_key: ProjectKey, version: str, task_id: int, drawn: DrawnMasks, score: float | None) -> None:
-        """Remember the prediction of a task that Label Studio will have."""
+    def note(
+        self,
+        project_key: ProjectKey,
+        version: str,
+        task_id: int,
+        drawn: DrawnMasks,
+        score: float | None,
+        unwritten: UnwrittenPrediction | None = None,
+    ) -> None:
+        """Remember the prediction of a task that Label Studio will have, and keep it until then if that is later."""
         state = "masks" if drawn.regions else "empty"
         made = TilePrediction(
             task_id, state, version, drawn.regions, score=score or 0.0, certainty=drawn.certainty,
             image_tag=drawn.image_tag, size_hw=drawn.size_hw, sketch=drawn.sketch,
         )  # fmt: skip
-        self._save(project_key, made)
+        self._save(project_key, made, [unwritten] if unwritten is not None else [])
 
     def note_failure(self, project_key: ProjectKey, version: str, task_id: int, reason: str) -> None:
         """Remember why a task could not be predicted; the masks that it had before are not shown any more."""
@@ -128,7 +136,9 @@ class Tiles:
             self.note(project_key, version, task_id, drawn, certainty if drawn.regions else None)
         self.note_written(project_key, version, list(predictions))
 
-    def _save(self, project_key: ProjectKey, tile: TilePrediction) -> None:
+    def _save(
+        self, project_key: ProjectKey, tile: TilePrediction, unwritten: Sequence[UnwrittenPrediction] = ()
+    ) -> None:
         try:
             known = self._store.tiles.of_tasks(project_key, [tile.task_id]).get(tile.task_id)
             if known is not None and tile.sketch is None:
@@ -138,7 +148,7 @@ class Tiles:
                 tile = replace(tile, change=known.change, before=known.before)
             elif known is not None:
                 tile = replace(tile, change=change_between(known, tile), before=known.regions)
-            self._store.tiles.save(project_key, [tile])
+            self._store.tiles.save(project_key, [tile], unwritten)
         except (NotFoundError, StoreUnavailableError) as error:
             logger.warning("project=%s task=%d tile: %s", project_key, tile.task_id, error)
 

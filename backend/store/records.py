@@ -378,6 +378,27 @@ class TilePrediction:
 
 
 @dataclass(frozen=True)
+class UnwrittenPrediction:
+    """A prediction that a tile shows and Label Studio does not have yet.
+
+    Attributes:
+        task_id: of the task.
+        model_version: with which it was predicted.
+        prediction: as Label Studio gets it; None if nothing was found.
+        images: which contents it was made of, see `backend.projects.images.versions_to_json`.
+        absence: probability that no label is on the task's images.
+        counter: the project's counter when its tile was saved: names it among all of the task.
+    """
+
+    task_id: int
+    model_version: str
+    prediction: Json | None
+    images: str
+    absence: float
+    counter: int = 0
+
+
+@dataclass(frozen=True)
 class TileFilter:
     """Which tiles of a project are wanted, in which order.
 

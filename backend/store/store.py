@@ -15,6 +15,7 @@ from backend.store.references import ReferenceStore
 from backend.store.refiners import RefinerStore
 from backend.store.texts import TextStore
 from backend.store.tiles import TileStore
+from backend.store.unwritten import UnwrittenStore
 
 
 class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore, PatchStore):
@@ -29,6 +30,7 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore, PatchSt
         quality: the newest estimate of each project.
         refiners: what a label's references switched on.
         tiles: the newest prediction of each task, as the project's page draws it.
+        unwritten: those of them that Label Studio is to get.
         page_annotations: annotations that were made on the project's page.
         texts: phrases of labels.
     """
@@ -41,6 +43,7 @@ class Store(ProjectStore, AnnotationStore, PendingStore, ReferenceStore, PatchSt
         self.quality = QualityStore(self.read, self.write, self.about_now)
         self.refiners = RefinerStore(self.read, self.write, self.about_now)
         self.tiles = TileStore(self.read, self.write, self.about_now)
+        self.unwritten = UnwrittenStore(self.read, self.write, self.about_now)
         self.page_annotations = PageAnnotationStore(self.read, self.write, self.about_now)
         self.texts = TextStore(self.read, self.write, self.about_now)
 

@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 8
+SCHEMA_VERSION: Final = 9
 """Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
 than that, see `Store.create_tables`."""
 WITH_COUNTERS: Final = 8
@@ -240,6 +240,22 @@ tile_counters = sa.Table(
     metadata,
     sa.Column("project_key", sa.ForeignKey(projects.c.key, ondelete="CASCADE"), primary_key=True),
     sa.Column("counter", _Id, nullable=False),
+    sa.Column("writer", sa.Text),
+    sa.Column("writes_until", sa.Double),
+)
+# Predictions that tiles show already and Label Studio does not have yet: one goes with its tile, whatever
+# replaces that.
+unwritten_predictions = sa.Table(
+    "unwritten_predictions",
+    metadata,
+    sa.Column("project_key", sa.Text, primary_key=True),
+    sa.Column("task_id", _Id, primary_key=True, autoincrement=False),
+    sa.Column("counter", _Id, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("prediction", sa.Text),
+    sa.Column("images", sa.Text, nullable=False),
+    sa.Column("absence", sa.Double, nullable=False),
+    sa.ForeignKeyConstraint(["project_key", "task_id"], ["tiles.project_key", "tiles.task_id"], ondelete="CASCADE"),
 )
 # Annotations that somebody made on the project's page, so that they can be undone there; what one says is absent.
 page_annotations = sa.Table(

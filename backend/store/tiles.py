@@ -16,7 +16,8 @@ from backend.store.disabled_references import is_enabled
 from backend.store.part import StorePart
 from backend.store.propagation_tasks import portions
 from backend.store.propagations import lock_project
-from backend.store.records import ProjectKey, TileFilter, TilePrediction, TileRegion
+from backend.store.records import ProjectKey, TileFilter, TilePrediction, TileRegion, UnwrittenPrediction
+from backend.store.unwritten import insert_unwritten
 
 VISIBLE_CHANGE: Final = 0.02
 """Change from which a tile counts as changed: less is the rounding of an outline."""
@@ -27,8 +28,15 @@ _tiles, _labels, _counters = tables.tiles, tables.tile_labels, tables.tile_count
 class TileStore(StorePart):
     """Reached as `Store.tiles`. Every method is one short transaction."""
 
-    def save(self, project_key: ProjectKey, tiles: Sequence[TilePrediction]) -> int:
+    def save(
+        self, project_key: ProjectKey, tiles: Sequence[TilePrediction], unwritten: Sequence[UnwrittenPrediction] = ()
+    ) -> int:
         """Replace the tiles of some tasks; return the project's counter, which is theirs, too.
+
+        Args:
+            project_key: of the tasks.
+            tiles: one a task; what waited to be written of these tasks is forgotten.
+            unwritten: predictions of these tiles that Label Studio is to get.
 
         Raises:
             NotFoundError: the project is not in the store.
@@ -49,6 +57,8 @@ class TileStore(StorePart):
                         for label, score in best.items()
                     ]
                     connection.execute(sa.insert(_labels), rows)
+            for one in unwritten:
+                insert_unwritten(connection, project_key, counter, one)
         return counter
 
     def note_written(self, project_key: ProjectKey, task_ids: Collection[int], model_version: str) -> None:
@@ -88,10 +98,11 @@ class TileStore(StorePart):
         return found
 
     def versions(self, project_key: ProjectKey, task_ids: Collection[int]) -> dict[int, str]:
-        """Return the model_version of each of these tasks' tiles, of those that Label Studio has."""
+        """Return the model_version of each of these tasks' tiles, of those that Label Studio has or is to get."""
         found: dict[int, str] = {}
         for some in portions(sorted(set(task_ids))):
-            mine = (_tiles.c.project_key == project_key) & _tiles.c.task_id.in_(some) & _tiles.c.is_written
+            is_cared_for = sa.or_(_tiles.c.is_written, _is_unwritten())
+            mine = (_tiles.c.project_key == project_key) & _tiles.c.task_id.in_(some) & is_cared_for
             read = self._read(sa.select(_tiles.c.task_id, _tiles.c.model_version).where(mine))
             found |= {int(row.task_id): str(row.model_version) for row in read}
         return found
@@ -234,6 +245,11 @@ def _has_reference() -> sa.ColumnElement[bool]:
         records.project_key == _tiles.c.project_key, records.task_id == _tiles.c.task_id,
         references.project_key == records.project_key, references.annotation_id == records.annotation_id, is_enabled(),
     )  # fmt: skip
+
+
+def _is_unwritten() -> sa.ColumnElement[bool]:
+    rows = tables.unwritten_predictions.c
+    return sa.exists().where(rows.project_key == _tiles.c.project_key, rows.task_id == _tiles.c.task_id)
 
 
 def _next_counter(connection: sa.Connection, project_key: ProjectKey) -> int:

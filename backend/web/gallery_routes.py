@@ -197,7 +197,10 @@ class GalleryStatus:
         self._kept: dict[ProjectKey, tuple[float, Json]] = {}
 
     def of(self, project_key: ProjectKey) -> Json:
-        """Return the counter of a project, whether something is under way, and what its propagation waits for."""
+        """Return the counter of a project, whether something is under way, and what its propagation waits for.
+
+        `unwritten` is the number of predictions that tiles show and Label Studio does not have yet.
+        """
         kept = self._kept.get(project_key)
         if kept is not None and time.monotonic() - kept[0] < _STATUS_KEPT_S:
             return kept[1]
@@ -231,6 +234,7 @@ class GalleryStatus:
             "counter": store.tiles.counter(project_key),
             "is_busy": is_pending or references > 0 or tiles > 0,
             "pending": references,
+            "unwritten": store.unwritten.count(project_key),
             "propagation": propagation,
         }
 

@@ -20,6 +20,7 @@ _RECONCILE_AGAIN_S = 15.0
 _WEBHOOK_TRIES = 12
 PENDING_AGAIN_S = 30.0
 _PENDING_AT_A_TIME = 100
+_WRITE_AGAIN_S = 15.0
 _SCALE_AGAIN_S = 60.0
 _LOOK_AGAIN_S = 6 * 3600.0
 _PRUNE_AGAIN_S = 6 * 3600.0
@@ -40,6 +41,7 @@ class Maintenance:
         self._reconcile_after: dict[str, float] = {}
         self._look_after: dict[str, float] = {}
         self._pending_after = 0.0
+        self._write_after = 0.0
         self._scale_after: dict[str, float] = {}
         self._prune_after = 0.0
 
@@ -60,6 +62,7 @@ class Maintenance:
             self.reconcile_due,
             self.ingest_pending,
             self.propagate_due,
+            self.write_due,
             self.authorize_webhooks,
             self.look_for_gone,
             self.tend_phrases,
@@ -122,6 +125,13 @@ class Maintenance:
             counts = projects.store.propagation_tasks.counts(record.id)
             if counts.pending or not counts.running:
                 queue.ensure_propagation_jobs(record.project_key, record.id, counts.pending)
+
+    def write_due(self) -> None:
+        """Have predictions written that tiles show already: Label Studio was away, or a worker ended meanwhile."""
+        if time.monotonic() >= self._write_after:
+            self._write_after = time.monotonic() + _WRITE_AGAIN_S
+            for project_key in self._projects.store.unwritten.projects():
+                self._queue.write_tiles(project_key)
 
     def look_for_gone(self) -> None:
         """Ask Label Studio for one project that was not asked for lately: its deletion is announced to nobody."""

@@ -24,7 +24,7 @@ from backend.errors import ConfigurationError, QueueUnavailableError
 from backend.jobs import tasks
 from backend.jobs import worker as worker_module
 from backend.jobs.leases import LEASE_S
-from backend.jobs.queue import PLANS, PROPAGATIONS, QUEUES, REFERENCES, TILES
+from backend.jobs.queue import PLANS, PROPAGATIONS, QUEUES, REFERENCES, TILES, WRITES
 from backend.jobs.redis_queue import RedisQueue
 from backend.jobs.worker import HeartbeatWorker
 from backend.jobs.worker_identity import own_name
@@ -62,9 +62,9 @@ def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redi
     key = backend.projects.note_project(backend.label_studio.project(1))
     queue = RedisQueue(redis_url)
     queue.ingest_annotation(key, 10)
-    assert queue.waiting() == {REFERENCES: 1, TILES: 0, PLANS: 0, PROPAGATIONS: 0}
+    assert queue.waiting() == {REFERENCES: 1, TILES: 0, WRITES: 0, PLANS: 0, PROPAGATIONS: 0}
     _work(redis_url)
-    assert queue.waiting() == {REFERENCES: 0, TILES: 0, PLANS: 0, PROPAGATIONS: 0}
+    assert queue.waiting() == {REFERENCES: 0, TILES: 0, WRITES: 0, PLANS: 0, PROPAGATIONS: 0}
     assert backend.projects.count_references() == {"1": 1}
 
 

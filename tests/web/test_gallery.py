@@ -11,6 +11,7 @@ from backend.drawing.label_colours import shown_colour
 from backend.drawing.outline_path import path_to_mask
 from backend.jobs import tasks as jobs
 from backend.store.records import PropagationFilter, TilePrediction
+from backend.web.maintenance import Maintenance
 from testing.fakes import Backend, draw, png
 
 POINT: dict[str, Any] = {
@@ -371,10 +372,93 @@ def test_tasks_seen_before_are_shown_before_label_studio_is_asked(ready: Backend
     (written,) = ready.label_studio.tasks[3]["predictions"]
     assert len(written["result"]) == 1, "Label Studio has the former one"
     ready.label_studio.is_down = False
-    assert see(ready, *EVERY)["outdated"] == EVERY
+    assert see(ready, *EVERY)["outdated"] == [], "predictions are kept"
+    Maintenance(ready.projects, ready.queue).write_due()  # type: ignore[arg-type]
     ready.work()
     (written,) = ready.label_studio.tasks[3]["predictions"]
     assert len(written["result"]) == 2
+    assert ready.projects.store.unwritten.projects() == []
+
+
+def shown_and_not_written(ready: Backend) -> None:
+    """Let the tiles have predictions of two references, of which Label Studio has those of one."""
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    ready.label_studio.annotate(11, 2, [BLUE_POINT])
+    jobs.ingest_annotation(ready.label_studio.key, 11)
+    jobs.refresh_tiles(ready.label_studio.key)
+    assert len(ready.label_studio.tasks[3]["predictions"][0]["result"]) == 1
+
+
+def test_accept_takes_what_the_tile_shows_also_before_label_studio_has_it(ready: Backend) -> None:
+    shown_and_not_written(ready)
+    made = ready.client.post("/projects/1/tasks/3/accept", json={}).get_json()
+    annotation = ready.label_studio.annotations[made["annotation"]]
+    assert len(annotation["result"]) == 2
+    assert annotation["parent_prediction"] is None
+
+
+def test_predictions_of_former_references_are_not_written_after_newer_ones(ready: Backend) -> None:
+    shown_and_not_written(ready)
+    key = ready.label_studio.key
+    outdated = ready.projects.store.unwritten.of_task(key, 3)
+    assert outdated is not None
+    one = reference_of(ready, 2)
+    ready.client.post(f"/projects/1/references/{one.id}/disable", json={})
+    jobs.refresh_tiles(key)
+    ready.projects.store.unwritten.delete(key, [outdated])
+    assert ready.projects.store.unwritten.of_task(key, 3) is not None, "another one by now"
+    ready.work()
+    (written,) = ready.label_studio.tasks[3]["predictions"]
+    assert len(written["result"]) == 1
+    assert written["model_version"] == ready.projects.banks.model_version(key)
+
+
+def test_a_propagation_replaces_what_waits_to_be_written(ready: Backend) -> None:
+    shown_and_not_written(ready)
+    ready.queue.jobs.clear()
+    ready.client.post("/projects/1/propagations", json={})
+    ready.work()
+    assert ready.projects.store.unwritten.projects() == []
+    (written,) = ready.label_studio.tasks[3]["predictions"]
+    assert len(written["result"]) == 2
+
+
+def test_writing_makes_way_for_labelers_and_goes_on_where_it_was(
+    ready: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown_and_not_written(ready)
+    deleted: list[int] = []
+    delete = ready.label_studio.delete_prediction
+
+    def count(prediction_id: int) -> None:
+        deleted.append(prediction_id)
+        delete(prediction_id)
+
+    monkeypatch.setattr(ready.label_studio, "delete_prediction", count)
+    monkeypatch.setattr(ready.queue, "has_labelers_waiting", lambda: len(deleted) == 1)
+    ready.queue.jobs.clear()
+    outcome = jobs.write_tiles(ready.label_studio.key)
+    assert outcome["left"] > 0
+    assert [name for name, _ in ready.queue.jobs] == ["write_tiles"]
+    deleted.append(0)
+    ready.work()
+    for number in (1, 2, 3):
+        assert len(ready.label_studio.tasks[number]["predictions"]) == 1, number
+    assert len(deleted) == len(set(deleted)), "nothing was imported twice"
+
+
+def test_one_process_at_a_time_writes_and_another_takes_over_when_it_is_gone(ready: Backend) -> None:
+    shown_and_not_written(ready)
+    key, unwritten = ready.label_studio.key, ready.projects.store.unwritten
+    name = unwritten.begin_writing(key, 60.0)
+    assert name is not None
+    assert unwritten.begin_writing(key, 60.0) is None
+    assert jobs.write_tiles(key)["written"] == 0
+    assert unwritten.go_on_writing(key, name, -1.0)
+    assert jobs.write_tiles(key)["written"] == 4
+    assert not unwritten.go_on_writing(key, name, 60.0)
+    assert len(ready.label_studio.tasks[3]["predictions"][0]["result"]) == 2
 
 
 def test_an_image_replaced_meanwhile_is_predicted_again_before_anything_is_written(ready: Backend) -> None:

@@ -6,11 +6,10 @@ May run twice for the same tasks, be killed anywhere and run again: what Label S
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from backend.core.cancellation import CancelledWorkError
 from backend.core.types import Json
 from backend.errors import (
     BadInputError,
@@ -33,7 +32,7 @@ from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.reference_banks import PredictionContext
 from backend.projects.task_source import ImageFiles, TaskSource
 from backend.projects.tiles import Tiles
-from backend.store.records import TaskOutcome
+from backend.store.records import TaskOutcome, UnwrittenPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +57,14 @@ class Batch:
         context: what the tasks are predicted with.
         task_ids: of the tasks.
         made_of: task id -> image tag -> the content that its prediction of this version was made of, as far as noted.
-        is_watched: somebody looks at the tasks' tiles: tasks that were seen before are predicted before Label Studio is
-            asked about them, and again if they are others by then.
+        predicted: task id -> its prediction of this version that Label Studio does not have yet; it is made again if
+            its images are others by now than `made_of` says.
     """
 
     context: PredictionContext
     task_ids: Sequence[int]
     made_of: Mapping[int, Mapping[str, ImageVersion]] = field(default_factory=dict)
-    is_watched: bool = False
+    predicted: Mapping[int, TaskPrediction] = field(default_factory=dict)
 
 
 class BulkPredictions:
@@ -107,6 +106,7 @@ class BulkPredictions:
         on_lost_answer: Callable[[], None] = lambda: None,
         on_other_config: Callable[[str], None] = lambda _: None,
         waits_for_images: bool = False,
+        may_leave_older: bool = False,
     ) -> list[TaskOutcome]:
         """Predict the batch and write it. Old predictions are deleted once the new ones were seen in Label Studio.
 
@@ -119,6 +119,8 @@ class BulkPredictions:
                 predictions for the former one; their tasks are left.
             waits_for_images: several images in a row that fail alike are taken for a server that is away; a task whose
                 image fails is left the first time.
+            may_leave_older: `should_stop` is also asked before older predictions of a task are deleted; then the task
+                is left.
 
         Returns:
             Outcomes of the tasks that were finished; those left are not among them.
@@ -129,7 +131,6 @@ class BulkPredictions:
             LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
         """
         client = self._connections.client(batch.context.project.key)
-        ahead = self._predict_ahead(batch, should_stop) if batch.is_watched else {}
         tasks = {int(task["id"]): task for task in client.tasks_of(batch.context.project.project_id, batch.task_ids)}
         outcomes = [
             failed_outcome(
@@ -141,24 +142,27 @@ class BulkPredictions:
         replaced: dict[int, list[int]] = {}
         to_predict: list[Json] = []
         fetcher = self._connections.fetcher(batch.context.project.key)
-        ahead = self._still_right(batch, ahead, tasks, fetcher)
         self._remember(batch.context.project.key, tasks)
         own = {task_id: own_predictions(task, batch.context.version) for task_id, task in tasks.items()}
-        unchanged = self._unchanged(batch, [task for task_id, task in tasks.items() if own[task_id][0]], fetcher)
+        known = [task for task_id, task in tasks.items() if own[task_id][0] or task_id in batch.predicted]
+        unchanged = self._unchanged(batch, known, fetcher)
+        ahead: dict[int, TaskPrediction] = {}
         for task in tasks.values():
             current, old = own[task["id"]]
-            if task["id"] in unchanged:
+            if task["id"] in unchanged and current:
                 state = "done" if current[-1].get("result") else "empty"
                 kept = TaskOutcome(task["id"], state, score_of(current[-1]), batch.context.version, is_kept=True)
                 outcomes.append(replace(kept, images=versions_to_json(batch.made_of[task["id"]])))
                 current = current[:-1]
-            elif task["id"] not in ahead:
+            elif task["id"] in unchanged:
+                ahead[task["id"]] = batch.predicted[task["id"]]
+            else:
                 to_predict.append(task)
             old = [each for each in old if each["model_version"] != batch.context.shown_version]
             replaced[task["id"]] = [int(each["id"]) for each in (*old, *current)]
         self._tiles.note_kept(
             batch.context.project.key, batch.context.config, batch.context.version,
-            {task_id: own[task_id][0][-1] for task_id in unchanged},
+            {task_id: own[task_id][0][-1] for task_id in unchanged if task_id not in ahead},
         )  # fmt: skip
         had_one = {outcome.task_id for outcome in outcomes if outcome.is_kept}
         found = ahead | self._predict(batch, to_predict, client, should_stop, outcomes, waits_for_images)
@@ -171,42 +175,49 @@ class BulkPredictions:
             on_lost_answer()
             raise
         self._tiles.note_written(batch.context.project.key, batch.context.version, written)
+        for outcome in outcomes:
+            if outcome.state == "failed" and outcome.task_id in batch.predicted:
+                reason = outcome.reason or ""
+                self._tiles.note_failure(batch.context.project.key, batch.context.version, outcome.task_id, reason)
+        left = set()
         for task_id in (*written, *(had_one & wanted)):
             for prediction_id in replaced.get(task_id, ()):
+                if may_leave_older and should_stop():
+                    left.add(task_id)
+                    break
                 client.delete_prediction(prediction_id)
-        return outcomes
+        return [outcome for outcome in outcomes if outcome.task_id not in left]
 
-    def _predict_ahead(self, batch: Batch, should_stop: Callable[[], bool]) -> dict[int, TaskPrediction]:
-        """Predict the tasks that were seen before as they were then, and show their tiles; what fails is left."""
-        key = batch.context.project.key
-        with self._lock:
-            known = [self._seen[key, task_id] for task_id in batch.task_ids if (key, task_id) in self._seen]
-        found: dict[int, TaskPrediction] = {}
-        for task, predict in self._predictions.predict_each(batch.context, known, should_stop, trusts_known=True):
-            try:
-                one = predict()
-            except CancelledWorkError:
-                raise
-            except Exception as error:
-                # Predicting it again says what is wrong.
-                logger.debug("project=%s task=%s: %s", key, task["id"], error)
-                continue
-            if not one.failures:
-                found[int(task["id"])] = one
-                self._note(batch, int(task["id"]), one)
-        return found
+    def predict(self, context: PredictionContext, task_ids: Sequence[int], *, should_stop: Callable[[], bool]) -> int:
+        """Predict tasks that somebody looks at, and keep the predictions for `run`; return how many were finished.
 
-    def _still_right(
-        self, batch: Batch, ahead: Mapping[int, TaskPrediction], tasks: Mapping[int, Json], fetcher: ImageFiles
-    ) -> dict[int, TaskPrediction]:
-        """Return the predictions whose tasks and images are what they were."""
-        key = batch.context.project.key
+        Label Studio is asked for those that were not seen before. Whether tasks and images are what they were is asked
+        when the predictions are written.
+
+        Raises:
+            LabelStudioUnavailableError: Label Studio does not answer.
+            LabelStudioError, ConfigurationError, ModelUnavailableError: no task can be predicted.
+        """
+        key = context.project.key
+        client = self._connections.client(key)
         with self._lock:
-            seen = {task_id: self._seen.get((key, task_id)) for task_id in ahead}
-        same = [task for task_id, task in tasks.items() if task_id in ahead and seen[task_id] == _shortened(task)]
-        made_of = {task_id: one.images for task_id, one in ahead.items()}
-        right = self._unchanged(replace(batch, made_of=made_of), same, fetcher)
-        return {task_id: one for task_id, one in ahead.items() if task_id in right}
+            seen = {task_id: self._seen[key, task_id] for task_id in task_ids if (key, task_id) in self._seen}
+        unseen = _without(task_ids, seen)
+        listed = client.tasks_of(context.project.project_id, unseen) if unseen else []
+        new = {int(one["id"]): one for one in listed}
+        self._remember(key, new)
+        tasks = {**seen, **new}
+        outcomes = [
+            failed_outcome(self._metrics, context, task_id, "task_gone", "the task is not in the project any more")
+            for task_id in _without(task_ids, tasks)
+        ]
+        for one in outcomes:
+            self._tiles.note_failure(key, context.version, one.task_id, one.reason or "")
+        some = [tasks[task_id] for task_id in task_ids if task_id in tasks]
+        found = self._predict(
+            Batch(context, task_ids), some, client, should_stop, outcomes, waits_for_images=False, is_shown_first=True
+        )
+        return len(found) + len(outcomes)
 
     def _remember(self, project_key: str, tasks: Mapping[int, Json]) -> None:
         with self._lock:
@@ -244,8 +255,13 @@ class BulkPredictions:
         should_stop: Callable[[], bool],
         outcomes: list[TaskOutcome],
         waits_for_images: bool,
+        *,
+        is_shown_first: bool = False,
     ) -> dict[int, TaskPrediction]:
-        """Predict tasks, and return task id -> prediction; failures go to the outcomes."""
+        """Predict tasks, and return task id -> prediction; failures go to the outcomes.
+
+        With `is_shown_first` nobody is asked whether images are still the same, and predictions are kept to be written.
+        """
         found: dict[int, TaskPrediction] = {}
         alike: deque[str] = deque(maxlen=max(_FEWEST_ALIKE, min(_ALIKE_FAILURES, len(tasks))))
 
@@ -261,7 +277,8 @@ class BulkPredictions:
                     f"{len(alike)} images in a row could not be read, the last one since: {reason}"
                 )
 
-        for task, predict in self._predictions.predict_each(batch.context, tasks, should_stop):
+        predicted = self._predictions.predict_each(batch.context, tasks, should_stop, trusts_known=is_shown_first)
+        for task, predict in predicted:
             task_id = int(task["id"])
             try:
                 one = predict()
@@ -294,12 +311,16 @@ class BulkPredictions:
                 if one.problem:
                     logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, one.problem)
                 found[task_id] = one
-                self._note(batch, task_id, one)
+                self._note(batch.context, task_id, one, is_unwritten=is_shown_first)
         return found
 
-    def _note(self, batch: Batch, task_id: int, found: TaskPrediction) -> None:
+    def _note(self, context: PredictionContext, task_id: int, found: TaskPrediction, *, is_unwritten: bool) -> None:
         score = score_of(found.prediction) if found.prediction else None
-        self._tiles.note(batch.context.project.key, batch.context.version, task_id, found.drawn, score)
+        kept = None
+        if is_unwritten:
+            images = versions_to_json(found.images)
+            kept = UnwrittenPrediction(task_id, context.version, found.prediction, images, found.absence)
+        self._tiles.note(context.project.key, context.version, task_id, found.drawn, score, kept)
         self._metrics.tasks.labels("found" if found.prediction else "empty").inc()
 
     def _was_seen_failing(self, batch: Batch, task_id: int) -> bool:
@@ -310,6 +331,10 @@ class BulkPredictions:
             return True
         self._seen_failing.add(seen)
         return False
+
+
+def _without(task_ids: Sequence[int], known: Collection[int]) -> list[int]:
+    return [task_id for task_id in task_ids if task_id not in known]
 
 
 def _shortened(task: Json) -> Json:

@@ -14,6 +14,8 @@ const problem = document.querySelector("#problem");
 
 const IDLE_MS = 1000;
 const BUSY_MS = 250;
+// After a change others follow: the tiles of a page are predicted one after the other.
+const LIVELY_MS = 5000;
 const VISIBLE_AGAIN_MS = 20_000;
 
 let counter = started;
@@ -22,6 +24,7 @@ let drawn = new Map();
 let noted = "";
 let notedAt = 0;
 let failures = 0;
+let changedAt = 0;
 
 const tiles = () => [...grid.querySelectorAll(".tile")];
 const idOf = (tile) => Number(tile.dataset.task);
@@ -107,13 +110,16 @@ async function poll() {
       const status = await answer.json();
       if (status.counter > counter && !isDrawing() && !isTrying()) {
         counter = status.counter;
+        changedAt = Date.now();
         await drawTiles(tiles().map(idOf));
       }
-      if (status.is_busy) wait = BUSY_MS;
+      if (status.is_busy) changedAt = Date.now();
+      if (Date.now() - changedAt < LIVELY_MS) wait = BUSY_MS;
       const run = status.propagation;
       document.querySelector("#progress").textContent = run
         ? `Propagation: ${run.finished} of ${run.total} tasks${run.waits ? `, ${run.waits}` : ""}`
-        : status.pending ? `${status.pending} ${status.pending === 1 ? "annotation is" : "annotations are"} being read` : "";
+        : status.pending ? `${status.pending} ${status.pending === 1 ? "annotation is" : "annotations are"} being read`
+        : status.unwritten ? `${status.unwritten} ${status.unwritten === 1 ? "prediction is" : "predictions are"} on the way to ${root.dataset.place}` : "";
       if (failures) problem.hidden = true;
       failures = 0;
     } catch {
