@@ -118,7 +118,7 @@ class Projects:
         self.next_tasks = NextTasks(store, models)
         self.propagation_work = PropagationWork(store, metrics, connections, self.banks, bulk, self.task_order)
         self.propagations = Propagations(settings, store, connections, self.banks, self.propagation_plans)
-        self.quality = Quality(settings, store, models, connections, images, self.banks)
+        self.quality = Quality(settings, store, models, connections, images, self.banks, self.texts, self.refiners)
         self.thumbnails = Thumbnails(store, connections, images)
         self._connected: dict[str, str] = {}
         self._lock = threading.Lock()

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -188,11 +187,13 @@ class Gallery:
         known = self._store.tiles.versions(project_key, task_ids)
         due = [task_id for task_id in task_ids if known.get(task_id) != context.version]
         if not context.tags:
-            if predicted := list(self._store.tiles.of_tasks(project_key, task_ids)):
-                self._store.tiles.forget(project_key, predicted)
+            if forgotten := list(self._store.tiles.of_tasks(project_key, task_ids)):
+                self._store.tiles.forget(project_key, forgotten)
             return {"predicted": 0, "left": 0}
 
-        predict = partial(self._bulk.predict, context, should_stop=should_stop)
+        def predict(some: Sequence[int]) -> int:
+            return self._bulk.predict(context, some, should_stop=should_stop)
+
         threads = max(1, min(CONCURRENT_BATCHES, len(due) // _FEWEST_A_THREAD))
         with ThreadPoolExecutor(threads, thread_name_prefix="tiles") as pool:
             # Neighbours in different threads: the first tiles of the page come first.

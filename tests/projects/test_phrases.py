@@ -24,6 +24,7 @@ from backend.labelstudio.rle import decode_mask
 from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.projects.prediction import explain, refiners
+from backend.projects.quality.evaluation import EvaluationPlan
 from backend.projects.text_references import NEEDS_PROFILE
 from backend.store import ProjectRecord
 from backend.web.maintenance import Maintenance
@@ -194,6 +195,29 @@ def test_an_attribute_of_the_label_finds_the_objects_of_the_project(tmp_path: Pa
     world.tend()
     assert len(world.words.calls) == 1, "encoded once"
     assert world.setup() == version
+
+
+def test_phrases_take_part_in_the_figures_of_an_evaluation(world: World) -> None:
+    first = ("red", "striped", 50, 50, 26), ("blue", "striped", 150, 50, 26), ("red", "plain", 60, 120, 26)
+    second = ("red", "striped", 150, 110, 26), ("blue", "striped", 50, 110, 26), ("red", "plain", 110, 40, 26)
+    for number, discs in ((1, first), (2, second)):
+        world.add(number, *discs)
+        region = brush(draw_discs(discs[0])[1][0], "Disc") | {"origin": "prediction", "from_name": "brush"}
+        world.label_studio.annotate(10 + number, number, [region])
+    world.setup()
+    key, quality = world.label_studio.key, world.backend.projects.quality
+    world.backend.projects.references.reconcile(key)
+    before = quality.estimate(key)
+    assert before["phrases"] == []
+    sent = world.backend.client.post("/projects/1/phrases", json={"phrases": {"Disc": "red; -blue paint"}})
+    assert sent.status_code == 200, sent.text
+    world.tend()
+    after = quality.estimate(key, EvaluationPlan(compare=("min_score",)))
+    assert after["phrases"] == ["Disc"]
+    assert after["labels"]["Disc"]["tried"] == 2
+    assert after["iou"] > max(0.8, before["iou"] + 0.1)
+    now = next(one for one in after["comparison"]["variants"] if one["is_current"])
+    assert now["miou"] == after["iou"]
 
 
 def test_a_propagation_predicts_with_phrases_alone(tmp_path: Path, stack: ExitStack) -> None:

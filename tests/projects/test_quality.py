@@ -1,16 +1,22 @@
 """Quality on a project's own annotations: what counts, in which words, and what is recommended."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from backend.core.pixel_classifier import PixelClassifier
+from backend.core.pixel_filters import FILTER_COUNT
 from backend.core.types import EncodedImage, LabelMask, Mask
 from backend.engine.options import MatchOptions
+from backend.engine.pixel_refiner import PixelRefiner, RefinerTrial
 from backend.errors import BadInputError, ConflictError
 from backend.jobs import tasks
+from backend.projects.prediction import refiners
+from backend.projects.quality import left_out_refiners
 from backend.projects.quality.annotated_images import AnnotatedImage, annotated_images
 from backend.projects.quality.comparison import Variant, compare, variants_of
 from backend.projects.quality.evaluation import INTERRUPTED, OUT_OF_TIME, EvaluationPlan
@@ -25,10 +31,19 @@ from backend.projects.quality.figures import (
     word_for,
     worst_cases,
 )
-from backend.projects.quality.left_out import Trial, deal_folds, touching
+from backend.projects.quality.folds import deal_folds
+from backend.projects.quality.left_out import Trial, touching
+from backend.projects.quality.left_out_refiners import LeftOutRefiners
 from testing.fakes import Backend, ColourSoftmatcher, FakeLabelStudio, draw, make_backend, png
 
 SMALL = np.zeros((8, 8), bool)
+
+
+def everywhere() -> PixelRefiner:
+    """Return a refiner that takes every pixel."""
+    layers = ((np.zeros((1, FILTER_COUNT), np.float32), np.zeros(1, np.float32)),)
+    classifier = PixelClassifier(np.zeros(FILTER_COUNT, np.float32), np.ones(FILTER_COUNT, np.float32), layers)
+    return PixelRefiner(classifier, -100.0, 0.0)
 
 
 def test_only_what_touches_the_marked_object_counts() -> None:
@@ -307,3 +322,57 @@ def test_a_reference_without_a_mask_says_that_its_label_is_absent() -> None:
     assert image.shows("Cat", is_complete=False) is False
     assert image.shows("Dog", is_complete=False) is None
     assert image.shows("Dog", is_complete=True) is False
+
+
+def test_a_refiner_in_use_takes_part_and_never_saw_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = annotated(tmp_path)
+    key = backend.label_studio.key
+    for module in (refiners, left_out_refiners):
+        monkeypatch.setattr(module, "train_label_refiner", lambda *_, **__: RefinerTrial(everywhere(), 0.9, 0.5))
+    assert backend.projects.refiners.train(key, lambda: False)["Cat"]["used"]
+    trained: list[int] = []
+
+    def train(engine: Any, references: Any, load: Any, options: Any, *, slot: Any) -> RefinerTrial:
+        trained.append(len({load(number).image.tobytes() for number in range(len(references))}))
+        return RefinerTrial(everywhere(), 0.9, 0.5)
+
+    monkeypatch.setattr(left_out_refiners, "train_label_refiner", train)
+    figures = measure(backend, compare=("min_score",))
+    assert figures["refined"] == ["Cat"]
+    assert trained == [3, 3, 3, 3], "each without its own image"
+    cat, dog = figures["labels"]["Cat"], figures["labels"]["Dog"]
+    assert cat["iou"] < 0.5, "it takes every pixel"
+    assert (dog["iou"], dog["tried"]) == (1.0, 2)
+    assert cat["growth"] == {"1": 1.0, "2": 1.0, "3": 1.0}, "shown without"
+    assert all(one["miou"] < 0.8 for one in figures["comparison"]["variants"])
+
+
+def test_training_a_refiner_for_an_evaluation_ends_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = annotated(tmp_path)
+    monkeypatch.setattr(refiners, "train_label_refiner", lambda *_, **__: RefinerTrial(everywhere(), 0.9, 0.5))
+    backend.projects.refiners.train(backend.label_studio.key, lambda: False)
+    asked = iter([False] * 2)
+    figures = measure(backend, should_stop=lambda: next(asked, True))
+    assert (figures["tried"], figures["stopped"]) == (0, INTERRUPTED)
+
+
+def test_a_refiner_is_trained_without_the_images_of_a_fold(tmp_path: Path) -> None:
+    shown = [AnnotatedImage(number, "image", f"sha-{number}", {"Cat": ~SMALL}) for number in range(9)]
+    known = {"Cat": {one.image_sha256: Any for one in shown}}
+    seen: list[set[int]] = []
+
+    def load(image: AnnotatedImage, label: str) -> None:
+        seen[-1].add(image.task_id)
+
+    found: Any = LeftOutRefiners(Any, ["Cat"], shown, known, load, nullcontext)  # type: ignore[arg-type]
+    for image in shown[:4]:
+        seen.append(set())
+        assert found.of(image, MatchOptions()) == {}, "no image could be had"
+        assert image.task_id not in seen[-1]
+        assert len(seen[-1]) >= 6
+    seen.append(set())
+    found.of(shown[0], MatchOptions(), left_out=["sha-0", "sha-5"])
+    assert seen[-1] == {1, 2, 3, 4, 6, 7, 8}
+    seen.append(set())
+    found.of(AnnotatedImage(99, "image", "", {}, is_empty=True), MatchOptions())
+    assert seen[-1] == set(), "one that was trained already"

@@ -2,21 +2,28 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from backend.core.types import EncodedImage, Json, Mask
+from backend.core import cancellation
+from backend.core.cancellation import CancelledWorkError
+from backend.core.text_scores import LabelPhrases, TextScale
+from backend.core.types import EncodedImage, Json, Mask, Reference
 from backend.engine.options import MatchOptions
+from backend.engine.refiner import Refiner
+from backend.engine.refiner_training import ReferenceImage
 from backend.engine.softmatcher import Softmatcher
 from backend.labelstudio.label_config import LabelConfig
 from backend.projects.model_scheduler import ModelScheduler
 from backend.projects.quality.annotated_images import AnnotatedImage
 from backend.projects.quality.comparison import Variant, compare, variants_of
 from backend.projects.quality.figures import label_figures, score_figures, worst_cases
-from backend.projects.quality.image_source import AnnotatedImageSource
-from backend.projects.quality.left_out import LeftOut, OwnReference, Trial, deal_folds, label_means, mean_value
+from backend.projects.quality.folds import deal_folds
+from backend.projects.quality.image_source import AnnotatedImageSource, LoadedImage
+from backend.projects.quality.left_out import LeftOut, OwnReference, Trial, label_means, mean_value
+from backend.projects.quality.left_out_refiners import LeftOutRefiners, LoadImage
 
 GROWTH = (1, 2, 3, 5, 8)
 """Numbers of reference images for which the growth of quality is measured."""
@@ -65,6 +72,9 @@ class EvaluatedProject:
         references: all of them.
         images: that are annotated, in the order in which they are tried.
         source: of the images' features.
+        phrases: label -> its phrases, as vectors of the present models.
+        scales: label -> how far its phrases are believed without any reference.
+        refined: labels whose refiner is in use.
     """
 
     config: LabelConfig
@@ -73,6 +83,9 @@ class EvaluatedProject:
     references: Sequence[OwnReference]
     images: Sequence[AnnotatedImage]
     source: AnnotatedImageSource
+    phrases: Mapping[str, LabelPhrases] = field(default_factory=dict)
+    scales: Mapping[str, TextScale | None] = field(default_factory=dict)
+    refined: Collection[str] = ()
 
 
 class Evaluation:
@@ -111,16 +124,24 @@ class Evaluation:
         """
         project, plan = self._project, self._plan
         targets = project.images[: plan.most_images]
-        left_out = LeftOut(self._engine, project.config, project.references, is_complete=project.is_complete)
+        left_out = LeftOut(
+            self._engine, project.config, project.references, is_complete=project.is_complete,
+            phrases=project.phrases, scales=project.scales,
+        )  # fmt: skip
+        refiners = self._refiners(self._engine, project.images, project.references, project.source.marked)
         fold_of = _fold_of(project.images, plan.folds)
         for index, image in enumerate(targets):
             plan.on_step("images", index, len(targets))
             if self._must_stop():
                 return
-            loaded = project.source.load(image)
+            loaded = project.source.load(image, with_pixels=not refiners.is_empty)
             if loaded is None:
                 continue
-            self._try(left_out, *loaded, fold_of.get(image.image_sha256, ()), with_growth=index < MOST_GROWTH_IMAGES)
+            fold = fold_of.get(image.image_sha256, ())
+            try:
+                self._try(left_out, refiners, loaded, fold, with_growth=index < MOST_GROWTH_IMAGES)
+            except CancelledWorkError:
+                return
             self.tried += 1
         plan.on_step("images", len(targets), len(targets))
 
@@ -130,6 +151,7 @@ class Evaluation:
         targets = project.images[: plan.most_images]
         encoded: list[tuple[AnnotatedImage, EncodedImage]] = []
         references: list[OwnReference] = []
+        phrases = project.phrases if engine.text_space == self._engine.text_space else {}
         for index, image in enumerate(targets):
             plan.on_step(f"profile {name}", index, len(targets))
             if self._must_stop():
@@ -137,18 +159,33 @@ class Evaluation:
             pixels = project.source.pixels(image)
             if pixels is None:
                 continue
-            features = engine.encode(pixels)
+            features = engine.encode(pixels, with_text=True) if phrases else engine.encode(pixels)
             encoded.append((image, features))
             for label, mask in image.masks.items():
                 described = engine.describe(
                     pixels, features, mask, background=_others(image.masks, label), is_complete=project.is_complete
                 )
                 references.append(OwnReference(label, image.image_tag, image.image_sha256, described))
-        left_out = LeftOut(engine, project.config, references, is_complete=project.is_complete)
-        variant = Variant("profiles", name, project.options, None)
-        self._of_profiles[variant] = [
-            trial for image, features in encoded for trial in left_out.predict(image, features, project.options)
-        ]
+        left_out = LeftOut(
+            engine, project.config, references, is_complete=project.is_complete, phrases=phrases, scales=project.scales
+        )
+        known = {image.image_sha256: features for image, features in encoded}
+
+        def load(image: AnnotatedImage, label: str) -> ReferenceImage | None:
+            pixels = project.source.pixels(image)
+            return None if pixels is None else ReferenceImage(pixels, known[image.image_sha256], image.masks[label])
+
+        refiners = self._refiners(engine, [image for image, _ in encoded], references, load)
+        trials: list[Trial] = []
+        try:
+            for image, features in encoded:
+                refining = self._trained(refiners, image, project.options)
+                pixels = project.source.pixels(image) if refining else None
+                usable = {} if pixels is None else refining
+                trials += left_out.predict(image, features, project.options, refiners=usable, pixels=pixels)
+        except CancelledWorkError:
+            return
+        self._of_profiles[Variant("profiles", name, project.options, None)] = trials
 
     def figures(self, *, profile: str) -> Json:
         """Return what was measured, see `Quality.estimate`.
@@ -177,34 +214,70 @@ class Evaluation:
             "worst": worst_cases(self.trials),
             "folds": self._fold_figures(),
             "comparison": self._comparison(profile),
+            "phrases": sorted(project.phrases),
+            "refined": sorted(project.refined),
         }
 
     def _try(
         self,
         left_out: LeftOut,
-        image: AnnotatedImage,
-        encoded: EncodedImage,
+        refiners: LeftOutRefiners,
+        loaded: LoadedImage,
         fold: Sequence[str],
         *,
         with_growth: bool,
     ) -> None:
-        options = self._project.options
+        options, image = self._project.options, loaded.image
 
-        def predict(options: MatchOptions, gone: Sequence[str] = (), most: int | None = None) -> list[Trial]:
+        def predict(
+            options: MatchOptions, gone: Sequence[str] = (), most: int | None = None, *, is_refined: bool = True
+        ) -> list[Trial]:
+            refining = self._trained(refiners, image, options, gone) if is_refined else {}
             with self._scheduler.slot(is_interactive=False):
-                return left_out.predict(image, encoded, options, left_out=gone, most_images=most)
+                return left_out.predict(
+                    image, loaded.encoded, options, left_out=gone, most_images=most, refiners=refining,
+                    pixels=loaded.pixels,
+                )  # fmt: skip
 
         own = predict(options)
+        # How quality grows is shown without refiners: each number of images would need some of its own.
+        plain = own if refiners.is_empty or not with_growth else predict(options, is_refined=False)
         self.trials += own
         if self._plan.folds:
             self._in_folds += predict(options, gone=fold)
         most = max((one.references for one in own if one.is_present), default=0)
         for count in GROWTH if with_growth else ():
             if count <= most:
-                found = own if count == most else predict(options, most=count)
+                found = plain if count == most else predict(options, most=count, is_refined=False)
                 self._growth[count] += [one for one in found if one.references == count]
         for variant, trials in self._of_variants.items():
             trials += own if variant.options == options else predict(variant.options)
+
+    def _refiners(
+        self,
+        engine: Softmatcher,
+        images: Sequence[AnnotatedImage],
+        references: Sequence[OwnReference],
+        load: LoadImage,
+    ) -> LeftOutRefiners:
+        by_image: dict[str, dict[str, Reference]] = {}
+        for one in references:
+            if not one.is_absence:
+                by_image.setdefault(one.label, {}).setdefault(one.image_sha256, one.reference)
+        return LeftOutRefiners(engine, self._project.refined, images, by_image, load, self._scheduler.slot)
+
+    def _trained(
+        self, refiners: LeftOutRefiners, image: AnnotatedImage, options: MatchOptions, gone: Sequence[str] = ()
+    ) -> dict[str, Refiner]:
+        """Return the refiners of an image; training one takes seconds, and ends as the evaluation does.
+
+        Raises:
+            CancelledWorkError: it is to end.
+        """
+        if refiners.is_empty:
+            return {}
+        with cancellation.cancellable(self._must_stop):
+            return refiners.of(image, options, gone)
 
     def _must_stop(self) -> bool:
         if self.stopped is None and self._deadline is not None and time.monotonic() > self._deadline:
@@ -234,7 +307,7 @@ class Evaluation:
     def _comparison(self, profile: str) -> Json | None:
         if not self._plan.compare:
             return None
-        options = self._project.options
+        project, options = self._project, self._project.options
         current = {"matchers": options.matcher, "min_score": f"{options.minimum_score:g}", "profiles": profile}
         found = compare(self.trials, self._of_variants, current=current)
         own = next((trials for variant, trials in self._of_profiles.items() if variant.name == profile), None)
@@ -242,6 +315,8 @@ class Evaluation:
             profiles = compare(own, self._of_profiles, current=current)
             found["variants"] += profiles["variants"]
             found["recommended"] |= profiles["recommended"]
+            if project.phrases and len(self._of_profiles) > 1:
+                found["notes"].append("profiles: phrases are those of the present profile; others are without")
         return found
 
 

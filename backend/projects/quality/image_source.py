@@ -1,9 +1,10 @@
 """The pixels and features of annotated images."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from backend.core.types import EncodedImage, Image
+from backend.engine.refiner_training import ReferenceImage
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError
 from backend.labelstudio.label_config import LabelConfig
 from backend.projects.connections import Connections
@@ -12,6 +13,21 @@ from backend.projects.quality.annotated_images import AnnotatedImage
 from backend.store import ProjectRecord
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """An annotated image with its features.
+
+    Attributes:
+        image: with the sha256 of its file, also if that was not known.
+        encoded: its features.
+        pixels: (H, W, 3) uint8; None if they were not asked for.
+    """
+
+    image: AnnotatedImage
+    encoded: EncodedImage
+    pixels: Image | None
 
 
 class AnnotatedImageSource:
@@ -26,8 +42,8 @@ class AnnotatedImageSource:
         self._project = project
         self._config = config
 
-    def load(self, image: AnnotatedImage) -> tuple[AnnotatedImage, EncodedImage] | None:
-        """Return an image with its features, and with the sha256 of its file if that was not known.
+    def load(self, image: AnnotatedImage, *, with_pixels: bool = False) -> LoadedImage | None:
+        """Return an image with its features.
 
         None if it cannot be had, or is another one than was annotated.
 
@@ -35,15 +51,22 @@ class AnnotatedImageSource:
             LabelStudioUnavailableError: Label Studio does not answer.
             ModelUnavailableError: no models.
         """
-        loaded = self._load(image, with_pixels=False)
+        loaded = self._load(image, with_pixels=with_pixels)
         if loaded is None:
             return None
-        return replace(image, image_sha256=loaded.sha256), loaded.encoded
+        return LoadedImage(replace(image, image_sha256=loaded.sha256), loaded.encoded, loaded.pixels)
 
     def pixels(self, image: AnnotatedImage) -> Image | None:
         """Return the pixels of an image, (H, W, 3) uint8, under the conditions of `load`."""
         loaded = self._load(image, with_pixels=True)
         return loaded.pixels if loaded is not None else None
+
+    def marked(self, image: AnnotatedImage, label: str) -> ReferenceImage | None:
+        """Return an image with the mask of a label, for training, under the conditions of `load`."""
+        loaded, mask = self._load(image, with_pixels=True), image.masks[label]
+        if loaded is None or loaded.pixels is None or loaded.pixels.shape[:2] != mask.shape:
+            return None
+        return ReferenceImage(loaded.pixels, loaded.encoded, mask)
 
     def _load(self, image: AnnotatedImage, *, with_pixels: bool) -> TaskImage | None:
         try:
@@ -51,7 +74,10 @@ class AnnotatedImageSource:
             if task is None:
                 return None
             tag = self._config.image(image.image_tag)
-            loaded = self._images.load(task, tag, self._fetcher, is_interactive=False, with_pixels=with_pixels)
+            loaded = self._images.load(
+                task, tag, self._fetcher, is_interactive=False, with_pixels=with_pixels,
+                with_text=self._project.with_text,
+            )  # fmt: skip
         except LabelStudioUnavailableError:
             self._client.version()  # raises if it is all of Label Studio
             return None

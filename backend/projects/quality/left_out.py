@@ -1,16 +1,24 @@
-"""Predictions of annotated images from the references of other images, all labels looked for at once."""
+"""Predictions of annotated images from the references of other images, all labels looked for at once.
+
+With phrases and refiners as the project's own predictions have them: phrases are believed as far as the other images
+say, refiners were trained without the image.
+"""
 
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from backend.core.masks import iou
 from backend.core.matching import ReferenceBank
-from backend.core.types import EncodedImage, Mask, Reference
+from backend.core.text_scores import LabelPhrases, TextScale
+from backend.core.types import EncodedImage, Image, Mask, Reference
 from backend.engine.options import MatchOptions
+from backend.engine.phrase_source import PhraseSource
+from backend.engine.refiner import Refiner
 from backend.engine.softmatcher import Softmatcher
 from backend.labelstudio.label_config import LabelConfig
 from backend.projects.quality.annotated_images import AnnotatedImage
@@ -79,11 +87,23 @@ class LeftOut:
         config: the project's label config.
         references: all of the project, made by this engine.
         is_complete: whether annotators mark every object, so that a label without a mask is absent.
+        phrases: label -> its phrases.
+        scales: label -> how far its phrases are believed without any reference.
     """
 
     def __init__(
-        self, engine: Softmatcher, config: LabelConfig, references: Sequence[OwnReference], *, is_complete: bool
+        self,
+        engine: Softmatcher,
+        config: LabelConfig,
+        references: Sequence[OwnReference],
+        *,
+        is_complete: bool,
+        phrases: Mapping[str, LabelPhrases] | None = None,
+        scales: Mapping[str, TextScale | None] | None = None,
     ) -> None:
+        self._phrases = phrases or {}
+        self._scales = scales or {}
+        self._fitted: dict[tuple[object, ...], TextScale] = {}
         self._engine = engine
         self._config = config
         self._references = references
@@ -112,6 +132,8 @@ class LeftOut:
         *,
         left_out: Collection[str] = (),
         most_images: int | None = None,
+        refiners: Mapping[str, Refiner] | None = None,
+        pixels: Image | None = None,
     ) -> list[Trial]:
         """Look for all labels on an image, without references of the image itself.
 
@@ -122,12 +144,15 @@ class LeftOut:
             left_out: sha256s of further images whose references are not used.
             most_images: use the references of up to this many images of each label, drawn the same way each time, so
                 that a larger number adds to a smaller one; None for all.
+            refiners: label -> what refines its masks.
+            pixels: of the image, (H, W, 3) uint8; needed by refiners.
 
         Returns:
-            One trial for each label that another image has references of.
+            One trial for each label that another image has references of, or that has phrases.
         """
         banks: dict[str, ReferenceBank] = {}
         counts: dict[str, int] = {}
+        used_of: dict[str, frozenset[str]] = {}
         for label in sorted({one.label for one in self._references}):
             used = self.others_of(image, label, left_out)
             if most_images is not None:
@@ -138,7 +163,14 @@ class LeftOut:
                 absent = {one.image_sha256 for one in self._references if one.is_absence and one.label == label} - gone
                 banks[label] = self._bank(label, image.image_tag, frozenset({*used, *absent}), options)
                 counts[label] = len(used)
-        found = self._engine.segment(encoded, banks, options)
+                used_of[label] = frozenset(used)
+        sources = self._sources(image.image_tag, used_of, banks, options)
+        counts |= {label: 0 for label in sources if label not in banks}
+        more: dict[str, Any] = {"sources": {label: [one] for label, one in sources.items()}} if sources else {}
+        refining = {label: one for label, one in (refiners or {}).items() if label in banks}
+        if refining:
+            more |= {"refiners": refining, "pixels": pixels}
+        found = self._engine.segment(encoded, banks, options, **more)
         nothing = np.zeros(encoded.size_hw, bool)
         trials = []
         for label, count in counts.items():
@@ -147,6 +179,47 @@ class LeftOut:
             score = float(np.mean([one.score for one in own])) if own else None
             trials.append(self._trial(image, label, mask, score, count))
         return trials
+
+    def _sources(
+        self,
+        image_tag: str,
+        used_of: Mapping[str, frozenset[str]],
+        banks: Mapping[str, ReferenceBank],
+        options: MatchOptions,
+    ) -> dict[str, PhraseSource]:
+        """Return label -> its phrases, as far as these references, or without any the project's images, say."""
+        sources = {}
+        on_image = {label for brush in self._config.brushes if brush.to_name == image_tag for label in brush.labels}
+        for label, phrases in self._phrases.items():
+            if label not in on_image:
+                continue
+            if label in banks:
+                scale: TextScale | None = self._fit(label, image_tag, used_of, phrases, banks, options)
+            else:
+                scale = self._scales.get(label)
+                scale = scale if scale is not None and scale.is_gated else None
+            if scale is not None and scale.weight > 0:
+                sources[label] = PhraseSource(phrases, scale)
+        return sources
+
+    def _fit(
+        self,
+        label: str,
+        image_tag: str,
+        used_of: Mapping[str, frozenset[str]],
+        phrases: LabelPhrases,
+        banks: Mapping[str, ReferenceBank],
+        options: MatchOptions,
+    ) -> TextScale:
+        key = (label, image_tag, tuple(sorted(used_of.items(), key=lambda one: one[0])), options.digest())
+        if key not in self._fitted:
+            images: dict[str, list[Reference]] = {}
+            for one in self._references:
+                served = image_tag in self._config.served_by(one.image_tag, one.label)
+                if one.label == label and one.image_sha256 in used_of[label] and served:
+                    images.setdefault(one.image_sha256, []).append(one.reference)
+            self._fitted[key] = self._engine.fit_phrases(label, phrases, list(images.values()), banks, options)
+        return self._fitted[key]
 
     def _trial(self, image: AnnotatedImage, label: str, found: Mask, score: float | None, count: int) -> Trial:
         marked = image.masks.get(label)
@@ -171,16 +244,6 @@ class LeftOut:
             while len(self._banks) > _KEPT_BANKS:
                 self._banks.popitem(last=False)
         return self._banks[key]
-
-
-def deal_folds(images: Sequence[AnnotatedImage], count: int) -> list[list[AnnotatedImage]]:
-    """Deal images into folds, those with one content into one fold; labels are spread as far as the order is."""
-    folds: list[list[AnnotatedImage]] = [[] for _ in range(count)]
-    place: dict[str, int] = {}
-    for image in images:
-        index = place.setdefault(image.image_sha256, len(place) % count)
-        folds[index].append(image)
-    return [fold for fold in folds if fold]
 
 
 def mean_value(trials: Sequence[Trial], value: Callable[[Trial], float | None]) -> float | None:

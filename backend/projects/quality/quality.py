@@ -12,10 +12,12 @@ from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
 from backend.projects.options import is_complete, match_options
 from backend.projects.prediction.reference_banks import OWN_VERSIONS, ReferenceBanks
+from backend.projects.prediction.refiners import LabelRefiners
 from backend.projects.quality.annotated_images import AnnotatedImage, annotated_images, images_without_objects
 from backend.projects.quality.evaluation import EvaluatedProject, Evaluation, EvaluationPlan, LoadProfile
 from backend.projects.quality.image_source import AnnotatedImageSource
 from backend.projects.quality.left_out import OwnReference, iou_at_size, touching
+from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
@@ -34,7 +36,11 @@ class Quality:
         connections: Connections,
         images: TaskImages,
         banks: ReferenceBanks,
+        texts: TextReferences,
+        refiners: LabelRefiners,
     ) -> None:
+        self._texts = texts
+        self._refiners = refiners
         self._settings = settings
         self._store = store
         self._models = models
@@ -48,7 +54,8 @@ class Quality:
         """Predict each annotated image from the references of the others, all labels at once; store the figures.
 
         Unless annotators are said to mark every object, only what touches a marked one counts: the rest of the image
-        may hold others like it that nobody marked. An image whose annotation is empty has no label.
+        may hold others like it that nobody marked. An image whose annotation is empty has no label. Phrases and
+        refiners take part as in predictions, each fitted without the image: see `LeftOut`, `LeftOutRefiners`.
 
         Args:
             project_key: of the project.
@@ -129,7 +136,7 @@ class Quality:
             loaded = evaluated.source.load(image)
             if loaded is None:
                 continue
-            target, encoded = loaded
+            target, encoded = loaded.image, loaded.encoded
             banks = _banks_without(evaluated, target)
             tried = [label for label in banks if target.shows(label, is_complete=evaluated.is_complete) is not None]
             with self._models.scheduler.slot(is_interactive=False):
@@ -154,6 +161,8 @@ class Quality:
         images = annotated_images(stored)
         if references:
             images += images_without_objects(self._store, client, project, [tag.name for tag in config.images])
+        phrases = self._texts.of_labels(project, config)
+        scales = self._texts.scales(project.key, self._texts.digest(project, config)) if phrases else {}
         return EvaluatedProject(
             config,
             match_options(self._settings, project),
@@ -161,6 +170,9 @@ class Quality:
             references,
             images,
             AnnotatedImageSource(self._connections, self._images, project, config),
+            phrases,
+            scales,
+            [one.label for one in self._refiners.current(project, config.labels, signature)],
         )
 
 
