@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def evaluate(
@@ -102,6 +101,8 @@ def evaluate(
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(found, indent=1) + "\n")
+        from rich.console import Console
+
         Console().print_json(json.dumps(found))
         return
     DataSetEvaluation(

@@ -10,7 +10,6 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from backend.exports.options import CHOICES
-from backend.store.records import ProjectKey
 
 if TYPE_CHECKING:
     from backend.exports.exporter import Report
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from backend.exports.reading import ExportedProject
     from backend.projects.composition import Projects
     from backend.settings import Settings
+    from backend.store.records import ProjectKey
 
 _THREADS = 8
 """Images that are fetched at a time."""
@@ -217,7 +217,7 @@ def _tell_import(report: "ImportReport", *, is_dry_run: bool) -> None:
         typer.echo(f"  {line}")
 
 
-def _ingest(projects: "Projects", project_key: ProjectKey, annotations: list[int]) -> list[str]:
+def _ingest(projects: "Projects", project_key: "ProjectKey", annotations: list[int]) -> list[str]:
     """Make references of annotations here and now; what did not become any."""
     failed: list[str] = []
     with progress_bar(len(annotations), "references") as on_annotation:

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.graph import route_through_array
-from skimage.morphology import skeletonize
 
 from backend.core import cancellation
 from backend.core.types import Image, Mask, ScoredMask
@@ -65,6 +63,9 @@ def is_line(mask: Mask) -> bool:
     Half the width h of a piece is the mean distance of its skeleton from its border, its elongation `area / 4 h^2`: the
     length of a bar over its width. Pieces count by their area.
     """
+    # Imported here: scikit-image takes a third of the start of a command that never needs it.
+    from skimage.morphology import skeletonize
+
     scale = min(1.0, MEASURED_SIDE_PX / max(mask.shape))
     size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
     small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -147,6 +148,8 @@ class _Ridges:
 
     def follow(self, points: Sequence[tuple[int, int]]) -> _Path | None:
         """Return the path through clicks (row, column); None where one of them is on no ridge that leads to another."""
+        from skimage.graph import route_through_array
+
         runs: list[list[NDArray[np.intp]]] = []
         joins_last = False
         for number, (one, other) in enumerate(pairwise(points)):

@@ -7,7 +7,6 @@ from backend.exports.coco import CocoWriter
 from backend.exports.index_png import PngWriter
 from backend.exports.label_studio_tasks import LabelStudioWriter
 from backend.exports.options import ExportOptions
-from backend.exports.parquet import ParquetWriter
 from backend.exports.records import ImageRecord
 from backend.exports.sinks import Sink
 from backend.exports.yolo import YoloWriter
@@ -45,11 +44,18 @@ class MakeWriter(Protocol):
         ...
 
 
+def _parquet_writer(labels: Sequence[str], options: ExportOptions, title: str, sink: Sink) -> FormatWriter:
+    # Imported here: of all formats one needs pyarrow.
+    from backend.exports.parquet import ParquetWriter
+
+    return ParquetWriter(labels, options, title, sink)
+
+
 FORMATS: dict[str, MakeWriter] = {
     "coco": CocoWriter,
     "yolo-seg": YoloWriter,
     "png": PngWriter,
-    "parquet": ParquetWriter,
+    "parquet": _parquet_writer,
     "label-studio": LabelStudioWriter,
 }
 """Writers by the name of their format; `options.CHOICES` has the same names."""

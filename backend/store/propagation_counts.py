@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from backend.store import tables
+from backend.store.database import insert
 
 TaskKind = tuple[str, str]
 """State of a task, and the model_version that it was predicted with, "" if with none."""
@@ -52,7 +52,7 @@ def move(
         if total
     ]
     if rows:
-        made = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(_counts)
+        made = insert(connection.dialect.name == "sqlite", _counts)
         grown = {"total": _counts.c.total + made.excluded.total}
         connection.execute(made.on_conflict_do_update(index_elements=list(_counts.primary_key), set_=grown), rows)
 

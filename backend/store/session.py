@@ -44,6 +44,8 @@ class Database:
         self._url = parse_url(url)
         self._name = self._url.render_as_string(hide_password=True)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        if not self.is_sqlite:
+            tables.complete_for_postgresql()
         try:
             self.engine = open_engine(self._url)
         except ModuleNotFoundError as error:

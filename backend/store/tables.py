@@ -148,6 +148,7 @@ propagations = sa.Table(
     sa.Index("propagations_of", "project_key", "id"),
     sa.Index("propagations_by_state", "state"),
 )
+_HAS_REASON = "reason IS NOT NULL"
 # The index serves claims (`finished_at` is NULL for all that is pending) and holds all that counting needs.
 propagation_tasks = sa.Table(
     "propagation_tasks",
@@ -167,10 +168,18 @@ propagation_tasks = sa.Table(
         "propagation_tasks_reasons",
         "propagation_id",
         "reason",
-        sqlite_where=sa.text("reason IS NOT NULL"),
-        postgresql_where=sa.text("reason IS NOT NULL"),
+        sqlite_where=sa.text(_HAS_REASON),
     ),
 )
+
+
+def complete_for_postgresql() -> None:
+    """Add what PostgreSQL alone reads: naming it above would import its dialect, which SQLite needs none of."""
+    for index in propagation_tasks.indexes:
+        if index.name == "propagation_tasks_reasons":
+            index.dialect_options["postgresql"]["where"] = sa.text(_HAS_REASON)
+
+
 # How many tasks a propagation has in each state, and with which version they were predicted ("" if with none): counting
 # the rows of a hundred thousand tasks takes tenths of a second. Only whoever holds the propagation's row writes here.
 propagation_counts = sa.Table(
