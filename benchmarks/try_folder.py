@@ -1,23 +1,30 @@
 """How long after `try` is started are masks on the images of a folder?
 
     python -m benchmarks.try_folder [FOLDER] --point 0.5,0.5
+    python -m benchmarks.try_folder --drawn 10000
 
 Starts `python -m backend try` (profile lite), asks as the page does, draws one point on the first image as soon as the
-page is there, keeps the mask, and waits until all tiles of the page are predicted. Without a folder: 24 photographs cut
-of scikit-image's, as the benchmarks of propagations have them.
+page is there, keeps the mask, and waits until all tiles of the page are predicted; then asks for pages from the first
+to the last image while the others are predicted. Without a folder: 24 photographs cut of scikit-image's, as the
+benchmarks of propagations have them; with --drawn, so many drawn images of 160 x 120 px, most of which show a red disc.
 """
 
 import argparse
+import html
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
+from PIL import Image, ImageDraw
 
 from backend.cli.process.supervisor import free_port
 from benchmarks.propagation_scene import photographs
@@ -31,13 +38,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--point", default="0.5,0.5", help="on the object of the first image, shares of its sides")
+    parser.add_argument("--drawn", type=int, default=0, help="number of drawn images")
     arguments = parser.parse_args()
     x, y = map(float, arguments.point.split(","))
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.folder is None:
+        if arguments.drawn:
+            draw_images(Path(folder), arguments.drawn)
+        elif arguments.folder is None:
             for name, content in photographs(_TILES).items():
                 (Path(folder) / f"{name}.jpg").write_bytes(content)
         _measure(arguments.folder or Path(folder), (x, y))
+
+
+def draw_images(folder: Path, count: int) -> None:
+    """Draw discs on noise, a thousand files a folder; the first disc is in the middle."""
+    random = np.random.default_rng(0)
+    noise = [random.normal(110, 12, (120, 160, 3)) for _ in range(16)]
+    for number in range(count):
+        pixels = np.clip(noise[number % 16] + random.normal(0, 4, 3), 0, 255).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        pen = ImageDraw.Draw(image)
+        x, y, radius = (80, 60, 20) if not number else random.integers((30, 30, 12), (130, 90, 24))
+        if number % 7 != 6:
+            colour = (200, int(random.integers(20, 60)), 40)
+            pen.ellipse([(int(x - radius), int(y - radius)), (int(x + radius), int(y + radius))], fill=colour)
+        left, top = (int(one) for one in random.integers((5, 5), (20, 90)))
+        pen.rectangle([(left, top), (left + 12, top + 20)], fill=(40, 60, int(random.integers(150, 220))))
+        part = folder / f"part-{number // 1000}"
+        part.mkdir(exist_ok=True)
+        image.save(part / f"image-{number}.jpg", quality=88)
 
 
 def _measure(folder: Path, point: tuple[float, float]) -> None:
@@ -46,7 +75,7 @@ def _measure(folder: Path, point: tuple[float, float]) -> None:
     def say(what: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {what}", flush=True)
 
-    with _running(folder) as url:
+    with _running(folder) as (url, process):
         wait_until(lambda: _is_up(url), 120)
         say("the page is there")
         ids = list(range(1, _TILES + 1))
@@ -61,6 +90,24 @@ def _measure(folder: Path, point: tuple[float, float]) -> None:
         wait_until(lambda: "unknown" not in _states(url, ids), 300)
         found = _states(url, ids)
         say(f"all {len(found)} tiles are predicted: {found.count('masks')} with masks, {found.count('empty')} without")
+        _turn_pages(url, say)
+        used = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        say(f"the server has used up to {int(used[1]) / 1e3:.0f} MB" if used else "memory is not known")
+
+
+def _turn_pages(url: str, say: Callable[[str], None]) -> None:
+    """Ask for every page, from the first to the last."""
+    times_s: list[float] = []
+    address = url
+    while address:
+        started = time.perf_counter()
+        page = requests.get(address, timeout=60)
+        times_s.append(time.perf_counter() - started)
+        page.raise_for_status()
+        following = re.search(r'id="following" href="([^"]+)"', page.text)
+        address = f"{url.partition('/projects')[0]}{html.unescape(following[1])}" if following else ""
+    median_ms, worst_ms = 1e3 * statistics.median(times_s), 1e3 * max(times_s)
+    say(f"{len(times_s)} pages: median {median_ms:.0f} ms, longest {worst_ms:.0f} ms")
 
 
 def _states(url: str, ids: list[int]) -> list[str]:
@@ -82,12 +129,12 @@ def _is_up(url: str) -> bool:
 
 
 @contextmanager
-def _running(folder: Path) -> Iterator[str]:
+def _running(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     port = free_port()
     command = [sys.executable, "-m", "backend", "try", str(folder), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            yield f"http://127.0.0.1:{port}/projects/1"
+            yield f"http://127.0.0.1:{port}/projects/1", process
         finally:
             process.terminate()
 

@@ -43,6 +43,7 @@ class RemainingTiles:
         self._version: str | None = None
         self._tried: set[int] = set()
         self._is_done = False
+        self._done_to = 0
 
     def __call__(self) -> bool:
         """Predict up to eight tasks, or write what was predicted; return whether there were any."""
@@ -54,7 +55,7 @@ class RemainingTiles:
         except ModelUnavailableError:
             return False
         if version != self._version:
-            self._version, self._is_done = version, False
+            self._version, self._is_done, self._done_to = version, False, 0
             self._tried.clear()
         if self._is_done and not self._store.unwritten.count(self._project_key):
             return False
@@ -65,7 +66,7 @@ class RemainingTiles:
         is_bare = not self._store.list_references(self._project_key)
         if is_bare and next(iter(client.annotated_tasks(project.project_id)), None) is None:
             self._forget_all(project.project_id)
-        for ids in self._connections.client(self._project_key).task_ids(project.project_id):
+        for ids in client.task_ids(project.project_id, after=self._done_to):
             # One that fails for a reason that its tile does not have is not tried for ever.
             due = [task_id for task_id in self._gallery.outdated(project, ids) if task_id not in self._tried]
             if due:
@@ -74,6 +75,7 @@ class RemainingTiles:
                 if not left:
                     self._tried.update(some)
                 return True
+            self._done_to = ids[-1]
         self._is_done = True
         return False
 
