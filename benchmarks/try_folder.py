@@ -91,8 +91,14 @@ def _measure(folder: Path, point: tuple[float, float]) -> None:
         found = _states(url, ids)
         say(f"all {len(found)} tiles are predicted: {found.count('masks')} with masks, {found.count('empty')} without")
         _turn_pages(url, say)
-        used = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        say(f"the server has used up to {int(used[1]) / 1e3:.0f} MB" if used else "memory is not known")
+        say(f"the server's processes have used up to {', '.join(f'{each:.0f}' for each in _used_mb(process.pid))} MB")
+
+
+def _used_mb(pid: int) -> list[float]:
+    """Return the most memory that a process, and each one that it started, has had."""
+    used = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*([int(used[1]) / 1e3] if used else []), *(each for child in children for each in _used_mb(child))]
 
 
 def _turn_pages(url: str, say: Callable[[str], None]) -> None:

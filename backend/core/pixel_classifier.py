@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.core import cancellation
 from backend.core.arrays import sigmoid
 from backend.core.pixel_filters import tiled_responses
 from backend.core.types import Arrays, Image, Mask
@@ -144,6 +145,7 @@ def train_pixel_classifier(samples: Sequence[PixelSample], *, seed: int = 0) -> 
 
     Raises:
         BadInputError: no pixels of the object, or none of the rest.
+        CancelledWorkError: see `cancellation.check`.
     """
     responses = np.concatenate([one.responses for one in samples])
     is_object = np.concatenate([one.is_object for one in samples])
@@ -160,6 +162,7 @@ def train_pixel_classifier(samples: Sequence[PixelSample], *, seed: int = 0) -> 
     parameters = [one for layer in layers for one in layer]
     moments = [(np.zeros_like(one), np.zeros_like(one)) for one in parameters]
     for step in range(_STEPS):
+        cancellation.check()
         drawn = draw.integers(len(inputs), size=_BATCH)
         noise = np.float32(_NOISE) * draw.standard_normal((_BATCH, inputs.shape[1]), np.float32)
         found = _forward(layers, inputs[drawn] + noise)

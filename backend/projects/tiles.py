@@ -91,14 +91,29 @@ class Tiles:
         drawn: DrawnMasks,
         score: float | None,
         unwritten: UnwrittenPrediction | None = None,
+        known: Mapping[int, TilePrediction] | None = None,
     ) -> None:
-        """Remember the prediction of a task that Label Studio will have, and keep it until then if that is later."""
+        """Remember the prediction of a task that Label Studio will have, and keep it until then if that is later.
+
+        Args:
+            project_key: of the task.
+            version: model_version of the prediction.
+            task_id: of the task.
+            drawn: what its tile shows.
+            score: of the prediction; None without masks.
+            unwritten: the prediction, if it is to be kept.
+            known: task id -> tile, as they were a moment ago; None: they are read.
+        """
         state = "masks" if drawn.regions else "empty"
         made = TilePrediction(
             task_id, state, version, drawn.regions, score=score or 0.0, certainty=drawn.certainty,
             image_tag=drawn.image_tag, size_hw=drawn.size_hw, sketch=drawn.sketch,
         )  # fmt: skip
-        self._save(project_key, made, [unwritten] if unwritten is not None else [])
+        self._save(project_key, made, [unwritten] if unwritten is not None else [], known)
+
+    def of_tasks(self, project_key: ProjectKey, task_ids: Sequence[int]) -> Mapping[int, TilePrediction]:
+        """Return the tiles that tasks have, for `note`."""
+        return self._store.tiles.of_tasks(project_key, task_ids)
 
     def note_failure(self, project_key: ProjectKey, version: str, task_id: int, reason: str) -> None:
         """Remember why a task could not be predicted; the masks that it had before are not shown any more."""
@@ -137,10 +152,15 @@ class Tiles:
         self.note_written(project_key, version, list(predictions))
 
     def _save(
-        self, project_key: ProjectKey, tile: TilePrediction, unwritten: Sequence[UnwrittenPrediction] = ()
+        self,
+        project_key: ProjectKey,
+        tile: TilePrediction,
+        unwritten: Sequence[UnwrittenPrediction] = (),
+        tiles: Mapping[int, TilePrediction] | None = None,
     ) -> None:
         try:
-            known = self._store.tiles.of_tasks(project_key, [tile.task_id]).get(tile.task_id)
+            tiles = self._store.tiles.of_tasks(project_key, [tile.task_id]) if tiles is None else tiles
+            known = tiles.get(tile.task_id)
             if known is not None and tile.sketch is None:
                 tile = replace(tile, sketch=known.sketch)
             if known is not None and known.model_version == tile.model_version and known.state == tile.state:

@@ -253,11 +253,11 @@ def _is_unwritten() -> sa.ColumnElement[bool]:
 
 
 def _next_counter(connection: sa.Connection, project_key: ProjectKey) -> int:
-    mine = _counters.c.project_key == project_key
-    grown = connection.execute(sa.update(_counters).where(mine).values(counter=_counters.c.counter + 1))
-    if not grown.rowcount:
+    grown = sa.update(_counters).where(_counters.c.project_key == project_key).values(counter=_counters.c.counter + 1)
+    counter = connection.scalar(grown.returning(_counters.c.counter))
+    if counter is None:
         connection.execute(sa.insert(_counters).values(project_key=project_key, counter=1))
-    return int(connection.scalar(sa.select(_counters.c.counter).where(mine)) or 0)
+    return int(counter or 1)
 
 
 def _delete(connection: sa.Connection, project_key: ProjectKey, task_ids: Sequence[int]) -> None:

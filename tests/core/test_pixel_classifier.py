@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from backend.core.cancellation import CancelledWorkError, cancellable
 from backend.core.masks import iou
 from backend.core.pixel_classifier import PixelClassifier, sample_pixels, train_pixel_classifier
 from backend.core.pixel_filters import FILTER_COUNT, filter_responses, tiled_responses
@@ -21,6 +22,21 @@ def cracked(seed: int, size_hw: tuple[int, int] = (160, 208)) -> tuple[Image, Ma
     cv2.polylines(mask, [np.stack([x, y], 1).astype(np.int32)], isClosed=False, color=1, thickness=3)
     ground[mask > 0] -= 70
     return np.clip(ground, 0, 255).astype(np.uint8), mask > 0
+
+
+def test_training_ends_within_a_step_when_it_is_cancelled() -> None:
+    image, mask = cracked(0)
+    sample = sample_pixels(image, mask, np.ones_like(mask), seed=0)
+    asked = 0
+
+    def is_unwanted() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    with cancellable(is_unwanted), pytest.raises(CancelledWorkError):
+        train_pixel_classifier([sample])
+    assert asked == 4
 
 
 @pytest.mark.parametrize("size_hw", [(5, 7), (64, 64), (33, 130)])

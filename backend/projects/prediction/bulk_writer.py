@@ -32,7 +32,7 @@ from backend.projects.prediction.predictor import Predictions
 from backend.projects.prediction.reference_banks import PredictionContext
 from backend.projects.task_source import ImageFiles, TaskSource
 from backend.projects.tiles import Tiles
-from backend.store.records import TaskOutcome, UnwrittenPrediction
+from backend.store.records import TaskOutcome, TilePrediction, UnwrittenPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +278,7 @@ class BulkPredictions:
                 )
 
         predicted = self._predictions.predict_each(batch.context, tasks, should_stop, trusts_known=is_shown_first)
+        known = self._tiles.of_tasks(batch.context.project.key, batch.task_ids) if is_shown_first else None
         for task, predict in predicted:
             task_id = int(task["id"])
             try:
@@ -311,16 +312,23 @@ class BulkPredictions:
                 if one.problem:
                     logger.warning("project=%s task=%d: %s", batch.context.project.key, task_id, one.problem)
                 found[task_id] = one
-                self._note(batch.context, task_id, one, is_unwritten=is_shown_first)
+                self._note(batch.context, task_id, one, known)
         return found
 
-    def _note(self, context: PredictionContext, task_id: int, found: TaskPrediction, *, is_unwritten: bool) -> None:
+    def _note(
+        self,
+        context: PredictionContext,
+        task_id: int,
+        found: TaskPrediction,
+        known: Mapping[int, TilePrediction] | None,
+    ) -> None:
+        """Note the prediction of a task for its tile; with the tiles that are `known`, keep it to be written."""
         score = score_of(found.prediction) if found.prediction else None
         kept = None
-        if is_unwritten:
+        if known is not None:
             images = versions_to_json(found.images)
             kept = UnwrittenPrediction(task_id, context.version, found.prediction, images, found.absence)
-        self._tiles.note(context.project.key, context.version, task_id, found.drawn, score, kept)
+        self._tiles.note(context.project.key, context.version, task_id, found.drawn, score, kept, known)
         self._metrics.tasks.labels("found" if found.prediction else "empty").inc()
 
     def _was_seen_failing(self, batch: Batch, task_id: int) -> bool:
