@@ -1,6 +1,7 @@
 """Reference segmentation: from a scribble to the masks of what it marks, from a mask to a reference."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -29,7 +30,7 @@ from backend.core.self_similarity import scribble_affinity, scribble_uncertainty
 from backend.core.types import EncodedImage, Image, Mask, Reference, ScoredMask, Scribble
 from backend.engine.stages import StageTimer
 from backend.errors import BadInputError
-from backend.models.encoders.protocol import Encoder
+from backend.models.encoders.protocol import Encoder, SideBySide
 from backend.models.segmenters import Prompt, Segmenter
 
 LEAST_SCORE = 0.5
@@ -114,7 +115,7 @@ class ReferenceSegmentation:
         with self._stage("describe"):
             maps, masks = [encoded.features.astype(np.float32)], [mask]
             mirrored, zoomed = islice(reference_views(image, mask, background), 1, None)
-            maps += [self._encode_mirrored(encoded, mirrored.image), to_numpy(self._encoder.encode(zoomed.image))]
+            maps += self._encode_views(encoded, mirrored.image, zoomed.image)
             masks += [mirrored.mask, zoomed.mask]
             uncertainty = self._with_self_matching(masks, maps, uncertainty)
             for view, view_features in zip(reference_views(image, mask, background, uncertainty), maps, strict=True):
@@ -140,6 +141,14 @@ class ReferenceSegmentation:
             np.concatenate(weights).astype(np.float16),
             self._signature,
         )
+
+    def _encode_views(self, encoded: EncodedImage, mirrored: Image, zoomed: Image) -> list[NDArray[np.float32]]:
+        if not isinstance(self._encoder, SideBySide) or self._encoder.calls_at_a_time < 2:
+            return [self._encode_mirrored(encoded, mirrored), to_numpy(self._encoder.encode(zoomed))]
+        with ThreadPoolExecutor(1, thread_name_prefix="view") as pool:
+            beside = pool.submit(self._encode_mirrored, encoded, mirrored)
+            other = to_numpy(self._encoder.encode(zoomed))
+            return [beside.result(), other]
 
     def _encode_mirrored(self, encoded: EncodedImage, mirrored: Image) -> NDArray[np.float32]:
         # The same for all labels of an image, which are described one after the other.

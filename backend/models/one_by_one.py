@@ -7,7 +7,7 @@ import numpy as np
 from backend.core.arrays import CPU, Array, Device, to_numpy
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Arrays, Image
-from backend.models.encoders.protocol import BatchEncoder, Encoder, TextAligned
+from backend.models.encoders.protocol import BatchEncoder, Encoder, SideBySide, TextAligned
 from backend.models.images import require_rgb
 from backend.models.segmenters import (
     BatchSegmenter,
@@ -61,6 +61,11 @@ class OneByOneEncoder:
     def object_feature_space(self) -> ObjectFeatureSpace:
         """Return the encoder's own object feature space."""
         return self._encoder.object_feature_space
+
+    @property
+    def calls_at_a_time(self) -> int:
+        """Return the encoder's own number; 1 if it has none."""
+        return self._encoder.calls_at_a_time if isinstance(self._encoder, SideBySide) else 1
 
     @property
     def device(self) -> Device:

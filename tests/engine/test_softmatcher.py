@@ -499,6 +499,27 @@ def test_labels_of_one_image_share_its_mirrored_view() -> None:
     assert np.array_equal(shared[1].features, own.features)
 
 
+def test_views_of_a_reference_are_encoded_side_by_side_where_the_encoder_gains_by_it(engine: Softmatcher) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+
+    class Meeting(ColourEncoder):
+        calls_at_a_time = 2
+        is_met = False
+
+        def encode(self, image: Image) -> NDArray[np.float32]:
+            if self.is_met:
+                meeting.wait()
+            return super().encode(image)
+
+    encoder = Meeting()
+    other = Softmatcher(encoder, LiteSegmenter(working_px=128), CALIBRATION)
+    image, masks = scene(red=(60, 80, 30))
+    encoded = other.encode(image)
+    encoder.is_met = True
+    described, expected = other.describe(image, encoded, masks["red"]), describe(engine, image, masks["red"])
+    assert np.array_equal(described.features, expected.features)
+
+
 def test_labels_matched_together_have_the_masks_of_labels_matched_one_by_one(
     engine: Softmatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

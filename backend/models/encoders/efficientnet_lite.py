@@ -74,6 +74,8 @@ class EfficientNetLiteEncoder:
         path = weights or efficientnet_lite2_weights()
         engine = engine or CpuEngine.installed()
         self._options = options
+        # PyTorch's threads are not shared out among calls.
+        self.calls_at_a_time = engine.calls_at_a_time if engine.is_openvino else 1
         levels = "-".join(f"{weight:g}" for weight in options.level_weights)
         sha256 = weights_sha256(path)
         read = read_lite_weights(path)

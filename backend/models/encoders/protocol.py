@@ -37,6 +37,16 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class SideBySide(Protocol):
+    """An encoder of which several threads may each encode an image at a time, every one on its share of the cores."""
+
+    @property
+    def calls_at_a_time(self) -> int:
+        """Return how many gain by it; 1 if none does."""
+        ...
+
+
+@runtime_checkable
 class TextAligned(Protocol):
     """An encoder whose patches also have features in the space of a text encoder."""
 
