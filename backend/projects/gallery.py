@@ -154,7 +154,7 @@ class Gallery:
         config = config_of(project)
         try:
             version = self._banks.model_version(project.key, wait_s=_MODEL_WAIT_S)
-            looks_for_something = config is not None and self._banks.has_references(project, config, config.labels)
+            looks_for_something = config is not None and self._banks.may_find_something(project, config)
         except ModelUnavailableError:
             return []
         if not looks_for_something:

@@ -267,9 +267,21 @@ class ReferenceBanks:
         Raises:
             ModelUnavailableError: no models.
         """
-        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         if self._texts.of_labels(project, config):
             return bool(self.context(project, config, labels).tags)
+        return self._serves_references(project, config, labels)
+
+    def may_find_something(self, project: ProjectRecord, config: LabelConfig) -> bool:
+        """Return whether any label has references or phrases; reads none of them.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        has_phrases = bool(self._texts.of_labels(project, config))
+        return has_phrases or self._serves_references(project, config, config.labels)
+
+    def _serves_references(self, project: ProjectRecord, config: LabelConfig, labels: Sequence[str]) -> bool:
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         found = self._store.labelled_images(project.key, labels, softmatcher.signature)
         return any(config.served_by(image_tag, label) for label, image_tag in found)
 
