@@ -1,6 +1,6 @@
 # `make` alone lists the targets: the lines that have «##» behind a target.
 PYTHON ?= python3
-WORKERS ?= 1
+WORKERS ?=
 ONCE ?=
 IMAGES ?=
 LABELS ?=
@@ -39,7 +39,7 @@ try: .venv/installed ## draw on an image of yours, see masks on the others: no L
 	@exec $(BIN)/python -m backend try '$(subst ','\'',$(IMAGES))' $(OWN_LABELS) $(if $(STORE),--store '$(subst ','\'',$(STORE))')
 
 up: .venv/installed ## service, workers and queue for a Label Studio that is already there; WORKERS=2: so many workers
-	@exec $(BIN)/python -m backend up --workers $(WORKERS)
+	@exec $(BIN)/python -m backend up $(if $(WORKERS),--workers $(WORKERS))
 
 # Fast tests first: they say in seconds what the end-to-end tests say in minutes.
 test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## everything that CI runs: check, then all tests

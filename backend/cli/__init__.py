@@ -85,7 +85,9 @@ def work(
 @app.command()
 @clear_errors
 def up(
-    workers: Annotated[int, typer.Option(min=1, help="How many workers to start.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many workers to start. Default: 1; with a GPU 3.")
+    ] = None,
 ) -> None:
     """Run service, workers and (without REDIS_URL) an embedded Valkey for a Label Studio that is already there."""
     from backend.cli.up import up as run

@@ -16,6 +16,7 @@ from backend.cli.process.signals import signals_as_interrupt
 from backend.cli.process.supervisor import LOOPBACK, ProcessFailedError, ProcessGroup, free_port
 from backend.cli.service_address import service_address
 from backend.errors import ConfigurationError
+from backend.models.device.placement import may_have_gpu
 from backend.own_http import Session
 from backend.settings import Settings, load_settings
 
@@ -24,13 +25,15 @@ SERVICE = "service"
 START_S = 180
 MODELS_S = 300
 RESTARTS_A_MINUTE = 5
+GPU_WORKERS = 3
+"""Workers where the models run on a GPU, unless told otherwise: one of them does not keep it busy (docs/models.md)."""
 
 
-def up(workers: int) -> None:
+def up(workers: int | None) -> None:
     """Run until Ctrl-C. Logs go to the data folder.
 
     Args:
-        workers: how many worker processes.
+        workers: how many worker processes; None: as many as suit the device.
 
     Raises:
         ConfigurationError: a setting is wrong, or the port is taken.
@@ -38,6 +41,7 @@ def up(workers: int) -> None:
     """
     console = Console(highlight=False)
     settings = load_settings()
+    workers = workers or default_workers(settings)
     port = _own_port(settings)
     with signals_as_interrupt(), ExitStack() as stack:
         try:
@@ -65,6 +69,11 @@ def up(workers: int) -> None:
             keep_running(processes, console)
         except KeyboardInterrupt:
             console.print("Ending service, workers and queue ...")
+
+
+def default_workers(settings: Settings) -> int:
+    """Return how many workers suit the device that the models run on."""
+    return GPU_WORKERS if settings.device != "cpu" and may_have_gpu() else 1
 
 
 def start_backend(processes: ProcessGroup, environment: Mapping[str, str], url: str, workers: int = 1) -> None:

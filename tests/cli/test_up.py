@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from backend.cli.process.supervisor import ProcessGroup
-from backend.cli.up import Restarts, start_backend
+from backend.cli.up import GPU_WORKERS, Restarts, default_workers, start_backend
+from backend.models.device import placement
+from backend.settings import load_settings
 
 ENDS = (sys.executable, "-S", "-c", "print('out of luck'); raise SystemExit(3)")
 STAYS = (sys.executable, "-S", "-c", "import time; time.sleep(100)")
@@ -70,3 +72,16 @@ def test_workers_are_told_how_many_share_the_cores() -> None:
         start_backend(Recorded(), asked, "http://127.0.0.1:9", 3)  # type: ignore[arg-type]
         assert list(started) == ["service", "worker-1", "worker-2", "worker-3"]
         assert {started[f"worker-{number}"]["SOFTMATCHER_LOCAL_WORKERS"] for number in (1, 2, 3)} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("has_driver", "device", "workers"), [(True, "auto", GPU_WORKERS), (True, "cpu", 1), (False, "auto", 1)]
+)
+def test_a_gpu_gets_several_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_driver: bool, device: str, workers: int
+) -> None:
+    driver = tmp_path / "driver"
+    if has_driver:
+        driver.touch()
+    monkeypatch.setattr(placement, "_DRIVERS", (driver,))
+    assert default_workers(load_settings(device=device)) == workers
