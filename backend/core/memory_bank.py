@@ -16,6 +16,10 @@ from backend.core.patches import Indices, PatchesInMemory, PatchSource, PatchSum
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
+_WHOLE = 2**32
+_GOLDEN = 2654435769
+"""Golden ratio less 1, in units of 2^-32: no multiples lie more evenly."""
+
 
 def build_bank(references: Sequence[Reference], signature: str, *, most_patches: int) -> ReferenceBank:
     """Return the patches of several references, thinned to `most_patches` or fewer; see `read_bank`."""
@@ -30,9 +34,10 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
         sum_r mass[r] k(f_r, g)  ~=  sum_{r drawn} s[r] mass[r] k(f_r, g),     s = sum of w over the stratum / drawn
 
     The strata are foreground and background. Half of the bank is for each; what one leaves free the other takes. In a
-    stratum every n-th patch is drawn along rows, views and references, so that each reference and each part of its
-    image is there in proportion: no worse here than greedy k-centres over the features, and a thousand times faster
-    (docs/algorithm.md). Ambiguous patches are left out, they state nothing.
+    stratum patches are drawn evenly along rows, views and references, so that each reference and each part of its image
+    is there in proportion: no worse here than greedy k-centres over the features, and a thousand times faster
+    (docs/algorithm.md). One more reference replaces as many patches as it gives. Ambiguous patches are left out, they
+    state nothing.
 
     References are put in the order of their content first, so the order given changes nothing, and no seed is needed.
 
@@ -53,7 +58,9 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
     _check_summaries(given, signature)
     order = sorted(range(len(given)), key=lambda index: given[index].content_digest)
     summaries = [given[index] for index in order]
-    objects = np.stack([one.mean_object for one in summaries if one.mean_object is not None])
+    # Of thousands, np.stack takes twice as long.
+    marked = [one.mean_object for one in summaries if one.mean_object is not None]
+    objects = np.concatenate(marked).reshape(len(marked), -1)
     counts = [one.count for one in summaries]
     if sum(counts) <= most_patches:
         owners, rows = np.repeat(np.array(order, np.int64), counts), np.concatenate([np.arange(one) for one in counts])
@@ -62,7 +69,8 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
     else:
         strata = [[one.foreground_rows for one in summaries], [one.background_rows for one in summaries]]
         sizes = _shares([sum(map(len, parts)) for parts in strata], most_patches)
-        drawn = [_every_nth(parts, size) for parts, size in zip(strata, sizes, strict=True)]
+        phases = np.array([int.from_bytes(one.content_digest[:4], "big") for one in summaries], np.int64)
+        drawn = [_draw(parts, phases, size) for parts, size in zip(strata, sizes, strict=True)]
         owners = np.array(order, np.int64)[np.concatenate([positions for positions, _ in drawn])]
         read = source.read(owners, np.concatenate([rows for _, rows in drawn]))
         weights = _weights(summaries, read.ignore_weight.astype(np.float32), sizes)
@@ -108,12 +116,39 @@ def _shares(available: Sequence[int], most: int) -> tuple[int, int]:
     return of_foreground, min(background, most - of_foreground)
 
 
-def _every_nth(parts: Sequence[NDArray[np.uint16 | np.uint32]], count: int) -> tuple[Indices, Indices]:
-    """Draw `count` rows evenly from the parts put one after the other: number of the part and row of each."""
-    stratum = np.concatenate(parts)
-    drawn = ((np.arange(count) + 0.5) * len(stratum) / max(count, 1)).astype(np.int64)
-    ends = np.cumsum([len(part) for part in parts])
-    return np.searchsorted(ends, drawn, side="right"), stratum[drawn].astype(np.int64)
+def _draw(parts: Sequence[NDArray[np.uint16 | np.uint32]], phases: Indices, count: int) -> tuple[Indices, Indices]:
+    """Draw `count` rows of the parts: number of the part and row of each, in this order.
+
+    Row i of a part has the place x = phase + i / golden ratio (mod 1, here in units of 2^-32); the rows with the
+    smallest places are drawn. Wherever the bound of x lies, such rows of a part are spread evenly over it, so each part
+    gives its share, and a further part replaces only as many rows as it gives.
+    """
+    lengths = np.array([len(part) for part in parts], np.int64)
+    longest = int(lengths.max())
+    places = (np.arange(longest) * _GOLDEN) % _WHOLE
+    in_order = np.argsort(places)
+    ordered = places[in_order]
+    lowest = -phases % _WHOLE
+    starts = np.searchsorted(ordered, lowest)
+    bound = int(1.2 * count / max(int(lengths.sum()), 1) * _WHOLE) + 1
+    while True:
+        # Rows of a part with x below the bound are neighbours in the order of the places: no others are looked at.
+        bound = min(bound, _WHOLE)
+        highest = lowest + bound
+        looked_at = np.searchsorted(ordered, highest % _WHOLE) - starts + longest * (highest >= _WHOLE)
+        owners = np.repeat(np.arange(len(parts)), looked_at)
+        offsets = np.arange(len(owners)) - np.repeat(np.cumsum(looked_at) - looked_at, looked_at)
+        positions = in_order[(starts[owners] + offsets) % longest] if longest else offsets
+        is_there = positions < lengths[owners]
+        owners, positions = owners[is_there], positions[is_there]
+        if len(owners) >= count or bound == _WHOLE:
+            break
+        bound *= 2
+    chosen = np.argsort((phases[owners] + places[positions]) % _WHOLE, kind="stable")[:count]
+    chosen = chosen[np.argsort(owners[chosen] * longest + positions[chosen], kind="stable")]
+    owners, positions = owners[chosen], positions[chosen]
+    rows = [parts[owner][position] for owner, position in zip(owners.tolist(), positions.tolist(), strict=True)]
+    return owners, np.array(rows, np.int64)
 
 
 def _weights(
@@ -121,7 +156,9 @@ def _weights(
 ) -> NDArray[np.float32]:
     """Return the factor of each drawn patch: the weight of its stratum over the weight of what was drawn of it."""
     factors = []
+    # Sums of float16 values: exact in float64, in whatever order.
+    weights = np.array([summary.weights for summary in summaries])
     for stratum, some in enumerate((drawn[: sizes[0]], drawn[sizes[0] :])):
-        whole = np.float32(sum(summary.weights[stratum] for summary in summaries))
+        whole = np.float32(weights[:, stratum].sum())
         factors.append(np.full(len(some), whole / max(some.sum(), np.float32(1e-6)), np.float32))
     return np.concatenate(factors)

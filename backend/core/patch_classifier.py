@@ -18,6 +18,8 @@ Measured with the encoder of `lite` (docs/algorithm.md)."""
 RIDGE = 0.1
 """Weight of half the squared norm of the coefficients beside the loss; for features of unit length."""
 _MOST_ITERATIONS = 60
+GRADIENT_BOUND = 0.02
+"""The fit ends when no component of the gradient is steeper."""
 _EPSILON = 1e-4
 
 
@@ -93,7 +95,11 @@ def fit_patch_classifier(
     inside, outside = (mass / np.sqrt(mass.sum()) for mass in (foreground, background))
     both = inside + outside
     found, _, _ = minimize(
-        _loss, np.zeros(features.shape[1] + 1), args=(features, inside, both), maxiter=_MOST_ITERATIONS, pgtol=1e-3
+        _loss,
+        np.zeros(features.shape[1] + 1),
+        args=(features, inside, both),
+        maxiter=_MOST_ITERATIONS,
+        pgtol=GRADIENT_BOUND,
     )
     coefficients = found.astype(np.float32)
     return PatchClassifier(coefficients[:-1], coefficients[-1:].reshape(()), share)

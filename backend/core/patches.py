@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from backend.errors import BadInputError
 
 Indices = NDArray[np.int64]
 _SAMPLED_PATCHES = slice(0, 512, 16)
+_ROW_BITS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,22 @@ class PatchSummary:
 
 @dataclass(frozen=True, eq=False)
 class PatchRows:
-    """Some patches: (N, D) features, (N,) foreground coverage and ignore weight, all float16; see `Reference`."""
+    """Some patches: (N, D) features, (N,) foreground coverage and ignore weight; see `Reference`.
 
-    features: NDArray[np.float16]
+    All hold values of float16; features may be float32.
+    """
+
+    features: NDArray[np.float16 | np.float32]
     foreground_coverage: NDArray[np.float16]
     ignore_weight: NDArray[np.float16]
+
+    def take(self, places: Indices) -> "PatchRows":
+        """Return the patches at these places; at a place below 0 any of them."""
+        return PatchRows(
+            np.take(self.features, places, axis=0, mode="clip"),
+            np.take(self.foreground_coverage, places, mode="clip"),
+            np.take(self.ignore_weight, places, mode="clip"),
+        )
 
 
 class PatchSource(Protocol):
@@ -70,6 +82,72 @@ class PatchSource(Protocol):
     def read(self, owners: Indices, rows: Indices) -> PatchRows:
         """Return patch `rows[n]` of reference `owners[n]` for each n, in this order."""
         ...
+
+
+class DrawnPatches:
+    """Patches that were read once, to be found again.
+
+    Args:
+        digests: content digests of some references.
+        owners: (N,) which of them each patch is of.
+        rows: (N,) its row in that one.
+        patches: (N,) the patches.
+    """
+
+    def __init__(self, digests: Sequence[bytes], owners: Indices, rows: Indices, patches: PatchRows) -> None:
+        self._numbers = {digest: number for number, digest in enumerate(digests)}
+        keys = (owners << _ROW_BITS) | rows
+        self._order = np.argsort(keys)
+        self._keys = keys[self._order]
+        self.patches = patches
+
+    @property
+    def nbytes(self) -> int:
+        """Return about how many bytes it occupies."""
+        return self.patches.features.nbytes + self._keys.nbytes + self._order.nbytes
+
+    def find(self, digests: Sequence[bytes], owners: Indices, rows: Indices) -> Indices:
+        """Return where in `patches` each of some patches is, (M,); -1 if it is not there."""
+        numbers = np.array([self._numbers.get(digest, -1) for digest in digests], np.int64)
+        keys = (numbers[owners] << _ROW_BITS) | rows
+        places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        return np.where(self._keys[places] == keys, self._order[places], -1)
+
+
+class PatchesDrawnBefore:
+    """References of whose patches only those are read that were not drawn before.
+
+    Args:
+        source: of the references.
+        last: what was drawn of these or other references of the same models; None: nothing.
+
+    Attributes:
+        drawn: what the last call of `read` returned.
+    """
+
+    def __init__(self, source: PatchSource, last: DrawnPatches | None) -> None:
+        self._source = source
+        self._last = last
+        self.summaries = source.summaries
+        self.drawn = last
+
+    def read(self, owners: Indices, rows: Indices) -> PatchRows:
+        """Return patches, see `PatchSource`; the features as float32."""
+        digests = [one.content_digest for one in self.summaries]
+        if self._last is None:
+            read = self._source.read(owners, rows)
+            found = replace(read, features=np.ascontiguousarray(read.features, np.float32))
+        else:
+            places = self._last.find(digests, owners, rows)
+            is_new = places < 0
+            found = self._last.patches.take(places)
+            if is_new.any():
+                new = self._source.read(owners[is_new], rows[is_new])
+                found.features[is_new] = new.features
+                found.foreground_coverage[is_new] = new.foreground_coverage
+                found.ignore_weight[is_new] = new.ignore_weight
+        self.drawn = DrawnPatches(digests, owners, rows, found)
+        return found
 
 
 class PatchesInMemory:

@@ -44,8 +44,8 @@ _FOUND = (
     f" AND found.first_row = (wanted.value & {(1 << _ROW_BITS) - 1})"
 )
 
-SummaryKey = tuple[int, float, str]
-"""Id, time of creation and digest of a reference: SQLite gives the id of a deleted row to another one."""
+ReferenceKey = tuple[int, str]
+"""Id and digest of a reference: SQLite gives the id of a deleted row to another one. An index holds both."""
 
 
 class DamagedPatchesError(ValueError):
@@ -130,12 +130,10 @@ class PatchSnapshot:
     """References of a project at one moment.
 
     Attributes:
-        references: those with a readable summary, by label and digest.
-        summaries: of them, to be passed when the next snapshot is opened.
+        references: those with a readable summary, by label and digest: to be passed when the next snapshot is opened.
     """
 
-    references: Sequence[PatchedReference]
-    summaries: Mapping[SummaryKey, PackedSummary]
+    references: Mapping[ReferenceKey, PatchedReference]
     _connection: sa.Connection
 
     def source(self, references: Sequence[PatchedReference]) -> StoredPatches:
@@ -153,7 +151,7 @@ class PatchStore(Database):
         *,
         labels: Collection[str],
         signature: str,
-        known: Mapping[SummaryKey, PackedSummary],
+        known: Mapping[ReferenceKey, PatchedReference],
     ) -> Iterator[PatchSnapshot]:
         """Open a snapshot of a project's references whose patches are read as they are drawn.
 
@@ -163,7 +161,7 @@ class PatchStore(Database):
             project_key: the project.
             labels: only these.
             signature: of the models in use.
-            known: summaries of an earlier snapshot: only new ones are read.
+            known: references of an earlier snapshot: only new ones are read.
         """
         columns = tables.references.c
         mine = (
@@ -172,22 +170,23 @@ class PatchStore(Database):
             & columns.label.in_(sorted(set(labels)))
             & is_enabled()
         )
-        for (old,) in self.read(sa.select(columns.id).where(mine, columns.patch_summary.is_(None))):
-            self._spread(old)
-        named = (columns.id, columns.created_at, columns.digest, columns.label, columns.image_tag, columns.image_sha256)
-        with self.snapshot() as connection:
-            listed = connection.execute(sa.select(*named).where(mine).order_by(columns.label, columns.digest)).all()
-            keys = [(row.id, row.created_at, row.digest) for row in listed]
-            summaries = {key: known[key] for key in keys if key in known}
-            new = [key for key in keys if key not in known]
-            for start in range(0, len(new), _SUMMARIES_A_QUERY):
-                summaries |= _read_summaries(connection, new[start : start + _SUMMARIES_A_QUERY], signature)
-            references = [
-                PatchedReference(row.id, row.label, row.image_tag, row.image_sha256, summaries[key])
-                for row, key in zip(listed, keys, strict=True)
-                if key in summaries
-            ]
-            yield PatchSnapshot(references, summaries, connection)
+        wanted = sa.select(columns.id, columns.digest).where(mine).order_by(columns.label, columns.digest)
+        spread: set[int] = set()
+        while True:
+            with self.snapshot() as connection:
+                # All at once: of thousands, one row after the other takes twice as long.
+                keys = [(row[0], row[1]) for row in connection.execute(wanted).all()]
+                new = [key for key in keys if key not in known]
+                parts = (new[start : start + _SUMMARIES_A_QUERY] for start in range(0, len(new), _SUMMARIES_A_QUERY))
+                read, old = dict(known), set[int]()
+                for part in parts:
+                    old |= _read_summaries(connection, part, signature, read) - spread
+                if not old:
+                    yield PatchSnapshot({key: read[key] for key in keys if key in read}, connection)
+                    return
+            for reference_id in old:
+                self._spread(reference_id)
+            spread |= old
 
     def _spread(self, reference_id: int) -> None:
         """Write the patches of a reference as rows, which an older release wrote as one value."""
@@ -247,20 +246,28 @@ def log_damage(reference_id: int, project_key: ProjectKey, error: Exception) -> 
 
 
 def _read_summaries(
-    connection: sa.Connection, keys: Sequence[SummaryKey], signature: str
-) -> dict[SummaryKey, PackedSummary]:
+    connection: sa.Connection,
+    keys: Sequence[ReferenceKey],
+    signature: str,
+    read: dict[ReferenceKey, PatchedReference],
+) -> set[int]:
+    """Add to `read` what is at the keys; return the ids of those whose patches an older release wrote."""
     columns = tables.references.c
-    wanted = sa.select(columns.id, columns.project_key, columns.patch_summary, columns.features_crc32)
+    named = (columns.id, columns.project_key, columns.label, columns.image_tag, columns.image_sha256)
+    wanted = sa.select(*named, columns.patch_summary, columns.features_crc32)
     by_id = {key[0]: key for key in keys}
-    read = {}
+    old = set()
     for row in connection.execute(wanted.where(columns.id.in_(list(by_id)))):
         if row.patch_summary is None:
-            continue  # damaged, and logged
+            old.add(row.id)
+            continue
         try:
-            read[by_id[row.id]] = unpack_summary(row.patch_summary, row.features_crc32, signature)
+            packed = unpack_summary(row.patch_summary, row.features_crc32, signature)
         except ValueError as error:
             log_damage(row.id, row.project_key, error)
-    return read
+        else:
+            read[by_id[row.id]] = PatchedReference(row.id, row.label, row.image_tag, row.image_sha256, packed)
+    return old
 
 
 def _drawn(connection: sa.Connection, keys: list[int]) -> tuple[sa.TextClause, Json]:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from backend.core.arrays import unit as unit_length
 from backend.core.matching import gather_references, match_posterior
-from backend.core.memory_bank import build_bank
+from backend.core.memory_bank import build_bank, read_bank
+from backend.core.patches import Indices, PatchesDrawnBefore, PatchesInMemory, PatchRows
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
@@ -119,3 +120,62 @@ def test_every_reference_that_marks_something_has_its_object_in_the_bank() -> No
     ):
         assert len(bank.objects) == 2
         assert np.isfinite(bank.objects).all()
+
+
+class CountedPatches(PatchesInMemory):
+    """Counts the patches that are read."""
+
+    count = 0
+
+    def read(self, owners: Indices, rows: Indices) -> PatchRows:
+        self.count += len(rows)
+        return super().read(owners, rows)
+
+
+def test_one_more_reference_is_read_alone_and_the_bank_is_that_of_all() -> None:
+    first = PatchesDrawnBefore(PatchesInMemory(REFERENCES[:-1]), None)
+    read_bank(first, SIGNATURE, most_patches=600)
+    read = CountedPatches(REFERENCES)
+    second = PatchesDrawnBefore(read, first.drawn)
+    found = read_bank(second, SIGNATURE, most_patches=600)
+    expected = build_bank(REFERENCES, SIGNATURE, most_patches=600)
+    for name in ("features", "foreground", "background", "objects"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    # A twentieth of the bank is the new reference's.
+    assert 20 <= read.count <= 40
+
+
+def test_references_that_were_taken_out_are_not_found_again() -> None:
+    first = PatchesDrawnBefore(PatchesInMemory(REFERENCES[:10]), None)
+    read_bank(first, SIGNATURE, most_patches=600)
+    others = REFERENCES[5:15]
+    found = read_bank(PatchesDrawnBefore(PatchesInMemory(others), first.drawn), SIGNATURE, most_patches=600)
+    expected = build_bank(others, SIGNATURE, most_patches=600)
+    assert np.array_equal(found.features, expected.features)
+    assert np.array_equal(found.foreground, expected.foreground)
+
+
+def test_the_same_references_again_are_not_read() -> None:
+    first = PatchesDrawnBefore(PatchesInMemory(REFERENCES), None)
+    bank = read_bank(first, SIGNATURE, most_patches=600)
+    assert first.drawn is not None
+    assert bank.features is first.drawn.patches.features
+    read = CountedPatches(REFERENCES[::-1])
+    read_bank(PatchesDrawnBefore(read, first.drawn), SIGNATURE, most_patches=600)
+    assert read.count == 0
+
+
+def test_drawn_patches_lie_evenly_over_references_and_rows() -> None:
+    numbered = []
+    for number in range(20):
+        features = np.full((300, DIMS), number, np.float16)
+        features[:, 1] = np.arange(300)
+        inside = np.arange(300) < 100
+        numbered.append(Reference(features, inside.astype(np.float16), np.ones(300, np.float16), SIGNATURE))
+    bank = build_bank(numbered, SIGNATURE, most_patches=400)
+    for is_inside, length in ((bank.foreground > 0, 100), (bank.background > 0, 200)):
+        drawn = bank.features[is_inside]
+        for number in range(20):
+            rows = np.sort(drawn[drawn[:, 0] == number, 1])
+            assert 8 <= len(rows) <= 12
+            assert np.diff(rows).max() <= 3 * length / len(rows)

@@ -12,7 +12,13 @@ from backend.core.arrays import logit
 from backend.core.arrays import unit as unit_length
 from backend.core.matching import ReferenceBank, match_posterior, match_posteriors
 from backend.core.memory_bank import build_bank, with_classifier
-from backend.core.patch_classifier import RIDGE, PatchClassifier, classifier_share, fit_patch_classifier
+from backend.core.patch_classifier import (
+    GRADIENT_BOUND,
+    RIDGE,
+    PatchClassifier,
+    classifier_share,
+    fit_patch_classifier,
+)
 from backend.core.patches import summarize_patches
 from backend.core.score_metrics import area_under_roc
 from backend.core.types import Reference
@@ -63,8 +69,8 @@ def test_the_fit_is_the_optimum_of_its_definition() -> None:
     b = ((1 - inside) * weight / np.sqrt(((1 - inside) * weight).sum())).astype(np.float64)
     # The derivative by <v, f> + b of a log(1 + exp(-z)) + b log(1 + exp(z)).
     slope = (a + b) / (1 + np.exp(-odds)) - a
-    assert np.abs(slope @ features + RIDGE * direction).max() < 5e-3
-    assert abs(slope.sum()) < 5e-3
+    assert np.abs(slope @ features + RIDGE * direction).max() < 1.01 * GRADIENT_BOUND
+    assert abs(slope.sum()) < 1.01 * GRADIENT_BOUND
 
 
 def test_several_references_show_which_channel_counts() -> None:

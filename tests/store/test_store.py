@@ -300,7 +300,7 @@ class TestPatches:
             store.replace_references(annotation(number), [one])
         with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
             for most in (10, 33, 1000):
-                found = read_bank(snapshot.source(snapshot.references), SIGNATURE, most_patches=most)
+                found = read_bank(snapshot.source(list(snapshot.references.values())), SIGNATURE, most_patches=most)
                 expected = build_bank([one.reference for one in new], SIGNATURE, most_patches=most)
                 for name in ("features", "foreground", "background", "objects"):
                     assert np.array_equal(getattr(found, name), getattr(expected, name))
@@ -312,7 +312,7 @@ class TestPatches:
         assert len(stored(store)) == 5
         for _ in range(2):
             with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
-                found = read_bank(snapshot.source(snapshot.references), SIGNATURE, most_patches=12)
+                found = read_bank(snapshot.source(list(snapshot.references.values())), SIGNATURE, most_patches=12)
             expected = build_bank([one.reference for one in new], SIGNATURE, most_patches=12)
             assert np.array_equal(found.features, expected.features)
         with store.engine.connect() as connection:
@@ -337,12 +337,12 @@ class TestPatches:
     def test_known_summaries_are_not_read_again(self, store: Store) -> None:
         store.replace_references(annotation(1), [new_reference(1)])
         with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
-            known = snapshot.summaries
+            known = snapshot.references
         store.replace_references(annotation(2), [new_reference(2)])
         with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known=known) as snapshot:
             assert len(snapshot.references) == 2
             (kept,) = known.values()
-            assert any(one.packed is kept for one in snapshot.references)
+            assert any(one is kept for one in snapshot.references.values())
 
     def test_patches_go_with_their_reference(self, store: Store) -> None:
         store.replace_references(annotation(1), [new_reference(1), new_reference(2)])
@@ -495,7 +495,7 @@ class TestDamage:
         assert "annotation 1, label 'bad'" in caplog.text
         assert len(stored_masks(store, KEY)) == 2
         with store.patches(KEY, labels=["good", "bad"], signature=SIGNATURE, known={}) as snapshot:
-            for one in snapshot.references:
+            for one in snapshot.references.values():
                 source = snapshot.source([one])
                 if one.label == "good":
                     assert len(read_bank(source, SIGNATURE, most_patches=100).features) == 6

@@ -6,14 +6,15 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 from weakref import WeakValueDictionary
 
 from backend import __version__
 from backend.core.matching import ReferenceBank
-from backend.core.patches import PatchSource
+from backend.core.patches import DrawnPatches, PatchesDrawnBefore, PatchSource
 from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import Reference
 from backend.engine.options import MatchOptions
@@ -28,8 +29,7 @@ from backend.projects.prediction.refiners import LabelRefiners, to_version
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
-from backend.store.patch_packing import PackedSummary
-from backend.store.patches import DamagedPatchesError, PatchedReference, PatchSnapshot, SummaryKey
+from backend.store.patches import DamagedPatchesError, PatchedReference, PatchSnapshot, ReferenceKey
 from backend.store.records import ProjectKey
 from backend.store.refiners import RefinerRecord
 
@@ -112,20 +112,28 @@ class _Kept:
         banks: image tag -> label -> references.
         sources: image tag -> label -> phrases.
         by_references: of which references with which options each bank is.
-        summaries: of all references.
+        drawn: image tag and label -> what its bank was made of.
+        references: all of them.
     """
 
     version: str
     banks: Banks
     sources: Sources
     by_references: Mapping[_BankKey, ReferenceBank]
-    summaries: Mapping[SummaryKey, PackedSummary]
+    drawn: Mapping[tuple[str, str], DrawnPatches]
+    references: Mapping[ReferenceKey, PatchedReference]
+    nbytes: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        return sum(bank.nbytes for bank in self.by_references.values()) + sum(
-            packed.summary.nbytes for packed in self.summaries.values()
-        )
+    def measured(self) -> "_Kept":
+        """Return it with `nbytes`, about what it occupies."""
+        banks = self.by_references.values()
+        # On the CPU a bank's features are those that were drawn.
+        counted = {id(bank.features) for bank in banks}
+        drawn = [one for one in self.drawn.values() if id(one.patches.features) not in counted]
+        parts = sum(one.nbytes for part in (banks, drawn) for one in part)
+        # Summaries of one project are of about one size, and there may be thousands.
+        summary = max((one.packed.summary.nbytes for one in islice(self.references.values(), 8)), default=0)
+        return replace(self, nbytes=parts + len(self.references) * summary)
 
 
 class ReferenceBanks:
@@ -304,16 +312,20 @@ class ReferenceBanks:
     ) -> _Kept:
         key = (project.key, tuple(labels))
         last = self._kept.get(key)
+        drawn = {} if last is None else dict(last.drawn)
         with self._store.patches(
             project.key,
             labels=labels,
             signature=softmatcher.signature,
-            known=last.summaries if last is not None else {},
+            known=last.references if last is not None else {},
         ) as snapshot:
             by_tag: dict[tuple[str, str], list[PatchedReference]] = {}
-            for reference in snapshot.references:
-                for tag_name in config.served_by(reference.image_tag, reference.label):
-                    by_tag.setdefault((tag_name, reference.label), []).append(reference)
+            by_mark: dict[tuple[str, str], list[PatchedReference]] = {}
+            for reference in snapshot.references.values():
+                by_mark.setdefault((reference.image_tag, reference.label), []).append(reference)
+            for (marked_on, label), marked in by_mark.items():
+                for tag_name in config.served_by(marked_on, label):
+                    by_tag.setdefault((tag_name, label), []).extend(marked)
             banks: dict[str, dict[str, ReferenceBank]] = {}
             made: dict[_BankKey, ReferenceBank] = {}
             for (tag_name, label), references in by_tag.items():
@@ -322,18 +334,21 @@ class ReferenceBanks:
                 bank_key = (options.digest(), tuple(sorted(one.packed.summary.content_digest for one in references)))
                 bank = made.get(bank_key) or (last.by_references.get(bank_key) if last is not None else None)
                 try:
-                    bank = bank or read_undamaged(
-                        snapshot, references, partial(softmatcher.gather_patches, options=options)
-                    )
+                    if bank is None:
+                        gather = partial(softmatcher.gather_patches, options=options)
+                        bank, drawn[tag_name, label] = read_undamaged(
+                            snapshot, references, gather, drawn.get((tag_name, label))
+                        )
                 except BadInputError as error:
                     # One label that cannot be matched leaves the others their predictions.
                     logger.warning("project=%s label=%s: %s", project.key, label, error)
                     continue
                 made[bank_key] = bank
                 banks.setdefault(tag_name, {})[label] = bank
-            summaries = snapshot.summaries
+            known = snapshot.references
         sources = self._sources(softmatcher, project, config, labels, options, banks)
-        kept = _Kept(version, banks, sources, made, summaries)
+        drawn = {key: one for key, one in drawn.items() if key in by_tag}
+        kept = _Kept(version, banks, sources, made, drawn, known).measured()
         with self._lock:
             self._kept[key] = kept
             self._kept.move_to_end(key)
@@ -415,19 +430,30 @@ def read_undamaged(
     snapshot: PatchSnapshot,
     references: Sequence[PatchedReference],
     gather: Callable[[PatchSource], ReferenceBank],
-) -> ReferenceBank:
-    """Return the bank of a label's references; damaged ones are left out and logged.
+    last: DrawnPatches | None,
+) -> tuple[ReferenceBank, DrawnPatches]:
+    """Return the bank of a label's references and the patches drawn for it; damaged ones are left out and logged.
+
+    Args:
+        snapshot: of the database.
+        references: of one label.
+        gather: makes the bank.
+        last: what was drawn for the label's bank before: none of it is read again.
 
     Raises:
-        BadInputError: none is left, or they cannot be matched.
+        BadInputError: no reference is left, or they cannot be matched.
     """
     left = list(references)
     while True:
+        source = PatchesDrawnBefore(snapshot.source(left), last)
         try:
-            return gather(snapshot.source(left))
+            bank = gather(source)
         except DamagedPatchesError as error:
             logger.error("reference %d is damaged and left out: %s", error.reference_id, error)
             left = [one for one in left if one.id != error.reference_id]
+            continue
+        assert source.drawn is not None  # whoever gathers reads
+        return bank, source.drawn
 
 
 def _places(config: LabelConfig, label: str) -> list[str]:

@@ -107,6 +107,22 @@ def test_a_new_reference_of_one_label_leaves_the_other_labels_bank(backend: Back
     assert len(after.banks["image"]["Cat"].features) == 60
 
 
+def test_one_more_reference_reads_its_own_patches_alone(backend: Backend) -> None:
+    own = project(backend)
+    annotate(backend, 1)
+    annotate(backend, 2)
+    before = context(backend, own)
+    patch, columns = tables.reference_patches.c, tables.references.c
+    with backend.projects.store.write() as connection:
+        known = sa.select(columns.id).where(columns.annotation_id <= 2)
+        connection.execute(sa.delete(tables.reference_patches).where(patch.reference_id.in_(known)))
+    annotate(backend, 3)
+    after = context(backend, own)
+    kept = {tuple(row) for row in before.banks["image"]["Cat"].features.tolist()}
+    assert kept < {tuple(row) for row in after.banks["image"]["Cat"].features.tolist()}
+    assert len(after.banks["image"]["Cat"].features) == 90
+
+
 def test_a_damaged_reference_leaves_the_others(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     own = project(backend)
     annotate(backend, 1)
