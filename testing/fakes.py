@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 
 from backend.core import cancellation
 from backend.core.arrays import CPU
+from backend.core.calibration import log_odds, logistic
 from backend.core.explanation import Explanation, LabelExplanation
 from backend.core.marked_objects import MarkedObject
 from backend.core.matching import ReferenceBank, gather_references
@@ -171,6 +172,7 @@ class ColourSoftmatcher:
         pixels: Image | None = None,
     ) -> list[LabelMask]:
         image = np.asarray(encoded.embedding["image"])
+        score = logistic(log_odds(0.8) + (options.score_offset if options else 0.0))
         found = []
         for label, known in references.items():
             mask = np.zeros(image.shape[:2], bool)
@@ -182,7 +184,7 @@ class ColourSoftmatcher:
             if mask.any() and refiners and label in refiners and pixels is not None:
                 mask = refiners[label].refine(mask, mask.astype(np.float32), pixels)
             if mask.any():
-                found.append(LabelMask(label, BoxedMask.of(mask), 0.8))
+                found.append(LabelMask(label, BoxedMask.of(mask), score))
         return found
 
     def plan(

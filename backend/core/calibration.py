@@ -94,13 +94,19 @@ class Calibration:
     fitted_for: str
     fitted_on: str
 
-    def expected_iou(self, features: MaskFeatures) -> float:
-        """Return the IoU to expect of a mask if the object is present, in [0, 1]; 0 for an empty mask."""
+    def expected_iou(self, features: MaskFeatures, offset: float = 0.0) -> float:
+        """Return the IoU to expect of a mask if the object is present, in [0, 1]; 0 for an empty mask.
+
+        Args:
+            features: of the mask.
+            offset: log-odds that a project's own annotations add, see `calibration_fit.fit_score_offset`.
+        """
         if features.area == 0:
             return 0.0
         weights = self.expected_iou_weights
         return logistic(
-            weights["constant"]
+            offset
+            + weights["constant"]
             + weights["foreground_posterior"] * log_odds(features.foreground_posterior)
             + weights["soft_iou"] * features.soft_iou
             + weights["agreement"] * features.agreement

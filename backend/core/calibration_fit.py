@@ -13,6 +13,9 @@ Floats = NDArray[np.float64]
 
 FEWEST_ROWS = 20
 """Number of masks that a regression is fitted on at least; fewer say little of another image."""
+OFFSET_SPREAD = 1.0
+"""Standard deviation of the offsets of projects, in log-odds: how far few masks may move a project's scores. With 0.7
+and 1.4 the classes of the evaluation sets have nearly the same calibration errors (`docs/quality.md`)."""
 _RIDGE = 0.1
 """Keeps coefficients finite that the rows leave open."""
 _LEAST_LOSS = 0.02
@@ -106,6 +109,29 @@ def fit_calibration(rows: Sequence[Row], *, fitted_for: str, fitted_on: str, for
         np.array([former.expected_iou(row.features) for row in found]),
         tuple(row.group for row in found),
     )
+
+
+def fit_score_offset(expected: Sequence[float], reached: Sequence[float]) -> float:
+    """Return the log-odds to add to the expected IoUs of a project, so that they agree with those that were reached.
+
+    The likeliest offset, if offsets are normally distributed around 0 with `OFFSET_SPREAD`: few masks move it little,
+    none leave it at 0. One number has no room to follow single images, as a regression on few of them would.
+
+    Args:
+        expected: n expected IoUs in [0, 1], without an offset.
+        reached: n IoUs in [0, 1] that the masks reached.
+    """
+    known = np.array([log_odds(one) for one in expected], float)
+    found = np.array(reached, float)
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        # The derivative of the log-likelihood falls with the offset.
+        if float((found - _sigmoid(known + middle)).sum()) - middle / OFFSET_SPREAD**2 > 0:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _losses(rows: Sequence[Row]) -> Floats:

@@ -70,10 +70,13 @@ class MaskGeneration:
             ]
             masks = [_join_cluster_masks(own, plan.working_hw, options) for own in clusters]
         return [
-            self._measure(plan, index, mask, own) for index, (mask, own) in enumerate(zip(masks, clusters, strict=True))
+            self._measure(plan, index, mask, own, options.score_offset)
+            for index, (mask, own) in enumerate(zip(masks, clusters, strict=True))
         ]
 
-    def _measure(self, plan: ImagePlan, index: int, mask: Mask, clusters: tuple[ClusterMask, ...]) -> LabelCandidate:
+    def _measure(
+        self, plan: ImagePlan, index: int, mask: Mask, clusters: tuple[ClusterMask, ...], score_offset: float
+    ) -> LabelCandidate:
         posterior, similarities = plan.posteriors[index], plan.similarities[index]
         to_references, among_references = similarities or (0.0, 0.0)
         features = mask_features(
@@ -88,7 +91,8 @@ class MaskGeneration:
         else:
             # Without references there is nothing to be similar to: the surest patches decide.
             presence = float(posterior[mask].max()) if mask.any() else 0.0
-        return LabelCandidate(mask, posterior, presence, self._calibration.expected_iou(features), features, clusters)
+        score = self._calibration.expected_iou(features, score_offset)
+        return LabelCandidate(mask, posterior, presence, score, features, clusters)
 
 
 def _join_cluster_masks(clusters: Sequence[ClusterMask], working_hw: tuple[int, int], options: MatchOptions) -> Mask:

@@ -23,6 +23,7 @@ class MatchOptions:
         instances: whether each object of a label gets a mask of its own.
         minimum_presence: nothing is returned for a label whose presence probability is below this.
         minimum_score: nor for one whose expected IoU is below this.
+        score_offset: log-odds added to expected IoUs, fitted on the project's own annotations.
         classifier: whether the posterior is blended with a classifier of patches, which several references are fitted
             to, see `PatchClassifier`; for the matcher `posterior`.
         overlap: `exclusive`: a pixel has up to one label; `allowed`: labels may lie on one another.
@@ -39,6 +40,7 @@ class MatchOptions:
     instances: bool = False
     minimum_presence: float = 0.5
     minimum_score: float = 0.0
+    score_offset: float = 0.0
     classifier: bool = True
     overlap: OverlapName = "exclusive"
 

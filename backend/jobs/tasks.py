@@ -312,14 +312,18 @@ def estimate_quality(project_key: ProjectKey, compare: Sequence[str] = (), attem
 
 
 def train_refiners(project_key: ProjectKey) -> dict[str, Any]:
-    """Train the refiners that are due; ends as soon as an annotation waits, whose job queues it again."""
+    """Train the refiners and fit the scores that are due; an annotation that waits ends it, and queues it again."""
     projects, queue = _current()
     started = time.perf_counter()
     level = logging.INFO
     try:
-        outcome: dict[str, Any] = {"tried": projects.refiners.train(project_key, _StopSignal(queue))}
+        should_stop = _StopSignal(queue)
+        outcome: dict[str, Any] = {"tried": projects.refiners.train(project_key, should_stop)}
+        if fit := projects.quality.fit_score(project_key, should_stop):
+            outcome |= {"score_offset": fit["offset"], "masks": fit["masks"]}
+            _show_changes(project_key)
     except SoftmatcherError as error:
-        # Masks are the posterior's until then: the next annotation or reconciliation queues it again.
+        # Masks stay the posterior's and scores the profile's until the next annotation or reconciliation queues it.
         outcome, level = {"failed": str(error)}, logging.WARNING
     _log_job("train_refiners", project_key, started, outcome, level=level)
     return outcome
@@ -334,10 +338,10 @@ def scale_phrases(project_key: ProjectKey) -> dict[str, Any]:
 
 
 def _have_refiners_trained(project_key: ProjectKey) -> None:
-    """Queue the training of refiners if the references of a label changed and there are enough of them."""
+    """Queue the training of refiners and the fit of scores if references changed and there are enough of them."""
     projects, queue = _current()
     try:
-        if projects.refiners.is_due(project_key):
+        if projects.refiners.is_due(project_key) or projects.quality.is_score_due(project_key):
             queue.train_refiners(project_key)
     except SoftmatcherError as error:
         logger.warning("project=%s refiners are trained later: %s", project_key, error)

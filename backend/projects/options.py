@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.core.calibration import Calibration
-from backend.core.types import MatcherName, OverlapName, PromptingStrategy
+from backend.core.types import Json, MatcherName, OverlapName, PromptingStrategy
 from backend.engine.options import MatchOptions
 from backend.errors import BadInputError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
@@ -78,7 +79,25 @@ def _own_options(project: ProjectRecord) -> ProjectOptions:
 
 
 def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
-    """Return how this project's references are matched."""
+    """Return how this project's references are matched, and its scores are fitted."""
+    options, fit = _options_without_fit(settings, project), score_fit_in_use(settings, project)
+    return options if fit is None else replace(options, score_offset=float(fit["offset"]))
+
+
+def score_fit_in_use(settings: Settings, project: ProjectRecord) -> Json | None:
+    """Return the fit of the project's scores on its own images; None if there is none for the present models."""
+    fit = project.score_fit
+    return fit if fit is not None and fit["made_for"] == scores_made_for(settings, project) else None
+
+
+def scores_made_for(settings: Settings, project: ProjectRecord) -> str:
+    """Return what a fit of the project's scores is valid for: models, their calibration, and how they match."""
+    options = _options_without_fit(settings, project)
+    names = (settings.profile, settings.encoder, settings.calibration, options.matcher, options.strategy)
+    return " ".join(str(name) for name in names)
+
+
+def _options_without_fit(settings: Settings, project: ProjectRecord) -> MatchOptions:
     own = _own_options(project)
     return MatchOptions(
         matcher=own.matcher or settings.matcher,

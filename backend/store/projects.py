@@ -58,6 +58,13 @@ class ProjectStore(Database):
         with self.write() as connection:
             return bool(connection.execute(mine.values(needs_reconcile=True)).rowcount)
 
+    def set_score_fit(self, key: str, score_fit: Json | None) -> None:
+        """Remember how scores were fitted on the project's annotated images; None: they were not."""
+        written = None if score_fit is None else json.dumps(score_fit)
+        mine = sa.update(tables.projects).where(tables.projects.c.key == key)
+        with self.write() as connection:
+            connection.execute(mine.values(score_fit=written))
+
     def set_task_order(self, key: str, task_order: Json | None) -> None:
         """Remember what to restore when Label Studio's own order of tasks is wanted again; None: nothing."""
         written = None if task_order is None else json.dumps(task_order)
@@ -109,5 +116,6 @@ def _drop(connection: sa.Connection, key: str) -> None:
 
 def _project(row: sa.Row[Any]) -> ProjectRecord:
     fields = {name: getattr(row, name) for name in ProjectRecord.__dataclass_fields__}
-    parsed = {name: None if fields[name] is None else json.loads(fields[name]) for name in ("settings", "task_order")}
+    in_json = ("settings", "task_order", "score_fit")
+    parsed = {name: None if fields[name] is None else json.loads(fields[name]) for name in in_json}
     return ProjectRecord(**fields | parsed)

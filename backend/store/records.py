@@ -32,6 +32,8 @@ class ProjectRecord:
         with_text: its images are encoded with text features: labels have phrases.
         task_order: what Label Studio's own order of tasks was before this backend set it, see
             `backend.projects.task_order`; None if it does not set it.
+        score_fit: how scores were fitted on the project's annotated images, see `backend.projects.quality.score_fit`;
+            None if they were not.
     """
 
     key: ProjectKey
@@ -45,6 +47,7 @@ class ProjectRecord:
     gone_since: float | None = None
     with_text: bool = False
     task_order: Json | None = None
+    score_fit: Json | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,11 @@ class ReferenceStore(Database):
         counted = sa.select(tables.references.c.label, images).where(*_references_where(project_key, None, signature))
         return {row.label: int(row.images) for row in self.read(counted.group_by(tables.references.c.label))}
 
+    def count_annotated_images(self, project_key: ProjectKey, signature: str) -> int:
+        """Return the number of different images that references of these models are of."""
+        images = sa.func.count(tables.references.c.image_sha256.distinct())
+        return int(self.read(sa.select(images).where(*_references_where(project_key, None, signature)))[0][0])
+
     def labelled_images(
         self, project_key: ProjectKey, labels: Collection[str] | None, signature: str
     ) -> list[tuple[str, str]]:

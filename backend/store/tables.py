@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 9
+SCHEMA_VERSION: Final = 10
 """Raise it with every released change. A new table, or a column that is nullable or has a server default, needs no more
 than that, see `Store.create_tables`."""
 WITH_COUNTERS: Final = 8
@@ -34,6 +34,7 @@ projects = sa.Table(
     sa.Column("gone_since", sa.Double),
     sa.Column("with_text", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("task_order", sa.Text),
+    sa.Column("score_fit", sa.Text),
 )
 annotations = sa.Table(
     "annotations",

@@ -19,7 +19,13 @@ from backend.jobs.queue import JobQueue
 from backend.labelstudio.label_config import parse_label_config
 from backend.projects.composition import Projects
 from backend.projects.gallery import Tile
-from backend.projects.options import background_labels_of, calibration_in_use, match_options, read_extra_params
+from backend.projects.options import (
+    background_labels_of,
+    calibration_in_use,
+    match_options,
+    read_extra_params,
+    score_fit_in_use,
+)
 from backend.projects.task_order import VIEW
 from backend.projects.task_source import Place
 from backend.store import ProjectRecord
@@ -102,13 +108,16 @@ def _of_project(projects: Projects, project: ProjectRecord) -> Json:
     quality = store.quality.newest(project.key)
     labels = parse_label_config(project.label_config).labels if project.label_config else ()
     unread, place = store.unread_annotations(project.key), projects.connections.place(project)
+    fit = score_fit_in_use(projects.settings, project)
     return {
         "project": project,
         "title": project.title or f"Project {project.project_id}",
         "labels": _labels_shown(references, quality[2] if quality else None),
         "numbered": numbered_labels(labels),
         "config_labels": labels,
-        "scores_are_estimates": not calibration_in_use(projects.settings).is_fitted_for(projects.settings.profile),
+        "scores_are_estimates": fit is None
+        and not calibration_in_use(projects.settings).is_fitted_for(projects.settings.profile),
+        "score_fit": fit,
         "reference_count": len(references),
         "outdated_references": projects.references.count_outdated(project),
         "phrases": _phrases_shown(projects, project),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from backend.core.calibration import MaskFeatures, log_odds, logistic
-from backend.core.calibration_fit import FEWEST_ROWS, Row, fit_calibration
+from backend.core.calibration_fit import FEWEST_ROWS, Row, fit_calibration, fit_score_offset
 from backend.errors import BadInputError
 from backend.models.calibrations import read_calibration
 
@@ -61,3 +61,21 @@ def test_empty_masks_take_no_part() -> None:
 def test_too_few_rows_are_refused(count: int, groups: int) -> None:
     with pytest.raises(BadInputError, match=f"at least {FEWEST_ROWS} masks .* two images or more"):
         fit_calibration(rows(count, groups=groups), fitted_for="lite", fitted_on="drawn", former=FORMER)
+
+
+def test_an_offset_that_many_masks_have_comes_back() -> None:
+    expected = np.random.default_rng(0).uniform(0.1, 0.9, 500)
+    reached = [logistic(log_odds(float(one)) - 1.5) for one in expected]
+    assert fit_score_offset(list(expected), reached) == pytest.approx(-1.5, abs=0.05)
+
+
+def test_few_masks_move_scores_little_and_none_not_at_all() -> None:
+    offsets = [fit_score_offset([0.8] * count, [0.2] * count) for count in (0, 1, 5, 50)]
+    assert offsets[0] == pytest.approx(0.0, abs=1e-9)
+    assert 0 > offsets[1] > offsets[2] > offsets[3] > 2 * log_odds(0.2)
+    assert offsets[1] > -0.7
+
+
+@pytest.mark.parametrize("reached", [0.0, 1.0])
+def test_an_offset_stays_finite_where_all_masks_are_perfect_or_wrong(reached: float) -> None:
+    assert abs(fit_score_offset([0.5] * 20, [reached] * 20)) < 4

@@ -1,6 +1,7 @@
 """Quality on a project's own annotations, and a calibration of its own, with the real Label Studio."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,14 @@ def annotated(new_project: NewProject, backend: Backend) -> Project:
         project.annotate(name, brush(mask, "Coin"))
     project.annotate("plain")
     wait_until(lambda: project.references() == COUNT, f"{COUNT} references; {backend.log()[-2000:]}", 600)
+    wait_until(lambda: 1.5 * images_of_fit(backend, project) > COUNT, "scores fitted on most images", 300)
     return project
+
+
+def images_of_fit(backend: Backend, project: Project) -> int:
+    """Number of annotated images that the page says scores are fitted on; 0 if they are not."""
+    said = re.search(r"masks of (\d+) annotated images", backend.get(f"/projects/{project.id}?tab=quality").text)
+    return int(said[1]) if said else 0
 
 
 def run(backend: Backend, *arguments: str) -> str:

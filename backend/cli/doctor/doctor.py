@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.cli.doctor.checks import Check, FindingError, look, surroundings
+from backend.core.types import Json
 from backend.errors import SoftmatcherError
 from backend.jobs.redis_queue import RedisQueue
 from backend.labelstudio.image_decoding import decode_image
 from backend.labelstudio.label_config import parse_label_config
 from backend.models.profiles import find_profile
 from backend.projects.composition import Projects, open_projects
-from backend.projects.options import background_labels_of, calibration_in_use
+from backend.projects.options import background_labels_of, calibration_in_use, score_fit_in_use
 from backend.projects.text_references import NEEDS_PROFILE
 from backend.settings import Settings
 from backend.store import ProjectRecord
@@ -150,6 +151,10 @@ def _references(projects: Projects, project: ProjectRecord) -> str:
     return f"{len(projects.store.list_references(project.key))}, all made with the present settings"
 
 
+def _score_fit(fit: Json) -> str:
+    return f"fitted on {fit['masks']} masks of {fit['images']} annotated images: {fit['offset']:+.2f} log-odds"
+
+
 def _phrases(projects: Projects, project: ProjectRecord) -> str:
     phrases = projects.store.texts.of_project(project.key)
     if find_profile(projects.settings.profile).text_encoder is None or projects.settings.encoder is not None:
@@ -222,6 +227,8 @@ def project_checks(projects: Projects, key: str, project_id: int) -> Iterator[Ch
     if known is not None and known.label_config:
         yield look("annotations", lambda: _annotations(projects, known))
         yield look("references", lambda: _references(projects, known))
+        if (fit := score_fit_in_use(projects.settings, known)) is not None:
+            yield look("scores of the project", lambda: _score_fit(fit))
         if projects.store.texts.of_project(known.key):
             yield look("phrases", lambda: _phrases(projects, known))
 

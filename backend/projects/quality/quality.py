@@ -1,6 +1,6 @@
 """Measures quality on the images that a project's users annotated: each is predicted from the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from backend.core.calibration_fit import Row
 from backend.core.masks import mask_to_size
@@ -10,13 +10,14 @@ from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
 from backend.projects.images import TaskImages
 from backend.projects.model_host import Models
-from backend.projects.options import is_complete, match_options
+from backend.projects.options import is_complete, match_options, scores_made_for
 from backend.projects.prediction.reference_banks import OWN_VERSIONS, ReferenceBanks
 from backend.projects.prediction.refiners import LabelRefiners
 from backend.projects.quality.annotated_images import AnnotatedImage, annotated_images, images_without_objects
 from backend.projects.quality.evaluation import EvaluatedProject, Evaluation, EvaluationPlan, LoadProfile
 from backend.projects.quality.image_source import AnnotatedImageSource
 from backend.projects.quality.left_out import OwnReference, iou_at_size, touching
+from backend.projects.quality.score_fit import FEWEST_IMAGES, fit_scores, is_fit_due
 from backend.projects.text_references import TextReferences
 from backend.settings import Settings
 from backend.store import ProjectRecord, Store
@@ -115,6 +116,48 @@ class Quality:
         kept = (project.settings or {}).get("extra_params") or {}
         client.set_extra_params(own[0], {**kept, **wanted})
         return dict(wanted)
+
+    def is_score_due(self, project_key: ProjectKey) -> bool:
+        """Return whether the project has annotated images enough, or other ones, to fit its scores on.
+
+        Raises:
+            ModelUnavailableError: no models.
+        """
+        project = self._store.project(project_key)
+        if project is None or not project.label_config:
+            return False
+        signature = self._models.get(_MODEL_WAIT_S)[0].signature
+        images = self._store.count_annotated_images(project_key, signature)
+        return is_fit_due(project.score_fit, images, scores_made_for(self._settings, project))
+
+    def fit_score(self, project_key: ProjectKey, should_stop: Callable[[], bool]) -> Json | None:
+        """Fit the project's scores on its annotated images if that is due, and keep the fit.
+
+        With fewer than `FEWEST_IMAGES` left the calibration of the profile counts again.
+
+        Returns:
+            The fit: `offset` in log-odds, `masks` and `images` that it comes from, `made_for`; None if none was made.
+
+        Raises:
+            ModelUnavailableError: no models.
+            LabelStudioUnavailableError: Label Studio does not answer.
+        """
+        project = self._store.project(project_key)
+        if project is None or not self.is_score_due(project_key):
+            return None
+        softmatcher, _ = self._models.get(_MODEL_WAIT_S)
+        images = self._store.count_annotated_images(project_key, softmatcher.signature)
+        if images < FEWEST_IMAGES:
+            self._store.set_score_fit(project_key, None)
+            return None
+        evaluated = self._evaluated(project, parse_label_config(project.label_config), softmatcher.signature)
+        fitted = fit_scores(softmatcher, self._models.scheduler, evaluated, should_stop)
+        if fitted is None:
+            return None
+        made_for = scores_made_for(self._settings, project)
+        fit: Json = {"offset": round(fitted[0], 2), "masks": fitted[1], "images": images, "made_for": made_for}
+        self._store.set_score_fit(project_key, fit)
+        return fit
 
     def calibration_rows(self, project_key: ProjectKey) -> list[Row]:
         """Return what a calibration is fitted on: each annotated image predicted from the references of the others.
