@@ -211,10 +211,11 @@ class ColourSoftmatcher:
         encoded: EncodedImage,
         references: Mapping[str, ReferenceBank],
         options: MatchOptions | None = None,
+        **refining: Any,
     ) -> Explanation:
         image = np.asarray(encoded.embedding["image"])
         blank = np.zeros(image.shape[:2], np.float32)
-        found = {one.label: one for one in self.segment(encoded, references, options)}
+        found = {one.label: one for one in self.segment(encoded, references, options, **refining)}
         labels = tuple(
             LabelExplanation(label, blank, (), found[label].mask, 0.8, True, "Seen.")
             if label in found

@@ -26,6 +26,22 @@ def painted_masks(scribble: Scribble) -> tuple[Mask, Mask]:
     return masks[0], masks[1]
 
 
+def mean_width_px(mask: Mask) -> float:
+    """Return how wide on average what a mask shows is, in px; 0 for an empty mask.
+
+    4 times the mean distance of its pixels to what is outside, beyond the image included: the width of a strip, two
+    thirds of the diameter of a disc.
+
+    Args:
+        mask: (H, W) bool.
+    """
+    inside = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    if not inside.any():
+        return 0.0
+    distances = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
+    return 4 * float(distances[inside > 0].mean())
+
+
 def clean_mask(mask: Mask, *, small_component_px: float, hole_px: float) -> Mask:
     """Drop pieces smaller than `small_component_px` pixels and fill holes smaller than `hole_px` pixels.
 

@@ -51,6 +51,7 @@ class ReferenceBank:
         objects: (N, D) float32: mean feature of each reference's object; without any of its own, that of all of them.
         classifier: fitted on these patches, which the foreground posterior is blended with; None with too few
             references.
+        fine: of the same label at twice the size, if its references show thin things.
     """
 
     features: Array
@@ -58,6 +59,7 @@ class ReferenceBank:
     background: Array
     objects: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     classifier: PatchClassifier | None = None
+    fine: "ReferenceBank | None" = None
 
     def __post_init__(self) -> None:
         if not len(self.objects):
@@ -67,7 +69,8 @@ class ReferenceBank:
     @property
     def nbytes(self) -> int:
         """Return how many bytes its tensors occupy."""
-        return sum(part.nbytes for part in (self.features, self.foreground, self.background, self.objects))
+        own: int = sum(part.nbytes for part in (self.features, self.foreground, self.background, self.objects))
+        return own if self.fine is None else own + self.fine.nbytes
 
     def to(self, device: Device) -> "ReferenceBank":
         """Return the bank where a device computes; itself if it is there."""
@@ -76,7 +79,8 @@ class ReferenceBank:
         if features is self.features:
             return self
         classifier = None if self.classifier is None else self.classifier.to(device)
-        return ReferenceBank(features, foreground, background, objects, classifier)
+        fine = None if self.fine is None else self.fine.to(device)
+        return ReferenceBank(features, foreground, background, objects, classifier, fine)
 
     def to_tensors(self) -> "ReferenceBank":
         """Return the bank as PyTorch's tensors, where it is."""

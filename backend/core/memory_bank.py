@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backend.core.matching import MINIMUM_MASS, ReferenceBank
 from backend.core.patch_classifier import fit_patch_classifier
-from backend.core.patches import Indices, PatchesInMemory, PatchSource, PatchSummary
+from backend.core.patches import Indices, PatchesInMemory, PatchSource, PatchSummary, summarize_patches
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
@@ -83,6 +83,33 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
         (1 - coverage) * mass,
         objects,
     )
+
+
+def thinned(reference: Reference, most_patches: int) -> Reference:
+    """Return a reference with the patches that a bank of it alone would hold, their weights those of a bank.
+
+    Args:
+        reference: any.
+        most_patches: bound, at least 2; a reference of fewer is returned as it is.
+    """
+    if len(reference.features) <= most_patches:
+        return reference
+    summary = summarize_patches(reference)
+    strata = (summary.foreground_rows, summary.background_rows)
+    sizes = _shares([len(rows) for rows in strata], most_patches)
+    drawn = [_every_nth([rows], size)[1] for rows, size in zip(strata, sizes, strict=True)]
+    rows = np.concatenate(drawn)
+    weight = reference.ignore_weight[rows].astype(np.float32)
+    weight = weight * _weights([summary], weight, sizes)
+    return Reference(
+        reference.features[rows], reference.foreground_coverage[rows], weight.astype(np.float16), reference.signature
+    )
+
+
+def is_mostly_fine(summaries: Sequence[PatchSummary]) -> bool:
+    """Return whether at least half of a label's references, those that mark an object, show a thin one."""
+    fine = [one.fine is not None for one in summaries if one.mean_object is not None]
+    return 0 < len(fine) <= 2 * sum(fine)
 
 
 def with_classifier(bank: ReferenceBank, summaries: Sequence[PatchSummary]) -> ReferenceBank:

@@ -31,6 +31,7 @@ class PatchSummary:
         mass: sum of coverage times ignore weight.
         mean_object: (D,) float32: mean feature of the object; None if the reference marks none.
         is_finite: whether the features hold neither NaN nor infinity.
+        fine: of the reference at twice the size; None if its object is not thin.
     """
 
     signature: str
@@ -43,12 +44,14 @@ class PatchSummary:
     mass: float
     mean_object: NDArray[np.float32] | None
     is_finite: bool
+    fine: "PatchSummary | None" = None
 
     @property
     def nbytes(self) -> int:
         """Return about how many bytes it occupies."""
         own = 0 if self.mean_object is None else self.mean_object.nbytes
-        return 1024 + self.foreground_rows.nbytes + self.background_rows.nbytes + own
+        fine = 0 if self.fine is None else self.fine.nbytes
+        return 1024 + self.foreground_rows.nbytes + self.background_rows.nbytes + own + fine
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,10 @@ class PatchSource(Protocol):
 
     def read(self, owners: Indices, rows: Indices) -> PatchRows:
         """Return patch `rows[n]` of reference `owners[n]` for each n, in this order."""
+        ...
+
+    def fine(self) -> "PatchSource | None":
+        """Return the source of these references at twice the size, of those that have it; None if none has."""
         ...
 
 
@@ -173,6 +180,11 @@ class PatchesInMemory:
             weight[own] = reference.ignore_weight[rows[own]]
         return PatchRows(features, coverage, weight)
 
+    def fine(self) -> "PatchesInMemory | None":
+        """Return the references at twice the size, see `PatchSource`."""
+        fine = [one.fine for one in self._references if one.fine is not None]
+        return PatchesInMemory(fine) if fine else None
+
 
 def summarize_patches(reference: Reference) -> PatchSummary:
     """Return the summary of a reference.
@@ -199,6 +211,7 @@ def summarize_patches(reference: Reference) -> PatchSummary:
         float(coverage.astype(np.float32) @ weight),
         mean_object(reference),
         bool(np.isfinite(reference.features).all()),
+        None if reference.fine is None else summarize_patches(reference.fine),
     )
 
 

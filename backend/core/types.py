@@ -167,6 +167,8 @@ class EncodedImage:
         signature: of the models that made it.
         text_features: (H_p, W_p, E) float16: the same patches in the space of the text encoder, of unit length; None if
             they were not asked for.
+        fine_features: (2 H_p, 2 W_p, D) float16, or nearly so: the feature map at twice the size, made when a target is
+            matched with a label that needs it, and not stored; else None.
     """
 
     size_hw: tuple[int, int]
@@ -174,6 +176,7 @@ class EncodedImage:
     embedding: Mapping[str, NDArray[np.generic]]
     signature: str
     text_features: NDArray[np.float16] | None = None
+    fine_features: NDArray[np.float16] | None = None
 
     def to_arrays(self) -> Arrays:
         """Return the fields as named arrays, for safetensors."""
@@ -216,6 +219,8 @@ class Reference:
         signature: of the models that made the features.
         text_features: (N, E) float16: the first N patches, those of the image as it is, in the space of the text
             encoder; None if they were not asked for.
+        fine: patches of the same reference at twice the size, if its object is thin; else None. Some of them: their
+            ignore weights are those of the patches that they represent, and may be above 1.
     """
 
     features: NDArray[np.float16]
@@ -223,11 +228,16 @@ class Reference:
     ignore_weight: NDArray[np.float16]
     signature: str
     text_features: NDArray[np.float16] | None = None
+    fine: "Reference | None" = None
 
     def to_arrays(self) -> Arrays:
         """Return the fields as named arrays, for safetensors."""
         arrays: Arrays = {"features": self.features, "inside": self.foreground_coverage, "known": self.ignore_weight}
-        return arrays if self.text_features is None else {**arrays, "text_features": self.text_features}
+        if self.text_features is not None:
+            arrays["text_features"] = self.text_features
+        if self.fine is not None:
+            arrays.update({f"fine.{name}": array for name, array in self.fine.to_arrays().items()})
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, signature: str) -> "Reference":
@@ -240,10 +250,12 @@ class Reference:
             arrays[name].astype(np.float16, copy=False) for name in ("features", "inside", "known")
         )
         text_features = arrays.get("text_features")
+        fine = {name.removeprefix("fine."): array for name, array in arrays.items() if name.startswith("fine.")}
         return cls(
             features,
             coverage,
             weight,
             signature,
             None if text_features is None else text_features.astype(np.float16, copy=False),
+            cls.from_arrays(fine, signature) if fine else None,
         )

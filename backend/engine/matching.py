@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -29,9 +30,9 @@ from backend.core.matching import (
     require_matchable,
     with_others_as_background,
 )
-from backend.core.memory_bank import read_bank, with_classifier
+from backend.core.memory_bank import is_mostly_fine, read_bank, with_classifier
 from backend.core.object_similarity import ObjectFeatureSpace, intra_reference_similarity, object_similarity
-from backend.core.patches import PatchesInMemory, PatchSource
+from backend.core.patches import PatchesInMemory, PatchSource, PatchSummary
 from backend.core.score_map import adaptive_threshold, map_peak
 from backend.core.shared_matching import (
     LabelPatches,
@@ -85,15 +86,23 @@ class Matching:
         Raises:
             BadInputError: as `gather`.
         """
-        bank = read_bank(source, self._signature, most_patches=options.bank_patches)
-        if options.matcher == "posterior" and options.classifier:
-            bank = with_classifier(bank, source.summaries)
+        bank = self._read(source, source.summaries, options)
+        # Measured with the posterior; transport and assignment would take minutes.
+        fine = source.fine() if options.matcher == "posterior" and is_mostly_fine(source.summaries) else None
+        if fine is not None:
+            bank = replace(bank, fine=self._read(fine, source.summaries, options))
         try:
             return bank.to(self._device_of(options))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return bank
+
+    def _read(self, source: PatchSource, images: Sequence[PatchSummary], options: MatchOptions) -> ReferenceBank:
+        bank = read_bank(source, self._signature, most_patches=options.bank_patches)
+        if options.matcher == "posterior" and options.classifier:
+            bank = with_classifier(bank, images)
+        return bank
 
     def match(
         self,
@@ -166,7 +175,7 @@ class Matching:
         grid = encoded.features.shape[:2]
         target = as_float32(to_device(encoded.features.reshape(-1, encoded.features.shape[2]), device))
         banks = {
-            index: self._bank(label.references, options).to(device)
+            index: self.bank(label.references, options).to(device)
             for index, label in enumerate(labels)
             if label.references is not None
         }
@@ -238,7 +247,8 @@ class Matching:
         matcher = make_matcher(options.matcher, scale)
         return [matcher(bank, target) for bank in with_others_as_background(banks)]
 
-    def _bank(self, references: LabelReferences, options: MatchOptions) -> ReferenceBank:
+    def bank(self, references: LabelReferences, options: MatchOptions) -> ReferenceBank:
+        """Return what `gather` makes of references, or already made."""
         return references if isinstance(references, ReferenceBank) else self.gather(references, options)
 
     def _intra_reference_similarity(self, bank: ReferenceBank, space: ObjectFeatureSpace) -> float:

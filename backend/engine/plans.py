@@ -1,7 +1,7 @@
 """Values that pass between the boxes of the engine: prepared images, labels to find, plans, candidates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,8 @@ class ImagePlan:
         prompts: what the segmenter is asked.
         calls: what the segmenter is to decode.
         sums: see `LabelMatches`.
+        fine: of some of these labels, matched at twice the size; None if there is none.
+        fine_labels: which.
     """
 
     working_hw: tuple[int, int]
@@ -101,6 +103,8 @@ class ImagePlan:
     prompts: list[PromptPlan]
     calls: list[DecodePlan]
     sums: LabelSums | None = None
+    fine: "ImagePlan | None" = None
+    fine_labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +147,14 @@ class LabelCandidate:
     score: float
     features: MaskFeatures
     clusters: tuple[ClusterMask, ...]
+
+    def joined_with(self, other: "LabelCandidate") -> "LabelCandidate":
+        """Return the candidate of higher expected IoU, of two for the same label; present as both say on average.
+
+        A mask of features at twice the size is often the better one, but finds more that is not there.
+        """
+        better = max((self, other), key=lambda one: one.score)
+        return replace(better, presence=(self.presence + other.presence) / 2)
 
     def is_there(self, options: MatchOptions) -> bool:
         """Return whether presence probability and expected IoU reach what the options ask for."""

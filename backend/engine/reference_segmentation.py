@@ -17,8 +17,10 @@ from backend.core.feature_scale import FeatureScale
 from backend.core.grid import mask_coverage, patch_means
 from backend.core.marked_objects import MarkedObject, find_marked_objects
 from backend.core.masks import mask_to_size
+from backend.core.memory_bank import thinned
 from backend.core.references import (
     MaskUncertainty,
+    ReferenceView,
     ambiguous_patch_weights,
     blend_uncertainty,
     reference_views,
@@ -28,11 +30,14 @@ from backend.core.scribbles import scale_scribble
 from backend.core.self_matching import self_matching
 from backend.core.self_similarity import scribble_affinity, scribble_uncertainty, stroke_posterior
 from backend.core.types import EncodedImage, Image, Mask, Reference, ScoredMask, Scribble
+from backend.engine.fine_features import FineFeatures
 from backend.engine.stages import StageTimer
 from backend.errors import BadInputError
 from backend.models.encoders.protocol import Encoder, SideBySide
 from backend.models.segmenters import Prompt, Segmenter
 
+MOST_FINE_PATCHES = 2560
+"""Patches at twice the size that are kept of a reference: as many as a bank of it alone has by default."""
 LEAST_SCORE = 0.5
 """Expected IoU of a scribble's mask from which on self-matching counts: a wrong mask may match itself well."""
 SELF_MATCHING = (0.6, 0.8)
@@ -48,13 +53,21 @@ class ReferenceSegmentation:
         segmenter: makes masks of scribbles.
         signature: of both, kept in each reference.
         scale: of the encoder's similarities.
+        fine: makes feature maps at twice the size, for thin objects.
         stage: times what is done.
     """
 
     def __init__(
-        self, encoder: Encoder, segmenter: Segmenter, signature: str, scale: FeatureScale, stage: StageTimer
+        self,
+        encoder: Encoder,
+        segmenter: Segmenter,
+        signature: str,
+        scale: FeatureScale,
+        fine: FineFeatures,
+        stage: StageTimer,
     ) -> None:
         self._encoder = encoder
+        self._fine = fine
         self._segmenter = segmenter
         self._signature = signature
         self._scale = scale
@@ -110,31 +123,43 @@ class ReferenceSegmentation:
             raise BadInputError("reference mask must mark the object, got an empty mask; draw it")
         if uncertainty is not None and background is not None:
             uncertainty = replace(uncertainty, soft_mask=np.where(background, np.float32(0), uncertainty.soft_mask))
-        temperature = self._scale.temperature
-        features, coverages, weights = [], [], []
         with self._stage("describe"):
             maps, masks = [encoded.features.astype(np.float32)], [mask]
             mirrored, zoomed = islice(reference_views(image, mask, background), 1, None)
             maps += self._encode_views(encoded, mirrored.image, zoomed.image)
             masks += [mirrored.mask, zoomed.mask]
             uncertainty = self._with_self_matching(masks, maps, uncertainty)
-            for view, view_features in zip(reference_views(image, mask, background, uncertainty), maps, strict=True):
-                grid_hw = (view_features.shape[0], view_features.shape[1])
-                patches = view_features.reshape(-1, view_features.shape[2])
-                coverage: NDArray[np.float32] = mask_coverage(view.mask, grid_hw).flatten()
-                weight: NDArray[np.float32] = np.ones_like(coverage)
-                if not is_complete or uncertainty is not None:
-                    marked = mask_coverage(view.background, grid_hw).flatten() if view.background is not None else None
-                    weight = ambiguous_patch_weights(patches, coverage, marked, temperature=temperature)
-                if view.uncertainty is not None:
-                    soft_mask = patch_means(view.uncertainty.soft_mask, grid_hw).flatten()
-                    confidence = _patch_confidence(view.uncertainty, grid_hw)
-                    coverage, weight = blend_uncertainty(
-                        coverage, weight, soft_mask, confidence, keeps_ambiguous=view.uncertainty.is_by_points
-                    )
-                features.append(patches)
-                coverages.append(coverage)
-                weights.append(weight)
+            views = list(reference_views(image, mask, background, uncertainty))
+            described = self._of_views(views, maps, is_complete and uncertainty is None)
+        if not self._fine.suits(encoded, mask):
+            return described
+        with self._stage("describe fine"):
+            fine = self._of_views(views, self._fine.of_views(encoded, views), is_complete and uncertainty is None)
+            return replace(described, fine=thinned(fine, MOST_FINE_PATCHES))
+
+    def _of_views(
+        self, views: Sequence[ReferenceView], maps: Sequence[NDArray[np.float32]], is_complete: bool
+    ) -> Reference:
+        """Make a reference of its views' feature maps."""
+        temperature = self._scale.temperature
+        features, coverages, weights = [], [], []
+        for view, view_features in zip(views, maps, strict=True):
+            grid_hw = (view_features.shape[0], view_features.shape[1])
+            patches = view_features.reshape(-1, view_features.shape[2])
+            coverage: NDArray[np.float32] = mask_coverage(view.mask, grid_hw).flatten()
+            weight: NDArray[np.float32] = np.ones_like(coverage)
+            if not is_complete:
+                marked = mask_coverage(view.background, grid_hw).flatten() if view.background is not None else None
+                weight = ambiguous_patch_weights(patches, coverage, marked, temperature=temperature)
+            if view.uncertainty is not None:
+                soft_mask = patch_means(view.uncertainty.soft_mask, grid_hw).flatten()
+                confidence = _patch_confidence(view.uncertainty, grid_hw)
+                coverage, weight = blend_uncertainty(
+                    coverage, weight, soft_mask, confidence, keeps_ambiguous=view.uncertainty.is_by_points
+                )
+            features.append(patches)
+            coverages.append(coverage)
+            weights.append(weight)
         return Reference(
             np.concatenate(features).astype(np.float16),
             np.concatenate(coverages).astype(np.float16),

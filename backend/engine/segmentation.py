@@ -41,7 +41,29 @@ class Segmentation:
         """Match a target with each label apart, and make the prompts of its labels."""
         with self._stage("match"):
             matches = self._matching.match(encoded, labels, options, is_apart=True)
-        return replace(self._masks.plan(encoded, matches.labels, options), sums=matches.sums)
+        plan = replace(self._masks.plan(encoded, matches.labels, options), sums=matches.sums)
+        return self._with_fine(plan, encoded, labels, options)
+
+    def _with_fine(
+        self, plan: ImagePlan, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions
+    ) -> ImagePlan:
+        """Match the labels of thin things at twice the size, too, as if each were alone."""
+        if encoded.fine_features is None:
+            return plan
+        fine = {
+            number: bank.fine
+            for number, label in enumerate(labels)
+            # Other sources score patches of the usual size.
+            if label.references is not None and not label.sources
+            if (bank := self._matching.bank(label.references, options)).fine is not None
+        }
+        if not fine:
+            return plan
+        target = replace(encoded, features=encoded.fine_features)
+        with self._stage("match fine"):
+            wanted = [LabelToFind(labels[number].name, bank) for number, bank in fine.items()]
+            matches = self._matching.match(target, wanted, options, is_apart=True).labels
+        return replace(plan, fine=self._masks.plan(target, matches, options), fine_labels=tuple(fine))
 
     def _plan_beside(self, plan: SegmentationPlan, present: Sequence[int]) -> ImagePlan:
         """Match some labels again, with the objects of all others as their background."""
@@ -56,8 +78,9 @@ class Segmentation:
         """Make the candidate of each label, with the objects of the others as its background."""
         with self._stage("match"):
             matches = self._matching.match(encoded, labels, options).labels
-        (decoded,) = self._masks.decode([self._masks.plan(encoded, matches, options)])
-        return self._masks.label_candidates(decoded, options)
+        plan = self._with_fine(self._masks.plan(encoded, matches, options), encoded, labels, options)
+        (make,) = self._first_candidates([plan], [options])
+        return make()
 
     def finish(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], FoundMasks]]:
         """Return for each planned target what does the rest, see `Softmatcher.find_planned`."""
@@ -71,6 +94,13 @@ class Segmentation:
         (make,) = self._candidates_of([plan])
         candidates, beside = make()
         results = compete(candidates, plan.options, beside=beside)
+        naturals = {
+            number: mask_to_size(result.mask, plan.encoded.size_hw)
+            for number, result in enumerate(results)
+            if result.is_kept
+        }
+        for number, refined in self._refine(plan, candidates, naturals).items():
+            results[number] = replace(results[number], mask=nearest_to_size(refined, _hw(results[number].mask)))
         return Explanation(
             plan.options.matcher,
             plan.options.strategy,
@@ -84,16 +114,17 @@ class Segmentation:
         # Each label is looked for as if it were alone, so another label's references change nothing of its mask. Those
         # that seem to be there, if they are several, are then looked for again beside each other: their presence is
         # asked once more with the others' objects as background, and shared pixels go by these posteriors.
-        decoded = iter(self._masks.decode([plan.image for plan in plans if plan.image is not None]))
+        known = [(plan.image, plan.options) for plan in plans if plan.image is not None]
+        made_first = iter(self._first_candidates([image for image, _ in known], [options for _, options in known]))
         made: list[Callable[[], Candidates]] = []
         again: list[tuple[int, list[LabelCandidate], list[int], ImagePlan]] = []
         for number, plan in enumerate(plans):
             if plan.image is None:
                 made.append(lambda: ([], {}))
             elif len(plan.labels) == 1:
-                made.append(partial(self._of_one_pass, next(decoded), plan.options))
+                made.append(partial(_of_one_pass, next(made_first)))
             else:
-                first = self._masks.label_candidates(next(decoded), plan.options)
+                first = next(made_first)()
                 made.append(partial(_unchanged, first))
                 present = [index for index, one in enumerate(first) if one.is_there(plan.options)]
                 if len(present) > 1:
@@ -103,8 +134,23 @@ class Segmentation:
             made[number] = partial(self._of_two_passes, first, present, one, plans[number].options)
         return made
 
-    def _of_one_pass(self, decoded: Decoded, options: MatchOptions) -> Candidates:
-        return self._masks.label_candidates(decoded, options), {}
+    def _first_candidates(
+        self, images: Sequence[ImagePlan], options: Sequence[MatchOptions]
+    ) -> list[Callable[[], list[LabelCandidate]]]:
+        """Return for each target what makes its labels' candidates; those of thin things are the better of two."""
+        decoded = self._masks.decode([*images, *(image.fine for image in images if image.fine is not None)])
+        fine = iter(decoded[len(images) :])
+        return [
+            partial(self._joined, usual, next(fine) if image.fine is not None else None, own)
+            for image, usual, own in zip(images, decoded, options, strict=False)
+        ]
+
+    def _joined(self, usual: Decoded, fine: Decoded | None, options: MatchOptions) -> list[LabelCandidate]:
+        candidates = self._masks.label_candidates(usual, options)
+        if fine is not None:
+            for number, other in zip(usual[0].fine_labels, self._masks.label_candidates(fine, options), strict=True):
+                candidates[number] = candidates[number].joined_with(other)
+        return candidates
 
     def _of_two_passes(
         self, first: list[LabelCandidate], present: Sequence[int], decoded: Decoded, options: MatchOptions
@@ -164,6 +210,10 @@ def _nothing() -> FoundMasks:
 
 def _hw(mask: Mask) -> tuple[int, int]:
     return mask.shape[0], mask.shape[1]
+
+
+def _of_one_pass(make: Callable[[], list[LabelCandidate]]) -> Candidates:
+    return make(), {}
 
 
 def _unchanged(candidates: list[LabelCandidate]) -> Candidates:

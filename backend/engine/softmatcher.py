@@ -22,6 +22,7 @@ from backend.core.text_scores import LabelPhrases, TextScale
 from backend.core.types import EncodedImage, Image, LabelMask, Mask, Reference, ScoredMask, Scribble
 from backend.engine.encoder_scale import scale_of
 from backend.engine.encoding import ImageEncoding
+from backend.engine.fine_features import FineFeatures
 from backend.engine.mask_generation import MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
@@ -81,7 +82,8 @@ class Softmatcher:
         scale = scale_of(encoder)
         self.scale = scale.features
         self._encoding = ImageEncoding(batches, masks, self.signature, stage)
-        self._references = ReferenceSegmentation(batches, masks, self.signature, self.scale, stage)
+        self._fine = FineFeatures(encoder, stage)
+        self._references = ReferenceSegmentation(batches, masks, self.signature, self.scale, self._fine, stage)
         self._matching = Matching(self.signature, self.scale, scale.space, self.device)
         self._segmentation = Segmentation(self._matching, MaskGeneration(masks, calibration, stage), stage)
 
@@ -210,6 +212,15 @@ class Softmatcher:
         text_features = encoded.text_features.reshape(-1, encoded.text_features.shape[2])
         return replace(described, text_features=text_features)
 
+    def add_fine_features(self, encoded: EncodedImage, pixels: Image) -> EncodedImage:
+        """Return a target with what `plan` makes of its pixels for thin things, once for many matches.
+
+        Args:
+            encoded: the target, for references that it `needs_fine` features for.
+            pixels: (H, W, 3) uint8 RGB of it.
+        """
+        return replace(encoded, fine_features=self._fine.of(encoded, pixels))
+
     def describe_absence(self, encoded: EncodedImage) -> Reference:
         """Return the patches of an image that does not show a label: all of them are its background.
 
@@ -259,7 +270,8 @@ class Softmatcher:
             options: in place of the engine's own.
             sources: label to further sources of its score map.
             refiners: label to what refines its masks.
-            pixels: (H, W, 3) uint8 RGB of the target; needed by refiners.
+            pixels: (H, W, 3) uint8 RGB of the target; needed by refiners, and by labels whose references show thin
+                things (`needs_fine`): without pixels these are matched as all others are.
 
         Returns:
             Up to one mask per label (with `instances` one per object), in the order of `references`, none of them
@@ -292,6 +304,7 @@ class Softmatcher:
         labels = labels_to_find(references, sources or {})
         if min(encoded.size_hw) < MINIMUM_SIDE_PX:
             labels = ()
+        encoded = self._fine.added_to(encoded, references, pixels) if labels else encoded
         image = self._segmentation.plan(encoded, labels, chosen) if labels else None
         return SegmentationPlan(encoded, labels, chosen, image, refiners or {}, pixels)
 
@@ -314,18 +327,25 @@ class Softmatcher:
         options: MatchOptions | None = None,
         *,
         sources: Mapping[str, Sequence[ScoreSource]] | None = None,
+        refiners: Mapping[str, Refiner] | None = None,
+        pixels: Image | None = None,
     ) -> Explanation:
         """Return what `segment` goes through with these arguments, and why each cluster and label is kept or rejected.
 
         Raises: as `segment`.
         """
-        plan = self.plan(encoded, references, options, sources=sources)
+        plan = self.plan(encoded, references, options, sources=sources, refiners=refiners, pixels=pixels)
         if plan.image is None:
             return Explanation(plan.options.matcher, plan.options.strategy, ())
         return self._segmentation.explain(plan)
 
     def label_candidates(
-        self, encoded: EncodedImage, references: Sequence[LabelReferences], options: MatchOptions
+        self,
+        encoded: EncodedImage,
+        references: Sequence[LabelReferences],
+        options: MatchOptions,
+        *,
+        pixels: Image | None = None,
     ) -> list[LabelCandidate]:
         """Return the best mask of each label, however bad, in the segmenter's working frame; they may overlap.
 
@@ -333,10 +353,12 @@ class Softmatcher:
             encoded: the target.
             references: of each label, at least one.
             options: of matching and mask generation.
+            pixels: as for `segment`.
 
         Raises: as `segment`.
         """
         labels = [LabelToFind(str(number), known) for number, known in enumerate(references)]
+        encoded = self._fine.added_to(encoded, {one.name: one.references or () for one in labels}, pixels)
         return self._segmentation.label_candidates(encoded, labels, options)
 
     def _require_own(self, encoded: EncodedImage) -> None:

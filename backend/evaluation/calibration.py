@@ -43,8 +43,8 @@ def collect_rows(
             absent = [path for path in drawn if path is not None]
             for path in [*episode.targets, *absent]:
                 is_present = path in episode.targets
-                target = engine.encode(read_image(path))
-                found = engine.label_candidates(target, [bank], MatchOptions())[0]
+                image = read_image(path)
+                found = engine.label_candidates(engine.encode(image), [bank], MatchOptions(), pixels=image)[0]
                 truth = read_mask(path)
                 natural = mask_to_size(found.mask, (truth.shape[0], truth.shape[1]))
                 rows.append(Row(one.set_name, is_present, iou(natural, truth) if is_present else 0.0, found.features))

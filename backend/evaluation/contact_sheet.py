@@ -65,7 +65,7 @@ def draw_contact_sheets(
                 references.append(engine.describe(image, engine.encode(image), mask, is_complete=is_complete))
             path = owner.images[0].parent / one.target.rpartition("/")[2]
             target = read_image(path)
-            found = engine.segment(engine.encode(target), {owner.class_name: references}, options)
+            found = engine.segment(engine.encode(target), {owner.class_name: references}, options, pixels=target)
             mask = np.zeros(target.shape[:2], bool)
             for region in found:
                 mask |= region.mask

@@ -206,8 +206,9 @@ def _one_seed(
             if _digest(path) in references:
                 continue  # the same photograph is another label's reference
             truth = read_mask(path)
-            together = engine.segment(images.encoded(path), banks, options)
-            alone = engine.segment(images.encoded(path), {one.class_name: banks[one.class_name]}, options)
+            target = images.target(path, banks)
+            together = engine.segment(target, banks, options)
+            alone = engine.segment(target, {one.class_name: banks[one.class_name]}, options)
             name = f"{one.name}/{path.name}"
             unmarked = {item.label for item in together} - marked[_digest(path)]
             found_targets.append(

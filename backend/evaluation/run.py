@@ -15,6 +15,7 @@ from backend.core.masks import iou
 from backend.core.matching import ReferenceBank
 from backend.core.score_metrics import area_under_roc, calibration_error, calibration_errors, worst_third
 from backend.core.types import EncodedImage, Reference
+from backend.engine.fine_features import needs_fine
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
@@ -188,7 +189,7 @@ def evaluate(
             bank = engine.gather([images.reference(path) for path in episode.references], options)
             references = {one.class_name: bank}
             for path in episode.targets:
-                found = engine.segment(images.encoded(path), references, options)
+                found = engine.segment(images.target(path, references), references, options)
                 truth = read_mask(path)
                 reached = iou(found[0].mask, truth) if found else float(not truth.any())
                 name = f"{one.name}/{path.name}"
@@ -223,8 +224,8 @@ def _absent_answers(
     target = draw_absent_target(one, classes, seed=seed)
     if target is None:
         return []
-    encoded = engine.encode(read_image(target))
-    return [bool(engine.segment(encoded, references, options))]
+    image = read_image(target)
+    return [bool(engine.segment(engine.encode(image), references, options, pixels=image))]
 
 
 class ClassImages:
@@ -241,6 +242,13 @@ class ClassImages:
         if path not in self._encoded:
             self._encoded[path] = self._engine.encode(read_image(path))
         return self._encoded[path]
+
+    def target(self, path: Path, references: Mapping[str, ReferenceBank]) -> EncodedImage:
+        """Return an image of the class, encoded, as matching these references needs it."""
+        encoded = self.encoded(path)
+        if encoded.fine_features is None and needs_fine(references):
+            encoded = self._encoded[path] = self._engine.add_fine_features(encoded, read_image(path))
+        return encoded
 
     def reference(self, path: Path) -> Reference:
         """Return the reference made of an image and its mask."""

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from backend.core.masks import iou
+from backend.core.matching import ReferenceBank
 from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
+from backend.engine.fine_features import needs_fine
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
 from backend.engine.pixel_refiner import LEAST_REFERENCES, PixelRefiner
@@ -240,6 +242,11 @@ class _Run:
                 images[path] = self.engine.encode(read_image(path))
             return images[path]
 
+        def target_of(path: Path, bank: Mapping[str, ReferenceBank]) -> EncodedImage:
+            if needs_fine(bank) and encoded(path).fine_features is None:
+                images[path] = self.engine.add_fine_features(images[path], read_image(path))
+            return encoded(path)
+
         def references(paths: Sequence[Path], kind: str) -> list[Reference]:
             for path in paths:
                 if (path, kind) not in described:
@@ -259,7 +266,7 @@ class _Run:
                 refiners = {one.class_name: refiner} if refiner is not None else {}
                 refined[name].append(refiner is not None)
                 for path in episode.targets:
-                    target, truth = encoded(path), read_mask(path)
+                    target, truth = target_of(path, bank), read_mask(path)
                     pixels = read_image(path) if refiners else None
                     with self.stages.of(name):
                         found = self.engine.segment(target, bank, options, refiners=refiners, pixels=pixels)
@@ -267,7 +274,7 @@ class _Run:
                     score = float(np.mean([region.score for region in found])) if found else None
                     scores[name].append(asdict(TargetScore(seed, f"{one.name}/{path.name}", iou(union, truth), score)))
                 if stranger is not None:
-                    target, pixels = encoded(stranger), read_image(stranger) if refiners else None
+                    target, pixels = target_of(stranger, bank), read_image(stranger) if refiners else None
                     with self.stages.of(name):
                         found = self.engine.segment(target, bank, options, refiners=refiners, pixels=pixels)
                     absent[name].append(bool(found))
@@ -276,7 +283,7 @@ class _Run:
                 name, options = next(iter(self.variants.items()))
                 bank = {one.class_name: self.engine.gather(marked, options)} if marked else {}
                 for path in episode.targets:
-                    target, truth = encoded(path), read_mask(path)
+                    target, truth = target_of(path, bank), read_mask(path)
                     with self.stages.of(name):
                         found = self.engine.segment(target, bank, options)
                     markings[kind].append(iou(_union([region.mask for region in found], truth), truth))

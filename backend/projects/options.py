@@ -18,7 +18,7 @@ from backend.models.profiles import find_profile
 from backend.settings import Settings
 from backend.store import ProjectRecord
 
-READING_VERSION = 2
+READING_VERSION = 3
 """Version of the code that makes references of annotations. Raise it with every change after which the same annotation
 gives another reference: all annotations are then ingested again."""
 

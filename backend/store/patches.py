@@ -90,7 +90,7 @@ class StoredPatches:
         for one in self._references:
             if (one.packed.depth, one.packed.patches_a_row) != (depth, step):
                 raise DamagedPatchesError(one.id, f"its features have {one.packed.depth} channels, others {depth}")
-        counts = {one.id: one.packed.summary.count for one in self._references}
+        counts = {one.id: one.packed.count for one in self._references}
         ids = np.array([one.id for one in self._references], np.int64)
         keys, places = np.unique((ids[owners] << _ROW_BITS) | (rows // step * step), return_inverse=True)
         patches = np.empty((len(rows), depth + 2), np.float16)
@@ -103,6 +103,11 @@ class StoredPatches:
             mine = by_key[ends[start] : ends[start + len(some)]]
             patches[mine] = found[places[mine] - start, rows[mine] % step]
         return PatchRows(patches[:, :-2], patches[:, -2], patches[:, -1])
+
+    def fine(self) -> "FinePatches | None":
+        """Return the references at twice the size, see `PatchSource`."""
+        thin = [one for one in self._references if one.packed.summary.fine is not None]
+        return FinePatches(self._connection, thin) if thin else None
 
     def _rows(
         self, keys: Indices, depth: int, step: int, counts: Mapping[int, int]
@@ -123,6 +128,23 @@ class StoredPatches:
         found = np.empty((len(keys), step, depth + 2), np.float16)
         found[places] = np.frombuffer(b"".join(contents), np.float16).reshape(found.shape)
         return found
+
+
+class FinePatches:
+    """The patches of some references at twice the size; their rows follow the others'; see `PatchSource`."""
+
+    def __init__(self, connection: sa.Connection, references: Sequence[PatchedReference]) -> None:
+        self._all = StoredPatches(connection, references)
+        self._first_rows = np.array([one.packed.summary.count for one in references], np.int64)
+        self.summaries: Sequence[PatchSummary] = [one.fine for one in self._all.summaries if one.fine is not None]
+
+    def read(self, owners: Indices, rows: Indices) -> PatchRows:
+        """Return patches, see `StoredPatches.read`."""
+        return self._all.read(owners, rows + self._first_rows[owners])
+
+    def fine(self) -> "FinePatches | None":
+        """Return None: these are at twice the size."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +255,11 @@ def read_reference(connection: sa.Connection, row: sa.Row[Any]) -> Reference:
     wanted = sa.select(patch.crc32, patch.patches).where(patch.reference_id == row.id).order_by(patch.first_row)
     parts = [unpack_patches(part.patches, part.crc32, packed.depth) for part in connection.execute(wanted)]
     patches = np.concatenate([np.empty((0, packed.depth + 2), np.float16), *parts])
-    if len(patches) != packed.summary.count:
-        raise ValueError(f"it must have {packed.summary.count} patches, got {len(patches)}")
+    if len(patches) != packed.count:
+        raise ValueError(f"it must have {packed.count} patches, got {len(patches)}")
     text = sa.select(tables.references.c.features).where(tables.references.c.id == row.id)
     text_features = unpack_text_features(connection.scalar(text) or b"", packed.text_crc32)
-    return patches_to_reference(patches, row.signature, text_features)
+    return patches_to_reference(patches, packed.summary, text_features)
 
 
 def log_damage(reference_id: int, project_key: ProjectKey, error: Exception) -> None:

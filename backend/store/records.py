@@ -107,6 +107,8 @@ class NewReference:
         digest.update(self.reference.ignore_weight.tobytes())
         if self.reference.text_features is not None:
             digest.update(b"text features")
+        if self.reference.fine is not None:
+            digest.update(b"fine")
         return digest.hexdigest()
 
 

@@ -344,6 +344,38 @@ class TestPatches:
             (kept,) = known.values()
             assert any(one is kept for one in snapshot.references.values())
 
+    def test_thin_references_keep_their_patches_at_twice_the_size(self, store: Store) -> None:
+        thin, thick = new_reference(1), new_reference(2)
+        rng = np.random.default_rng(3)
+        features, inside, known = (rng.random(shape).astype(np.float16) for shape in ((400, 4), 400, 400))
+        fine = Reference(features, inside, known * np.float16(7), SIGNATURE)
+        usual_digest = thin.digest
+        thin = replace(thin, reference=replace(thin.reference, fine=fine))
+        assert thin.digest != usual_digest
+        store.replace_references(annotation(1), [thin, thick])
+        by_sha = {one.image_sha256: one.reference for one in stored(store)}
+        found = by_sha[thin.image_sha256]
+        assert found is not None
+        assert found.fine is not None
+        for one, other in ((found, thin.reference), (found.fine, fine)):
+            assert np.array_equal(one.features, other.features)
+            assert np.array_equal(one.foreground_coverage, other.foreground_coverage)
+            assert np.array_equal(one.ignore_weight, other.ignore_weight)
+        plain = by_sha[thick.image_sha256]
+        assert plain is not None
+        assert plain.fine is None
+        with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
+            source = snapshot.source(snapshot.references)
+            inner = source.fine()
+            assert inner is not None
+            assert inner.fine() is None
+            assert len(inner.summaries) == 1
+            stored_bank = read_bank(inner, SIGNATURE, most_patches=100)
+            usual_bank = read_bank(source, SIGNATURE, most_patches=100)
+        assert np.array_equal(stored_bank.features, build_bank([fine], SIGNATURE, most_patches=100).features)
+        both = build_bank([thin.reference, thick.reference], SIGNATURE, most_patches=100)
+        assert np.array_equal(usual_bank.features, both.features)
+
     def test_patches_go_with_their_reference(self, store: Store) -> None:
         store.replace_references(annotation(1), [new_reference(1), new_reference(2)])
         store.delete_annotations(KEY, [1])

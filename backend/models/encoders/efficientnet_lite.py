@@ -100,14 +100,31 @@ class EfficientNetLiteEncoder:
         Raises:
             BadInputError: not such an image.
         """
+        return self._encode(image, 1)
+
+    def encode_fine(self, image: Image) -> NDArray[np.float32]:
+        """Encode an image at twice the size, which takes about five times as long.
+
+        Args:
+            image: (H, W, 3) uint8 RGB of any size.
+
+        Returns:
+            (2 H_p, 2 W_p, 728) float32 or nearly so, each patch of unit length.
+
+        Raises:
+            BadInputError: not such an image.
+        """
+        return self._encode(image, 2)
+
+    def _encode(self, image: Image, times: int) -> NDArray[np.float32]:
         require_rgb(image)
-        resized = resize_rgb(image, self._input_hw(image.shape[0], image.shape[1]))
+        resized = resize_rgb(image, self._input_hw(image.shape[0], image.shape[1], times))
         return self._forward(resized[None])
 
-    def _input_hw(self, height: int, width: int) -> tuple[int, int]:
-        scale = self._options.side_px / math.sqrt(height * width)
+    def _input_hw(self, height: int, width: int, times: int) -> tuple[int, int]:
+        scale = times * self._options.side_px / math.sqrt(height * width)
         sides = [round(side * scale / INPUT_MULTIPLE_PX) * INPUT_MULTIPLE_PX for side in (height, width)]
-        bounded = [min(max(side, INPUT_MULTIPLE_PX), LONGEST_INPUT_PX) for side in sides]
+        bounded = [min(max(side, INPUT_MULTIPLE_PX), times * LONGEST_INPUT_PX) for side in sides]
         return bounded[0], bounded[1]
 
 

@@ -68,6 +68,15 @@ class TextAligned(Protocol):
 
 
 @runtime_checkable
+class FineEncoder(Protocol):
+    """An encoder that also makes feature maps of twice the size, for things thinner than its patches."""
+
+    def encode_fine(self, image: Image) -> Array:
+        """Encode (H, W, 3) uint8 RGB as about (2 H_p, 2 W_p, D) float32, each patch of unit length."""
+        ...
+
+
+@runtime_checkable
 class BatchEncoder(Encoder, Protocol):
     """Encodes several images in shared forward passes."""
 

@@ -72,7 +72,10 @@ class Explanations:
             with self._models.scheduler.slot(is_interactive=False):
                 explanation = _with_weights(
                     softmatcher.explain(
-                        image.encoded, context.banks.get(tag.name, {}), context.options, **context.sources_on(tag.name)
+                        image.encoded,
+                        context.banks.get(tag.name, {}),
+                        context.options,
+                        **context.further_on(tag.name, image.pixels),
                     ),
                     self._texts.weights(project, config),
                 )

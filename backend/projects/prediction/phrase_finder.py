@@ -56,7 +56,13 @@ class PhraseFinder:
         # As predictions do: a label of references with a refiner has it beside a phrase, too.
         refiners = {label: one for label, one in known.refiners_on(tag.name).items() if label in here}
         image = self._images.load(
-            task, tag, fetcher, is_interactive=True, wait_s=_MODEL_WAIT_S, with_text=True, with_pixels=bool(refiners)
+            task,
+            tag,
+            fetcher,
+            is_interactive=True,
+            wait_s=_MODEL_WAIT_S,
+            with_text=True,
+            with_pixels=known.needs_pixels_on(tag.name),
         )
         banks = known.banks.get(tag.name, {})
         alone = {label: some for label, some in here.items() if label not in banks}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from backend.core import cancellation
 from backend.core.cancellation import CancelledWorkError
@@ -143,7 +142,7 @@ class Predictions:
     ) -> Iterator[Predicted]:
         """Predict tasks in their order: in batches if the device gains by several images at a time, else one by one.
 
-        Refiners read an image's pixels, which batches do not keep: with one, tasks are predicted one by one.
+        Refiners and thin labels need an image's pixels, which batches do not keep: then tasks are predicted one by one.
 
         Args:
             context: what they are predicted with.
@@ -164,7 +163,7 @@ class Predictions:
                 if should_stop():
                     return
                 yield task, partial(self._predict_task, context, task, fetcher, lambda: {}, is_open=True)
-        elif self._images.preferred_batch_size > 1 and not context.refiners:
+        elif self._images.preferred_batch_size > 1 and not any(map(context.needs_pixels_on, context.tags)):
             yield from self._predict_batches(context, tasks, fetcher, should_stop, trusts_known=trusts_known)
         else:
             yield from self._predict_one_by_one(context, tasks, fetcher, should_stop, trusts_known=trusts_known)
@@ -199,7 +198,7 @@ class Predictions:
         trusts_known: bool,
     ) -> Iterator[Predicted]:
         """Predict tasks, of which the next few are downloaded while one is being predicted."""
-        refined = {tag_name for tag_name in context.tags if context.refiners_on(tag_name)}
+        in_pixels = {tag_name for tag_name in context.tags if context.needs_pixels_on(tag_name)}
 
         def fetch(task: Json) -> _Files:
             files: dict[str, ImageFile | SoftmatcherError] = {}
@@ -207,7 +206,7 @@ class Predictions:
                 try:
                     files[tag_name] = self._images.download(
                         task, context.config.image(tag_name), fetcher, with_text=context.project.with_text,
-                        trusts_known=trusts_known and tag_name not in refined,
+                        trusts_known=trusts_known and tag_name not in in_pixels,
                     )  # fmt: skip
                 except (BadInputError, NotFoundError, LabelStudioError) as error:
                     files[tag_name] = error  # the others are used without it
@@ -259,20 +258,18 @@ class Predictions:
                 if isinstance(file, SoftmatcherError):
                     raise file
                 tag = context.config.image(tag_name)
-                refiners = context.refiners_on(tag_name)
                 image = self._images.load(
                     task, tag, fetcher, is_interactive=is_open, file=file, with_text=context.project.with_text,
-                    with_pixels=bool(refiners),
+                    with_pixels=context.needs_pixels_on(tag_name),
                 )  # fmt: skip
             except (BadInputError, NotFoundError, LabelStudioError) as error:
                 failures[tag_name] = error
                 continue
             versions[tag_name] = image.version
-            refining: dict[str, Any] = {"refiners": refiners, "pixels": image.pixels} if refiners else {}
             with self._models.scheduler.slot(is_interactive=is_open):
                 plan = softmatcher.plan(
-                    image.encoded, context.banks.get(tag_name, {}), context.options, **context.sources_on(tag_name),
-                    **refining,
+                    image.encoded, context.banks.get(tag_name, {}), context.options,
+                    **context.further_on(tag_name, image.pixels),
                 )  # fmt: skip
                 found[tag_name] = softmatcher.find_planned([plan])[0]()
             if not is_open and sketch is None:

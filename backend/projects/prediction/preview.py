@@ -4,7 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import cv2
@@ -55,6 +55,7 @@ class PreviewedScribble:
         name: by which the following requests mean it.
         project_key: of the task.
         task_id: that it was drawn on.
+        label: that it is of.
         region: its mask as a region of Label Studio.
         drawn: the same as outlines.
         banks: image tag -> label -> references, those of the project with this one.
@@ -63,6 +64,7 @@ class PreviewedScribble:
     name: str
     project_key: ProjectKey
     task_id: int
+    label: str
     region: Json
     drawn: DrawnMasks
     banks: Mapping[str, Mapping[str, ReferenceBank]]
@@ -118,7 +120,7 @@ class Previews:
         with self._models.scheduler.slot(is_interactive=True):
             reference = softmatcher.describe(image.pixels, image.encoded, found.mask)
         made = PreviewedScribble(
-            uuid4().hex, project.key, task_id,
+            uuid4().hex, project.key, task_id, label,
             mask_to_region(found.mask, brush=config.brush_for(tag.name, label), label=label, score=found.score),
             draw_masks({tag.name: [LabelMask(label, BoxedMask.of(found.mask), found.score)]}),
             self._banks_with(project, config, tag.name, label, reference),
@@ -152,6 +154,9 @@ class Previews:
         preview = self.get(project, name)
         config = parse_label_config(project.label_config)
         context = self._banks.context(project, config)
+        # With one more reference a label's refiner has to be trained again; the other labels keep theirs.
+        refiners = {label: one for label, one in context.refiners.items() if label != preview.label}
+        context = replace(context, banks=preview.banks, refiners=refiners)
         softmatcher, _ = self._models.get(_MODEL_WAIT_S)
         fetcher = self._connections.fetcher(project.key)
         shown: dict[int, DrawnMasks] = {}
@@ -160,13 +165,14 @@ class Previews:
             for tag_name, banks in preview.banks.items():
                 try:
                     image = self._images.load(
-                        task, config.image(tag_name), fetcher, is_interactive=True, with_text=project.with_text
-                    )
+                        task, config.image(tag_name), fetcher, is_interactive=True, with_text=project.with_text,
+                        with_pixels=context.needs_pixels_on(tag_name),
+                    )  # fmt: skip
                 except (BadInputError, NotFoundError, LabelStudioError):
                     continue
                 with self._models.scheduler.slot(is_interactive=True):
                     found[tag_name] = softmatcher.segment(
-                        image.encoded, banks, context.options, **context.sources_on(tag_name)
+                        image.encoded, banks, context.options, **context.further_on(tag_name, image.pixels)
                     )
             if found:
                 shown[int(task["id"])] = draw_masks(found)

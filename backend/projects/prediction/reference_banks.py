@@ -16,7 +16,8 @@ from backend import __version__
 from backend.core.matching import ReferenceBank
 from backend.core.patches import DrawnPatches, PatchesDrawnBefore, PatchSource
 from backend.core.text_scores import LabelPhrases, TextScale
-from backend.core.types import Reference
+from backend.core.types import Image, Reference
+from backend.engine.fine_features import needs_fine
 from backend.engine.options import MatchOptions
 from backend.engine.phrase_source import PhraseSource
 from backend.engine.refiner import Refiner
@@ -87,6 +88,21 @@ class PredictionContext:
         """Return the argument `sources` of `Softmatcher.segment` for an image tag; {} without phrases."""
         sources = self.sources.get(tag_name)
         return {"sources": {label: [one] for label, one in sources.items()}} if sources else {}
+
+    def needs_pixels_on(self, tag_name: str) -> bool:
+        """Return whether masks on an image tag are made of its pixels, too: of thin things, or by refiners."""
+        return bool(self.refiners_on(tag_name)) or needs_fine(self.banks.get(tag_name, {}))
+
+    def further_on(self, tag_name: str, pixels: Image | None) -> dict[str, Any]:
+        """Return what `Softmatcher.segment` takes besides references and options, for an image tag.
+
+        Args:
+            tag_name: of the image.
+            pixels: (H, W, 3) uint8 RGB of it; only looked at if `needs_pixels_on`.
+        """
+        if not self.needs_pixels_on(tag_name):
+            return self.sources_on(tag_name)
+        return {**self.sources_on(tag_name), "refiners": self.refiners_on(tag_name), "pixels": pixels}
 
     def refiners_on(self, tag_name: str) -> dict[str, Refiner]:
         """Return label -> refiner of the labels that have references on an image tag."""

@@ -170,6 +170,7 @@ class Evaluation:
             engine, project.config, references, is_complete=project.is_complete, phrases=phrases, scales=project.scales
         )
         known = {image.image_sha256: features for image, features in encoded}
+        is_fine = any(one.reference.fine is not None for one in references)
 
         def load(image: AnnotatedImage, label: str) -> ReferenceImage | None:
             pixels = project.source.pixels(image)
@@ -180,9 +181,10 @@ class Evaluation:
         try:
             for image, features in encoded:
                 refining = self._trained(refiners, image, project.options)
-                pixels = project.source.pixels(image) if refining else None
+                pixels = project.source.pixels(image) if refining or is_fine else None
                 usable = {} if pixels is None else refining
-                trials += left_out.predict(image, features, project.options, refiners=usable, pixels=pixels)
+                target = engine.add_fine_features(features, pixels) if is_fine and pixels is not None else features
+                trials += left_out.predict(image, target, project.options, refiners=usable, pixels=pixels)
         except CancelledWorkError:
             return
         self._of_profiles[Variant("profiles", name, project.options, None)] = trials

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from backend.core.types import EncodedImage, Image
 from backend.engine.refiner_training import ReferenceImage
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError, LabelStudioError, LabelStudioUnavailableError, NotFoundError
 from backend.labelstudio.label_config import LabelConfig
 from backend.projects.connections import Connections
@@ -31,16 +32,31 @@ class LoadedImage:
 
 
 class AnnotatedImageSource:
-    """Loads annotated images; one that cannot be had is logged and left out, unless Label Studio is away."""
+    """Loads annotated images; one that cannot be had is logged and left out, unless Label Studio is away.
+
+    Args:
+        connections: to the project's Label Studio.
+        images: loads and encodes.
+        project: whose images these are.
+        config: its label config.
+        fine_by: adds fine features to what `load` returns, for references of thin things; None: nothing does.
+    """
 
     def __init__(
-        self, connections: Connections, images: TaskImages, project: ProjectRecord, config: LabelConfig
+        self,
+        connections: Connections,
+        images: TaskImages,
+        project: ProjectRecord,
+        config: LabelConfig,
+        *,
+        fine_by: Softmatcher | None = None,
     ) -> None:
         self._client = connections.client(project.key)
         self._fetcher = connections.fetcher(project.key)
         self._images = images
         self._project = project
         self._config = config
+        self._fine_by = fine_by
 
     def load(self, image: AnnotatedImage, *, with_pixels: bool = False) -> LoadedImage | None:
         """Return an image with its features.
@@ -51,10 +67,13 @@ class AnnotatedImageSource:
             LabelStudioUnavailableError: Label Studio does not answer.
             ModelUnavailableError: no models.
         """
-        loaded = self._load(image, with_pixels=with_pixels)
+        loaded = self._load(image, with_pixels=with_pixels or self._fine_by is not None)
         if loaded is None:
             return None
-        return LoadedImage(replace(image, image_sha256=loaded.sha256), loaded.encoded, loaded.pixels)
+        encoded = loaded.encoded
+        if self._fine_by is not None and loaded.pixels is not None:
+            encoded = self._fine_by.add_fine_features(encoded, loaded.pixels)
+        return LoadedImage(replace(image, image_sha256=loaded.sha256), encoded, loaded.pixels)
 
     def pixels(self, image: AnnotatedImage) -> Image | None:
         """Return the pixels of an image, (H, W, 3) uint8, under the conditions of `load`."""

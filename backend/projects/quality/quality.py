@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from backend.core.calibration_fit import Row
 from backend.core.masks import mask_to_size
 from backend.core.types import Json, Reference
+from backend.engine.softmatcher import Softmatcher
 from backend.errors import ConflictError
 from backend.labelstudio.label_config import LabelConfig, parse_label_config
 from backend.projects.connections import Connections
@@ -78,7 +79,7 @@ class Quality:
         record = self._store.project(project_key)
         if record is None or not record.label_config:
             return {"labels": {}, "iou": None}
-        evaluated = self._evaluated(record, parse_label_config(record.label_config), softmatcher.signature)
+        evaluated = self._evaluated(record, parse_label_config(record.label_config), softmatcher)
         run = Evaluation(softmatcher, self._models.scheduler, evaluated, chosen)
         run.run()
         for name in chosen.profiles if load_profile is not None else ():
@@ -173,7 +174,7 @@ class Quality:
         record = self._store.project(project_key)
         if record is None or not record.label_config:
             return []
-        evaluated = self._evaluated(record, parse_label_config(record.label_config), softmatcher.signature)
+        evaluated = self._evaluated(record, parse_label_config(record.label_config), softmatcher)
         rows: list[Row] = []
         for image in evaluated.images:
             loaded = evaluated.source.load(image)
@@ -193,8 +194,8 @@ class Quality:
                 rows.append(Row(target.image_sha256, marked is not None, reached, candidate.features))
         return rows
 
-    def _evaluated(self, project: ProjectRecord, config: LabelConfig, signature: str) -> EvaluatedProject:
-        stored = self._store.references(project.key, labels=config.labels, signature=signature)
+    def _evaluated(self, project: ProjectRecord, config: LabelConfig, softmatcher: Softmatcher) -> EvaluatedProject:
+        stored = self._store.references(project.key, labels=config.labels, signature=softmatcher.signature)
         references = [
             OwnReference(one.label, one.image_tag, one.image_sha256, one.reference, is_absence=not one.mask.any())
             for one in stored
@@ -212,11 +213,14 @@ class Quality:
             is_complete(self._settings, project),
             references,
             images,
-            AnnotatedImageSource(self._connections, self._images, project, config),
+            AnnotatedImageSource(
+                self._connections, self._images, project, config,
+                fine_by=softmatcher if any(one.reference.fine is not None for one in references) else None,
+            ),
             phrases,
             scales,
-            [one.label for one in self._refiners.current(project, config.labels, signature)],
-        )
+            [one.label for one in self._refiners.current(project, config.labels, softmatcher.signature)],
+        )  # fmt: skip
 
 
 def _banks_without(evaluated: EvaluatedProject, target: AnnotatedImage) -> dict[str, Sequence[Reference]]:

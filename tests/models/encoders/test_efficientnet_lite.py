@@ -26,6 +26,9 @@ def test_patches_are_of_unit_length_on_a_grid_like_the_image(
     features = encoder.encode(image)
     assert features.shape == (*grid, 728)
     assert np.allclose(np.linalg.norm(features, axis=2), 1, atol=1e-5)
+    fine = encoder.encode_fine(image)
+    assert fine.shape == (2 * grid[0], 2 * grid[1], 728)
+    assert np.allclose(np.linalg.norm(fine, axis=2), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("hw", [(1, 5000), (5000, 1)])
