@@ -53,10 +53,12 @@ def compete(
     """
     again = {**dict(enumerate(candidates)), **(beside or {})}
     chances = [candidate.presence for candidate in candidates]
-    is_there = [candidate.is_there(options) for candidate in candidates]
-    surest = max(range(len(chances)), key=lambda index: (is_there[index], chances[index]), default=None)
-    for index in range(len(candidates)):
-        is_there[index] &= index == surest or again[index].presence >= options.minimum_presence
+    present_alone = labels_that_seem_there(candidates, options)
+    surest = max(present_alone, key=lambda index: chances[index], default=None)
+    is_there = [
+        index in present_alone and (index == surest or again[index].presence >= options.minimum_presence)
+        for index in range(len(candidates))
+    ]
     masks = [candidate.mask for candidate in candidates]
     if options.overlap == "exclusive":
         present = _with_regions_of_their_own(masks, chances, [index for index, there in enumerate(is_there) if there])
@@ -76,6 +78,13 @@ def compete(
         CompetitionResult(mask, candidate.presence, candidate.score, there)
         for mask, candidate, there in zip(masks, candidates, is_there, strict=True)
     ]
+
+
+def labels_that_seem_there(candidates: Sequence[LabelCandidate], options: MatchOptions) -> list[int]:
+    """Return the numbers of the labels that are there, each seen as if it were alone; the surest one needs less."""
+    could_be = [number for number, one in enumerate(candidates) if one.is_there(options, is_surest=True)]
+    surest = max(could_be, key=lambda number: candidates[number].presence, default=None)
+    return [number for number in could_be if candidates[number].is_there(options, is_surest=number == surest)]
 
 
 def _with_regions_of_their_own(masks: Sequence[Mask], chances: Sequence[float], present: Sequence[int]) -> list[int]:

@@ -22,6 +22,7 @@ class MatchOptions:
         small_component_percent: components and holes smaller than this percentage of the image are cleaned away.
         instances: whether each object of a label gets a mask of its own.
         minimum_presence: nothing is returned for a label whose presence probability is below this.
+        minimum_presence_surest: the same of the label with the largest presence probability on an image, if lower.
         minimum_score: nor for one whose expected IoU is below this.
         score_offset: log-odds added to expected IoUs, fitted on the project's own annotations.
         classifier: whether the posterior is blended with a classifier of patches, which several references are fitted
@@ -39,6 +40,7 @@ class MatchOptions:
     small_component_percent: float = 0.02
     instances: bool = False
     minimum_presence: float = 0.5
+    minimum_presence_surest: float = 0.45
     minimum_score: float = 0.0
     score_offset: float = 0.0
     classifier: bool = True

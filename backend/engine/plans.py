@@ -156,11 +156,12 @@ class LabelCandidate:
         better = max((self, other), key=lambda one: one.score)
         return replace(better, presence=(self.presence + other.presence) / 2)
 
-    def is_there(self, options: MatchOptions) -> bool:
+    def is_there(self, options: MatchOptions, *, is_surest: bool = False) -> bool:
         """Return whether presence probability and expected IoU reach what the options ask for."""
-        return (
-            self.presence >= options.minimum_presence and self.score >= options.minimum_score and bool(self.mask.any())
-        )
+        required = options.minimum_presence
+        if is_surest:
+            required = min(required, options.minimum_presence_surest)
+        return self.presence >= required and self.score >= options.minimum_score and bool(self.mask.any())
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from backend.core.grid import map_to_size
 from backend.core.instances import cut_instances
 from backend.core.masks import mask_to_size, nearest_to_size
 from backend.core.types import BoxedMask, EncodedImage, LabelMask, Mask
-from backend.engine.competition import CompetitionResult, compete
+from backend.engine.competition import CompetitionResult, compete, labels_that_seem_there
 from backend.engine.mask_generation import Decoded, MaskGeneration
 from backend.engine.matching import Matching
 from backend.engine.options import MatchOptions
@@ -126,7 +126,7 @@ class Segmentation:
             else:
                 first = next(made_first)()
                 made.append(partial(_unchanged, first))
-                present = [index for index, one in enumerate(first) if one.is_there(plan.options)]
+                present = labels_that_seem_there(first, plan.options)
                 if len(present) > 1:
                     again.append((number, first, present, self._plan_beside(plan, present)))
         second = self._masks.decode([image for *_, image in again]) if again else []
@@ -224,10 +224,14 @@ def _explain_label(
     label: str, candidate: LabelCandidate, result: CompetitionResult, options: MatchOptions
 ) -> LabelExplanation:
     chance = f"The object is there with a probability of {result.presence:.2f}"
+    least = min(options.minimum_presence, options.minimum_presence_surest)
+    required = options.minimum_presence if result.presence >= options.minimum_presence else least
     if result.is_kept:
-        reason = f"{chance}; {options.minimum_presence} is required."
+        reason = f"{chance}; {required} is required."
+    elif candidate.mask.any() and result.presence < least:
+        reason = f"{chance}, less than the required {least}."
     elif candidate.mask.any() and result.presence < options.minimum_presence:
-        reason = f"{chance}, less than the required {options.minimum_presence}."
+        reason = f"{chance}, less than the {options.minimum_presence} required beside a surer label."
     elif candidate.mask.any() and result.score < options.minimum_score:
         reason = f"The expected IoU is {result.score:.2f}, less than the required {options.minimum_score}."
     elif candidate.mask.any():

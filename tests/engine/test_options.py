@@ -1,8 +1,11 @@
 """The engine's other ways: every matcher, the paper's recipe, one mask an object, and the trace of a segmentation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from backend.core.calibration import log_odds
 from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
@@ -111,3 +114,23 @@ def test_several_references_are_worth_a_classifier_of_the_posterior_alone(
 
 def test_the_classifier_is_part_of_the_digest() -> None:
     assert MatchOptions().digest() != MatchOptions(classifier=False).digest()
+
+
+def test_the_surest_label_of_an_image_needs_less_presence_than_the_others() -> None:
+    weights = dict.fromkeys(CALIBRATION.presence_weights, 0.0)
+    unsure = replace(CALIBRATION, presence_weights={**weights, "constant": log_odds(0.47)})
+    engine = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), unsure)
+    image, masks = scene(red=(70, 80, 40), blue=(150, 80, 30))
+    cat, dog = ([describe(engine, image, masks[colour])] for colour in ("red", "blue"))
+    encoded = engine.encode(image)
+    alone = engine.segment(encoded, {"Cat": cat})
+    assert [one.label for one in alone] == ["Cat"]
+    assert engine.segment(encoded, {"Cat": cat}, MatchOptions(minimum_presence_surest=0.5)) == []
+    together = engine.segment(encoded, {"Cat": cat, "Dog": dog})
+    assert [one.label for one in together] == ["Cat"]
+    assert np.array_equal(alone[0].mask, together[0].mask)
+    first, second = engine.explain(encoded, {"Cat": cat, "Dog": dog}).labels
+    assert (first.is_kept, second.is_kept) == (True, False)
+    assert "0.45 is required" in first.reason
+    assert "less than the 0.5 required beside a surer label" in second.reason
+    assert engine.segment(encoded, {"Cat": cat}, MatchOptions(minimum_score=1.0)) == []
