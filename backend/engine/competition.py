@@ -52,7 +52,7 @@ def compete(
             as they are.
     """
     again = {**dict(enumerate(candidates)), **(beside or {})}
-    chances = [candidate.presence for candidate in candidates]
+    chances = [candidate.sureness for candidate in candidates]
     present_alone = labels_that_seem_there(candidates, options)
     surest = max(present_alone, key=lambda index: chances[index], default=None)
     is_there = [
@@ -83,7 +83,7 @@ def compete(
 def labels_that_seem_there(candidates: Sequence[LabelCandidate], options: MatchOptions) -> list[int]:
     """Return the numbers of the labels that are there, each seen as if it were alone; the surest one needs less."""
     could_be = [number for number, one in enumerate(candidates) if one.is_there(options, is_surest=True)]
-    surest = max(could_be, key=lambda number: candidates[number].presence, default=None)
+    surest = max(could_be, key=lambda number: candidates[number].sureness, default=None)
     return [number for number in could_be if candidates[number].is_there(options, is_surest=number == surest)]
 
 

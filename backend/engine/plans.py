@@ -139,6 +139,7 @@ class LabelCandidate:
         score: expected IoU of the mask; 0 for an empty one.
         features: measurements on the mask, which presence and score come from.
         clusters: the cluster masks that it was made of.
+        usual_presence: presence probability at the usual size of the features, if `presence` has another size, too.
     """
 
     mask: Mask
@@ -147,14 +148,21 @@ class LabelCandidate:
     score: float
     features: MaskFeatures
     clusters: tuple[ClusterMask, ...]
+    usual_presence: float | None = None
+
+    @property
+    def sureness(self) -> float:
+        """Return the presence probability by which labels are compared: that of one size of features for all."""
+        return self.presence if self.usual_presence is None else self.usual_presence
 
     def joined_with(self, other: "LabelCandidate") -> "LabelCandidate":
-        """Return the candidate of higher expected IoU, of two for the same label; present as both say on average.
+        """Return the better of this candidate and one of the same label at twice the size, by expected IoU.
 
-        A mask of features at twice the size is often the better one, but finds more that is not there.
+        It is present as both say on average: the larger size is often better, but finds more that is not there.
         """
         better = max((self, other), key=lambda one: one.score)
-        return replace(better, presence=(self.presence + other.presence) / 2)
+        presence = (self.presence + other.presence) / 2
+        return replace(better, presence=presence, usual_presence=self.presence)
 
     def is_there(self, options: MatchOptions, *, is_surest: bool = False) -> bool:
         """Return whether presence probability and expected IoU reach what the options ask for."""

@@ -8,13 +8,16 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.core.arrays import unit
+from backend.core.calibration import mask_features
 from backend.core.masks import iou
 from backend.core.matching import ScoreMap
 from backend.core.memory_bank import build_bank, thinned
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import EncodedImage, Image, Mask, Reference
+from backend.engine.competition import compete
 from backend.engine.fine_features import needs_fine
 from backend.engine.options import MatchOptions
+from backend.engine.plans import LabelCandidate
 from backend.engine.refiner_training import ReferenceImage, train_label_refiner
 from backend.engine.softmatcher import Softmatcher
 from backend.models.calibrations import read_calibration
@@ -247,6 +250,28 @@ def test_explain_shows_refined_masks(engine: Softmatcher) -> None:
     (refined,) = engine.explain(encoded, references, refiners={"Line": Everything()}, pixels=image).labels
     assert not plain.mask.all()
     assert refined.mask.all()
+
+
+def test_labels_are_compared_by_their_presence_at_the_usual_size() -> None:
+    measured = mask_features(
+        np.ones((2, 2), bool), np.ones((2, 2), np.float32), np.ones((2, 2), np.float32),
+        object_similarity=1.0, intra_reference_similarity=0.4,
+    )  # fmt: skip
+
+    def candidate(column: int, presence: float, score: float = 0.5) -> LabelCandidate:
+        mask = np.zeros((10, 10), bool)
+        mask[:, column : column + 3] = True
+        return LabelCandidate(mask, mask.astype(np.float32), presence, score, measured, ())
+
+    thin = candidate(0, 0.33).joined_with(candidate(1, 0.87, 0.7))
+    assert (thin.presence, thin.score) == (pytest.approx(0.6), 0.7)
+    assert thin.mask[0, 3]
+    other, absent, options = candidate(6, 0.55), candidate(6, 0.1), MatchOptions()
+    # A surer label is there, beside which the thin one is not; without one it is.
+    beside = {0: candidate(0, 0.2), 1: other}
+    assert [one.is_kept for one in compete([thin, other], options, beside=beside)] == [False, True]
+    assert [one.is_kept for one in compete([thin, absent], options)] == [True, False]
+    assert [one.is_kept for one in compete([thin], options)] == [True]
 
 
 def test_a_refiner_is_trained_on_fine_references(engine: Softmatcher) -> None:
