@@ -264,7 +264,8 @@ def test_labels_are_compared_by_their_presence_at_the_usual_size() -> None:
         return LabelCandidate(mask, mask.astype(np.float32), presence, score, measured, ())
 
     thin = candidate(0, 0.33).joined_with(candidate(1, 0.87, 0.7))
-    assert (thin.presence, thin.score) == (pytest.approx(0.6), 0.7)
+    assert thin.presence == pytest.approx(0.6)
+    assert thin.score == 0.7
     assert thin.mask[0, 3]
     other, absent, options = candidate(6, 0.55), candidate(6, 0.1), MatchOptions()
     # A surer label is there, beside which the thin one is not; without one it is.
