@@ -86,7 +86,7 @@ def read_bank(source: PatchSource, signature: str, *, most_patches: int) -> Refe
 
 
 def thinned(reference: Reference, most_patches: int) -> Reference:
-    """Return a reference with the patches that a bank of it alone would hold, their weights those of a bank.
+    """Return a reference with every n-th patch of foreground and background, each with the weight of those it is for.
 
     Args:
         reference: any.
@@ -97,8 +97,11 @@ def thinned(reference: Reference, most_patches: int) -> Reference:
     summary = summarize_patches(reference)
     strata = (summary.foreground_rows, summary.background_rows)
     sizes = _shares([len(rows) for rows in strata], most_patches)
-    drawn = [_every_nth([rows], size)[1] for rows, size in zip(strata, sizes, strict=True)]
-    rows = np.concatenate(drawn)
+    places = [
+        ((np.arange(size) + 0.5) * len(rows) / max(size, 1)).astype(np.int64)
+        for rows, size in zip(strata, sizes, strict=True)
+    ]
+    rows = np.concatenate([part[at] for part, at in zip(strata, places, strict=True)])
     weight = reference.ignore_weight[rows].astype(np.float32)
     weight = weight * _weights([summary], weight, sizes)
     return Reference(

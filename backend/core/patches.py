@@ -156,6 +156,10 @@ class PatchesDrawnBefore:
         self.drawn = DrawnPatches(digests, owners, rows, found)
         return found
 
+    def fine(self) -> PatchSource | None:
+        """Return the references at twice the size, see `PatchSource`; these are read each time."""
+        return self._source.fine()
+
 
 class PatchesInMemory:
     """References that are in memory as a whole.
