@@ -365,7 +365,7 @@ class TestPatches:
         assert plain is not None
         assert plain.fine is None
         with store.patches(KEY, labels=["leaf"], signature=SIGNATURE, known={}) as snapshot:
-            source = snapshot.source(snapshot.references)
+            source = snapshot.source(list(snapshot.references.values()))
             inner = source.fine()
             assert inner is not None
             assert inner.fine() is None

@@ -151,7 +151,7 @@ class Quality:
         if images < FEWEST_IMAGES:
             self._store.set_score_fit(project_key, None)
             return None
-        evaluated = self._evaluated(project, parse_label_config(project.label_config), softmatcher.signature)
+        evaluated = self._evaluated(project, parse_label_config(project.label_config), softmatcher)
         fitted = fit_scores(softmatcher, self._models.scheduler, evaluated, should_stop)
         if fitted is None:
             return None
