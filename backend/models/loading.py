@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from backend.models.encoders.efficientnet_lite import EfficientNetLiteEncoder, E
 from backend.models.encoders.protocol import Encoder
 from backend.models.graph_cut.segmenter import LiteSegmenter
 from backend.models.profiles import PROFILES, Profile, find_profile
-from backend.models.sam.names import SAM2_NAMES, SAM_MODELS
+from backend.models.sam.names import SAM2_NAMES, SAM_BY_OPENVINO, SAM_MODELS
 from backend.models.sam.options import KEEP_EVERYTHING, SamOptions, SelectionOptions
 from backend.models.segmenters import Segmenter
 from backend.models.text.spaces import (
@@ -173,7 +174,8 @@ def _sam(request: ModelRequest) -> Segmenter:
     from backend.models.sam.networks import build_sam
     from backend.models.sam.segmenter import sam_segmenter
 
-    return _sam_of(request, build_sam, sam_segmenter)
+    engine = request.source.engine if request.layout in SAM_BY_OPENVINO else None
+    return _sam_of(request, build_sam, partial(sam_segmenter, engine=engine))
 
 
 def _sam2(request: ModelRequest) -> Segmenter:

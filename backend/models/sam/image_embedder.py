@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image
+from backend.models.cpu_engine import CpuEngine
 from backend.models.device.on_device import Constants, DeviceRunner, make_cancellable
+from backend.models.device.openvino_network import OpenVinoNetwork
 from backend.models.images import require_rgb
 from backend.models.sam.attention import fuse_attention
 from backend.models.sam.options import SamOptions
@@ -76,19 +78,23 @@ class SamImageEmbedder:
         sam: a `Sam`.
         options: sizes.
         device: where it runs.
+        engine: what runs the image encoder on a processor, by the fast path; None: PyTorch.
     """
 
     levels: ClassVar[tuple[str, ...]] = ("image_embedding",)
 
-    def __init__(self, sam: Any, options: SamOptions, device: torch.device) -> None:
+    def __init__(self, sam: Any, options: SamOptions, device: torch.device, engine: CpuEngine | None = None) -> None:
         if options.is_fast:
             fuse_attention(sam.image_encoder)
         self.input_px = int(sam.image_encoder.img_size)
         self.logits_px = 4 * int(sam.prompt_encoder.image_embedding_size[0])
         self._options = options
         self._colours = Constants(sam.pixel_mean.cpu().float(), sam.pixel_std.cpu().float())
-        make_cancellable(sam.image_encoder)
-        self.runner = DeviceRunner(sam.image_encoder, device)
+        network = sam.image_encoder
+        if engine is not None and engine.is_openvino and options.is_fast and device.type == "cpu":
+            network = OpenVinoNetwork(network.eval(), torch.zeros(1, 3, self.input_px, self.input_px), engine)
+        make_cancellable(network)
+        self.runner = DeviceRunner(network, device)
 
     def prepare(self, image: Image) -> SegmenterInput:
         """Return an image in the input frame, (h, w, 3) uint8. Needs no device.

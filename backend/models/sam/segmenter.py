@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from backend.core.types import Arrays, Image, Mask
+from backend.models.cpu_engine import CpuEngine
+from backend.models.device.openvino_network import OpenVinoNetwork
 from backend.models.sam.candidates import CandidateGeneration, SamPlan
 from backend.models.sam.image_embedder import ImageEmbedder, SamImageEmbedder
 from backend.models.sam.options import SamOptions
@@ -156,7 +158,12 @@ class SamSegmenter:
 
 
 def sam_segmenter(
-    sam: nn.Module, signature: str, options: SamOptions = DEFAULT_OPTIONS, *, device: torch.device = CPU
+    sam: nn.Module,
+    signature: str,
+    options: SamOptions = DEFAULT_OPTIONS,
+    *,
+    device: torch.device = CPU,
+    engine: CpuEngine | None = None,
 ) -> SamSegmenter:
     """Put a segmenter together of a SAM or MobileSAM.
 
@@ -165,9 +172,12 @@ def sam_segmenter(
         signature: its name and weights.
         options: sizes and thresholds.
         device: where it runs.
+        engine: what runs the image encoder on a processor; None: PyTorch.
     """
     own: Any = sam.eval()
-    embedder = SamImageEmbedder(own, options, device)
+    embedder = SamImageEmbedder(own, options, device, engine)
+    if engine is not None and isinstance(embedder.runner.network, OpenVinoNetwork):
+        signature += engine.signature_part
     network = (SamDecoder if options.is_fast else PackageDecoder)(own.prompt_encoder, own.mask_decoder)
     decoder = PromptDecoder(network, embedder.levels, device, decode_mb=options.decode_mb)
     return SamSegmenter(embedder, decoder, signature, options)
