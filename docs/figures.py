@@ -56,7 +56,7 @@ class Source:
 
 SOURCES = {
     "demo": Source("make demo ONCE=1"),
-    "one": Source("python -m backend evaluate DIR --shots 1 --seeds 0", ALL_SETS),
+    "one": Source("python -m backend evaluate DIR --shots 1 --seeds 0,1,2", ALL_SETS),
     "five": Source("python -m backend evaluate DIR --shots 5 --seeds 0,1,2 --no-refiner", ALL_SETS),
     "markings": Source("python -m backend evaluate DIR --limit 2 --seeds 0,1 --markings", ALL_SETS),
     "joint": Source("python -m backend evaluate DIR --joint --limit 3 --seeds 0,1,2", ("fss_mini", "via_objects")),
