@@ -60,6 +60,7 @@ def test_one_coin_marked_finds_the_coins_of_all_other_tiles(marked_tile: int) ->
     assert np.mean(reached) >= 0.85, reached
 
 
+@pytest.mark.slow
 def test_a_short_stroke_on_a_coin_gives_the_whole_coin() -> None:
     tiles, truths = coin_tiles()
     coin = largest_coin(truths[1])
@@ -81,6 +82,7 @@ def test_coins_are_not_found_on_other_photographs() -> None:
         assert engine().segment(engine().encode(photograph), {"Coin": [reference]}) == []
 
 
+@pytest.mark.slow
 def test_a_photograph_matched_with_itself_finds_its_mask() -> None:
     cat = data.chelsea()
     y, x = np.mgrid[: cat.shape[0], : cat.shape[1]]
@@ -91,6 +93,7 @@ def test_a_photograph_matched_with_itself_finds_its_mask() -> None:
     assert iou(found[0].mask, face) > 0.6
 
 
+@pytest.mark.slow
 def test_a_reference_is_small_and_known_where_the_mask_is() -> None:
     tiles, truths = coin_tiles()
     reference = engine().describe(tiles[0], engine().encode(tiles[0]), largest_coin(truths[0]))
@@ -100,6 +103,7 @@ def test_a_reference_is_small_and_known_where_the_mask_is() -> None:
     assert (reference.ignore_weight == 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_every_coin_of_a_tray_is_found(seed: int) -> None:
     """Two dozen objects, one of them marked on a crop of the photograph: each has points of its own."""

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,11 @@ BANNED_PHRASES = re.compile(
     re.IGNORECASE,
 )
 FIRST_WORDS = ("Of", "They", "It", "What", "Whoever")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def public_names(tree: ast.Module) -> Iterator[str]:
@@ -130,14 +136,14 @@ def test_public_names_have_the_glossarys_words() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {name}"
         for path in SOURCES
-        for name in public_names(ast.parse(path.read_text()))
+        for name in public_names(tree_of(path))
         if is_banned(name)
     }
     assert sorted(found) == []
 
 
 def test_every_exception_is_in_use() -> None:
-    names = {name for path in SOURCES for name in public_names(ast.parse(path.read_text()))}
+    names = {name for path in SOURCES for name in public_names(tree_of(path))}
     known = names | {name.rpartition(".")[2] for name in names}
     assert sorted(ALLOWED_NAMES.keys() - known) == []
 
@@ -154,7 +160,7 @@ def test_docstrings_have_the_glossarys_words() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {name}: {match.group()}"
         for path in SOURCES
-        for name, text in docstrings(ast.parse(path.read_text()), path.stem)
+        for name, text in docstrings(tree_of(path), path.stem)
         for match in BANNED_PHRASES.finditer(re.sub(r"`[^`]*`", "", text))
     }
     assert sorted(found) == []
@@ -171,7 +177,7 @@ def test_docstrings_do_not_begin_in_the_middle() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {name}: {text.splitlines()[0]}"
         for path in SOURCES
-        for name, text in docstrings(ast.parse(path.read_text()), path.stem)
+        for name, text in docstrings(tree_of(path), path.stem)
         if re.match(rf"(?:{'|'.join(FIRST_WORDS)})\b", text)
     }
     assert sorted(found) == []

@@ -76,6 +76,7 @@ class ProposingSoftmatcher(ColourSoftmatcher):
         return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marks_all", [False, True])
 def test_a_project_is_judged_by_leaving_each_reference_out(tmp_path: Path, marks_all: bool) -> None:
     backend: Backend = make_backend(

@@ -18,6 +18,8 @@ from backend.settings import Settings
 from testing.fakes import Backend
 from tests.exports.scene import box, brush, fill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def filled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:

@@ -29,6 +29,7 @@ def test_weights_of_lite_are_those_fitted() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(FEATURES)
 def test_score_and_presence_are_probabilities(features: MaskFeatures) -> None:
     assert 0 <= LITE.expected_iou(features) <= 1
@@ -41,6 +42,7 @@ def test_expected_iou_grows_with_what_supports_the_mask(features: MaskFeatures, 
     assert LITE.expected_iou(replace(features, **{name: low})) <= LITE.expected_iou(replace(features, **{name: high}))
 
 
+@pytest.mark.slow
 @given(FEATURES, st.sampled_from(["object_similarity", "foreground_posterior", "agreement"]), SHARES)
 def test_presence_grows_with_what_supports_the_object(features: MaskFeatures, name: str, other: float) -> None:
     low, high = sorted([other, getattr(features, name)])

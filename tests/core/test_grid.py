@@ -12,6 +12,7 @@ from backend.core.grid import map_to_size, mask_coverage
 from backend.errors import BadInputError
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_coverage_keeps_the_area(height: int, width: int, rows: int, columns: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) > 0.5

@@ -240,6 +240,7 @@ def test_sinkhorn_below_the_underflow_agrees_with_itself() -> None:
     assert np.allclose(one, other, atol=0.02)
 
 
+@pytest.mark.slow
 def test_random_features_come_near_the_posterior_and_say_how_near() -> None:
     # Vectors in all directions at once are the hardest there is; a warm temperature makes the test quick.
     bank, (target, _) = _random_bank(200, 5), _target()

@@ -90,6 +90,7 @@ def test_references_of_one_kind_of_pixels_are_refused() -> None:
         train_pixel_classifier([sample])
 
 
+@pytest.mark.slow
 def test_damaged_arrays_are_refused() -> None:
     image, mask = cracked(0)
     arrays = train_pixel_classifier([sample_pixels(image, mask, np.ones_like(mask), seed=0)]).to_arrays()

@@ -33,6 +33,7 @@ def test_two_clicks_at_its_ends_give_the_whole_line(width: int, contrast: int) -
     assert iou(found.mask, mask) > 0.6
 
 
+@pytest.mark.slow
 def test_a_line_in_a_large_image_is_found_at_its_own_width() -> None:
     image, mask = drawn(CRACK, width=5)
     image, mask = (

@@ -61,6 +61,7 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return read
 
 
+@pytest.mark.slow
 def test_the_real_parser_reads_the_compose_file(resolved: dict[str, Any]) -> None:
     assert set(resolved["services"]) == {*OURS, "label-studio", "redis", "postgres"}
     assert set(resolved["volumes"]) == {"label-studio", "postgres", "redis", "softmatcher"}
@@ -72,6 +73,7 @@ def test_the_real_parser_reads_the_compose_file(resolved: dict[str, Any]) -> Non
         assert ("devices" in str(service.get("deploy"))) == name.endswith("gpu")
 
 
+@pytest.mark.slow
 def test_settings_of_the_compose_file_are_those_of_the_code(
     resolved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def found_in(engine: Softmatcher, target: Image) -> list[LabelMask]:
     return engine.segment(engine.encode(target), {"Cat": [describe(engine, image, masks["red"])]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [HIGH, LOW])
 def test_masks_and_scores_are_those_of_a_measured_encoder(parts: tuple[float, float, int]) -> None:
     squeezed, measured = engine_of(SqueezedEncoder(*parts)), engine_of(ColourEncoder())

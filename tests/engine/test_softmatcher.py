@@ -163,6 +163,7 @@ def test_a_doubted_mask_finds_what_it_missed_and_what_was_told_stays_outside(eng
     )
 
 
+@pytest.mark.slow
 def test_masks_come_at_natural_size_and_same_input_gives_the_same_answer(engine: Softmatcher) -> None:
     image, masks = scene(red=(70, 80, 40))
     references = {"Cat": [describe(engine, image, masks["red"])]}
@@ -380,6 +381,7 @@ def test_shared_pixels_go_by_the_posteriors_beside_the_others() -> None:
     assert not (claims[0].mask & claims[1].mask).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look_alike", [(190, 30, 30), (170, 60, 30), (30, 30, 200)])
 def test_no_image_loses_iou_because_another_label_got_a_reference(
     engine: Softmatcher, look_alike: tuple[int, int, int]

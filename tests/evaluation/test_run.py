@@ -56,6 +56,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_drawn_classes_are_found_and_never_confused(directory: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     result = evaluate(directory, seeds=(0, 1), on_progress=lambda *state: seen.append(state), load=load_colours)

@@ -53,6 +53,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_variants_have_the_figures_that_each_has_alone(drawn: Path) -> None:
     run = evaluate_variants(drawn, VARIANTS, seeds=(0, 1), load=_load)
     alone = evaluate(drawn, options=VARIANTS["prototype"], seeds=(0, 1), load=_load)
@@ -113,6 +114,7 @@ def test_simulated_annotations_cost_little_on_discs(drawn: Path) -> None:
     assert mious["strokes"] > 0.7
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_taken_up_again(drawn: Path, tmp_path: Path) -> None:
     journal = tmp_path / "progress.jsonl"
 
@@ -131,6 +133,7 @@ def test_an_interrupted_run_is_taken_up_again(drawn: Path, tmp_path: Path) -> No
     assert not journal.exists()
 
 
+@pytest.mark.slow
 def test_another_run_does_not_take_up_what_is_not_its_own(drawn: Path, tmp_path: Path) -> None:
     journal = tmp_path / "progress.jsonl"
 

@@ -33,6 +33,7 @@ def _counts(mask: NDArray[Any]) -> list[int]:
     return [int(each) for each in np.diff(ends, prepend=0)]
 
 
+@pytest.mark.slow
 @quick
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_run_lengths_come_back_as_they_were(mask: NDArray[Any]) -> None:
@@ -42,6 +43,7 @@ def test_run_lengths_come_back_as_they_were(mask: NDArray[Any]) -> None:
     assert np.array_equal(segmentation_to_mask(counts, size_hw), mask)
 
 
+@pytest.mark.slow
 @quick
 @given(
     st.lists(st.lists(st.floats(-64, 128), min_size=3, max_size=12).map(lambda xs: [*xs, *xs]), min_size=1, max_size=4),
@@ -123,6 +125,7 @@ def test_any_segmentation_is_a_mask_or_refused(segmentation: Any) -> None:
     assert mask.dtype == np.bool_
 
 
+@pytest.mark.slow
 @quick
 @given(st.integers(0, 10**6), st.integers(0, 126), st.booleans())
 def test_compressed_run_lengths_with_a_changed_character_are_a_mask_or_refused(

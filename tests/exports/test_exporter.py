@@ -374,6 +374,7 @@ def test_the_folder_behind_a_link_is_replaced_and_an_empty_one_stays_when_it_fai
         assert [path.name for path in (tmp_path / "disk").iterdir()] == ["set"]
 
 
+@pytest.mark.slow
 def test_copies_of_an_image_are_in_one_split_and_more_tasks_move_none(filled: Backend, tmp_path: Path) -> None:
     label_studio = filled.label_studio
     for number in range(100, 160):

@@ -200,6 +200,7 @@ def test_pandas_reads_parquet(filled: Backend, tmp_path: Path) -> None:
     assert table["objects"][0][0]["annotator"] == 7
 
 
+@pytest.mark.slow
 def test_hugging_face_datasets_reads_parquet(filled: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")

@@ -487,6 +487,7 @@ def test_images_of_other_names_are_downloaded_only_while_something_is_missing(ba
     assert (annotated(backend), backend.label_studio.fetches) == ([7], 1 + same + 7)
 
 
+@pytest.mark.slow
 def test_300_objects_are_never_in_memory_together(backend: Backend, tmp_path: Path) -> None:
     """Here 40 on 3 megapixels; 300 on 12 take 110 MB more than the program, 20 s."""
     size = {"height": 1500, "width": 2000}

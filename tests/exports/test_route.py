@@ -55,6 +55,7 @@ def test_label_studio_that_is_away_is_503_and_the_next_export_is_not_refused(fil
     assert filled.client.get("/projects/1/export?format=coco", buffered=True).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_export_that_breaks_off_is_no_zip(filled: Backend) -> None:
     filled.label_studio.away.add(filled.label_studio.tasks[5]["data"]["image"])
     answer = filled.client.get("/projects/1/export?format=coco", buffered=False)

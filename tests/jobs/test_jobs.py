@@ -34,6 +34,8 @@ from backend.store.records import PropagationFilter
 from testing.fakes import Backend, draw, png
 from tests.labelstudio.web import Answer, serve
 
+pytestmark = pytest.mark.slow
+
 POINT = {
     "id": "a", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,
     "original_height": 48, "value": {"x": 30, "y": 40, "width": 1, "keypointlabels": ["Cat"]},
@@ -55,7 +57,6 @@ def _work(redis_url: str) -> None:
     connection.close()
 
 
-@pytest.mark.slow
 def test_annotation_goes_through_the_queue_into_the_store(backend: Backend, redis_url: str) -> None:
     backend.label_studio.add_task(1, png(draw(red=(10, 10, 30, 30))))
     backend.label_studio.annotate(10, 1, [POINT])
@@ -357,7 +358,6 @@ def _a_worker(queue: RedisQueue) -> HeartbeatWorker:
     return HeartbeatWorker(queues, connection=queue.connection, serializer=JSONSerializer)
 
 
-@pytest.mark.slow
 def test_queue_that_loses_its_data_during_a_job_hears_of_worker_and_job_again(
     backend: Backend, propagation: tuple[RedisQueue, str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

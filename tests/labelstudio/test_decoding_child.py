@@ -85,6 +85,7 @@ def test_a_jpeg_with_too_many_scans_is_refused() -> None:
         decode_image(progressive_jpeg_with_scans(101))
 
 
+@pytest.mark.slow
 def test_a_thumbnail_in_the_metadata_is_no_scan() -> None:
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=b"Exif\0\0" + b"\xff\xda\0\x02" * 200)
@@ -102,6 +103,7 @@ def test_a_large_webp_has_the_memory_that_it_needs(mode: str, lossless: bool) ->
         decode_image(buffer.getvalue(), 34e6)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_size_that_a_file_declares() -> None:
     """What no check sees coming."""
     code = """
@@ -148,6 +150,7 @@ def test_a_file_that_kills_its_process_is_refused_and_the_next_one_decoded(
     assert decode_image(png(7))[0, 0].tolist() == [7, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_child_that_somebody_killed_is_replaced(pool: DecodingPool) -> None:
     decode_image(png(1))
     (child,) = pool.idle
@@ -186,6 +189,7 @@ def test_no_process_to_be_had_is_no_fault_of_the_image(python: str, problem: str
         decode_image(png(7))
 
 
+@pytest.mark.slow
 def test_threads_get_their_own_pixels(pool: DecodingPool) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda value: int(decode_image(png(value))[0, 0, 0]), range(200)))
@@ -241,6 +245,7 @@ time.sleep(600)
     wait_until(lambda: not is_running(child))
 
 
+@pytest.mark.slow
 def test_what_a_file_says_of_itself_comes_with_its_pixels() -> None:
     decoded = decode_file(png(3))
     assert (decoded.kind, decoded.has_orientation) == ("PNG", False)

@@ -25,6 +25,7 @@ def disc(height: int, width: int, radius: float) -> Mask:
     return np.asarray((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2)
 
 
+@pytest.mark.slow
 @given(masks)
 def test_decoding_gives_back_what_was_encoded(mask: Mask) -> None:
     rle = encode_mask(mask)
@@ -33,6 +34,7 @@ def test_decoding_gives_back_what_was_encoded(mask: Mask) -> None:
     assert rle_pixels(rle) == mask.size
 
 
+@pytest.mark.slow
 @given(masks)
 def test_encoding_gives_the_bytes_of_the_sdk(mask: Mask) -> None:
     assert encode_mask(mask) == sdk.mask2rle(mask.astype(np.uint8) * 255)
@@ -63,6 +65,7 @@ def test_runs_are_encoded_alike_across_the_chunks_of_encoding() -> None:
         assert encode_mask(mask, runs_at_once=runs_at_once) == whole
 
 
+@pytest.mark.slow
 @given(
     st_np.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(4))),
     st.lists(st.integers(1, 16), min_size=4, max_size=4).map(sorted),

@@ -38,6 +38,7 @@ def test_both_engines_give_one_feature_map_of_any_size(
         assert float(np.abs(found - wanted).max()) < 2e-5
 
 
+@pytest.mark.slow
 def test_both_engines_have_one_signature_in_fp32(
     by_openvino: EfficientNetLiteEncoder, by_torch: EfficientNetLiteEncoder
 ) -> None:

@@ -61,6 +61,7 @@ def test_clicks_on_another_label_are_cut_as_ever(backend: Backend, key: str) -> 
     assert score_of(backend, task, point("Coin", 210, 100), point("Coin", 230, 100)) == [0.9]
 
 
+@pytest.mark.slow
 def test_clicks_that_were_submitted_follow_it_too(backend: Backend, key: str) -> None:
     add(backend, 3, red=UPPER, blue=LOWER)
     backend.label_studio.annotate(11, 3, [point("Crack", 30, 52), point("Crack", 290, 52)])

@@ -31,6 +31,8 @@ from backend.web.maintenance import Maintenance
 from testing.colour_words import ColourWords, ColourWordsEncoder, draw_discs
 from testing.fakes import Backend, FakeLabelStudio, make_backend, png
 
+pytestmark = pytest.mark.slow
+
 LABELS = '<Label value="Disc"{}/><Label value="Other"/>'
 CONFIG = """<View><Image name="image" value="$image"/>
   <BrushLabels name="brush" toName="image">{}</BrushLabels>
@@ -443,7 +445,6 @@ STRIPED, UNMARKED, PLAIN_RED = (
 )
 
 
-@pytest.mark.slow
 def test_a_phrase_beside_an_annotation_that_left_objects_out(tmp_path: Path, stack: ExitStack) -> None:
     """What it did not mark may be the object: that speaks neither for nor against a phrase."""
     world = World(tmp_path, complete_annotations=False)
@@ -469,7 +470,6 @@ def everywhere() -> PixelRefiner:
     return PixelRefiner(PixelClassifier(zeros, ones, ((zeros[None], zeros[:1]),)), -100.0, 0.0)
 
 
-@pytest.mark.slow
 def test_a_refiner_stays_with_its_references_beside_phrases(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A label of phrases alone has none; one of references keeps its own, in predictions and in the editor."""
     monkeypatch.setattr(refiners, "train_label_refiner", lambda *_, **__: RefinerTrial(everywhere(), 0.9, 0.5))

@@ -283,6 +283,7 @@ def working() -> Iterator[Callable[[Backend], Backend]]:
     tasks.use_projects(None)
 
 
+@pytest.mark.slow
 def test_a_job_makes_way_for_annotations_and_begins_again(
     tmp_path: Path, working: Callable[[Backend], Backend]
 ) -> None:

@@ -130,6 +130,7 @@ def test_records_of_an_older_release_are_read_again_once(annotated: Backend) -> 
     assert made_of(annotated) == before
 
 
+@pytest.mark.slow
 def test_the_page_renews_references_when_asked(annotated: Backend) -> None:
     connect(annotated, label_config=WITH_BACKGROUND)
     annotated.projects.references.reconcile(annotated.label_studio.key)
@@ -140,6 +141,7 @@ def test_the_page_renews_references_when_asked(annotated: Backend) -> None:
     assert made_of(annotated) != before
 
 
+@pytest.mark.slow
 def test_a_reference_whose_image_was_replaced_is_taken_in_again(annotated: Backend, tmp_path: Path) -> None:
     key = annotated.label_studio.key
     connect(annotated, label_config=WITH_BACKGROUND)

@@ -168,6 +168,7 @@ def test_the_order_of_the_regions_changes_nothing() -> None:
     assert all(np.array_equal(masks[0], np.asarray(mask)) for mask in masks[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(6))
 def test_coins_painted_without_their_rims_are_covered_to_it(number: int) -> None:
     coins = coins_of(tiles()[number])[:2]

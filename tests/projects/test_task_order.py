@@ -59,6 +59,7 @@ def test_without_a_reference_nothing_is_set(ready: Backend) -> None:
     assert ready.label_studio.views == {}
 
 
+@pytest.mark.slow
 def test_undo_restores_what_stood_there_before(ready: Backend) -> None:
     annotate(ready, 10, 1)
     begin(ready)
@@ -91,6 +92,7 @@ def test_undo_forgets_nothing_while_label_studio_is_away(ready: Backend) -> None
     assert ready.client.post("/projects/1/next/undo", json={}).get_json() == FORMER
 
 
+@pytest.mark.slow
 def test_new_masks_stand_beside_those_that_label_studio_shows_until_a_propagation_renews_its_order(
     ready: Backend,
 ) -> None:
@@ -112,6 +114,7 @@ def test_new_masks_stand_beside_those_that_label_studio_shows_until_a_propagatio
         assert left["cluster"] is not None
 
 
+@pytest.mark.slow
 def test_a_second_propagation_keeps_predictions_without_regions(ready: Backend) -> None:
     annotate(ready, 10, 1)
     begin(ready)
@@ -123,6 +126,7 @@ def test_a_second_propagation_keeps_predictions_without_regions(ready: Backend) 
     assert ready.projects.propagations.status(newest)["counts"]["kept"] == 3
 
 
+@pytest.mark.slow
 def test_what_to_label_next_and_what_to_confirm(ready: Backend) -> None:
     assert ready.client.get("/projects/1/next").get_json() == {"is_set": False, "label": [], "confirm": []}
     annotate(ready, 10, 1)

@@ -98,6 +98,7 @@ def test_operations_at_once_leave_the_counters_right(store: Store) -> None:  # n
     assert_counters_are_right(store)
 
 
+@pytest.mark.slow
 def test_a_failure_within_a_transaction_changes_no_counter(
     store: Store,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

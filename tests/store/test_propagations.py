@@ -32,6 +32,7 @@ def _new(propagations: PropagationStore, *task_ids: int, key: str = KEY) -> int:
     return propagations.create(key, ALL, "test", supersede=False, planned_tasks=task_ids).id
 
 
+@pytest.mark.slow
 def test_database_of_version_1_is_migrated_and_keeps_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     new = {"propagations", "propagation_tasks", "quality_estimates"}
@@ -87,6 +88,7 @@ def test_starts_at_once_leave_one(propagations: PropagationStore) -> None:
         assert sum(pool.map(start, range(6))) == 1
 
 
+@pytest.mark.slow
 def test_each_task_is_claimed_once_however_many_claim(
     propagations: PropagationStore, tasks: PropagationTaskStore
 ) -> None:
@@ -149,6 +151,7 @@ def test_finish_is_for_one_and_only_when_nothing_is_left(
     assert propagations.get(identifier).state == "running"
 
 
+@pytest.mark.slow
 def test_project_takes_its_propagations_along(store: Store) -> None:  # noqa: F811
     identifier = _new(store.propagations, 1, 2)
     store.quality.save(KEY, "v", {"iou": 0.5})
@@ -159,6 +162,7 @@ def test_project_takes_its_propagations_along(store: Store) -> None:  # noqa: F8
     assert store.quality.newest(KEY) is None
 
 
+@pytest.mark.slow
 def test_old_propagations_are_forgotten(propagations: PropagationStore) -> None:
     made = []
     for _ in range(25):

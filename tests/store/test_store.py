@@ -294,6 +294,7 @@ class TestReferences:
 
 
 class TestPatches:
+    @pytest.mark.slow
     def test_a_bank_read_from_the_store_is_the_bank_of_the_references(self, store: Store) -> None:
         new = [new_reference(seed) for seed in range(12)]
         for number, one in enumerate(new):
@@ -577,10 +578,12 @@ class TestDamage:
             assert [one.label for one in stored(store)] == ["good"]
         assert "'bad'" in caplog.text
 
+    @pytest.mark.slow
     @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)))
     def test_masks_round_trip(self, mask: NDArray[Any]) -> None:
         assert np.array_equal(unpack_mask(pack_mask(mask), (mask.shape[0], mask.shape[1])), mask)
 
+    @pytest.mark.slow
     def test_a_mask_of_108_megapixels_round_trips(self) -> None:
         mask = np.zeros((9000, 12000), bool)
         mask[4000:8000, 17:11000] = True
@@ -798,6 +801,7 @@ class TestUnavailable:
 
 
 class TestAtOnce:
+    @pytest.mark.slow
     def test_threads_on_one_annotation_leave_the_newest(self, store: Store) -> None:
         moments = [f"2026-11-22T10:00:{second:02}Z" for second in range(24)]
         shuffled = [moments[(7 * index) % 24] for index in range(24)]
@@ -812,6 +816,7 @@ class TestAtOnce:
         assert [record.updated_at for record in store.annotations(KEY)] == [moments[-1]]
         assert sorted(one.image_sha256 for one in stored(store)) == [f"{46:064x}", f"{47:064x}"]
 
+    @pytest.mark.slow
     def test_readers_see_whole_annotations_only(self, store: Store) -> None:
         is_over = threading.Event()
         sizes = set()
@@ -864,6 +869,7 @@ class TestAtOnce:
         assert numbers == list(range(numbers[0], numbers[0] + 3))
         assert store.replace_references(annotation(), [])
 
+    @pytest.mark.slow
     def test_a_forked_child_opens_its_own_connections(self, store: Store) -> None:
         store.replace_references(annotation(), [new_reference(1)])
         assert store.engine.pool.checkedin() > 0  # type: ignore[attr-defined]

@@ -145,6 +145,7 @@ def test_setup_and_predictions_carry_the_same_model_version(backend: Backend) ->
     assert backend.client.get("/versions").json == {"versions": [version]}
 
 
+@pytest.mark.slow
 def test_scribble_on_one_task_marks_the_object_on_the_others(backend: Backend) -> None:
     _with_red_reference(backend)
     there = backend.label_studio.add_task(2, png(draw((60, 80), red=(40, 5, 60, 20))))
@@ -169,6 +170,7 @@ def test_a_bad_task_never_spoils_the_others(backend: Backend) -> None:
     assert 'softmatcher_tasks_total{outcome="failed"} 3.0' in backend.client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, backend: Backend) -> None:
     _with_red_reference(backend)
     tasks = [backend.label_studio.add_task(number, png(draw(red=RED_BOX))) for number in range(2, 7)]
@@ -187,6 +189,7 @@ def test_batch_answers_within_its_budget_and_hands_on_the_rest(tmp_path: Path, b
     assert len(backend.label_studio.imported) == 5, "a second run adds no second prediction of the same version"
 
 
+@pytest.mark.slow
 def test_a_batch_that_gets_no_turn_on_the_models_is_handed_on_within_its_budget(
     tmp_path: Path, backend: Backend
 ) -> None:
@@ -380,6 +383,7 @@ def test_what_goes_wrong_with_the_machine_takes_no_reference_away(
     assert backend.projects.count_references() == {"1": 1}
 
 
+@pytest.mark.slow
 def test_an_annotation_nested_too_deeply_does_not_end_a_reconciliation(backend: Backend) -> None:
     _with_red_reference(backend)
     nested: Any = []
@@ -517,6 +521,7 @@ def test_two_projects_never_see_each_other(backend: Backend) -> None:
     assert _predict(backend, [task], project="2.1795365244").json["results"] == [[]]
 
 
+@pytest.mark.slow
 def test_restart_sees_the_same(backend: Backend, tmp_path: Path) -> None:
     _with_red_reference(backend)
     version = _setup(backend).json["model_version"]
@@ -534,6 +539,7 @@ def test_label_removed_from_the_config_is_predicted_no_more(backend: Backend) ->
     assert _predict(backend, [task]).json["results"][0]["result"][0]["value"]["brushlabels"] == ["Cat"]
 
 
+@pytest.mark.slow
 def test_reconciliation_brings_in_what_was_not_announced_and_forgets_what_is_gone(backend: Backend) -> None:
     _with_red_reference(backend)
     backend.label_studio.add_task(2, png(draw(blue=RED_BOX)))

@@ -21,6 +21,8 @@ from backend.web.app import create_app
 from testing.fakes import ColourSoftmatcher, draw, png
 from tests.e2e.scene import wait_until
 
+pytestmark = pytest.mark.slow
+
 ON_RED = [{"points": [[0.3, 0.4]]}]
 
 
@@ -145,7 +147,6 @@ def test_accept_undo_wrong_and_remove_work_on_files(folder: Folder) -> None:
     assert client.post("/projects/1/tasks/2/remove", json={}).status_code == 404
 
 
-@pytest.mark.slow
 def test_a_restart_has_everything_again_even_without_its_database(folder: Folder) -> None:
     client = folder.open("Cat")
     keep(client, 2)
@@ -199,7 +200,6 @@ def test_exports_have_what_was_drawn_and_what_was_found(folder: Folder, form: st
     assert {line["task"] for line in lines} >= {2, 3, 4}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [

@@ -100,6 +100,7 @@ def test_an_outdated_tile_is_predicted_when_somebody_looks(ready: Backend) -> No
     assert tiles(ready, 2)[2]["state"] == "masks"
 
 
+@pytest.mark.slow
 def test_a_propagation_fills_tiles(ready: Backend) -> None:
     annotate(ready, 10, 1, POINT)
     ready.client.post("/projects/1/propagations", json={})
@@ -122,6 +123,7 @@ def test_a_task_that_fails_says_why(ready: Backend) -> None:
     assert "failed: " in failed["html"]
 
 
+@pytest.mark.slow
 def test_tiles_go_with_the_last_reference(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
@@ -154,6 +156,7 @@ def test_filters_and_orders(ready: Backend, address: str, expected: list[int]) -
     assert [int(part.split('"')[0]) for part in page.split('data-task="')[1:]] == expected
 
 
+@pytest.mark.slow
 def test_page_without_label_studio_shows_what_is_known(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
@@ -198,6 +201,7 @@ def test_undo_keeps_what_somebody_changed_since(ready: Backend) -> None:
     assert of_task[2]["id"] in ready.label_studio.annotations
 
 
+@pytest.mark.slow
 def test_undo_forgets_nothing_if_label_studio_hides_the_project(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
@@ -229,6 +233,7 @@ def test_accept_all_above_a_score_says_the_number_first(ready: Backend) -> None:
     assert sorted(undone["tasks"]) == [2, 3]
 
 
+@pytest.mark.slow
 def test_wrong_makes_the_image_background_of_the_label(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT, {**BLUE_POINT, "value": {**BLUE_POINT["value"], "keypointlabels": ["Cat"]}})
@@ -314,6 +319,7 @@ def test_label_colours_are_label_studios_own() -> None:
     assert shown_colour("Cat", "url(//evil.example)") == "#bf8d72"
 
 
+@pytest.mark.slow
 def test_a_drawn_point_shows_what_would_change_and_is_kept_on_request(ready: Backend) -> None:
     drawn = {"label": "Cat", "strokes": [{"points": [[0.3, 0.4]], "is_positive": True}]}
     made = ready.client.post("/projects/1/tasks/1/preview", json=drawn).get_json()
@@ -361,6 +367,7 @@ def test_a_forgotten_preview_is_not_found(ready: Backend) -> None:
     assert ready.client.post("/projects/1/tasks/1/preview", json=drawn).status_code == 422
 
 
+@pytest.mark.slow
 def test_tasks_seen_before_are_shown_before_label_studio_is_asked(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
@@ -461,6 +468,7 @@ def test_one_process_at_a_time_writes_and_another_takes_over_when_it_is_gone(rea
     assert len(ready.label_studio.tasks[3]["predictions"][0]["result"]) == 2
 
 
+@pytest.mark.slow
 def test_an_image_replaced_meanwhile_is_predicted_again_before_anything_is_written(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
@@ -472,6 +480,7 @@ def test_an_image_replaced_meanwhile_is_predicted_again_before_anything_is_writt
     assert ready.label_studio.tasks[2]["predictions"] == []
 
 
+@pytest.mark.slow
 def test_progress_counts_tasks_that_are_predicted_before_their_batch_is_written(ready: Backend) -> None:
     annotate(ready, 10, 1, POINT)
     key, store = ready.label_studio.key, ready.projects.store
@@ -489,6 +498,7 @@ def reference_of(backend: Backend, task_id: int) -> Any:
     return next((one for one in found if one.task_id == task_id), None)
 
 
+@pytest.mark.slow
 def test_a_disabled_reference_takes_no_part_until_it_is_enabled(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)
@@ -511,6 +521,7 @@ def test_a_disabled_reference_takes_no_part_until_it_is_enabled(ready: Backend) 
     assert [region["label"] for region in tiles(ready, 3)[3]["regions"]] == ["Cat", "Dog"]
 
 
+@pytest.mark.slow
 def test_a_deleted_reference_stays_away_until_its_annotation_changes(ready: Backend) -> None:
     see(ready, *EVERY)
     annotate(ready, 10, 1, POINT)

@@ -101,6 +101,7 @@ def test_unknown_projects_and_propagations_are_not_found(ready: Backend) -> None
     assert ready.client.post(f"/projects/2/propagations/{identifier}/cancel").status_code == 404
 
 
+@pytest.mark.slow
 def test_start_without_a_queue_is_made_up_for(ready: Backend) -> None:
     from backend.web.maintenance import Maintenance
 
@@ -124,6 +125,7 @@ def test_cancel_and_go_on(ready: Backend) -> None:
     assert ready.client.get(f"{BASE}/{identifier}").get_json()["counts"]["done"] == 3
 
 
+@pytest.mark.slow
 def test_page_shows_references_predictions_failures_and_buttons(ready: Backend) -> None:
     assert "None yet" in _page(ready)
     del ready.label_studio.images["/data/upload/1/3.png"]
@@ -175,6 +177,7 @@ def test_other_sites_cannot_press_the_buttons(ready: Backend, headers: dict[str,
     assert ready.client.get(BASE).json == {"propagations": []}
 
 
+@pytest.mark.slow
 def test_texts_of_others_are_shown_as_text(ready: Backend) -> None:
     ready.projects.store.save_project(
         ready.label_studio.key, title="<script>alert(1)</script>", settings={"hostname": "javascript:alert(1)"}
@@ -249,6 +252,7 @@ def test_page_works_without_models(ready: Backend) -> None:
     without.projects.close()
 
 
+@pytest.mark.slow
 def test_the_page_calls_scores_estimates_unless_they_were_fitted_on_the_profiles_own_masks(ready: Backend) -> None:
     own = ready.projects.settings.data_dir / "own.json"
     lite = read_calibration("lite.json")
@@ -259,6 +263,7 @@ def test_the_page_calls_scores_estimates_unless_they_were_fitted_on_the_profiles
         other.projects.close()
 
 
+@pytest.mark.slow
 def test_annotations_that_gave_no_reference_are_on_the_page_and_tried_again(backend: Backend) -> None:
     point: dict[str, Any] = {
         "id": "p", "type": "keypointlabels", "from_name": "kp", "to_name": "image", "original_width": 64,

@@ -20,6 +20,7 @@ def _report(**settings: object) -> tuple[bool, str]:
     return is_ok, console.export_text()
 
 
+@pytest.mark.slow
 def test_nothing_set_up_says_what_to_set(tmp_path: Path) -> None:
     is_ok, report = _report(data_dir=tmp_path)
     assert not is_ok

@@ -104,6 +104,7 @@ def _rest(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.slow
 def test_a_refused_body_is_not_waited_for(port: int) -> None:
     """More senders of slow bodies without a password than there are threads."""
     with ExitStack() as stack:
@@ -189,6 +190,7 @@ def test_a_header_does_not_move_the_application(port: int, header: bytes) -> Non
     assert answer.split(b" ")[1] in (b"200", b"400")
 
 
+@pytest.mark.slow
 def test_a_body_is_paced() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -80,6 +80,7 @@ def test_waiting_for_a_process_that_ends_shows_its_last_lines(processes: Process
         processes.wait_for_http("broken", f"http://127.0.0.1:{free_port()}/health", timeout_s=20)
 
 
+@pytest.mark.slow
 def test_waiting_has_an_end(processes: ProcessGroup) -> None:
     processes.start("silent", SLEEP, ENVIRONMENT)
     port = free_port()

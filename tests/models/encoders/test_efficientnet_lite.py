@@ -18,6 +18,7 @@ def encoder() -> EfficientNetLiteEncoder:
     return EfficientNetLiteEncoder()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hw", "grid"), [((448, 448), (28, 28)), ((480, 640), (24, 32)), ((1, 1), (28, 28))])
 def test_patches_are_of_unit_length_on_a_grid_like_the_image(
     encoder: EfficientNetLiteEncoder, hw: tuple[int, int], grid: tuple[int, int]
@@ -36,12 +37,14 @@ def test_very_long_images_stay_bounded(encoder: EfficientNetLiteEncoder, hw: tup
     assert sorted(encoder.encode(np.zeros((*hw, 3), np.uint8)).shape[:2]) == [2, 84]
 
 
+@pytest.mark.slow
 def test_same_image_same_features_and_signature_names_the_weights(encoder: EfficientNetLiteEncoder) -> None:
     image = np.random.default_rng(1).integers(0, 256, (60, 80, 3), np.uint8)
     assert np.array_equal(encoder.encode(image), encoder.encode(image))
     assert weights_sha256(efficientnet_lite2_weights())[:12] in encoder.signature
 
 
+@pytest.mark.slow
 def test_weights_are_the_trained_ones(encoder: EfficientNetLiteEncoder) -> None:
     """The patches of a photograph differ in their likeness to one of them: random weights hardly tell them apart."""
     from skimage import data

@@ -69,6 +69,7 @@ def test_sides_are_whole_patches_near_the_aspect_ratio(height: int, width: int) 
     assert abs(columns - rows * width / height) <= 0.5 + 0.5 * width / height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "grid_hw"),
     [
@@ -147,6 +148,7 @@ def test_dinov3s_weights_come_in_facebooks_layout(tmp_path: Path) -> None:
         _encoder(DINOV3, path)
 
 
+@pytest.mark.slow
 def test_other_models_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet18").state_dict(), path)

@@ -63,6 +63,7 @@ def test_points_on_two_discs_give_their_union(discs: tuple[Image, list[Mask]], e
     assert iou(found.mask, masks[0] | masks[1]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_limit_of_time_ends_between_two_boxes(discs: tuple[Image, list[Mask]], empty: Scribble) -> None:
     image, _ = discs
     boxes = np.tile(np.array([[14, 15, 66, 65]], np.float32), (1000, 1))
@@ -84,6 +85,7 @@ def test_a_mirrored_half_disc_is_as_round_as_a_disc() -> None:
     assert strip[0] < 0.3
 
 
+@pytest.mark.slow
 def test_a_box_cuts_what_is_in_it_and_two_boxes_their_union(discs: tuple[Image, list[Mask]], empty: Scribble) -> None:
     image, masks = discs
     boxes = np.array([[14, 15, 66, 65], [57, 69, 104, 116]], np.float32)
@@ -158,6 +160,7 @@ def test_affinity_decides_between_the_part_and_the_whole(empty: Scribble) -> Non
         assert iou(found.mask, affinity > 0.5) > 0.9
 
 
+@pytest.mark.slow
 def test_grey_images_and_threads_give_the_same_answer_each_time(empty: Scribble) -> None:
     coins = np.repeat(data.coins()[:120, :160, None], 3, axis=2)
     scribble = replace(empty, positive_xy=xy((45, 54)))
@@ -181,6 +184,7 @@ def test_wrong_shapes_are_named(discs: tuple[Image, list[Mask]]) -> None:
         cut_from_scribble(image, Scribble((120, 160), point), np.zeros((3, 3), np.float32))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     height=st.integers(1, 24),

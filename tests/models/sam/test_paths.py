@@ -46,6 +46,7 @@ def _prompts() -> list[SamPrompt]:
     return prompts[1:]  # the first one asks for nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_multimask", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_paths_give_the_same_logits(kind: str, is_multimask: bool) -> None:

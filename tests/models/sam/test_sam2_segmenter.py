@@ -191,6 +191,7 @@ def test_our_sizes_are_those_of_the_packages_configurations(name: str) -> None:
         assert model[flag] is True, flag
 
 
+@pytest.mark.slow
 @needs_sam2
 @pytest.mark.parametrize("decode_mb", [0.001, 1000.0])
 def test_chunks_change_nothing(decode_mb: float) -> None:
@@ -203,6 +204,7 @@ def test_chunks_change_nothing(decode_mb: float) -> None:
     assert segmenter.decode_prompts(embedding, [], is_multimask=True) == []
 
 
+@pytest.mark.slow
 @needs_sam2
 def test_images_are_squeezed_and_masks_have_their_shape() -> None:
     segmenter = _segmenter(selection=KEEP_EVERYTHING)
@@ -220,6 +222,7 @@ def test_images_are_squeezed_and_masks_have_their_shape() -> None:
         segmenter.embed(np.zeros((4, 4), np.uint8))
 
 
+@pytest.mark.slow
 @needs_sam2
 def test_images_that_share_passes_get_their_own_masks() -> None:
     segmenter = _segmenter(selection=KEEP_EVERYTHING)

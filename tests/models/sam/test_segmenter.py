@@ -146,6 +146,7 @@ def test_full_size_sam_answers_as_sam_predictor_does(name: str) -> None:
             assert np.mean(natural.numpy() != masks) < 1e-4, kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode_mb", [0.001, 1000.0])
 def test_chunks_change_nothing(decode_mb: float) -> None:
     segmenter, embedding = _segmenter(decode_mb=decode_mb), _segmenter().embed(_image())
@@ -298,6 +299,7 @@ def test_points_without_a_mask_say_why() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_images_that_share_passes_get_their_own_masks() -> None:
     segmenter = _segmenter(selection=EVERYTHING)
     asked = []
@@ -507,12 +509,14 @@ def mobile() -> torch.nn.Module:
     return build_sam("mobile_sam", None)
 
 
+@pytest.mark.slow
 def test_mobile_sams_import_leaves_timm_as_it_was(mobile: torch.nn.Module) -> None:
     import timm
 
     assert "mobile_sam" not in timm.model_entrypoint("tiny_vit_5m_224").__module__
 
 
+@pytest.mark.slow
 def test_mobile_sams_weights_take_effect(mobile: torch.nn.Module, tmp_path: Path) -> None:
     """Its attention keeps a table derived from the weights: loaded after `eval()` it would be the old one."""
     other = build_sam("mobile_sam", None, seed=1)
@@ -526,6 +530,7 @@ def test_mobile_sams_weights_take_effect(mobile: torch.nn.Module, tmp_path: Path
         torch.testing.assert_close(other.get_buffer(name), mobile.get_buffer(name))
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "sam.pth"
     torch.save(small_sam().state_dict(), path)

@@ -217,6 +217,7 @@ def changed_weights(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @settings(**fuzzing.FILES)
 @given(changed_weights() | st.binary(max_size=200))
 def test_files_with_other_bytes_are_weights_or_refused(content: bytes) -> None:

@@ -18,6 +18,7 @@ def _save(path: Path, content: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_tensors_are_those_that_pytorch_reads() -> None:
     path = efficientnet_lite2_weights()
     wanted = list(torch.load(path, map_location="cpu", weights_only=True).values())

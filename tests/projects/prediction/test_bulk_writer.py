@@ -99,6 +99,7 @@ def run(bulk: BulkPredictions, batch: Batch) -> dict[int, str]:
     return {outcome.task_id: outcome.state for outcome in outcomes}
 
 
+@pytest.mark.slow
 def test_jobs_encode_batches_and_one_bad_image_spoils_nothing(tmp_path: Path) -> None:
     engine = BatchSoftmatcher()
     with bulk_of(engine, tmp_path, missing=4) as (_, label_studio, bulk, batch):
@@ -130,6 +131,7 @@ class SlowToFinish(BatchSoftmatcher):
         return masks()
 
 
+@pytest.mark.slow
 def test_models_are_free_while_masks_are_packed(tmp_path: Path) -> None:
     engine = SlowToFinish()
     with bulk_of(engine, tmp_path) as (backend, label_studio, bulk, batch), ThreadPoolExecutor(1) as pool:

@@ -9,6 +9,7 @@ from testing.fakes import Backend, draw, png
 from tests.web.test_app import _setup, _with_red_reference
 
 
+@pytest.mark.slow
 def test_a_task_is_explained(backend: Backend) -> None:
     _with_red_reference(backend)
     backend.label_studio.add_task(2, png(draw(red=(30, 20, 50, 40))))
@@ -19,6 +20,7 @@ def test_a_task_is_explained(backend: Backend) -> None:
         assert picture.width > 500
 
 
+@pytest.mark.slow
 def test_a_project_without_references_is_explained(backend: Backend) -> None:
     _setup(backend)
     backend.label_studio.add_task(2, png(draw()))

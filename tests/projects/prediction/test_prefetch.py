@@ -81,6 +81,7 @@ def _count(projects: Projects, outcome: str) -> float:
     return float(projects.metrics.prefetched.labels(outcome)._value.get())
 
 
+@pytest.mark.slow
 def test_the_next_tasks_are_encoded_and_opening_them_encodes_nothing(project: Backend, slow: SlowSoftmatcher) -> None:
     assert _open(project, 2).status_code == 200
     assert _within(5, lambda: _count(project.projects, "encoded") == 2)
@@ -106,6 +107,7 @@ def test_batches_look_ahead_at_nothing(project: Backend, slow: SlowSoftmatcher) 
     assert slow.finished == 0
 
 
+@pytest.mark.slow
 def test_a_click_is_not_held_up_by_a_prefetch(project: Backend, slow: SlowSoftmatcher) -> None:
     _click(project, 1)
     slow.step_s = 0.1
@@ -117,6 +119,7 @@ def test_a_click_is_not_held_up_by_a_prefetch(project: Backend, slow: SlowSoftma
     assert _within(10, lambda: _count(project.projects, "encoded") == 2)  # it comes back to them
 
 
+@pytest.mark.slow
 def test_a_click_on_the_very_image_takes_what_the_prefetch_makes(project: Backend, slow: SlowSoftmatcher) -> None:
     slow.step_s = 0.02
     _open(project, 2)

@@ -70,6 +70,7 @@ def test_threads_that_ask_at_once_read_a_version_once(backend: Backend) -> None:
     assert all(one.banks is found[0].banks for one in found)
 
 
+@pytest.mark.slow
 def test_twenty_projects_in_turn_stay_warm(backend: Backend) -> None:
     projects = [project(backend, number) for number in range(1, 21)]
     for number, one in enumerate(projects, 1):

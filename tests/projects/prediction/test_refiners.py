@@ -63,6 +63,7 @@ def test_references_that_need_none_change_no_version_and_are_not_tried_again(bac
     assert tasks.train_refiners(key)["tried"] == {}
 
 
+@pytest.mark.slow
 def test_masks_with_and_without_it_have_another_version(
     backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_masks_with_and_without_it_have_another_version(
     assert not decode_mask(before["result"][0]["value"]["rle"], (48, 64)).all()
 
 
+@pytest.mark.slow
 def test_a_further_reference_puts_the_posterior_in_charge_until_it_is_trained_again(
     backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ from backend.store.records import PropagationCounts, PropagationFilter, Propagat
 from backend.web.maintenance import Maintenance
 from testing.fakes import LABEL_CONFIG, Backend, draw, make_backend, png
 
+pytestmark = pytest.mark.slow
+
 RED_BOX = (10, 10, 30, 30)
 ALL = PropagationFilter()
 
@@ -165,7 +167,6 @@ def test_label_studio_that_asks_for_time_gets_it(backend: Backend, key: str, mon
     assert max(len(backend.label_studio.versions_of(number)) for number in range(1, 9)) == 1
 
 
-@pytest.mark.slow
 def test_annotations_that_were_not_announced_count(backend: Backend, key: str) -> None:
     assert backend.projects.count_references() == {"1": 0}
     _start(backend, key)
@@ -544,7 +545,6 @@ def test_starts_by_itself_after_enough_references(backend: Backend, key: str) ->
     eager.projects.close()
 
 
-@pytest.mark.slow
 def test_database_operations_a_task_do_not_grow(backend: Backend) -> None:
     def statements(count: int, first: int) -> float:
         for number in range(first, first + count):
