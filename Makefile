@@ -46,7 +46,7 @@ test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## everything t
 	$(BIN)/python -m pytest -m "not e2e"
 	$(BIN)/python -m pytest -m e2e
 
-fast: .venv/installed-dev ## what most changes need, in under 3 minutes: all tests but the slow and the end-to-end ones
+fast: .venv/installed-dev ## what most changes need, in three to four minutes: all tests but the slow and the end-to-end ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not e2e and not slow" --numprocesses auto --dist worksteal
 
 coverage: .venv/installed-dev ## which lines of the backend are run by no test but end-to-end ones
