@@ -319,7 +319,8 @@ def train_refiners(project_key: ProjectKey) -> dict[str, Any]:
     try:
         should_stop = _StopSignal(queue)
         outcome: dict[str, Any] = {"tried": projects.refiners.train(project_key, should_stop)}
-        if fit := projects.quality.fit_score(project_key, should_stop):
+        fit = projects.quality.fit_score(project_key, should_stop)
+        if fit is not None and fit["offset"] is not None:
             outcome |= {"score_offset": fit["offset"], "masks": fit["masks"]}
             _show_changes(project_key)
     except SoftmatcherError as error:

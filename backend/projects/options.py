@@ -87,7 +87,8 @@ def match_options(settings: Settings, project: ProjectRecord) -> MatchOptions:
 def score_fit_in_use(settings: Settings, project: ProjectRecord) -> Json | None:
     """Return the fit of the project's scores on its own images; None if there is none for the present models."""
     fit = project.score_fit
-    return fit if fit is not None and fit["made_for"] == scores_made_for(settings, project) else None
+    is_valid = fit is not None and fit["offset"] is not None and fit["made_for"] == scores_made_for(settings, project)
+    return fit if is_valid else None
 
 
 def scores_made_for(settings: Settings, project: ProjectRecord) -> str:

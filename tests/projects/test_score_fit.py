@@ -111,3 +111,13 @@ def test_fits_follow_the_number_of_images(images: int, is_due: bool) -> None:
     assert is_fit_due({"images": 10, "made_for": "lite"}, images, "lite") is is_due
     assert is_fit_due({"images": 10, "made_for": "lite"}, 10, "mobile")
     assert not is_fit_due(None, 4, "lite")
+
+
+def test_images_on_which_nothing_was_found_fit_nothing_and_are_not_tried_again(
+    backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate(backend, 1, 2, 3, 4, 5)
+    monkeypatch.setattr(type(backend.projects.models.get(1)[0]), "segment", lambda *_, **__: [])
+    assert "score_offset" not in tasks.train_refiners(key)
+    assert fit_of(backend, key) is None
+    assert not backend.projects.quality.is_score_due(key)

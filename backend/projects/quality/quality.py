@@ -137,7 +137,8 @@ class Quality:
         With fewer than `FEWEST_IMAGES` left the calibration of the profile counts again.
 
         Returns:
-            The fit: `offset` in log-odds, `masks` and `images` that it comes from, `made_for`; None if none was made.
+            The fit: `offset` in log-odds, None if fewer than `FEWEST_IMAGES` masks were found; `masks` and `images` it
+            comes from, `made_for`. None if none was made.
 
         Raises:
             ModelUnavailableError: no models.
@@ -156,7 +157,10 @@ class Quality:
         if fitted is None:
             return None
         made_for = scores_made_for(self._settings, project)
-        fit: Json = {"offset": round(fitted[0], 2), "masks": fitted[1], "images": images, "made_for": made_for}
+        offset, masks = fitted
+        # So few masks say nothing; the fit is noted all the same, or it would be tried after every annotation.
+        said = round(offset, 2) if masks >= FEWEST_IMAGES else None
+        fit: Json = {"offset": said, "masks": masks, "images": images, "made_for": made_for}
         self._store.set_score_fit(project_key, fit)
         return fit
 
