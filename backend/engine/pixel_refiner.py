@@ -39,21 +39,32 @@ _LEAST_COMPONENT = 0.25
 
 @dataclass(frozen=True, eq=False)
 class MarkedImage:
-    """A reference with its pixels, and what the other references find on it.
+    """A reference with its pixels.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool: the object.
         known: (H, W) bool: pixels of which it is known whether they show the object.
-        found: (H, W) bool: the mask that the other references' posterior gives.
-        posterior: (H, W) float32 in [0, 1]: that posterior; None if the object was not found, so that there is nothing
-            to refine.
     """
 
     image: Image
     mask: Mask
     known: Mask
-    found: Mask
+
+
+@dataclass(frozen=True, eq=False)
+class FoundByOthers:
+    """A left-out reference, and what the other references find on it.
+
+    Attributes:
+        marked: the reference.
+        mask: (H, W) bool: the mask that the other references' posterior gives.
+        posterior: (H, W) float32 in [0, 1]: that posterior; None if the object was not found, so that there is nothing
+            to refine.
+    """
+
+    marked: MarkedImage
+    mask: Mask
     posterior: NDArray[np.float32] | None
 
 
@@ -119,12 +130,15 @@ class RefinerTrial:
     posterior_iou: float
 
 
-def train_refiner(count: int, marked: Callable[[int], MarkedImage]) -> RefinerTrial | None:
+def train_refiner(
+    count: int, marked: Callable[[int], MarkedImage], left_out: Callable[[int], FoundByOthers]
+) -> RefinerTrial | None:
     """Train a refiner on the references of a label, and judge it with each of them left out in turn.
 
     Args:
         count: number of references.
-        marked: returns one of them by number; each is asked for twice, so that only one image is in memory at a time.
+        marked: returns one of them by number; each is asked for once, so that only one image is in memory at a time.
+        left_out: returns the same with what the others find on it; likewise.
 
     Returns:
         None for fewer than `LEAST_REFERENCES`; of more than `MOST_REFERENCES` the first ones.
@@ -148,13 +162,14 @@ def train_refiner(count: int, marked: Callable[[int], MarkedImage]) -> RefinerTr
     before: list[float] = []
     for number in numbers:
         cancellation.check()
-        one = marked(number)
-        before.append(_known_iou(one.found, one))
-        if one.posterior is None:
+        found = left_out(number)
+        one = found.marked
+        before.append(_known_iou(found.mask, one))
+        if found.posterior is None:
             refined.append(np.full(len(_THRESHOLDS), before[-1]))
             continue
         others = train_pixel_classifier([samples[other] for other in numbers if other != number])
-        log_odds = blend(_classify(others, one.image), one.posterior)
+        log_odds = blend(_classify(others, one.image), found.posterior)
         refined.append(
             np.array(
                 [

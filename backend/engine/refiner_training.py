@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from backend.core.masks import nearest_to_size
 from backend.core.types import EncodedImage, Image, Mask, Reference
 from backend.engine.options import MatchOptions
-from backend.engine.pixel_refiner import MarkedImage, RefinerTrial, train_refiner
+from backend.engine.pixel_refiner import FoundByOthers, MarkedImage, RefinerTrial, train_refiner
 from backend.engine.softmatcher import Softmatcher
 
 
@@ -53,16 +53,20 @@ def train_label_refiner(
     """
     chosen = replace(options or MatchOptions(), instances=False)
 
-    def marked(number: int) -> MarkedImage:
+    def left_out(number: int) -> FoundByOthers:
         own, reference = load(number), references[number]
         others = [one for other, one in enumerate(references) if other != number]
         seen = _Witness()
         with slot():
             found = engine.segment(own.encoded, {"": others}, chosen, refiners={"": seen}, pixels=own.image)
         mask = found[0].mask if found else np.zeros_like(own.mask)
-        return MarkedImage(own.image, own.mask, _known(reference, own), mask, seen.posterior)
+        return FoundByOthers(_marked(reference, own), mask, seen.posterior)
 
-    return train_refiner(len(references), marked)
+    return train_refiner(len(references), lambda number: _marked(references[number], load(number)), left_out)
+
+
+def _marked(reference: Reference, own: ReferenceImage) -> MarkedImage:
+    return MarkedImage(own.image, own.mask, _known(reference, own))
 
 
 class _Witness:
