@@ -22,9 +22,9 @@ from backend.core.masks import iou
 from backend.core.task_selection import RULES, PooledFeatures, choose_next, pool_features
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
+from backend.evaluation.class_images import ClassImages
 from backend.evaluation.datasets import ImageClass, find_classes, read_mask
 from backend.evaluation.plot import Chart, draw_charts
-from backend.evaluation.run import ClassImages
 
 COUNTS = (1, 2, 3, 5, 8)
 NAMES = ("random", *RULES, "typical first")

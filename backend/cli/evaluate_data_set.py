@@ -19,7 +19,7 @@ from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.joint import JointSet, evaluate_joint, joint_to_json
 from backend.evaluation.markdown import joint_to_markdown, variants_to_markdown
-from backend.evaluation.run import EvaluationResult
+from backend.evaluation.results import EvaluationResult
 from backend.evaluation.variants import VariantsResult, evaluate_variants
 from backend.projects.model_host import load_configured
 from backend.settings import load_settings

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from backend.core.calibration_fit import Row
 from backend.core.masks import iou, mask_to_size
-from backend.core.types import Reference
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
+from backend.evaluation.class_images import ClassImages
 from backend.evaluation.datasets import draw_absent_target, draw_episode, find_classes, read_image, read_mask
 
 
@@ -36,22 +36,19 @@ def collect_rows(
     classes = find_classes(directory)
     rows: list[Row] = []
     for number, one in enumerate(classes, 1):
+        images = ClassImages(engine, is_complete=True)
         for seed in seeds:
             episode = draw_episode(one, shots=shots, seed=seed, limit=targets)
-            bank = engine.gather([_describe(engine, path) for path in episode.references])
+            bank = engine.gather([images.reference(path) for path in episode.references])
             drawn = [draw_absent_target(one, classes, seed=1000 + 10 * seed + n) for n in range(max(1, targets // 2))]
             absent = [path for path in drawn if path is not None]
             for path in [*episode.targets, *absent]:
                 is_present = path in episode.targets
                 image = read_image(path)
-                found = engine.label_candidates(engine.encode(image), [bank], MatchOptions(), pixels=image)[0]
+                encoded = images.target(path, {one.class_name: bank}) if is_present else engine.encode(image)
+                found = engine.label_candidates(encoded, [bank], MatchOptions(), pixels=image)[0]
                 truth = read_mask(path)
                 natural = mask_to_size(found.mask, (truth.shape[0], truth.shape[1]))
                 rows.append(Row(one.set_name, is_present, iou(natural, truth) if is_present else 0.0, found.features))
         on_class(one.name, number, len(classes))
     return rows
-
-
-def _describe(engine: Softmatcher, path: Path) -> Reference:
-    image = read_image(path)
-    return engine.describe(image, engine.encode(image), read_mask(path), is_complete=True)

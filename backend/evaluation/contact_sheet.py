@@ -13,7 +13,7 @@ from backend.drawing.overlay import draw_overlay
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
-from backend.evaluation.run import EvaluationResult, TargetScore
+from backend.evaluation.results import EvaluationResult, TargetScore
 
 _TILE_PX, _GAP_PX, _CAPTION_PX, _COLUMNS = 220, 10, 22, 2
 _TRUTH, _FOUND = (30, 200, 60), (230, 40, 40)

@@ -14,8 +14,9 @@ from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
+from backend.evaluation.class_images import ClassImages
 from backend.evaluation.datasets import ImageClass, draw_episode, find_classes, read_mask
-from backend.evaluation.run import ClassImages, OnProgress
+from backend.evaluation.results import OnProgress
 
 EXCLUSIVE_SETS = {
     "fss_mini": "one object class fills each photograph",

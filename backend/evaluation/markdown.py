@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from backend.evaluation.joint import JointSet, joint_to_json
-from backend.evaluation.run import EvaluationResult
+from backend.evaluation.results import EvaluationResult
 from backend.evaluation.variants import VariantsResult
 
 _FIGURES = (

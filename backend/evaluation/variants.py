@@ -16,16 +16,15 @@ import numpy as np
 import torch
 
 from backend.core.masks import iou
-from backend.core.matching import ReferenceBank
 from backend.core.references import MaskUncertainty
 from backend.core.types import EncodedImage, Mask, Reference, Scribble
-from backend.engine.fine_features import needs_fine
 from backend.engine.loading import load_softmatcher
 from backend.engine.options import MatchOptions
 from backend.engine.pixel_refiner import LEAST_REFERENCES, PixelRefiner
 from backend.engine.refiner_training import ReferenceImage, train_label_refiner
 from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
+from backend.evaluation.class_images import ClassImages
 from backend.evaluation.datasets import (
     ImageClass,
     draw_absent_target,
@@ -34,7 +33,7 @@ from backend.evaluation.datasets import (
     read_image,
     read_mask,
 )
-from backend.evaluation.run import EvaluationResult, OnProgress, TargetScore
+from backend.evaluation.results import EvaluationResult, OnProgress, TargetScore
 from backend.evaluation.simulated_annotations import (
     MOST_CORRECTIONS,
     corrected,
@@ -230,27 +229,17 @@ class _Run:
     stages: _Stages
 
     def figures_of(self, one: ImageClass) -> dict[str, Any]:
-        images: dict[Path, EncodedImage] = {}
+        images = ClassImages(self.engine, is_complete=self.is_complete)
         described: dict[tuple[Path, str], Reference | None] = {}
         scores: dict[str, list[dict[str, object]]] = {name: [] for name in self.variants}
         absent: dict[str, list[bool]] = {name: [] for name in self.variants}
         refined: dict[str, list[bool]] = {name: [] for name in self.variants}
         markings: dict[str, list[float]] = {kind: [] for kind in SIMULATED_ANNOTATIONS}
 
-        def encoded(path: Path) -> EncodedImage:
-            if path not in images:
-                images[path] = self.engine.encode(read_image(path))
-            return images[path]
-
-        def target_of(path: Path, bank: Mapping[str, ReferenceBank]) -> EncodedImage:
-            if needs_fine(bank) and encoded(path).fine_features is None:
-                images[path] = self.engine.add_fine_features(images[path], read_image(path))
-            return encoded(path)
-
         def references(paths: Sequence[Path], kind: str) -> list[Reference]:
             for path in paths:
                 if (path, kind) not in described:
-                    described[path, kind] = self._describe(path, encoded(path), kind)
+                    described[path, kind] = self._describe(path, images, kind)
             return [found for path in paths if (found := described[path, kind]) is not None]
 
         for seed in self.seeds:
@@ -261,12 +250,12 @@ class _Run:
                 bank = {one.class_name: self.engine.gather(masks, options)} if masks else {}
                 with self.stages.of(name):
                     refiner = self._refiner(
-                        [path for path in episode.references if described[path, "mask"]], masks, encoded, options
+                        [path for path in episode.references if described[path, "mask"]], masks, images, options
                     )
                 refiners = {one.class_name: refiner} if refiner is not None else {}
                 refined[name].append(refiner is not None)
                 for path in episode.targets:
-                    target, truth = target_of(path, bank), read_mask(path)
+                    target, truth = images.target(path, bank), read_mask(path)
                     pixels = read_image(path) if refiners else None
                     with self.stages.of(name):
                         found = self.engine.segment(target, bank, options, refiners=refiners, pixels=pixels)
@@ -274,7 +263,7 @@ class _Run:
                     score = float(np.mean([region.score for region in found])) if found else None
                     scores[name].append(asdict(TargetScore(seed, f"{one.name}/{path.name}", iou(union, truth), score)))
                 if stranger is not None:
-                    target, pixels = target_of(stranger, bank), read_image(stranger) if refiners else None
+                    target, pixels = images.target(stranger, bank), read_image(stranger) if refiners else None
                     with self.stages.of(name):
                         found = self.engine.segment(target, bank, options, refiners=refiners, pixels=pixels)
                     absent[name].append(bool(found))
@@ -283,7 +272,7 @@ class _Run:
                 name, options = next(iter(self.variants.items()))
                 bank = {one.class_name: self.engine.gather(marked, options)} if marked else {}
                 for path in episode.targets:
-                    target, truth = target_of(path, bank), read_mask(path)
+                    target, truth = images.target(path, bank), read_mask(path)
                     with self.stages.of(name):
                         found = self.engine.segment(target, bank, options)
                     markings[kind].append(iou(_union([region.mask for region in found], truth), truth))
@@ -299,7 +288,7 @@ class _Run:
         self,
         paths: Sequence[Path],
         references: Sequence[Reference],
-        encoded: Callable[[Path], EncodedImage],
+        images: ClassImages,
         options: MatchOptions,
     ) -> PixelRefiner | None:
         """Return the refiner that these references switch on, if any; its stages are not an image's."""
@@ -308,22 +297,24 @@ class _Run:
 
         def load(number: int) -> ReferenceImage:
             path = paths[number]
-            return ReferenceImage(read_image(path), encoded(path), read_mask(path))
+            return ReferenceImage(read_image(path), images.encoded(path), read_mask(path))
 
         with self.stages.timed_alone("train refiner"):
             trial = train_label_refiner(self.engine, references, load, options)
         return trial.refiner if trial is not None else None
 
-    def _describe(self, path: Path, target: EncodedImage, kind: str) -> Reference | None:
+    def _describe(self, path: Path, images: ClassImages, kind: str) -> Reference | None:
         """Return the reference that a simulated annotation makes; None if the scribble finds no mask."""
-        image, mask = read_image(path), read_mask(path)
+        image, mask, target = read_image(path), read_mask(path), images.encoded(path)
         if not mask.any():
             return None
+        if kind == "mask":
+            return images.reference(path)
         is_complete = self.is_complete
         uncertainty: MaskUncertainty | None = None
         if kind == "one_object":
             mask, is_complete = largest_object(mask), False
-        elif kind != "mask":
+        else:
             is_complete = is_complete and is_all_marked(mask)
             scribble = (simulated_points if kind.startswith("points") else simulated_strokes)(mask, seed=0)
             if kind.endswith("corrected"):

@@ -17,13 +17,15 @@ from backend.cli.evaluate import evaluate as evaluate_command
 from backend.core.object_similarity import ObjectFeatureSpace
 from backend.core.types import Image
 from backend.engine.loading import load_softmatcher
+from backend.engine.options import MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.evaluation.datasets import draw_episode, find_classes, read_image, read_mask
-from backend.evaluation.run import evaluate
+from backend.evaluation.variants import evaluate_variants
 from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
 
 CALIBRATION = read_calibration("lite.json")
+PLAIN = {"plain": MatchOptions()}
 
 
 class ColourEncoder:
@@ -59,7 +61,9 @@ def directory(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_drawn_classes_are_found_and_never_confused(directory: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    result = evaluate(directory, seeds=(0, 1), on_progress=lambda *state: seen.append(state), load=load_colours)
+    result = evaluate_variants(
+        directory, PLAIN, seeds=(0, 1), on_progress=lambda *state: seen.append(state), load=load_colours
+    )
     figures = json.loads(json.dumps(result.to_json()))
     assert figures["miou"] > 0.85
     assert figures["sets"].keys() == {"things", "others"}
@@ -86,9 +90,9 @@ def test_an_image_is_encoded_once_for_all_seeds(directory: Path) -> None:
     def load(profile: str, on_stage: Callable[[str, float], None]) -> Softmatcher:
         return Softmatcher(Counting(), LiteSegmenter(working_px=64), CALIBRATION, on_stage=on_stage)
 
-    evaluate(directory, seeds=(0, 0, 0), load=load)
-    # Of each class: its images, two more views of the one reference, one absent target a seed.
-    assert len(encoded) == 2 * (4 + 2 + 3)
+    evaluate_variants(directory, PLAIN, seeds=(0, 0, 0), load=load)
+    # Of each class: its images, two more views of the one reference, the one image without its object.
+    assert len(encoded) == 2 * (4 + 2 + 1)
 
 
 def test_command_rejects_seeds_that_are_no_numbers(directory: Path) -> None:

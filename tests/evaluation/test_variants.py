@@ -18,7 +18,6 @@ from backend.engine.softmatcher import Softmatcher
 from backend.errors import BadInputError
 from backend.evaluation.contact_sheet import draw_contact_sheets
 from backend.evaluation.markdown import variants_to_markdown
-from backend.evaluation.run import evaluate
 from backend.evaluation.simulated_annotations import (
     corrected,
     is_all_marked,
@@ -56,7 +55,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_variants_have_the_figures_that_each_has_alone(drawn: Path) -> None:
     run = evaluate_variants(drawn, VARIANTS, seeds=(0, 1), load=_load)
-    alone = evaluate(drawn, options=VARIANTS["prototype"], seeds=(0, 1), load=_load)
+    (alone,) = evaluate_variants(drawn, {"alone": VARIANTS["prototype"]}, seeds=(0, 1), load=_load).variants.values()
     assert list(run.variants) == ["posterior", "prototype"]
     assert run.variants["prototype"].class_mious() == pytest.approx(alone.class_mious())
     assert list(run.variants["prototype"].absent) == list(alone.absent)
