@@ -9,7 +9,7 @@ from backend.core.calibration import log_odds
 from backend.core.masks import iou
 from backend.core.matchers import MATCHERS
 from backend.core.types import MatcherName
-from backend.engine.options import MatchOptions
+from backend.engine.options import MASKS_VERSION, MatchOptions
 from backend.engine.softmatcher import Softmatcher
 from backend.models.calibrations import read_calibration
 from backend.models.graph_cut.segmenter import LiteSegmenter
@@ -134,3 +134,9 @@ def test_the_surest_label_of_an_image_needs_less_presence_than_the_others() -> N
     assert "0.45 is required" in first.reason
     assert "less than the 0.5 required beside a surer label" in second.reason
     assert engine.segment(encoded, {"Cat": cat}, MatchOptions(minimum_score=1.0)) == []
+
+
+def test_so_is_the_version_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = MatchOptions().digest()
+    monkeypatch.setattr("backend.engine.options.MASKS_VERSION", MASKS_VERSION + 1)
+    assert MatchOptions().digest() != before
