@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.core import cancellation
 from backend.core.arrays import Array, Device, logit, sigmoid, to_device
 
 SHARES = ((2, 0.25), (5, 0.5))
@@ -85,6 +86,9 @@ def fit_patch_classifier(
 
     Returns:
         None if so few images give it no share, or if foreground or background is missing.
+
+    Raises:
+        CancelledWorkError: see `cancellation.check`; asked before each step.
     """
     # Imported here: most labels have one reference, and no classifier.
     from scipy.optimize import fmin_l_bfgs_b as minimize
@@ -112,6 +116,7 @@ def _loss(
     both: NDArray[np.float32],
 ) -> tuple[float, NDArray[np.float64]]:
     """Return what is minimised, and its gradient."""
+    cancellation.check()
     direction, constant = coefficients[:-1].astype(np.float32), np.float32(coefficients[-1])
     odds = features @ direction + constant
     # One term for both classes: log(1 + exp(-z)) = log(1 + exp(z)) - z.

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.core import cancellation
 from backend.core.types import Reference
 from backend.errors import BadInputError
 
@@ -164,13 +165,23 @@ class PatchesDrawnBefore:
 class PatchesInMemory:
     """References that are in memory as a whole.
 
+    Args:
+        references: of one label.
+        summaries: of them, if they are known.
+
     Raises:
         BadInputError: shapes that don't agree.
+        CancelledWorkError: see `cancellation.check`; asked before each reference.
     """
 
-    def __init__(self, references: Sequence[Reference]) -> None:
+    def __init__(self, references: Sequence[Reference], summaries: Sequence[PatchSummary] | None = None) -> None:
         self._references = references
-        self.summaries = [summarize_patches(reference) for reference in references]
+        self.summaries = _summaries(references) if summaries is None else summaries
+
+    def without(self, number: int) -> "PatchesInMemory":
+        """Return the same references but for one."""
+        others = [other for other in range(len(self._references)) if other != number]
+        return PatchesInMemory([self._references[one] for one in others], [self.summaries[one] for one in others])
 
     def read(self, owners: Indices, rows: Indices) -> PatchRows:
         """Return patches, see `PatchSource`."""
@@ -187,7 +198,16 @@ class PatchesInMemory:
     def fine(self) -> "PatchesInMemory | None":
         """Return the references at twice the size, see `PatchSource`."""
         fine = [one.fine for one in self._references if one.fine is not None]
-        return PatchesInMemory(fine) if fine else None
+        summaries = [one.fine for one in self.summaries if one.fine is not None]
+        return PatchesInMemory(fine, summaries) if fine else None
+
+
+def _summaries(references: Sequence[Reference]) -> list[PatchSummary]:
+    found = []
+    for reference in references:
+        cancellation.check()
+        found.append(summarize_patches(reference))
+    return found
 
 
 def summarize_patches(reference: Reference) -> PatchSummary:

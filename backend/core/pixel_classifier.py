@@ -101,6 +101,7 @@ class PixelClassifier:
         flat = responses.reshape(len(responses), -1)
         found = np.empty(flat.shape[1], np.float32)
         for start in range(0, flat.shape[1], _CHUNK_PX):
+            cancellation.check()
             part = np.ascontiguousarray(flat[:, start : start + _CHUNK_PX].T)
             found[start : start + _CHUNK_PX] = _forward(self.layers, self.standardised(part))[-1][:, 0]
         return found.reshape(responses.shape[1:])

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.core import cancellation
 from backend.core.types import Image
 
 OCTAVES = 5
@@ -53,6 +54,9 @@ def filter_responses(image: Image) -> NDArray[np.float32]:
 
     Returns:
         (FILTER_COUNT, H, W) float32.
+
+    Raises:
+        CancelledWorkError: see `cancellation.check`; asked before each octave.
     """
     height, width = image.shape[:2]
     filled = cv2.copyMakeBorder(image, 0, -height % ALIGNMENT_PX, 0, -width % ALIGNMENT_PX, cv2.BORDER_REPLICATE)
@@ -63,6 +67,7 @@ def filter_responses(image: Image) -> NDArray[np.float32]:
     coarsest = cv2.GaussianBlur(octaves[-1][..., 0], (0, 0), 2 * _SIGMA_PX)
     found = np.empty((FILTER_COUNT, height, width), np.float32)
     for octave, picture in enumerate(octaves):
+        cancellation.check()
         for index, one in enumerate(_octave_responses(picture, coarsest)):
             natural = cv2.resize(one, filled.shape[1::-1], interpolation=cv2.INTER_LINEAR) if octave else one
             found[octave * FILTERS_PER_OCTAVE + index] = natural[:height, :width]

@@ -144,7 +144,7 @@ def train_refiner(
         None for fewer than `LEAST_REFERENCES`; of more than `MOST_REFERENCES` the first ones.
 
     Raises:
-        CancelledWorkError: see `cancellation.check`; asked before each reference.
+        CancelledWorkError: see `cancellation.check`; asked often.
         BadInputError: references without pixels of the object, or of the rest.
     """
     if count < LEAST_REFERENCES:
@@ -170,14 +170,7 @@ def train_refiner(
             continue
         others = train_pixel_classifier([samples[other] for other in numbers if other != number])
         log_odds = blend(_classify(others, one.image), found.posterior)
-        refined.append(
-            np.array(
-                [
-                    _known_iou(_without_short_components(log_odds > threshold, least_length_px), one)
-                    for threshold in _THRESHOLDS
-                ]
-            )
-        )
+        refined.append(np.array([_iou_above(threshold, log_odds, one, least_length_px) for threshold in _THRESHOLDS]))
     by_threshold = np.mean(refined, axis=0)
     threshold = _TRUST_IN_THRESHOLD * float(_THRESHOLDS[by_threshold.argmax()])
     refined_iou = float(np.interp(threshold, _THRESHOLDS, by_threshold))
@@ -233,6 +226,11 @@ def _without_short_components(mask: Mask, least_px: float) -> Mask:
     is_kept = lengths_px >= least_px
     is_kept[0] = False
     return np.asarray(is_kept[owner])
+
+
+def _iou_above(threshold: float, log_odds: NDArray[np.float32], one: MarkedImage, least_length_px: float) -> float:
+    cancellation.check()
+    return _known_iou(_without_short_components(log_odds > threshold, least_length_px), one)
 
 
 def _known_iou(found: Mask, one: MarkedImage) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.masks import nearest_to_size
+from backend.core.patches import PatchesInMemory
 from backend.core.types import EncodedImage, Image, Mask, Reference
 from backend.engine.options import MatchOptions
 from backend.engine.pixel_refiner import FoundByOthers, MarkedImage, RefinerTrial, train_refiner
@@ -52,12 +53,13 @@ def train_label_refiner(
     Raises: as `train_refiner`, and as `Softmatcher.segment`.
     """
     chosen = replace(options or MatchOptions(), instances=False)
+    source = PatchesInMemory(references)
 
     def left_out(number: int) -> FoundByOthers:
         own, reference = load(number), references[number]
-        others = [one for other, one in enumerate(references) if other != number]
         seen = _Witness()
         with slot():
+            others = engine.gather_patches(source.without(number), chosen)
             found = engine.segment(own.encoded, {"": others}, chosen, refiners={"": seen}, pixels=own.image)
         mask = found[0].mask if found else np.zeros_like(own.mask)
         return FoundByOthers(_marked(reference, own), mask, seen.posterior)

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from backend.core import cancellation
+
 OnStage = Callable[[str, float], None]
 """Called with a stage's name and its seconds, from whichever thread ran it."""
 
@@ -21,7 +23,12 @@ class StageTimer:
 
     @contextmanager
     def __call__(self, name: str, *, images: int = 1) -> Iterator[None]:
-        """Time the block as the stage `name` of so many images."""
+        """Time the block as the stage `name` of so many images.
+
+        Raises:
+            CancelledWorkError: see `cancellation.check`; asked before the block. No stage is long.
+        """
+        cancellation.check()
         start = time.perf_counter()
         yield
         if self._on_stage is not None and images:

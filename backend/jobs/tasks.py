@@ -31,7 +31,7 @@ from backend.store.records import ProjectKey
 logger = logging.getLogger(__name__)
 
 
-_QUEUE_ASKED_S = 0.1
+_QUEUE_ASKED_S = 0.05
 """Seconds between two questions whether a labeler waits: so long, at most, somebody waits for work that nobody sees."""
 _ESTIMATES = 4
 """Times that an estimate of quality begins; the last one is not stopped for annotations, so that it comes to an end."""

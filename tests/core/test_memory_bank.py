@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.core.arrays import unit as unit_length
+from backend.core.cancellation import CancelledWorkError, cancellable
 from backend.core.matching import gather_references, match_posterior
 from backend.core.memory_bank import build_bank, read_bank
 from backend.core.patches import Indices, PatchesDrawnBefore, PatchesInMemory, PatchRows
@@ -179,3 +180,25 @@ def test_drawn_patches_lie_evenly_over_references_and_rows() -> None:
             rows = np.sort(drawn[drawn[:, 0] == number, 1])
             assert 8 <= len(rows) <= 12
             assert np.diff(rows).max() <= 3 * length / len(rows)
+
+
+def test_without_one_reference_the_bank_is_that_of_the_others() -> None:
+    draw = np.random.default_rng(7)
+    thin = [replace(one, fine=_reference(100 + seed)) for seed, one in enumerate(REFERENCES[:6]) if draw.random() < 0.7]
+    references = [*thin, *REFERENCES[6:9]]
+    source = PatchesInMemory(references)
+    for number in (0, len(thin), len(references) - 1):
+        left, others = source.without(number), PatchesInMemory([*references[:number], *references[number + 1 :]])
+        for known, anew in ((left, others), (left.fine(), others.fine())):
+            assert known is not None
+            assert anew is not None
+            one, other = (read_bank(each, SIGNATURE, most_patches=500) for each in (known, anew))
+            for name in ("features", "foreground", "background", "objects"):
+                assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_summaries_of_many_references_end_when_nobody_waits_for_them_any_more() -> None:
+    answers = iter([False, False, True])
+    with cancellable(lambda: next(answers)), pytest.raises(CancelledWorkError):
+        PatchesInMemory(REFERENCES)
+    assert next(answers, None) is None

@@ -1,11 +1,15 @@
 """The refiner that references switch on: trained, judged by leaving each out, taken only if it is better."""
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backend.core import matching, patches, pixel_filters
+from backend.core.cancellation import cancellable
 from backend.core.masks import iou
 from backend.core.pixel_classifier import PixelClassifier
 from backend.core.types import Image, Mask, Reference
@@ -34,6 +38,16 @@ def references_of(
     return references, images.__getitem__
 
 
+def noted(call: Callable[..., Any], steps: list[str]) -> Callable[..., Any]:
+    """Return the same that notes its name with each call."""
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        steps.append(call.__name__)
+        return call(*args, **kwargs)
+
+    return noting
+
+
 @pytest.fixture(scope="module")
 def refiner(engine: Softmatcher) -> PixelRefiner:
     trial = train_label_refiner(engine, *references_of(engine, [cracked(seed) for seed in range(3)]))
@@ -58,6 +72,29 @@ def test_objects_that_patches_suffice_for_do_not_switch_it_on(engine: Softmatche
     assert trial is not None
     assert trial.refiner is None
     assert trial.posterior_iou > 0.9
+
+
+def test_training_makes_way_between_any_two_steps(engine: Softmatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    references, load = references_of(engine, [cracked(seed) for seed in range(3)])
+    steps: list[str] = []
+    for module, name in (
+        (patches, "summarize_patches"),
+        (pixel_filters, "_octave_responses"),
+        (matching, "match_posterior"),
+    ):
+        monkeypatch.setattr(module, name, noted(getattr(module, name), steps))
+
+    def is_unwanted() -> bool:
+        steps.append("asked")
+        return False
+
+    with cancellable(is_unwanted):
+        assert train_label_refiner(engine, references, load) is not None
+    worked = [step for step in steps if step != "asked"]
+    assert set(worked) == {"summarize_patches", "_octave_responses", "match_posterior"}
+    # Each reference is summarized once, however often it is matched.
+    assert worked.count("summarize_patches") == len(references)
+    assert not any(one != "asked" and other != "asked" for one, other in pairwise(steps))
 
 
 def test_two_references_are_too_few_to_judge(engine: Softmatcher) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from backend.core.arrays import CPU, unit
 from backend.core.calibration import MaskFeatures
-from backend.core.cancellation import time_limit
+from backend.core.cancellation import CancelledWorkError, cancellable, time_limit
 from backend.core.marked_objects import MarkedObject
 from backend.core.masks import iou
 from backend.core.object_similarity import ObjectFeatureSpace
@@ -536,3 +536,17 @@ def test_labels_matched_together_have_the_masks_of_labels_matched_one_by_one(
         assert one.score == pytest.approx(other.score, abs=1e-4)
         assert np.array_equal(one.mask, other.mask)
     assert len(together) == 2
+
+
+def test_work_that_nobody_waits_for_ends_before_its_next_stage() -> None:
+    stages: list[str] = []
+    engine = Softmatcher(
+        ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION, on_stage=lambda name, _: stages.append(name)
+    )
+    image, masks = scene(red=(60, 80, 40))
+    encoded = engine.encode(image)
+    references = [engine.describe(image, encoded, masks["red"])]
+    stages.clear()
+    with cancellable(lambda: "match" in stages), pytest.raises(CancelledWorkError):
+        engine.segment(encoded, {"red": references})
+    assert stages == ["match"]

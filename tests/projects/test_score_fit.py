@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from backend.core import cancellation
 from backend.core.calibration import log_odds, logistic
 from backend.jobs import tasks
 from backend.projects.options import match_options, score_fit_in_use
@@ -121,3 +122,17 @@ def test_images_on_which_nothing_was_found_fit_nothing_and_are_not_tried_again(
     assert "score_offset" not in tasks.train_refiners(key)
     assert fit_of(backend, key) is None
     assert not backend.projects.quality.is_score_due(key)
+
+
+def test_a_fit_makes_way_within_an_image(backend: Backend, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotate(backend, 1, 2, 3, 4, 5)
+    began: list[str] = []
+
+    def segment(*_: Any, **__: Any) -> list[Any]:
+        began.append("segment")
+        cancellation.check()
+        raise AssertionError("somebody waits, and it goes on")
+
+    monkeypatch.setattr(type(backend.projects.models.get(1)[0]), "segment", segment)
+    assert backend.projects.quality.fit_score(key, lambda: bool(began)) is None
+    assert began == ["segment"]

@@ -8,7 +8,9 @@ it, which every prediction of the project gets (`MatchOptions.score_offset`). Ma
 from collections.abc import Callable
 from dataclasses import replace
 
+from backend.core import cancellation
 from backend.core.calibration_fit import fit_score_offset
+from backend.core.cancellation import CancelledWorkError
 from backend.core.types import Json
 from backend.engine.softmatcher import Softmatcher
 from backend.projects.model_scheduler import ModelScheduler
@@ -49,7 +51,7 @@ def fit_scores(
         engine: that predicts.
         scheduler: of the models; every prediction takes a slot of its own.
         project: whose scores are fitted. Refiners take no part: they would have to be trained for each image.
-        should_stop: asked before each image.
+        should_stop: asked often.
 
     Returns:
         The offset in log-odds, and the number of masks that it comes from; None if it was stopped.
@@ -70,7 +72,10 @@ def fit_scores(
         loaded = project.source.load(image)
         if loaded is None:
             continue
-        with scheduler.slot(is_interactive=False):
-            trials = left_out.predict(loaded.image, loaded.encoded, options)
+        try:
+            with cancellation.cancellable(should_stop), scheduler.slot(is_interactive=False):
+                trials = left_out.predict(loaded.image, loaded.encoded, options)
+        except CancelledWorkError:
+            return None
         found += [(one.score, one.iou or 0.0) for one in trials if one.score is not None and one.is_present]
     return fit_score_offset([score for score, _ in found], [iou for _, iou in found]), len(found)
