@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 from backend.core.types import MatcherName, OverlapName, PromptingStrategy
 
-
 MASKS_VERSION = 2
 """Raised with every change of the code that changes masks of the same references: predictions made before are then
 outdated, in a release or between two. `tests/engine/test_recorded_masks.py` asks for it."""
