@@ -21,7 +21,7 @@ from backend.core.types import Json
 from benchmarks.propagation_scene import Scene, open_scene, photographs
 from benchmarks.service import region, wait_until
 
-_IDLE_S, _BUSY_S, _LIVELY_S, _VISIBLE_AGAIN_S = 1.0, 0.25, 5.0, 20.0
+_IDLE_S, _BUSY_S, _CHANGING_S, _LIVELY_S, _VISIBLE_AGAIN_S = 1.0, 0.25, 1.5, 5.0, 20.0
 """As `gallery.js` has them."""
 
 
@@ -66,7 +66,9 @@ class Page:
                         self.drawn[task] = version, time.perf_counter()
             if self.status["is_busy"]:
                 changed_at = time.monotonic()
-            wait_s = _BUSY_S if time.monotonic() - changed_at < _LIVELY_S else _IDLE_S
+            quiet_s = time.monotonic() - changed_at
+            again_s = self.status["again_ms"] / 1000
+            wait_s = again_s if quiet_s < _CHANGING_S else _BUSY_S if quiet_s < _LIVELY_S else _IDLE_S
 
 
 def _measure(scene: Scene, submits: int, count: int) -> None:

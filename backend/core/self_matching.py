@@ -40,9 +40,7 @@ def self_matching(
     Returns:
         A difference in [-1, 1]; 0 if nothing is around the mask, or no view covers any of it.
     """
-    radius = max(2, round(RING_SHARE * max(mask.shape)))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    ring = (cv2.dilate(mask.astype(np.uint8), disc) > 0) & ~mask
+    ring = ring_around(mask)
     patches = np.concatenate([view for view, _ in views])
     coverage = np.concatenate([covered for _, covered in views])
     if not ring.any() or float(coverage.sum()) <= 0:
@@ -61,3 +59,18 @@ def self_matching(
     ).posterior
     posterior = map_to_size(found.reshape(features.shape[:2]), (mask.shape[0], mask.shape[1]))
     return float(posterior[mask].mean() - posterior[ring].mean())
+
+
+def ring_around(mask: Mask) -> Mask:
+    """Return the pixels around a mask, (H, W) bool of one that is not empty, up to `RING_SHARE` away."""
+    radius = max(2, round(RING_SHARE * max(mask.shape)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    ring: Mask = np.zeros_like(mask)
+    # A large disc takes long for each pixel: only those that it may reach are looked at.
+    near = tuple(_span(np.flatnonzero(mask.any(axis=axis)), radius) for axis in (1, 0))
+    ring[near] = (cv2.dilate(mask[near].astype(np.uint8), disc) > 0) & ~mask[near]
+    return ring
+
+
+def _span(places: NDArray[np.int64], radius: int) -> slice:
+    return slice(max(0, int(places[0]) - radius), int(places[-1]) + radius + 1)

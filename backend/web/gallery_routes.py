@@ -1,7 +1,9 @@
 """Routes of the gallery: photographs, tiles, what is visible, what changed, and what people decide on tiles."""
 
 import hashlib
+import threading
 import time
+from collections import deque
 from uuid import uuid4
 
 from flask import Blueprint, Response, get_template_attribute, jsonify, request
@@ -26,8 +28,12 @@ from backend.web.request_fields import read_fields, read_flag, read_number, read
 
 _PHOTO_KEPT_S = 3600
 _PENDING_S = 30.0
-_STATUS_KEPT_S = 0.3
+_STATUS_KEPT_S = 0.1
 """Seconds for which pages that ask for the same project get the same answer."""
+_QUICK_MS, _USUAL_MS = 100, 250
+"""Milliseconds until a page on which tiles change asks again: while few pages ask, and else."""
+_MOST_QUICK = 40
+"""Questions of the last second from which on pages ask as usual: ten quick pages."""
 _MOST_STATUSES = 100
 
 
@@ -195,20 +201,26 @@ class GalleryStatus:
         self._projects = projects
         self._queue = queue
         self._kept: dict[ProjectKey, tuple[float, Json]] = {}
+        self._asked: deque[float] = deque(maxlen=_MOST_QUICK)
+        self._lock = threading.Lock()
 
     def of(self, project_key: ProjectKey) -> Json:
         """Return the counter of a project, whether something is under way, and what its propagation waits for.
 
-        `unwritten` is the number of predictions that tiles show and Label Studio does not have yet.
+        `unwritten` is the number of predictions that tiles show and Label Studio does not have yet, `again_ms` the
+        milliseconds after which a page asks again while tiles change.
         """
+        now = time.monotonic()
+        with self._lock:
+            is_crowded = len(self._asked) == _MOST_QUICK and now - self._asked[0] < 1.0
+            self._asked.append(now)
+        again_ms = _USUAL_MS if is_crowded else _QUICK_MS
         kept = self._kept.get(project_key)
-        if kept is not None and time.monotonic() - kept[0] < _STATUS_KEPT_S:
-            return kept[1]
-        answer = self._ask(project_key)
-        if len(self._kept) >= _MOST_STATUSES:
-            self._kept.clear()
-        self._kept[project_key] = (time.monotonic(), answer)
-        return answer
+        if kept is None or now - kept[0] >= _STATUS_KEPT_S:
+            if len(self._kept) >= _MOST_STATUSES:
+                self._kept.clear()
+            kept = self._kept[project_key] = (now, self._ask(project_key))
+        return {**kept[1], "again_ms": again_ms}
 
     def _ask(self, project_key: ProjectKey) -> Json:
         store = self._projects.store

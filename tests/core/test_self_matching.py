@@ -1,12 +1,13 @@
 """Self-matching on drawn feature maps: a mask of one thing finds itself again, a mixed one does not."""
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from backend.core.grid import mask_coverage
 from backend.core.references import MaskUncertainty, blend_uncertainty
-from backend.core.self_matching import self_matching
+from backend.core.self_matching import RING_SHARE, ring_around, self_matching
 from backend.core.types import Mask
 
 OBJECT, GROUND, THIRD = np.eye(3, dtype=np.float32)
@@ -43,6 +44,19 @@ def test_a_mask_of_half_object_and_half_ground_does_not() -> None:
 def test_a_mask_of_everything_has_nothing_around_it() -> None:
     kinds, mask = drawn()
     assert found(kinds, np.ones_like(mask)) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_ring_is_that_of_the_whole_image(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    height, width = (int(side) for side in draw.integers(20, 160, 2))
+    mask = np.zeros((height, width), np.bool_)
+    for _ in range(2):
+        top, left = int(draw.integers(height)), int(draw.integers(width))
+        mask[top : top + int(draw.integers(1, height)), left : left + int(draw.integers(1, width))] = True
+    radius = max(2, round(RING_SHARE * max(mask.shape)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    np.testing.assert_array_equal(ring_around(mask), (cv2.dilate(mask.astype(np.uint8), disc) > 0) & ~mask)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0])

@@ -1,7 +1,8 @@
 """The gallery over fakes: tiles, filters, what is visible, what people decide on tiles."""
 
 from datetime import datetime, timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from backend.core.masks import iou
 from backend.drawing.label_colours import shown_colour
 from backend.drawing.outline_path import path_to_mask
 from backend.jobs import tasks as jobs
+from backend.jobs.queue import JobQueue
 from backend.store.records import PropagationFilter, TilePrediction
+from backend.web import gallery_routes
 from backend.web.maintenance import Maintenance
 from testing.fakes import Backend, draw, png
 
@@ -69,6 +72,35 @@ def test_a_new_reference_changes_visible_tiles_and_label_studio(ready: Backend) 
     assert found[1]["references"] == ["Cat"]
     assert 'data-act="accept"' in found[2]["html"]
     assert 'data-act="accept"' not in found[1]["html"]
+
+
+def test_a_page_asks_quickly_while_few_do(ready: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(gallery_routes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    status = gallery_routes.GalleryStatus(ready.projects, cast(JobQueue, ready.queue))
+
+    def again_ms(asked_every_s: float) -> int:
+        for _ in range(50):
+            now[0] += asked_every_s
+            answer = status.of(ready.label_studio.key)
+        return int(answer["again_ms"])
+
+    assert again_ms(0.1) == 100
+    assert again_ms(0.01) == 250
+    assert again_ms(0.1) == 100
+
+
+def test_a_page_sees_a_change_within_a_tenth_of_a_second(ready: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(gallery_routes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    status = gallery_routes.GalleryStatus(ready.projects, cast(JobQueue, ready.queue))
+    key = ready.label_studio.key
+    before = status.of(key)["counter"]
+    ready.projects.store.tiles.touch(key)
+    now[0] += 0.05
+    assert status.of(key)["counter"] == before
+    now[0] += 0.06
+    assert status.of(key)["counter"] == before + 1
 
 
 def test_only_what_is_visible_is_predicted(ready: Backend) -> None:

@@ -50,7 +50,7 @@ class LiteSegmenter:
         image = embedding["image"].astype(np.uint8, copy=False)
         candidates = []
         # Prompts of one label share its score map: one cut serves them all.
-        cuts: dict[int, Mask] = {}
+        cuts: dict[int, NDArray[np.int32]] = {}
         for index, prompt in enumerate(prompts):
             if prompt.prior is None:
                 scored = _cut_scribble(image, prompt)
@@ -58,7 +58,7 @@ class LiteSegmenter:
                     candidates.append(MaskCandidate(scored.mask, scored.score, index))
                 continue
             if id(prompt.prior) not in cuts:
-                cuts[id(prompt.prior)] = cut_from_prior(image, prompt.prior)
+                cuts[id(prompt.prior)] = _pieces(cut_from_prior(image, prompt.prior))
             mask = _pieces_under(cuts[id(prompt.prior)], prompt.scribble.positive_xy)
             if mask.any():
                 candidates.append(MaskCandidate(mask, float(prompt.prior[mask].mean()), index))
@@ -80,9 +80,13 @@ def _cut_scribble(image: Image, prompt: Prompt) -> ScoredMask | None:
     return regions if is_distinct or is_agreed else strokes
 
 
-def _pieces_under(mask: Mask, points_xy: NDArray[np.float32]) -> Mask:
-    height, width = mask.shape
-    pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
+def _pieces(mask: Mask) -> NDArray[np.int32]:
+    """Return the number of each pixel's connected component, 0 off the mask."""
+    return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1], np.int32)
+
+
+def _pieces_under(pieces: NDArray[np.int32], points_xy: NDArray[np.float32]) -> Mask:
+    height, width = pieces.shape
     x = np.clip(points_xy[:, 0].astype(int), 0, width - 1)
     y = np.clip(points_xy[:, 1].astype(int), 0, height - 1)
     hit = np.unique(pieces[y, x])

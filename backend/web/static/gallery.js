@@ -15,6 +15,7 @@ const problem = document.querySelector("#problem");
 const IDLE_MS = 1000;
 const BUSY_MS = 250;
 // After a change others follow: the tiles of a page are predicted one after the other.
+const CHANGING_MS = 1500;
 const LIVELY_MS = 5000;
 const VISIBLE_AGAIN_MS = 20_000;
 
@@ -114,7 +115,8 @@ async function poll() {
         await drawTiles(tiles().map(idOf));
       }
       if (status.is_busy) changedAt = Date.now();
-      if (Date.now() - changedAt < LIVELY_MS) wait = BUSY_MS;
+      const quiet = Date.now() - changedAt;
+      wait = quiet < CHANGING_MS ? status.again_ms : quiet < LIVELY_MS ? BUSY_MS : IDLE_MS;
       const run = status.propagation;
       document.querySelector("#progress").textContent = run
         ? `Propagation: ${run.finished} of ${run.total} tasks${run.waits ? `, ${run.waits}` : ""}`
