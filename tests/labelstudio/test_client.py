@@ -150,6 +150,7 @@ def _wait_if_old(request: Request, tokens: Tokens, barrier: threading.Barrier) -
 @pytest.mark.parametrize(
     ("token", "message"),
     [("", "got an empty one"), ("  ", "got an empty one"), (jwt(-10, token_type="refresh"), "got an expired one")],
+    ids=["empty", "blank", "expired"],
 )
 def test_an_unusable_token_is_told_at_once(token: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"LABEL_STUDIO_API_KEY.*{message}"):
@@ -270,6 +271,7 @@ def test_a_server_that_says_when_to_come_back_is_not_asked_before(web: Web, monk
 @pytest.mark.parametrize(
     ("told", "expected_s"),
     [("7", 7.0), (format_datetime(datetime.now(UTC) - timedelta(hours=1)), 0.0), ("soon", None), ("", None)],
+    ids=["seconds", "date", "neither", "empty"],
 )
 def test_retry_after_is_seconds_or_a_date(told: str, expected_s: float | None) -> None:
     assert retry_after_s({"Retry-After": told}) == expected_s
@@ -299,7 +301,7 @@ def test_a_label_studio_that_is_down_or_silent_is_unavailable(web: Web) -> None:
         client.version()
 
 
-@pytest.mark.parametrize("token", [LEGACY, PAT])
+@pytest.mark.parametrize("token", [LEGACY, PAT], ids=["legacy", "personal"])
 def test_no_token_is_in_any_message_or_log(web: Web, token: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     client = LabelStudioClient(web.url, token)

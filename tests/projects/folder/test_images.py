@@ -91,11 +91,12 @@ def test_a_folder_that_fails_is_said_and_the_others_are_shown(tmp_path: Path, mo
             raise PermissionError(13, "Permission denied")
         return scan(folder)
 
-    monkeypatch.setattr(os, "scandir", refuse)
-    found = find_images(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        found = find_images(tmp_path)
+        with pytest.raises(BadInputError, match="Permission denied"):
+            find_images(tmp_path / "closed")
     assert ([name_of(path) for path in found.paths], found.notes) == (["a.png"], ("the folder closed cannot be read",))
-    with pytest.raises(BadInputError, match="Permission denied"):
-        find_images(tmp_path / "closed")
 
 
 def test_only_files_of_the_folder_are_read(tmp_path: Path) -> None:
