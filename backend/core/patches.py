@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +19,7 @@ _SAMPLED_PATCHES = slice(0, 512, 16)
 _ROW_BITS = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class PatchSummary:
     """Summary of a reference's patches: all that a bank needs before it reads any of them.
 
@@ -103,7 +105,7 @@ class DrawnPatches:
     """
 
     def __init__(self, digests: Sequence[bytes], owners: Indices, rows: Indices, patches: PatchRows) -> None:
-        self._numbers = {digest: number for number, digest in enumerate(digests)}
+        self._numbers = dict(zip(digests, range(len(digests)), strict=True))
         keys = (owners << _ROW_BITS) | rows
         self._order = np.argsort(keys)
         self._keys = keys[self._order]
@@ -116,7 +118,7 @@ class DrawnPatches:
 
     def find(self, digests: Sequence[bytes], owners: Indices, rows: Indices) -> Indices:
         """Return where in `patches` each of some patches is, (M,); -1 if it is not there."""
-        numbers = np.array([self._numbers.get(digest, -1) for digest in digests], np.int64)
+        numbers = np.array(list(map(self._numbers.get, digests, repeat(-1))), np.int64)
         keys = (numbers[owners] << _ROW_BITS) | rows
         places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         return np.where(self._keys[places] == keys, self._order[places], -1)
@@ -141,7 +143,7 @@ class PatchesDrawnBefore:
 
     def read(self, owners: Indices, rows: Indices) -> PatchRows:
         """Return patches, see `PatchSource`; the features as float32."""
-        digests = [one.content_digest for one in self.summaries]
+        digests = list(map(attrgetter("content_digest"), self.summaries))
         if self._last is None:
             read = self._source.read(owners, rows)
             found = replace(read, features=np.ascontiguousarray(read.features, np.float32))

@@ -19,7 +19,7 @@ _BYTES_A_ROW = 1900
 """Bound of a row of the table, unless a single patch is larger; see `tables.reference_patches`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class PackedSummary:
     """A summary, and how the patches that it is of are packed.
 

@@ -91,9 +91,19 @@ class ReferenceStore(Database):
 
     def references_digest(self, project_key: ProjectKey, labels: Collection[str] | None, signature: str) -> str:
         """sha256 over the references' digests: the same references give the same one, whatever the order or process."""
-        wanted = sa.select(tables.references.c.digest).where(*_references_where(project_key, labels, signature))
-        digests = sorted(digest for (digest,) in self.read(wanted))
-        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        return self.references_digest_and_labels(project_key, labels, signature)[0]
+
+    def references_digest_and_labels(
+        self, project_key: ProjectKey, labels: Collection[str] | None, signature: str
+    ) -> tuple[str, list[str]]:
+        """Return what `references_digest` and `reference_labels` return, from one query."""
+        columns = tables.references.c
+        # One row per label: of thousands of references, a row each takes four times as long.
+        digests = sa.func.aggregate_strings(columns.digest, ",").label("digests")
+        wanted = sa.select(columns.label, digests).where(*_references_where(project_key, labels, signature))
+        rows = self.read(wanted.group_by(columns.label).order_by(columns.label))
+        in_order = sorted(digest for row in rows for digest in row.digests.split(","))
+        return hashlib.sha256("\n".join(in_order).encode()).hexdigest(), [row.label for row in rows]
 
     def reference_labels(self, project_key: ProjectKey, labels: Collection[str] | None, signature: str) -> list[str]:
         """Return the labels that have references of these models, of all labels or of some, in order."""

@@ -13,6 +13,7 @@ from backend.core.arrays import unit as unit_length
 from backend.core.matching import ReferenceBank, match_posterior, match_posteriors
 from backend.core.memory_bank import build_bank, with_classifier
 from backend.core.patch_classifier import (
+    CONSTANT_SCALE,
     GRADIENT_BOUND,
     RIDGE,
     PatchClassifier,
@@ -69,8 +70,15 @@ def test_the_fit_is_the_optimum_of_its_definition() -> None:
     b = ((1 - inside) * weight / np.sqrt(((1 - inside) * weight).sum())).astype(np.float64)
     # The derivative by <v, f> + b of a log(1 + exp(-z)) + b log(1 + exp(z)).
     slope = (a + b) / (1 + np.exp(-odds)) - a
-    assert np.abs(slope @ features + RIDGE * direction).max() < 1.01 * GRADIENT_BOUND
-    assert abs(slope.sum()) < 1.01 * GRADIENT_BOUND
+    mean = (a + b) @ features / (a + b).sum()
+    assert np.abs(slope @ (features - mean) + RIDGE * direction).max() < 1.01 * GRADIENT_BOUND
+    assert abs(slope.sum()) * CONSTANT_SCALE < 1.01 * GRADIENT_BOUND
+    # No better coefficients are near: Newton's step in float64 changes the log-odds of no patch by much.
+    both = np.column_stack([features, np.ones(len(features))])
+    bent = both.T @ (both * ((a + b) / (2 + np.exp(odds) + np.exp(-odds)))[:, None])
+    bent[:-1, :-1] += RIDGE * np.eye(DIMS)
+    step = np.linalg.solve(bent, np.append(slope @ features + RIDGE * direction, slope.sum()))
+    assert np.abs(both @ step).max() < 0.05
 
 
 def test_several_references_show_which_channel_counts() -> None:

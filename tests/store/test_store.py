@@ -345,6 +345,18 @@ class TestPatches:
             (kept,) = known.values()
             assert any(one is kept for one in snapshot.references.values())
 
+    def test_references_come_by_label_and_digest_without_those_that_are_gone(self, store: Store) -> None:
+        new = [new_reference(seed, label=label) for seed, label in enumerate(("stem", "leaf", "leaf", "leaf", "stem"))]
+        for number, one in enumerate(new):
+            store.replace_references(annotation(number), [one])
+        with store.patches(KEY, labels=["leaf", "stem"], signature=SIGNATURE, known={}) as snapshot:
+            known = snapshot.references
+        store.replace_references(annotation(2), [])
+        left = sorted((one for number, one in enumerate(new) if number != 2), key=lambda one: (one.label, one.digest))
+        with store.patches(KEY, labels=["leaf", "stem"], signature=SIGNATURE, known=known) as snapshot:
+            found = [one.image_sha256 for one in snapshot.references.values()]
+        assert found == [one.image_sha256 for one in left]
+
     def test_thin_references_keep_their_patches_at_twice_the_size(self, store: Store) -> None:
         thin, thick = new_reference(1), new_reference(2)
         rng = np.random.default_rng(3)
@@ -474,6 +486,9 @@ class TestDigest:
         assert digest(store, ["leaf"]) == before
         assert digest(store) == digest(store, ["stem", "leaf"]) != before
         assert digest(store, []) == store.references_digest("9.9", None, SIGNATURE)
+        assert store.reference_labels(KEY, None, SIGNATURE) == ["leaf", "stem"]
+        both = store.references_digest_and_labels(KEY, ["stem", "leaf", "root"], SIGNATURE)
+        assert both == (digest(store), ["leaf", "stem"])
 
     @pytest.mark.slow
     def test_survives_a_restart_and_is_the_same_in_another_process(self, store: Store, url: str) -> None:

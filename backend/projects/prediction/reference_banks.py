@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -109,7 +110,7 @@ class PredictionContext:
         return {label: one for label, one in self.refiners.items() if label in self.banks.get(tag_name, {})}
 
 
-_BankKey = tuple[str, tuple[bytes, ...]]
+_BankKey = tuple[str, bytes]
 
 
 class _Loader:
@@ -210,9 +211,9 @@ class ReferenceBanks:
         parts = [signature, self._calibration]
         if project is not None:
             parts.append(match_options(self._settings, project).digest())
-            parts.append(self._store.references_digest(project.key, wanted, signature))
+            digest, found = self._store.references_digest_and_labels(project.key, wanted, signature)
+            parts.append(digest)
             if config is not None:
-                found = self._store.reference_labels(project.key, wanted, signature)
                 parts += [place for label in found for place in _places(config, label)]
                 parts += self._text_parts(project, config, wanted, found)
             parts += to_version(refiners)
@@ -337,8 +338,8 @@ class ReferenceBanks:
         ) as snapshot:
             by_tag: dict[tuple[str, str], list[PatchedReference]] = {}
             by_mark: dict[tuple[str, str], list[PatchedReference]] = {}
-            for reference in snapshot.references.values():
-                by_mark.setdefault((reference.image_tag, reference.label), []).append(reference)
+            for mark, alike in groupby(snapshot.references.values(), attrgetter("image_tag", "label")):
+                by_mark.setdefault(mark, []).extend(alike)
             for (marked_on, label), marked in by_mark.items():
                 for tag_name in config.served_by(marked_on, label):
                     by_tag.setdefault((tag_name, label), []).extend(marked)
@@ -347,7 +348,8 @@ class ReferenceBanks:
             for (tag_name, label), references in by_tag.items():
                 if all(one.packed.summary.mean_object is None for one in references):
                     continue  # all that is known is where the label is not
-                bank_key = (options.digest(), tuple(sorted(one.packed.summary.content_digest for one in references)))
+                digests = sorted(map(attrgetter("packed.summary.content_digest"), references))
+                bank_key = (options.digest(), b"".join(digests))
                 bank = made.get(bank_key) or (last.by_references.get(bank_key) if last is not None else None)
                 try:
                     if bank is None:
