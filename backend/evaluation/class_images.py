@@ -36,7 +36,10 @@ class ClassImages:
         """Return the reference made of an image and its mask."""
         if path not in self._references:
             image, mask = read_image(path), read_mask(path)
-            self._references[path] = self._engine.describe(
-                image, self.encoded(path), mask, is_complete=self._is_complete
-            )
+            encoded = self.encoded(path)
+            described = self._engine.describe(image, encoded, mask, is_complete=self._is_complete)
+            self._references[path] = described
+            if described.fine is not None and encoded.fine_features is None:
+                # Just made, and wanted again where this reference is left out.
+                self._encoded[path] = self._engine.add_fine_features(encoded, image)
         return self._references[path]
