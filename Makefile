@@ -46,8 +46,13 @@ test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## everything t
 	$(BIN)/python -m pytest -m "not e2e"
 	$(BIN)/python -m pytest -m e2e
 
+# Databases and caches of tests lie in memory, where a flush is free, and their folders go when a test has passed. Bytecode
+# is kept even if the environment says not to: each process would rewrite the assertions of every file again.
+IN_MEMORY = $(if $(shell test -w /dev/shm && echo yes),PYTEST_DEBUG_TEMPROOT=/dev/shm)
+
 fast: .venv/installed-dev ## what most changes need, in three to four minutes: all tests but the slow and the end-to-end ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not e2e and not slow" --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(IN_MEMORY) $(BIN)/python -m pytest -q -m "not e2e and not slow" \
+	  --numprocesses auto --dist worksteal
 
 coverage: .venv/installed-dev ## which lines of the backend are run by no test but end-to-end ones
 	$(BIN)/python -m coverage run -m pytest -q -m "not e2e"

@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a backend over fakes, in a folder of its own."""
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -13,6 +14,17 @@ from tests import postgres
 
 _NOT_FOR_WANT_OF_A_PACKAGE = ("data sets", "this machine does not allow", "SOFTMATCHER_TEST_FULL_SAM", "no CUDA device")
 """What CI may skip: what no package brings, what a sandbox forbids, minutes of full-size models, a GPU."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What importing leaves is there to stay: the garbage collector looks at it neither meanwhile nor in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
