@@ -1,12 +1,14 @@
 """What do a service at rest and a command that starts cost, in memory and processor time?
 
-    python -m benchmarks.at_rest [--tree DIR] [--json FILE]
+    python -m benchmarks.at_rest [--tree DIR] [--commands-in-turns-with DIR] [--json FILE]
 
 A service of profile `lite` is started with a store of its own and without a queue. Once its models are ready it is left
 alone for some seconds. Printed are the resident memory of its process, the same with shared pages divided by the
 processes that share them (PSS), and the processor time until then; then that of each command, which ends because there
 is no such project.
-`--tree` measures another checkout, for a comparison. Modules are compiled once before, as after a first start.
+`--tree` measures another checkout, for a comparison. `--commands-in-turns-with` measures only the commands, in turns
+with those of another checkout: the least of sixteen starts of each. Modules are compiled once before, as after a first
+start.
 """
 
 import argparse
@@ -35,16 +37,21 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--commands-in-turns-with", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    trees = [given.tree] if given.commands_in_turns_with is None else [given.commands_in_turns_with, given.tree]
     with tempfile.TemporaryDirectory() as folder:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/compiled"
         figures: dict[str, Any] = {}
         for command in COMMANDS:
-            figures[f"{command}_s"] = min(start_seconds(given.tree, command, folder) for _ in range(6))
-        measure_service(given.tree)
-        figures |= measure_service(given.tree)
+            starts = [[start_seconds(tree, command, folder) for tree in trees] for _ in range(16)]
+            for tree, seconds in zip(trees, zip(*starts, strict=True), strict=True):
+                figures[f"{tree.resolve()} {command}_s" if len(trees) > 1 else f"{command}_s"] = min(seconds)
+        if len(trees) == 1:
+            measure_service(given.tree)
+            figures |= measure_service(given.tree)
     for name, value in figures.items():
         print(f"{name}: {value:.2f}")
     if given.json is not None:

@@ -127,7 +127,7 @@ def _export(url: str, folder: str, format_: str, stop_after: int | None, results
 
     settings = load_settings(label_studio_url=url, label_studio_api_key="benchmark", data_dir=f"{folder}/data")
     projects = open_projects(settings)
-    project = open_project(projects, 1)
+    project = open_project(projects, 1, projects.banks.version_of)
     seen, early_mb = 0, 0.0
 
     def on_task() -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from backend.exports.importing import ImportReport
     from backend.exports.options import ExportOptions
     from backend.exports.reading import ExportedProject
+    from backend.labelstudio.label_config import LabelConfig
     from backend.projects.composition import Projects
+    from backend.projects.stored_projects import StoredProjects
     from backend.settings import Settings
+    from backend.store import ProjectRecord
     from backend.store.records import ProjectKey
 
 _THREADS = 8
@@ -75,6 +79,39 @@ def opened_projects(settings: "Settings") -> "Iterator[Projects]":
 
 
 @contextmanager
+def opened_stored_projects(settings: "Settings") -> "Iterator[StoredProjects]":
+    """Open the backend's store and connections without its models, and close them at the end."""
+    from backend.projects.stored_projects import open_stored_projects
+
+    projects = open_stored_projects(settings)
+    try:
+        yield projects
+    finally:
+        projects.close()
+
+
+def _version_of(
+    projects: "StoredProjects", project: "ProjectRecord | None", signature: str, config: "LabelConfig"
+) -> str:
+    # Imported here: a project without references needs nothing that predicts, which takes a tenth of a second.
+    full = _with_models(projects)
+    return full.banks.version_of(project, signature, config)
+
+
+def _with_models(projects: "StoredProjects") -> "Projects":
+    from backend.metrics import Metrics
+    from backend.projects.composition import Projects
+    from backend.projects.model_host import Models
+
+    if isinstance(projects, Projects):
+        return projects
+    metrics = Metrics()
+    return Projects(
+        projects.settings, projects.store, metrics, Models(projects.settings, metrics), projects.connections
+    )
+
+
+@contextmanager
 def progress_bar(total: int, what: str) -> Iterator[Callable[[], None]]:
     """Show a bar on the terminal; gives what is to be called after each step."""
     from rich.console import Console
@@ -100,8 +137,8 @@ def _export(settings: "Settings", project_id: int, options: "ExportOptions", out
     from backend.exports.exporter import export_to_folder
     from backend.exports.reading import count_candidates, open_project
 
-    with opened_projects(settings) as projects:
-        project = open_project(projects, project_id)
+    with opened_stored_projects(settings) as projects:
+        project = open_project(projects, project_id, partial(_version_of, projects))
         with progress_bar(count_candidates(project, options), "tasks") as on_task:
             if out.suffix.lower() == ".zip":
                 report = _export_zip(settings, project, options, out, on_task)
@@ -188,8 +225,8 @@ def _import_masks(
     from backend.exports.mask_files import find_masks
     from backend.exports.reading import open_project
 
-    with opened_projects(settings) as projects:
-        project = open_project(projects, project_id)
+    with opened_stored_projects(settings) as projects:
+        project = open_project(projects, project_id, partial(_version_of, projects))
         typer.echo(f"reading {folder}", err=True)
         found = find_masks(folder, project.config)
         report = ImportReport()
@@ -203,7 +240,7 @@ def _import_masks(
             raise
         _tell_import(report, is_dry_run=is_dry_run)
         if with_references and not is_dry_run:
-            report.problems.extend(_ingest(projects, project.key, report.annotations))
+            report.problems.extend(_ingest(_with_models(projects), project.key, report.annotations))
     return not report.problems
 
 

@@ -20,9 +20,11 @@ from backend.exports.splits import split_of
 from backend.labelstudio.budget import ReadingBudget
 from backend.labelstudio.codec import Region, read_regions
 from backend.labelstudio.label_config import ImageTag, LabelConfig, parse_label_config
-from backend.projects.composition import Projects, key_of_project
 from backend.projects.options import background_labels_of
+from backend.projects.project_key import key_of_project
+from backend.projects.stored_projects import StoredProjects
 from backend.projects.task_source import ImageFiles, TaskSource
+from backend.store import ProjectRecord, Store
 from backend.store.records import ProjectKey
 
 logger = logging.getLogger(__name__)
@@ -80,8 +82,17 @@ class ExportedProject:
         )
 
 
-def open_project(projects: Projects, project_id: int) -> ExportedProject:
+VersionOf = Callable[[ProjectRecord | None, str, LabelConfig], str]
+"""Project, signature, label config -> model_version; see `ReferenceBanks.version_of`."""
+
+
+def open_project(projects: StoredProjects, project_id: int, version_of: VersionOf) -> ExportedProject:
     """Ask Label Studio for a project; this backend need not be connected to it.
+
+    Args:
+        projects: of this backend.
+        project_id: in Label Studio.
+        version_of: only asked if the project has references.
 
     Raises:
         NotFoundError: there is none of this id.
@@ -99,7 +110,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
         config=config,
         client=projects.tasks_for(key),
         fetcher=projects.fetcher_for(key),
-        references=ReferenceIndex(projects, key, config),
+        references=ReferenceIndex(projects.store, key, config, version_of),
         max_pixels=int(projects.settings.max_image_mpx * 1e6),
         background=background_labels_of(config, projects.settings),
     )
@@ -108,8 +119,7 @@ def open_project(projects: Projects, project_id: int) -> ExportedProject:
 class ReferenceIndex:
     """Which references of this backend belong to an annotation or a prediction. Without any, all answers are ()."""
 
-    def __init__(self, projects: Projects, project_key: ProjectKey, config: LabelConfig) -> None:
-        store = projects.store
+    def __init__(self, store: Store, project_key: ProjectKey, config: LabelConfig, version_of: VersionOf) -> None:
         signatures = {each.annotation_id: each.signature for each in store.annotations(project_key)}
         self._of_annotation: dict[tuple[int, str], list[int]] = {}
         by_signature: dict[tuple[str, str], list[int]] = {}
@@ -119,8 +129,7 @@ class ReferenceIndex:
             by_signature.setdefault((signature, reference.label), []).append(reference.id)
         project = store.project(project_key)
         self._of_prediction = {
-            (projects.banks.version_of(project, signature, config), label): ids
-            for (signature, label), ids in by_signature.items()
+            (version_of(project, signature, config), label): ids for (signature, label), ids in by_signature.items()
         }
 
     def of_annotation(self, annotation_id: int, label: str) -> tuple[int, ...]:

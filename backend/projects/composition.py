@@ -37,8 +37,8 @@ from backend.projects.propagation.work import PropagationWork
 from backend.projects.quality.quality import Quality
 from backend.projects.references.line_labels import LineLabels
 from backend.projects.references.references import References
+from backend.projects.stored_projects import StoredProjects, open_store
 from backend.projects.task_order import TaskOrder
-from backend.projects.task_source import ImageFiles, TaskSource
 from backend.projects.text_references import LoadTextEncoder, TextReferences
 from backend.projects.thumbnails import Thumbnails
 from backend.projects.tiles import Tiles
@@ -52,11 +52,10 @@ _SIGNATURE_WAIT_S = 2.0
 """/setup has 3 s: a service that just started answers that it is still loading before Label Studio gives up."""
 
 
-class Projects:
+class Projects(StoredProjects):
     """All projects of one backend. Threads share it; what lasts is in the store.
 
     Attributes:
-        connections: to the places where tasks are.
         references: ingests annotations.
         texts: phrases of labels.
         prefetch: encodes images that may be opened soon.
@@ -86,11 +85,9 @@ class Projects:
         connections: Connections,
         load_text_encoder: LoadTextEncoder | None = None,
     ) -> None:
-        self.settings = settings
-        self.store = store
+        super().__init__(settings, store, connections)
         self.metrics = metrics
         self.models = models
-        self.connections = connections
         images = TaskImages(models, metrics, max_pixels=int(settings.max_image_mpx * 1e6))
         load = load_text_encoder or partial(load_configured_text_encoder, settings)
         self.texts = TextReferences(settings, store, models, load)
@@ -264,22 +261,6 @@ class Projects:
         """
         return self.connections.label_studio(project_key)
 
-    def tasks_for(self, project_key: ProjectKey) -> TaskSource:
-        """Return the tasks of a project.
-
-        Raises:
-            ConfigurationError: there is no token.
-        """
-        return self.connections.client(project_key)
-
-    def fetcher_for(self, project_key: ProjectKey) -> ImageFiles:
-        """Return the files of a project's images.
-
-        Raises:
-            ConfigurationError: there is no token.
-        """
-        return self.connections.fetcher(project_key)
-
     def connected_urls(self) -> list[tuple[str, str]]:
         """Return the projects that called /setup since the start, with the address at which they reach this backend."""
         with self._lock:
@@ -288,8 +269,7 @@ class Projects:
     def close(self) -> None:
         """Close connections, and end the prefetch."""
         self.prefetch.close()
-        self.connections.close()
-        self.store.close()
+        super().close()
 
 
 def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: int = 1) -> Projects:
@@ -303,9 +283,7 @@ def open_projects(settings: Settings, *, calls_at_a_time: int = 1, processes: in
     Raises:
         ConfigurationError, StoreUnavailableError: the store cannot be opened.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    store = Store(settings.store_url)
-    store.create_tables()
+    store = open_store(settings)
     metrics = Metrics()
     models = Models(settings, metrics, calls_at_a_time=calls_at_a_time, processes=processes)
     return Projects(settings, store, metrics, models, LabelStudioConnections(settings, store))

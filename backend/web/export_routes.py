@@ -32,7 +32,7 @@ def create_export_routes(projects: Projects) -> Blueprint:
     @routes.get("/projects/<int:project_id>/export")
     def export(project_id: int) -> Response:
         options = options_from_texts(request.args)
-        project = open_project(projects, project_id)
+        project = open_project(projects, project_id, projects.banks.version_of)
         if not one_at_a_time.acquire(blocking=False):
             raise ConflictError("an export is being downloaded already: wait for its end, or use the command line")
         chunks = _Download(project, options, projects.settings).start(one_at_a_time.release)

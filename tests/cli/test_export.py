@@ -32,7 +32,7 @@ def filled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
         yield backend.projects
 
     # The package's attribute of that name is the command itself.
-    monkeypatch.setattr(sys.modules["backend.cli.export"], "opened_projects", opened)
+    monkeypatch.setattr(sys.modules["backend.cli.export"], "opened_stored_projects", opened)
     return backend
 
 

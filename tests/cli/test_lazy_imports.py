@@ -11,6 +11,8 @@ HEAVY = (
     "matplotlib", "label_studio_sdk", "sqlalchemy.dialects.postgresql", "rich",
 )  # fmt: skip
 """Packages that take a tenth of a second or more, or much memory."""
+PREDICTING = ("backend.engine.softmatcher", "backend.projects.prediction.predictor", "backend.projects.composition")
+"""Modules of this backend that, together, take a tenth of a second."""
 
 CODE = f"""
 import sys
@@ -19,7 +21,7 @@ try:
     app(sys.argv[1:])
 except BaseException as error:
     ended = repr(error)
-print(ended, "loaded:", *[name for name in {HEAVY} if name in sys.modules])
+print(ended, "loaded:", *[name for name in {HEAVY + PREDICTING} if name in sys.modules])
 """
 
 

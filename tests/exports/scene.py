@@ -88,7 +88,7 @@ def fill(label_studio: FakeLabelStudio) -> None:
 
 
 def opened(backend: Backend) -> ExportedProject:
-    return open_project(backend.projects, 1)
+    return open_project(backend.projects, 1, backend.projects.banks.version_of)
 
 
 def export(backend: Backend, out: Path, **told: str) -> Report:
