@@ -30,7 +30,7 @@ _PHOTO_KEPT_S = 3600
 _PENDING_S = 30.0
 _STATUS_KEPT_S = 0.1
 """Seconds for which pages that ask for the same project get the same answer."""
-_QUICK_MS, _USUAL_MS = 100, 250
+_QUICK_MS, _USUAL_MS = 150, 250
 """Milliseconds until a page on which tiles change asks again: while few pages ask, and else."""
 _MOST_QUICK = 40
 """Questions of the last second from which on pages ask as usual: ten quick pages."""
