@@ -192,9 +192,14 @@ class ColourSoftmatcher:
         encoded: EncodedImage,
         references: Mapping[str, ReferenceBank | Sequence[Reference]],
         options: MatchOptions | None = None,
+        *,
+        is_matched_again: bool = False,
         **refining: Any,
     ) -> Any:
         return encoded, references, options, refining
+
+    def forget_products(self) -> None:
+        pass
 
     def segment_planned(self, plans: Sequence[Any]) -> list[Callable[[], list[LabelMask]]]:
         return [partial(self.segment, *plan[:3], **plan[3]) for plan in plans]

@@ -195,9 +195,34 @@ def match_posterior(
     floor = similarity_floor / temperature
     highest = amax(logits, 0, keepdims=True).clip(min=floor)
     logits -= highest
-    weights = exp_in_place(logits)
+    return _map_of_terms(bank, target, exp_in_place(logits), exp(floor - highest[0]))
+
+
+def match_products(
+    bank: ReferenceBank,
+    target: Array,
+    products: Array,
+    /,
+    *,
+    temperature: float,
+    similarity_floor: float = -1.0,
+) -> ScoreMap:
+    """Return what `match_posterior` does, bit for bit, if S / tau is known.
+
+    Args:
+        bank: as `match_posterior`; it and the target are matchable.
+        target: likewise.
+        products: (R, T) float32: S / tau; not written to.
+        temperature: as `match_posterior`.
+        similarity_floor: likewise.
+    """
+    floor = similarity_floor / temperature
+    highest = amax(products, 0, keepdims=True).clip(min=floor)
+    return _map_of_terms(bank, target, exp_in_place(products - highest), exp(floor - highest[0]))
+
+
+def _map_of_terms(bank: ReferenceBank, target: Array, weights: Array, rest: Array) -> ScoreMap:
     sums = stack([balanced_mass(bank.foreground), balanced_mass(bank.background)]) @ weights
-    rest = exp(floor - highest[0])
     posterior = (sums[0] / (sums.sum(axis=0) + rest)).clip(0.0, 1.0)
     return blended(bank, posterior, target)
 

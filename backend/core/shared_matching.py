@@ -99,7 +99,7 @@ def share_patches(labels: Sequence[LabelPatches]) -> SharedPatches:
     counts = [len(one.features) for one in labels]
     starts = np.concatenate([[0], np.cumsum(counts)])
     # Of all rows in a row: the number of the first one that is the same.
-    digests = np.concatenate([_row_digests(one.features) for one in labels])
+    digests = np.concatenate([row_digests(one.features) for one in labels])
     _, first, number = np.unique(digests, return_index=True, return_inverse=True)
     owner = first[number]
     for index, one in enumerate(labels):
@@ -156,7 +156,8 @@ def sum_labels(shared: SharedPatches, target: Floats, *, temperature: float, sim
     return LabelSums(sums[:count], sums[count:], shared.totals, rest)
 
 
-def _row_digests(features: Floats) -> NDArray[np.uint64]:
+def row_digests(features: Floats) -> NDArray[np.uint64]:
+    """Return a digest of each row, (R,) for (R, D): rows of the same bits have the same, others hardly ever."""
     words = np.ascontiguousarray(features, np.float32).view(np.uint32)
     factors = np.random.default_rng(0).integers(1, 1 << 63, words.shape[1], np.uint64) | np.uint64(1)
     digests = np.empty(len(words), np.uint64)

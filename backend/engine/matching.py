@@ -21,12 +21,14 @@ from backend.core.arrays import (
     to_numpy,
 )
 from backend.core.feature_scale import FeatureScale
+from backend.core.known_products import KnownProducts
 from backend.core.matchers import MATCHERS, TENSOR_MATCHERS, make_matcher
 from backend.core.matching import (
     ReferenceBank,
     ScoreMap,
     blended,
     match_posteriors,
+    match_products,
     require_matchable,
     with_others_as_background,
 )
@@ -67,6 +69,8 @@ class Matching:
         self._space = ObjectFeatureSpace(space.channels, to_numpy(space.typical))
         self._space_on_device = ObjectFeatureSpace(space.channels, to_device(space.typical, device))
         self._device = device
+        self.products = KnownProducts()
+        """Of targets that are matched again."""
         self._intra_reference_similarities: WeakKeyDictionary[ReferenceBank, float] = WeakKeyDictionary()
         self._shared_patches: WeakKeyDictionary[ReferenceBank, tuple[tuple[ref[ReferenceBank], ...], SharedPatches]] = (
             WeakKeyDictionary()
@@ -112,6 +116,7 @@ class Matching:
         *,
         is_apart: bool = False,
         sums: LabelSums | None = None,
+        is_matched_again: bool = False,
     ) -> LabelMatches:
         """Return each label's score map, all its sources joined.
 
@@ -122,6 +127,7 @@ class Matching:
             is_apart: whether each label is matched as if it were alone; otherwise it takes the others' objects as
                 background.
             sums: of an earlier match of the same labels with the same target, if it had any.
+            is_matched_again: the target will be matched with the label's next bank; what they have in common is kept.
 
         Raises:
             ConfigurationError: no such matcher.
@@ -133,12 +139,12 @@ class Matching:
             )
         device = self._device_of(options)
         try:
-            return self._match_on(device, encoded, labels, options, is_apart, sums)
+            return self._match_on(device, encoded, labels, options, is_apart, sums, is_matched_again)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.warning("%s: not enough memory for matching, it runs on the CPU; free the device", device)
-            return self._match_on(CPU, encoded, labels, options, is_apart, sums)
+            return self._match_on(CPU, encoded, labels, options, is_apart, sums, is_matched_again=False)
 
     def log_odds(
         self,
@@ -171,6 +177,7 @@ class Matching:
         options: MatchOptions,
         is_apart: bool,
         sums: LabelSums | None,
+        is_matched_again: bool,
     ) -> LabelMatches:
         grid = encoded.features.shape[:2]
         target = as_float32(to_device(encoded.features.reshape(-1, encoded.features.shape[2]), device))
@@ -184,6 +191,8 @@ class Matching:
         if sums is not None:
             made = sums.alone if is_apart else sums.beside
             scored = [blended(bank, made(number), target) for number, bank in enumerate(bound)]
+        elif is_matched_again and len(bound) == 1 and options.matcher == "posterior" and not is_tensor(target):
+            scored = [self._score_again(encoded, bound[0], target, options)]
         else:
             groups = [[bank] for bank in bound] if is_apart else [bound]
             scored = [one for group in groups for one in self._score(group, target, options)]
@@ -246,6 +255,16 @@ class Matching:
             )
         matcher = make_matcher(options.matcher, scale)
         return [matcher(bank, target) for bank in with_others_as_background(banks)]
+
+    def _score_again(
+        self, encoded: EncodedImage, bank: ReferenceBank, target: Array, options: MatchOptions
+    ) -> ScoreMap:
+        scale = self._scale_of(options)
+        require_matchable(bank, target, scale.temperature)
+        products = self.products.multiply(encoded, bank.features, target, scale.temperature)
+        return match_products(
+            bank, target, products, temperature=scale.temperature, similarity_floor=scale.similarity_floor
+        )
 
     def bank(self, references: LabelReferences, options: MatchOptions) -> ReferenceBank:
         """Return what `gather` makes of references, or already made."""

@@ -37,10 +37,17 @@ class Segmentation:
         self._masks = masks
         self._stage = stage
 
-    def plan(self, encoded: EncodedImage, labels: Sequence[LabelToFind], options: MatchOptions) -> ImagePlan:
-        """Match a target with each label apart, and make the prompts of its labels."""
+    def plan(
+        self,
+        encoded: EncodedImage,
+        labels: Sequence[LabelToFind],
+        options: MatchOptions,
+        *,
+        is_matched_again: bool = False,
+    ) -> ImagePlan:
+        """Match a target with each label apart, and make the prompts of its labels; see `Matching.match`."""
         with self._stage("match"):
-            matches = self._matching.match(encoded, labels, options, is_apart=True)
+            matches = self._matching.match(encoded, labels, options, is_apart=True, is_matched_again=is_matched_again)
         plan = replace(self._masks.plan(encoded, matches.labels, options), sums=matches.sums)
         return self._with_fine(plan, encoded, labels, options)
 

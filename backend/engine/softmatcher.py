@@ -294,8 +294,13 @@ class Softmatcher:
         sources: Mapping[str, Sequence[ScoreSource]] | None = None,
         refiners: Mapping[str, Refiner] | None = None,
         pixels: Image | None = None,
+        is_matched_again: bool = False,
     ) -> SegmentationPlan:
-        """Match a target and make its prompts: the first part of `segment`, with its arguments and errors."""
+        """Match a target and make its prompts: the first part of `segment`, with its arguments and errors.
+
+        With `is_matched_again` the products with the references' patches are kept: some 8 MB of a target, which make
+        its next match quicker. `forget_products` frees them.
+        """
         self._require_own(encoded)
         chosen = options or self._options
         if refiners and (pixels is None or pixels.shape[:2] != encoded.size_hw):
@@ -305,8 +310,12 @@ class Softmatcher:
         if min(encoded.size_hw) < MINIMUM_SIDE_PX:
             labels = ()
         encoded = self._fine.added_to(encoded, references, pixels) if labels else encoded
-        image = self._segmentation.plan(encoded, labels, chosen) if labels else None
+        image = self._segmentation.plan(encoded, labels, chosen, is_matched_again=is_matched_again) if labels else None
         return SegmentationPlan(encoded, labels, chosen, image, refiners or {}, pixels)
+
+    def forget_products(self) -> None:
+        """Forget what `plan` kept of targets that are matched again."""
+        self._matching.products.forget()
 
     def segment_planned(self, plans: Sequence[SegmentationPlan]) -> list[Callable[[], list[LabelMask]]]:
         """Segment several planned targets, whose decoder passes are shared: the second part of `segment`.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
+from backend.core.known_products import KEPT_S
 from backend.engine.loading import load_softmatcher
 from backend.engine.softmatcher import Softmatcher
 from backend.engine.stages import OnStage
@@ -20,7 +21,7 @@ from backend.models.loading import ModelSource
 from backend.models.openvino_runtime import has_openvino
 from backend.models.text.loading import load_text_encoder
 from backend.models.text.protocol import TextEncoder
-from backend.projects.idle_memory import IdleMemory
+from backend.projects.idle_memory import IdleMemory, trim_memory
 from backend.projects.model_scheduler import ModelScheduler
 from backend.settings import Settings
 
@@ -70,7 +71,17 @@ class Models:
         self._text_cache: FeatureCache | None = None
         self._failure: str | None = None
         self._failed_at = 0.0
-        self.scheduler = ModelScheduler(metrics, at_a_time=calls_at_a_time, on_release=IdleMemory().used)
+        self._memory, self._products = IdleMemory(), IdleMemory(idle_s=KEPT_S, trim=self._forget_products)
+        self.scheduler = ModelScheduler(metrics, at_a_time=calls_at_a_time, on_release=self._used)
+
+    def _used(self) -> None:
+        self._memory.used()
+        self._products.used()
+
+    def _forget_products(self) -> None:
+        if self._loaded is not None:
+            self._loaded[0].forget_products()
+        trim_memory()
 
     def start(self) -> None:
         """Begin to load; a second call does nothing."""

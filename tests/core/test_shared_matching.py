@@ -59,9 +59,7 @@ def test_patches_that_a_label_has_twice_count_twice() -> None:
 def test_digests_that_meet_by_chance_join_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     banks, target = marked_on_one_image(3), unit(30, seed=9)
     expected = [match_posterior(bank, target, temperature=0.05).posterior for bank in banks]
-    monkeypatch.setattr(
-        "backend.core.shared_matching._row_digests", lambda features: np.zeros(len(features), np.uint64)
-    )
+    monkeypatch.setattr("backend.core.shared_matching.row_digests", lambda features: np.zeros(len(features), np.uint64))
     sums = sums_of(banks, target)
     for label, one in enumerate(expected):
         np.testing.assert_allclose(sums.alone(label), one, atol=2e-6)

@@ -550,3 +550,27 @@ def test_work_that_nobody_waits_for_ends_before_its_next_stage() -> None:
     with cancellable(lambda: "match" in stages), pytest.raises(CancelledWorkError):
         engine.segment(encoded, {"red": references})
     assert stages == ["match"]
+
+
+def test_a_target_that_is_matched_again_has_the_same_posterior_and_masks() -> None:
+    engine = Softmatcher(ColourEncoder(), LiteSegmenter(working_px=128), CALIBRATION)
+    image, _ = scene(red=(60, 80, 40))
+    encoded = engine.encode(image)
+    references: list[Reference] = []
+    kept = []
+    for number in range(4):
+        drawn, masks = scene(red=(50 + 12 * number, 60, 30 + 4 * number))
+        references.append(engine.describe(drawn, engine.encode(drawn), masks["red"]))
+        bank = engine.gather(references, MatchOptions(bank_patches=200))
+        again = engine.plan(encoded, {"red": bank}, is_matched_again=True)
+        once = engine.plan(encoded, {"red": bank})
+        assert again.image is not None
+        assert once.image is not None
+        np.testing.assert_array_equal(again.image.posteriors[0], once.image.posteriors[0])
+        (found,), (other,) = (engine.segment_planned([plan])[0]() for plan in (again, once))
+        np.testing.assert_array_equal(found.mask, other.mask)
+        assert found.score == other.score
+        kept.append(len(engine._matching.products))
+    assert kept == [1, 1, 1, 1]
+    engine.forget_products()
+    assert len(engine._matching.products) == 0

@@ -176,3 +176,21 @@ Models(load_settings(data_dir=Path(sys.argv[1])), Metrics(), load=load).start()
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.split() == ["loading", "loaded"]
+
+
+def test_products_of_targets_are_forgotten_once_nothing_is_matched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = threading.Event()
+
+    class Forgetting(ColourSoftmatcher):
+        def forget_products(self) -> None:
+            forgotten.set()
+
+    monkeypatch.setattr("backend.projects.model_host.KEPT_S", 0.05)
+    models = Models(load_settings(data_dir=tmp_path), Metrics(), load=lambda profile, on_stage: Forgetting())  # type: ignore[arg-type,return-value]
+    models.get(5)
+    assert not forgotten.is_set()
+    with models.scheduler.slot():
+        pass
+    assert forgotten.wait(10)

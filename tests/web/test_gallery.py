@@ -103,6 +103,28 @@ def test_a_page_sees_a_change_within_a_tenth_of_a_second(ready: Backend, monkeyp
     assert status.of(key)["counter"] == before + 1
 
 
+def test_only_targets_that_somebody_looks_at_are_kept_for_the_next_match(
+    ready: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = type(ready.projects.models.get(1)[0])
+    asked: list[bool] = []
+    plan = engine.plan
+
+    def noting(self: Any, *args: Any, is_matched_again: bool = False, **further: Any) -> Any:
+        asked.append(is_matched_again)
+        return plan(self, *args, is_matched_again=is_matched_again, **further)
+
+    monkeypatch.setattr(engine, "plan", noting)
+    see(ready, *EVERY)
+    annotate(ready, 10, 1, POINT)
+    assert asked == [True] * len(EVERY)
+    asked.clear()
+    project = ready.projects.store.project(ready.label_studio.key)
+    assert project is not None
+    ready.projects.predictions.predict(project.key, project.label_config, [ready.label_studio.task(2, 1)])
+    assert asked == [False]
+
+
 def test_only_what_is_visible_is_predicted(ready: Backend) -> None:
     see(ready, 3)
     annotate(ready, 10, 1, POINT)

@@ -219,7 +219,10 @@ class Predictions:
             )
             for task, files in ahead:
                 cancellation.check()
-                yield task, partial(self._predict_task, context, task, fetcher, files.result)
+                yield (
+                    task,
+                    partial(self._predict_task, context, task, fetcher, files.result, is_matched_again=trusts_known),
+                )
         finally:
             # A download that hangs must not hold up a worker that is asked to end.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -232,6 +235,7 @@ class Predictions:
         fetched: Callable[[], _Files],
         *,
         is_open: bool = False,
+        is_matched_again: bool = False,
     ) -> TaskPrediction:
         """Predict one task from references, with those of its images that can be had.
 
@@ -241,6 +245,7 @@ class Predictions:
             fetcher: of the project.
             fetched: returns the files that were fetched before.
             is_open: it is open on somebody's screen, so it takes precedence over batches.
+            is_matched_again: see `Softmatcher.plan`.
 
         Raises:
             BadInputError, NotFoundError, LabelStudioError: no image can be had or used; the message says why.
@@ -269,7 +274,7 @@ class Predictions:
             with self._models.scheduler.slot(is_interactive=is_open):
                 plan = softmatcher.plan(
                     image.encoded, context.banks.get(tag_name, {}), context.options,
-                    **context.further_on(tag_name, image.pixels),
+                    is_matched_again=is_matched_again, **context.further_on(tag_name, image.pixels),
                 )  # fmt: skip
                 found[tag_name] = softmatcher.find_planned([plan])[0]()
             if not is_open and sketch is None:
