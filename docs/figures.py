@@ -48,16 +48,19 @@ class Source:
     Attributes:
         command: as the pages show it; `DIR` stands for the folder of data sets.
         sets: the data sets that it reads; empty if it needs none.
+        least_images: classes with fewer are left out.
     """
 
     command: str
     sets: tuple[str, ...] = ()
+    least_images: int = 1
 
 
 SOURCES = {
     "demo": Source("make demo ONCE=1"),
     "one": Source("python -m backend evaluate DIR --shots 1 --seeds 0,1,2", ALL_SETS),
-    "five": Source("python -m backend evaluate DIR --shots 5 --seeds 0,1,2 --no-refiner", ALL_SETS),
+    "five": Source("python -m backend evaluate DIR --shots 5 --seeds 0,1,2", ALL_SETS),
+    "ten": Source("python -m backend evaluate DIR --shots 10 --seeds 0,1,2", ALL_SETS, least_images=11),
     "markings": Source("python -m backend evaluate DIR --limit 2 --seeds 0,1 --markings", ALL_SETS),
     "joint": Source("python -m backend evaluate DIR --joint --limit 3 --seeds 0,1,2", ("fss_mini", "via_objects")),
 }
@@ -140,10 +143,12 @@ def read_demo(text: str) -> dict[str, object]:
 
 
 def link_sets(source: Source, data_sets: Path, folder: Path) -> Path:
-    """Make a folder with links to the sets of a source alone: others would change its means."""
-    folder.mkdir()
-    for name in source.sets:
-        (folder / name).symlink_to((data_sets / name).resolve())
+    """Make a folder with links to the classes of a source alone: others would change its means."""
+    for one in sorted(path for name in source.sets for path in (data_sets / name).iterdir() if path.is_dir()):
+        if len(list(one.glob("*.jpg"))) >= source.least_images:
+            place = folder / one.parent.name / one.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(one.resolve())
     return folder
 
 

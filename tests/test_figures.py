@@ -130,8 +130,16 @@ def test_outputs_in_the_folder_of_results_are_compared(
     assert "joint.sets.fss_mini.miou" in capsys.readouterr().out
 
 
-def test_a_command_reads_the_sets_of_its_figures_alone(tmp_path: Path) -> None:
-    for name in ("fss_mini", "via_objects", "other"):
+def test_a_command_reads_the_classes_of_its_figures_alone(tmp_path: Path) -> None:
+    for name, count in (("fss_mini/apple", 3), ("via_objects/cat", 2), ("via_objects/dog", 3), ("other/cow", 3)):
         (tmp_path / "all" / name).mkdir(parents=True)
-    folder = script.link_sets(script.SOURCES["joint"], tmp_path / "all", tmp_path / "chosen")
-    assert sorted(path.name for path in folder.iterdir()) == ["fss_mini", "via_objects"]
+        for number in range(count):
+            (tmp_path / "all" / name / f"{number}.jpg").touch()
+    source = script.Source("evaluate DIR", ("fss_mini", "via_objects"))
+    folder = script.link_sets(source, tmp_path / "all", tmp_path / "chosen")
+    assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == [
+        "fss_mini/apple", "via_objects/cat", "via_objects/dog",
+    ]  # fmt: skip
+    few = script.Source("evaluate DIR", ("fss_mini", "via_objects"), least_images=3)
+    folder = script.link_sets(few, tmp_path / "all", tmp_path / "large")
+    assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == ["fss_mini/apple", "via_objects/dog"]
