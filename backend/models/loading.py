@@ -1,11 +1,14 @@
 """Models built of a profile's row, their weights read from disk."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backend import __version__
 from backend.core.arrays import CPU, Device
 from backend.core.types import SamPath
 from backend.errors import BadInputError, ConfigurationError, ModelUnavailableError
@@ -175,7 +178,21 @@ def _sam(request: ModelRequest) -> Segmenter:
     from backend.models.sam.segmenter import sam_segmenter
 
     engine = request.source.engine if request.layout in SAM_BY_OPENVINO else None
-    return _sam_of(request, build_sam, partial(sam_segmenter, engine=engine))
+    converted = _converted_file(request.weights) if engine is not None and engine.is_openvino else None
+    return _sam_of(request, build_sam, partial(sam_segmenter, engine=engine, converted=converted))
+
+
+def _converted_file(weights: Path | None) -> Path | None:
+    """Return where a SAM's converted image encoder is kept: its name changes with all that the graph depends on."""
+    if weights is None:
+        return None
+    from backend.models.sam import attention
+
+    assert attention.__file__ is not None  # a module of this package
+    parts = [weights_sha256(weights), weights_sha256(Path(attention.__file__)), __version__]
+    parts += [version(package) for package in ("openvino", "torch", "mobilesam-mirror", "timm")]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return weights.parent.parent / "converted" / f"{weights_sha256(weights)[:12]}-{digest[:12]}.openvino"
 
 
 def _sam2(request: ModelRequest) -> Segmenter:

@@ -1,6 +1,8 @@
 """A PyTorch network that OpenVINO runs: the same answers but for rounding, in less of a processor's time."""
 
 import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.models.cpu_engine import CpuEngine
+from backend.models.device.converted_graph import read_or_convert
 from backend.models.openvino_runtime import import_openvino
 
 
@@ -18,14 +21,16 @@ class OpenVinoNetwork(nn.Module):
         network: in its evaluation mode; its weights are copied.
         example: (1, ...) float32: any input; all inputs have its shape but for the first dimension.
         engine: that compiles it.
+        kept: file of the converted network, see `read_or_convert`; None: it is converted.
 
     Raises:
         ConfigurationError: OpenVINO does not run here, or the processor does not compute in the engine's precision.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, engine: CpuEngine) -> None:
+    def __init__(self, network: nn.Module, example: Tensor, engine: CpuEngine, kept: Path | None = None) -> None:
         super().__init__()
-        self._run = engine.compile(_convert(network, example))
+        convert = partial(_convert, network, example)
+        self._run = engine.compile(convert() if kept is None else read_or_convert(kept, convert))
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return the network's answers to (B, ...) inputs, one after the other: together they are no faster."""

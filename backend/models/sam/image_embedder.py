@@ -6,6 +6,7 @@ side at `working_px`.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -79,11 +80,19 @@ class SamImageEmbedder:
         options: sizes.
         device: where it runs.
         engine: what runs the image encoder on a processor, by the fast path; None: PyTorch.
+        converted: file of the image encoder as OpenVINO has it, see `read_or_convert`; None: not kept.
     """
 
     levels: ClassVar[tuple[str, ...]] = ("image_embedding",)
 
-    def __init__(self, sam: Any, options: SamOptions, device: torch.device, engine: CpuEngine | None = None) -> None:
+    def __init__(
+        self,
+        sam: Any,
+        options: SamOptions,
+        device: torch.device,
+        engine: CpuEngine | None = None,
+        converted: Path | None = None,
+    ) -> None:
         if options.is_fast:
             fuse_attention(sam.image_encoder)
         self.input_px = int(sam.image_encoder.img_size)
@@ -92,7 +101,8 @@ class SamImageEmbedder:
         self._colours = Constants(sam.pixel_mean.cpu().float(), sam.pixel_std.cpu().float())
         network = sam.image_encoder
         if engine is not None and engine.is_openvino and options.is_fast and device.type == "cpu":
-            network = OpenVinoNetwork(network.eval(), torch.zeros(1, 3, self.input_px, self.input_px), engine)
+            example = torch.zeros(1, 3, self.input_px, self.input_px)
+            network = OpenVinoNetwork(network.eval(), example, engine, converted)
         make_cancellable(network)
         self.runner = DeviceRunner(network, device)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,7 @@ def sam_segmenter(
     *,
     device: torch.device = CPU,
     engine: CpuEngine | None = None,
+    converted: Path | None = None,
 ) -> SamSegmenter:
     """Put a segmenter together of a SAM or MobileSAM.
 
@@ -173,9 +175,10 @@ def sam_segmenter(
         options: sizes and thresholds.
         device: where it runs.
         engine: what runs the image encoder on a processor; None: PyTorch.
+        converted: file of the image encoder as OpenVINO has it; None: not kept.
     """
     own: Any = sam.eval()
-    embedder = SamImageEmbedder(own, options, device, engine)
+    embedder = SamImageEmbedder(own, options, device, engine, converted)
     if engine is not None and isinstance(embedder.runner.network, OpenVinoNetwork):
         signature += engine.signature_part
     network = (SamDecoder if options.is_fast else PackageDecoder)(own.prompt_encoder, own.mask_decoder)
