@@ -4,7 +4,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from backend.exports.exporter import Report
     from backend.exports.importing import ImportReport
     from backend.exports.options import ExportOptions
-    from backend.exports.reading import ExportedProject
-    from backend.labelstudio.label_config import LabelConfig
+    from backend.exports.reading import ExportedProject, VersionOf
     from backend.projects.composition import Projects
     from backend.projects.stored_projects import StoredProjects
     from backend.settings import Settings
-    from backend.store import ProjectRecord
     from backend.store.records import ProjectKey
 
 _THREADS = 8
@@ -90,12 +88,10 @@ def opened_stored_projects(settings: "Settings") -> "Iterator[StoredProjects]":
         projects.close()
 
 
-def _version_of(
-    projects: "StoredProjects", project: "ProjectRecord | None", signature: str, config: "LabelConfig"
-) -> str:
-    # Imported here: a project without references needs nothing that predicts, which takes a tenth of a second.
-    full = _with_models(projects)
-    return full.banks.version_of(project, signature, config)
+def _version_of(projects: "StoredProjects") -> "VersionOf":
+    # Made when asked: a project without references needs nothing that predicts, which takes a tenth of a second.
+    full = cache(lambda: _with_models(projects))
+    return lambda project, signature, config: full().banks.version_of(project, signature, config)
 
 
 def _with_models(projects: "StoredProjects") -> "Projects":
@@ -138,7 +134,7 @@ def _export(settings: "Settings", project_id: int, options: "ExportOptions", out
     from backend.exports.reading import count_candidates, open_project
 
     with opened_stored_projects(settings) as projects:
-        project = open_project(projects, project_id, partial(_version_of, projects))
+        project = open_project(projects, project_id, _version_of(projects))
         with progress_bar(count_candidates(project, options), "tasks") as on_task:
             if out.suffix.lower() == ".zip":
                 report = _export_zip(settings, project, options, out, on_task)
@@ -226,7 +222,7 @@ def _import_masks(
     from backend.exports.reading import open_project
 
     with opened_stored_projects(settings) as projects:
-        project = open_project(projects, project_id, partial(_version_of, projects))
+        project = open_project(projects, project_id, _version_of(projects))
         typer.echo(f"reading {folder}", err=True)
         found = find_masks(folder, project.config)
         report = ImportReport()

@@ -128,9 +128,9 @@ class ReferenceIndex:
             signature = signatures.get(reference.annotation_id, "")
             by_signature.setdefault((signature, reference.label), []).append(reference.id)
         project = store.project(project_key)
-        self._of_prediction = {
-            (version_of(project, signature, config), label): ids for (signature, label), ids in by_signature.items()
-        }
+        signatures_in_use = {signature for signature, _ in by_signature}
+        versions = {signature: version_of(project, signature, config) for signature in signatures_in_use}
+        self._of_prediction = {(versions[signature], label): ids for (signature, label), ids in by_signature.items()}
 
     def of_annotation(self, annotation_id: int, label: str) -> tuple[int, ...]:
         """Return those made of it."""
