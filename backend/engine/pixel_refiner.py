@@ -1,7 +1,8 @@
 """The refiner of thin and textured things: a classifier of pixels, switched on by the references themselves.
 
 It is trained on all references of a label, and taken only if, with each reference left out in turn, it beats the masks
-that the posterior alone gives. From one or two references that cannot be judged: there is none.
+that the posterior alone gives: on average, and not on a few of them alone. From one or two references that cannot be
+judged: there is none.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ LEAST_REFERENCES = 3
 MOST_REFERENCES = 8
 """References that a classifier is trained on; with more, the first by digest. Bounds time and memory of training."""
 LEAST_GAIN = 0.05
-"""Mean IoU by which a refiner must beat the posterior on left-out references."""
+"""Mean IoU by which a refiner must beat the posterior on left-out references; most of them must not lose by it."""
 MOST_PX = 4_000_000
 """Larger images are classified at this size: bounds the time per image."""
 _BLEND = 0.5
@@ -175,7 +176,9 @@ def train_refiner(
     threshold = _TRUST_IN_THRESHOLD * float(_THRESHOLDS[by_threshold.argmax()])
     refined_iou = float(np.interp(threshold, _THRESHOLDS, by_threshold))
     posterior_iou = float(np.mean(before))
-    if refined_iou < posterior_iou + LEAST_GAIN:
+    gains = [float(np.interp(threshold, _THRESHOLDS, found)) - was for found, was in zip(refined, before, strict=True)]
+    # A mean may come from one reference that the posterior lost, while most others get worse.
+    if refined_iou < posterior_iou + LEAST_GAIN or np.median(gains) < 0:
         return RefinerTrial(None, refined_iou, posterior_iou)
     refiner = PixelRefiner(train_pixel_classifier(samples), threshold, least_length_px)
     return RefinerTrial(refiner, refined_iou, posterior_iou)

@@ -14,7 +14,7 @@ from backend.core.masks import iou
 from backend.core.pixel_classifier import PixelClassifier
 from backend.core.types import Image, Mask, Reference
 from backend.engine.options import MatchOptions
-from backend.engine.pixel_refiner import PixelRefiner
+from backend.engine.pixel_refiner import LEAST_GAIN, FoundByOthers, MarkedImage, PixelRefiner, train_refiner
 from backend.engine.refiner_training import ReferenceImage, train_label_refiner
 from backend.engine.softmatcher import Softmatcher
 from backend.models.calibrations import read_calibration
@@ -150,3 +150,17 @@ def test_what_another_label_was_given_stays_its_own(engine: Softmatcher) -> None
         red = np.logical_or.reduce([one.mask for one in found if one.label == "red"])
         np.testing.assert_array_equal(blue, plain["blue"])
         np.testing.assert_array_equal(red, ~plain["blue"])
+
+
+def test_a_gain_on_one_reference_does_not_outweigh_losses_on_most() -> None:
+    lost_image, lost_mask = cracked(0)
+    lost = MarkedImage(lost_image, lost_mask, np.ones_like(lost_mask))
+    uncertain = np.full(lost_mask.shape, 0.5, np.float32)
+    found = [MarkedImage(image, mask, np.ones_like(mask)) for image, mask in (cracked(1), cracked(2))]
+    # The posterior has no mask on the first one, and the very masks of the other two: nothing is better there.
+    references = [FoundByOthers(lost, np.zeros_like(lost_mask), uncertain)]
+    references += [FoundByOthers(one, one.mask, uncertain) for one in found]
+    trial = train_refiner(3, lambda number: references[number].marked, references.__getitem__)
+    assert trial is not None
+    assert trial.refined_iou > trial.posterior_iou + LEAST_GAIN
+    assert trial.refiner is None
