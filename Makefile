@@ -50,7 +50,7 @@ test: check .venv-label-studio/installed-$(LABEL_STUDIO_VERSION) ## everything t
 # is kept even if the environment says not to: each process would rewrite the assertions of every file again.
 IN_MEMORY = $(if $(shell test -w /dev/shm && echo yes),PYTEST_DEBUG_TEMPROOT=/dev/shm)
 
-fast: .venv/installed-dev ## what most changes need, in three to four minutes: all tests but the slow and the end-to-end ones
+fast: .venv/installed-dev ## what most changes need, in less than three minutes: all tests but the slow and the end-to-end ones
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(IN_MEMORY) $(BIN)/python -m pytest -q -m "not e2e and not slow" \
 	  --numprocesses auto --dist worksteal
 
