@@ -3,7 +3,8 @@
     .venv/bin/python docs/figures.py [DIR] [--only demo,one] [--results FOLDER] [--write]
 
 `make figures DATASETS=DIR` does the same. `DIR` holds the data sets, `<set>/<class>/<n>.jpg` with the mask `<n>.png`
-beside each; without it, what needs them is skipped. Everything takes an hour on two cores, the demo alone two minutes.
+beside each; without it, what needs them is skipped. Everything took two to three hours on two busy
+cores, the demo alone two minutes on idle ones.
 
 A figure on a page is followed by a comment that names its source, its key in the source's output, and its spread:
 

@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -69,11 +69,8 @@ def opened_projects(settings: "Settings") -> "Iterator[Projects]":
     """Open the backend's store and connections, and close them at the end."""
     from backend.projects.composition import open_projects
 
-    projects = open_projects(settings)
-    try:
+    with closing(open_projects(settings)) as projects:
         yield projects
-    finally:
-        projects.close()
 
 
 @contextmanager
@@ -81,11 +78,8 @@ def opened_stored_projects(settings: "Settings") -> "Iterator[StoredProjects]":
     """Open the backend's store and connections without its models, and close them at the end."""
     from backend.projects.stored_projects import open_stored_projects
 
-    projects = open_stored_projects(settings)
-    try:
+    with closing(open_stored_projects(settings)) as projects:
         yield projects
-    finally:
-        projects.close()
 
 
 def _version_of(projects: "StoredProjects") -> "VersionOf":
