@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,7 +190,10 @@ def _converted_file(weights: Path | None) -> Path | None:
 
     assert attention.__file__ is not None  # a module of this package
     parts = [weights_sha256(weights), weights_sha256(Path(attention.__file__)), __version__]
-    parts += [version(package) for package in ("openvino", "torch", "mobilesam-mirror", "timm")]
+    try:
+        parts += [version(package) for package in ("openvino", "torch", "mobilesam-mirror", "timm")]
+    except PackageNotFoundError:
+        return None  # a MobileSAM from elsewhere: nothing says when its code changes, so its graph is not kept
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return weights.parent.parent / "converted" / f"{weights_sha256(weights)[:12]}-{digest[:12]}.openvino"
 

@@ -1,5 +1,6 @@
 """Converted graphs are read from their file, and made again if it is damaged."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,12 @@ def test_other_weights_have_another_file(tmp_path: Path) -> None:
     assert _converted_file(None) is None
     assert len({*named}) == 2
     assert {path.parent for path in named if path is not None} == {tmp_path / "converted"}
+
+
+def test_a_network_of_an_unknown_package_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("backend.models.loading.version", unknown)
+    (tmp_path / "weights").write_bytes(b"one")
+    assert _converted_file(tmp_path / "weights") is None
